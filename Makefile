@@ -1,0 +1,62 @@
+# Everything a contributor runs. `make` prints this list. pip only; versions come from constraints.txt.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
+EXTRAS ?= dev
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.set-up
+
+# Build tools are pinned as well: older versions of pip read the first variable for them, newer ones the second.
+export PIP_CONSTRAINT := constraints.txt
+export PIP_BUILD_CONSTRAINT := constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+SEED ?= 1
+
+.PHONY: help setup demo test lint check bench drill fuzz clean
+
+help: ## Print this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Make .venv and install the project with its tools
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=/path/to/python3.11 setup" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) lacks the venv module (on Debian and Ubuntu: apt-get install python3-venv)" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	@touch $@
+
+demo: $(STAMP) ## Judge the bundled demo data with the bundled guard and print its table
+	$(BIN)/libra bench run demo --guard libra-tiny --out out/demo-report.json
+
+test: $(STAMP) ## Run the tests
+	$(BIN)/pytest
+
+lint: $(STAMP) ## Style, types and import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint test ## Everything CI checks
+
+bench: $(STAMP) ## Run the measurements in tests/benchmarks
+	$(BIN)/pytest tests/benchmarks -m bench -s --timeout 0
+	$(BIN)/python -m tests.benchmarks --json out/benchmarks.json
+	@set -e; for file in tests/benchmarks/bench_*.py; do \
+	  echo "== $$file"; $(BIN)/python -m tests.benchmarks.$$(basename $$file .py); done
+
+drill: $(STAMP) ## Break a fleet a hundred times and prove that nothing was lost (SEED=1)
+	$(BIN)/libra drill --faults 100 --items 20000 --seed $(SEED) --out out/drill-$(SEED).json
+
+fuzz: $(STAMP) ## Feed the readers 100,000 inputs that nobody meant (SEED=1)
+	FUZZ_INPUTS=100000 FUZZ_SEED=$(SEED) $(BIN)/pytest tests/fuzz --timeout 0
+
+clean: ## Remove .venv, caches and out/
+	rm -rf $(VENV) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""What every process stands on: settings, logging, errors, broker, ledger, metrics, embedded servers."""

@@ -1,0 +1,153 @@
+"""Questions to the ledger: where a run stands, which runs there are, what its chunks took. Changes nothing."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Final, NamedTuple
+
+import sqlalchemy as sa
+
+from infra.errors import UsageError
+from infra.ledger.connection import expect_whole_runs
+from schemas.runs import InvalidRow, RunCounts, RunReport, RunSpec, RunState, Throughput
+
+_COLUMNS: Final = """
+    id, name, state, spec, accepted, settled, scored, unparseable, dead, accepted * repeat - settled AS pending,
+    expected, cancelled, invalid_count, created_at, sealed_at, settled_at, completed_at, fingerprint,
+    extract(epoch FROM coalesce(settled_at, clock_timestamp()) - created_at)::float8 AS seconds
+"""
+
+
+class RunStatus(NamedTuple):
+    """A run as it stands now. `expected` is None until the run is sealed; `seconds` runs until all has settled."""
+
+    id: str
+    name: str
+    state: RunState
+    spec: RunSpec
+    counts: RunCounts
+    expected: int | None
+    cancelled: bool
+    invalid_count: int
+    seconds: float
+    created_at: datetime
+    sealed_at: datetime | None
+    completed_at: datetime | None
+    fingerprint: str | None
+
+
+def run_status(engine: sa.Engine, run: str) -> RunStatus:
+    """A run by id or name.
+
+    Raises:
+        UsageError: there is no such run.
+    """
+    status = find_run(engine, run)
+    if status is None:
+        raise UsageError(f"no run {run!r}; `libra bench list` shows those there are")
+    return status
+
+
+def find_run(engine: sa.Engine, run: str) -> RunStatus | None:
+    """A run by id or name, or None where there is none."""
+    statement = sa.text(f"SELECT {_COLUMNS} FROM runs WHERE id = :run OR name = :run ORDER BY id = :run DESC LIMIT 1")  # noqa: S608 - no user text in it
+    with engine.connect() as connection:
+        row = connection.execute(statement, {"run": run}).one_or_none()
+    return _status(row) if row else None
+
+
+def list_runs(engine: sa.Engine, *, limit: int = 20) -> list[RunStatus]:
+    """The newest runs, newest first."""
+    statement = sa.text(f"SELECT {_COLUMNS} FROM runs ORDER BY created_at DESC LIMIT :limit")  # noqa: S608
+    with engine.connect() as connection:
+        return [_status(row) for row in connection.execute(statement, {"limit": limit})]
+
+
+def _status(row: sa.Row[tuple[object, ...]]) -> RunStatus:
+    counts = RunCounts(
+        accepted=row.accepted,
+        settled=row.settled,
+        scored=row.scored,
+        unparseable=row.unparseable,
+        dead=row.dead,
+        pending=row.pending,
+    )
+    return RunStatus(
+        id=row.id,
+        name=row.name,
+        state=RunState(row.state),
+        spec=RunSpec.model_validate(row.spec, strict=False),
+        counts=counts,
+        expected=row.expected,
+        cancelled=row.cancelled,
+        invalid_count=row.invalid_count,
+        seconds=row.seconds,
+        created_at=row.created_at,
+        sealed_at=row.sealed_at,
+        completed_at=row.completed_at,
+        fingerprint=row.fingerprint,
+    )
+
+
+def stored_report(engine: sa.Engine, run_id: str) -> RunReport | None:
+    """The report of a run that has ended, or None."""
+    statement = sa.text("SELECT report::text FROM runs WHERE id = :run_id")
+    with engine.connect() as connection:
+        report: str | None = connection.scalar(statement, {"run_id": run_id})
+    return RunReport.model_validate_json(report) if report else None
+
+
+def invalid_rows(engine: sa.Engine, run_id: str) -> tuple[InvalidRow, ...]:
+    """The rows that were skipped when the run was submitted (the first thousand)."""
+    with engine.connect() as connection:
+        rows = connection.scalar(sa.text("SELECT invalid_rows FROM runs WHERE id = :run_id"), {"run_id": run_id})
+    return tuple(InvalidRow(**row) for row in rows or ())
+
+
+def fingerprint_body(engine: sa.Engine, digest: str | None) -> dict[str, str]:
+    """A fingerprint's fields with its digest; empty where none is pinned."""
+    if digest is None:
+        return {}
+    with engine.connect() as connection:
+        body = connection.scalar(sa.text("SELECT body FROM fingerprints WHERE digest = :digest"), {"digest": digest})
+    return {"digest": digest, **{key: str(value) for key, value in (body or {}).items()}}
+
+
+def dead_reasons(engine: sa.Engine, run_id: str) -> dict[str, int]:
+    """How many items died of what."""
+    statement = sa.text(
+        "SELECT reason, count(*) AS n FROM verdicts WHERE run_id = :run_id AND outcome = 'dead' "
+        "GROUP BY reason ORDER BY n DESC, reason LIMIT 50"
+    )
+    with engine.connect() as connection:
+        return {row.reason: row.n for row in connection.execute(statement, {"run_id": run_id})}
+
+
+def dead_items(engine: sa.Engine, run_id: str, *, limit: int = 100) -> tuple[str, ...]:
+    """Ids of the first items that died."""
+    statement = sa.text(
+        """
+        SELECT DISTINCT i.seq, i.item_id FROM verdicts v JOIN items i USING (run_id, seq)
+        WHERE v.run_id = :run_id AND v.outcome = 'dead' ORDER BY i.seq LIMIT :limit
+        """
+    )
+    with engine.connect() as connection:
+        expect_whole_runs(connection)
+        return tuple(row.item_id for row in connection.execute(statement, {"run_id": run_id, "limit": limit}))
+
+
+def throughput(engine: sa.Engine, status: RunStatus) -> Throughput:
+    """Speed of a run by the ledger's clock, with the stage times of its chunks in seconds."""
+    statement = sa.text(
+        """
+        SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY queue_s)::float8 AS queue_p50_s,
+               percentile_cont(0.95) WITHIN GROUP (ORDER BY queue_s)::float8 AS queue_p95_s,
+               percentile_cont(0.5) WITHIN GROUP (ORDER BY device_s)::float8 AS device_p50_s,
+               percentile_cont(0.95) WITHIN GROUP (ORDER BY device_s)::float8 AS device_p95_s
+        FROM chunks WHERE run_id = :run_id AND device_s IS NOT NULL
+        """
+    )
+    with engine.connect() as connection:
+        stages = connection.execute(statement, {"run_id": status.id}).mappings().one()
+    rate = status.counts.settled / status.seconds if status.seconds > 0 else None
+    return Throughput(seconds=status.seconds, items_per_s=rate, **stages)

@@ -1,0 +1,157 @@
+"""The reconciler's half of the ledger: which chunks are lost, and what is taken up again.
+
+A chunk is lost when its lane had dispatched a later one (watermark) more than a lease ago and no live
+consumer holds it. Time is the database's alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final, NamedTuple
+
+import sqlalchemy as sa
+
+from schemas.messages import ChunkItem, JudgeChunk, Lane
+from schemas.runs import RunSpec
+
+_RECONCILER_LOCK: Final = 0x11B2B  # one active reconciler per database
+
+
+class LaneKey(NamedTuple):
+    """One queue: a guard and a lane."""
+
+    guard: str
+    lane: Lane
+
+
+class OverdueChunk(NamedTuple):
+    """A chunk that is lost, with the attempts it has had."""
+
+    run_id: str
+    chunk_no: int
+    attempt: int
+
+
+@contextmanager
+def reconciler_lock(engine: sa.Engine) -> Iterator[sa.Connection | None]:
+    """The (autocommitting) connection that makes this process the active reconciler, or None where another is."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        taken = connection.scalar(sa.text("SELECT pg_try_advisory_lock(:key)"), {"key": _RECONCILER_LOCK})
+        try:
+            yield connection if taken else None
+        finally:
+            if taken and not connection.invalidated:
+                connection.execute(sa.text("SELECT pg_advisory_unlock(:key)"), {"key": _RECONCILER_LOCK})
+
+
+def lanes_with_pending(connection: sa.Connection) -> list[LaneKey]:
+    """The queues that some unsettled chunk was put on."""
+    statement = sa.text(
+        """
+        SELECT DISTINCT r.guard, r.lane FROM chunks c JOIN runs r ON r.id = c.run_id WHERE c.settled < c.size
+        """
+    )
+    return [LaneKey(row.guard, Lane(row.lane)) for row in connection.execute(statement)]
+
+
+def database_now(connection: sa.Connection) -> float:
+    """The ledger's clock, epoch seconds (not frozen by the transaction)."""
+    return float(connection.scalar(sa.text("SELECT extract(epoch FROM clock_timestamp())::float8")) or 0)
+
+
+def note_overtaken(connection: sa.Connection, key: LaneKey, *, watermark: float, held: Sequence[str]) -> None:
+    """Start the lease of chunks that the watermark has passed, and start it anew for those that are held.
+
+    A chunk the watermark has not passed may still be queued: it has no lease.
+    """
+    started = sa.text(
+        """
+        UPDATE chunks c SET overtaken_at = clock_timestamp()
+        FROM runs r
+        WHERE r.id = c.run_id AND r.guard = :guard AND r.lane = :lane AND c.settled < c.size
+          AND c.enqueued_at < to_timestamp(:watermark)
+          AND (c.overtaken_at IS NULL OR c.run_id || '/' || c.chunk_no = ANY(CAST(:held AS text[])))
+        """
+    )
+    none = sa.text(
+        """
+        UPDATE chunks c SET overtaken_at = NULL
+        FROM runs r
+        WHERE r.id = c.run_id AND r.guard = :guard AND r.lane = :lane AND c.settled < c.size
+          AND c.enqueued_at >= to_timestamp(:watermark) AND c.overtaken_at IS NOT NULL
+        """
+    )
+    values = {"guard": key.guard, "lane": key.lane.value, "watermark": watermark}
+    connection.execute(started, {**values, "held": list(held)})
+    connection.execute(none, values)
+
+
+def restart_leases(connection: sa.Connection) -> None:
+    """Start every lease anew: time that passed while nobody looked, or could settle, counts against no chunk."""
+    statement = sa.text("UPDATE chunks SET overtaken_at = NULL WHERE settled < size AND overtaken_at IS NOT NULL")
+    connection.execute(statement)
+
+
+def overdue(connection: sa.Connection, key: LaneKey, *, lease_s: float, limit: int = 256) -> list[OverdueChunk]:
+    """Chunks of a lane whose lease has run out."""
+    statement = sa.text(
+        """
+        SELECT c.run_id, c.chunk_no, c.attempt FROM chunks c JOIN runs r ON r.id = c.run_id
+        WHERE r.guard = :guard AND r.lane = :lane AND c.settled < c.size
+          AND c.overtaken_at < clock_timestamp() - make_interval(secs => :lease_s)
+        ORDER BY c.overtaken_at LIMIT :limit
+        """
+    )
+    values = {"guard": key.guard, "lane": key.lane.value, "lease_s": lease_s, "limit": limit}
+    return [OverdueChunk(*row) for row in connection.execute(statement, values)]
+
+
+def take_up(connection: sa.Connection, lost: OverdueChunk) -> JudgeChunk | None:
+    """A fresh attempt at a lost chunk, holding only the items still pending; None where it settled meanwhile."""
+    renew = sa.text(
+        """
+        UPDATE chunks c SET attempt = attempt + 1, enqueued_at = clock_timestamp(), overtaken_at = NULL
+        FROM runs r
+        WHERE r.id = c.run_id AND c.run_id = :run_id AND c.chunk_no = :chunk_no AND c.attempt = :attempt
+          AND c.settled < c.size
+        RETURNING c.iteration, c.first_seq, c.size, c.attempt, extract(epoch FROM c.enqueued_at)::float8 AS at, r.spec
+        """
+    )
+    pending = sa.text(
+        """
+        SELECT i.seq, i.question, i.response FROM items i
+        LEFT JOIN verdicts v ON v.run_id = i.run_id AND v.seq = i.seq AND v.iteration = :iteration
+        WHERE i.run_id = :run_id AND i.seq BETWEEN :first_seq AND :last_seq AND v.seq IS NULL ORDER BY i.seq
+        """
+    )
+    row = connection.execute(renew, lost._asdict()).one_or_none()
+    if row is None:
+        return None
+    span = {"first_seq": row.first_seq, "last_seq": row.first_seq + row.size - 1, "iteration": row.iteration}
+    items = connection.execute(pending, {"run_id": lost.run_id, **span}).all()
+    if not items:
+        return None
+    spec = RunSpec.model_validate(row.spec, strict=False)
+    return JudgeChunk(
+        run_id=lost.run_id,
+        chunk_no=lost.chunk_no,
+        iteration=row.iteration,
+        attempt=row.attempt,
+        guard=spec.guard,
+        mode=spec.mode,
+        lane=spec.lane,
+        enqueued_at=row.at,
+        items=tuple(ChunkItem(seq=item.seq, question=item.question, response=item.response) for item in items),
+    )
+
+
+def unfinished(connection: sa.Connection) -> list[str]:
+    """Runs whose items have all settled but whose metrics nobody is computing (a collector died in between)."""
+    statement = sa.text(
+        """
+        SELECT id FROM runs WHERE settled = expected
+          AND (state = 'sealed' OR (state = 'finalizing' AND lease_until < clock_timestamp()))
+        """
+    )
+    return list(connection.scalars(statement))

@@ -1,0 +1,96 @@
+"""User text that is no longer needed: scrubbed from items and verdicts. Counts, labels and metrics stay.
+
+A scrubbed item has neither question nor response, which no accepted item can have. Its content hash stays unless
+nothing may stay; the receipt of a run is over these hashes and is computed after the run's own scrubbing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Final, NamedTuple
+
+import sqlalchemy as sa
+
+from schemas.retention import Retention
+
+_SCRUB_ITEMS: Final = """
+    UPDATE items SET question = '', response = '',
+                     content_hash = CASE WHEN :keep_hash THEN content_hash ELSE ''::bytea END
+    WHERE run_id = :run_id AND (response <> '' OR (content_hash <> ''::bytea AND NOT :keep_hash))
+"""
+_JUDGED_ONCE: Final = """
+    AND seq = ANY(CAST(:seqs AS bigint[])) AND (SELECT repeat FROM runs WHERE id = :run_id) = 1
+"""
+_OF_A_WHOLE_RUN: Final = " AND (SELECT settled = expected FROM runs WHERE id = :run_id)"
+
+_ENDED: Final = """
+    SELECT id FROM runs WHERE state IN ('complete', 'cancelled') AND completed_at < now() - :age
+    ORDER BY completed_at
+"""
+
+_SETTLED_LIVE: Final = """
+    UPDATE items i SET question = '', response = '' FROM runs r
+    WHERE r.id = i.run_id AND r.lane = 'live' AND r.state = 'open' AND i.response <> ''
+      AND (SELECT count(*) FROM verdicts v WHERE v.run_id = i.run_id AND v.seq = i.seq
+           AND v.settled_at < now() - :age) = r.repeat
+"""
+
+_RAW_OF_LIVE: Final = """
+    UPDATE verdicts v SET raw = NULL FROM runs r
+    WHERE r.id = v.run_id AND r.lane = 'live' AND v.raw IS NOT NULL AND v.settled_at < now() - :age
+"""
+
+
+class Purged(NamedTuple):
+    """What a purge changed."""
+
+    runs: int
+    items: int
+
+
+def scrub_settled(connection: sa.Connection, run_id: str, seqs: Sequence[int], retention: Retention) -> None:
+    """Scrub items that have just settled, where each of them is judged once only."""
+    if not retention.scrubs:
+        return
+    values = {"run_id": run_id, "seqs": list(seqs), "keep_hash": retention is Retention.HASH}
+    connection.execute(sa.text(_SCRUB_ITEMS + _JUDGED_ONCE), values)
+
+
+def scrub_run(engine: sa.Engine, run_id: str, retention: Retention) -> int:
+    """Scrub every item of a run whose items have all settled; returns how many still had their text."""
+    if not retention.scrubs:
+        return 0
+    values = {"run_id": run_id, "keep_hash": retention is Retention.HASH}
+    with engine.begin() as connection:
+        scrubbed = connection.execute(sa.text(_SCRUB_ITEMS + _OF_A_WHOLE_RUN), values).rowcount
+        connection.execute(
+            sa.text("UPDATE verdicts SET raw = NULL WHERE run_id = :run_id AND raw IS NOT NULL"), {"run_id": run_id}
+        )
+    return scrubbed
+
+
+def purge(engine: sa.Engine, older_than: timedelta, *, delete: bool = False) -> Purged:
+    """Scrub the texts of runs that ended so long ago, and of live items that settled so long ago.
+
+    With `delete`, such runs go altogether, verdicts and reports included. Hashes stay where the items stay, and so does
+    the receipt.
+    """
+    items = 0
+    with engine.connect() as connection:
+        runs = list(connection.scalars(sa.text(_ENDED), {"age": older_than}))
+    for run_id in runs:
+        items += _delete(engine, run_id) if delete else scrub_run(engine, run_id, Retention.HASH)
+    with engine.begin() as connection:
+        items += connection.execute(sa.text(_SETTLED_LIVE), {"age": older_than}).rowcount
+        connection.execute(sa.text(_RAW_OF_LIVE), {"age": older_than})
+    return Purged(len(runs), items)
+
+
+def _delete(engine: sa.Engine, run_id: str) -> int:
+    key = {"run_id": run_id}
+    with engine.begin() as connection:
+        items = connection.execute(sa.text("DELETE FROM items WHERE run_id = :run_id"), key).rowcount
+        connection.execute(sa.text("DELETE FROM verdicts WHERE run_id = :run_id"), key)
+        connection.execute(sa.text("DELETE FROM runs WHERE id = :run_id"), key)
+    return items

@@ -1,0 +1,140 @@
+"""The ledger's tables. Their invariants are constraints wherever SQL can hold them.
+
+`accepted * repeat = settled + pending` needs no column of its own: pending is the difference, and the
+checks below forbid it to go negative or the outcome counts to drift from `settled`.
+
+Items and verdicts carry no foreign key to their run: every statement that writes them updates the run's
+counters in the same transaction, so the run is there, and a check per row would cost more than the row.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
+
+from schemas.runs import RunState
+from schemas.verdicts import Outcome
+
+metadata: Final = sa.MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+_NOW: Final = sa.text("now()")
+_ZERO: Final = sa.text("0")
+
+
+def _one_of(column: str, values: type[RunState] | type[Outcome] | tuple[str, ...]) -> str:
+    return f"{column} IN ({', '.join(repr(str(value)) for value in values)})"
+
+
+fingerprints: Final = sa.Table(
+    "fingerprints",
+    metadata,
+    sa.Column("digest", sa.Text, primary_key=True),
+    sa.Column("body", JSONB, nullable=False),
+)
+
+runs: Final = sa.Table(
+    "runs",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False, unique=True),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("guard", sa.Text, nullable=False),
+    sa.Column("lane", sa.Text, nullable=False),
+    sa.Column("spec", JSONB, nullable=False),
+    sa.Column("repeat", sa.Integer, nullable=False),
+    sa.Column("fingerprint", sa.Text, sa.ForeignKey("fingerprints.digest")),
+    sa.Column("accepted", sa.BigInteger, nullable=False, server_default=_ZERO),
+    sa.Column("chunks", sa.BigInteger, nullable=False, server_default=_ZERO),
+    sa.Column("expected", sa.BigInteger),
+    sa.Column("settled", sa.BigInteger, nullable=False, server_default=_ZERO),
+    sa.Column("scored", sa.BigInteger, nullable=False, server_default=_ZERO),
+    sa.Column("unparseable", sa.BigInteger, nullable=False, server_default=_ZERO),
+    sa.Column("dead", sa.BigInteger, nullable=False, server_default=_ZERO),
+    sa.Column("invalid_count", sa.BigInteger, nullable=False, server_default=_ZERO),
+    sa.Column("invalid_rows", JSONB, nullable=False, server_default=sa.text("'[]'")),
+    sa.Column("cancelled", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("lease_until", sa.DateTime(timezone=True)),
+    sa.Column("report", JSONB),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=_NOW),
+    sa.Column("sealed_at", sa.DateTime(timezone=True)),
+    sa.Column("settled_at", sa.DateTime(timezone=True)),
+    sa.Column("completed_at", sa.DateTime(timezone=True)),
+    sa.CheckConstraint(_one_of("state", RunState), name="state"),
+    sa.CheckConstraint("lane IN ('live', 'bulk')", name="lane"),
+    sa.CheckConstraint("settled = scored + unparseable + dead", name="outcomes"),
+    sa.CheckConstraint("settled >= 0 AND settled <= accepted * repeat", name="pending"),
+    sa.CheckConstraint("expected IS NULL OR expected = accepted * repeat", name="expected"),
+    sa.CheckConstraint("(state = 'open') = (expected IS NULL)", name="sealed"),
+    sa.CheckConstraint("state IN ('open', 'sealed') OR settled = expected", name="ended_whole"),
+)
+
+items: Final = sa.Table(
+    "items",
+    metadata,
+    sa.Column("run_id", sa.Text, primary_key=True),
+    sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("item_id", sa.Text, nullable=False),
+    sa.Column("question", sa.Text, nullable=False),
+    sa.Column("response", sa.Text, nullable=False),
+    sa.Column("truth", sa.Text),
+    sa.Column("source", sa.Text, nullable=False),
+    sa.Column("category", sa.Text, nullable=False),
+    sa.Column("subcategory", sa.Text, nullable=False),
+    sa.Column("content_hash", sa.LargeBinary, nullable=False),
+    sa.UniqueConstraint("run_id", "item_id"),
+)
+
+chunks: Final = sa.Table(
+    "chunks",
+    metadata,
+    sa.Column("run_id", sa.Text, sa.ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("chunk_no", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("iteration", sa.Integer, nullable=False),
+    sa.Column("first_seq", sa.BigInteger, nullable=False),
+    sa.Column("size", sa.Integer, nullable=False),
+    sa.Column("settled", sa.Integer, nullable=False, server_default=_ZERO),
+    sa.Column("attempt", sa.Integer, nullable=False, server_default=sa.text("1")),
+    sa.Column("enqueued_at", sa.DateTime(timezone=True), nullable=False, server_default=_NOW),
+    sa.Column("overtaken_at", sa.DateTime(timezone=True)),
+    sa.Column("wasted", sa.Integer, nullable=False, server_default=_ZERO),
+    sa.Column("worker", sa.Text),
+    sa.Column("queue_s", sa.REAL),
+    sa.Column("render_s", sa.REAL),
+    sa.Column("device_s", sa.REAL),
+    sa.CheckConstraint("settled >= 0 AND settled <= size", name="settled"),
+    sa.CheckConstraint("wasted >= 0", name="wasted"),
+)
+sa.Index("ix_chunks_unsettled", chunks.c.enqueued_at, postgresql_where=chunks.c.settled < chunks.c.size)
+
+verdicts: Final = sa.Table(
+    "verdicts",
+    metadata,
+    sa.Column("run_id", sa.Text, primary_key=True),
+    sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("iteration", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("outcome", sa.Text, nullable=False),
+    sa.Column("label", sa.Text),
+    sa.Column("p_unsafe", sa.Double),
+    sa.Column("label_mass", sa.Double),
+    sa.Column("categories", sa.Text, nullable=False, server_default=""),
+    sa.Column("reason", sa.Text),
+    sa.Column("raw", sa.Text),
+    sa.Column("prompt_tokens", sa.Integer, nullable=False),
+    sa.Column("windows", sa.Integer, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("fingerprint", sa.Text),
+    sa.Column("settled_at", sa.DateTime(timezone=True), nullable=False, server_default=_NOW),
+    sa.CheckConstraint(_one_of("outcome", Outcome), name="outcome"),
+    sa.CheckConstraint("(outcome = 'scored') = (label IS NOT NULL)", name="label"),
+    sa.CheckConstraint("outcome <> 'dead' OR reason IS NOT NULL", name="reason"),
+)

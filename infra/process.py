@@ -1,0 +1,116 @@
+"""Parents and children: a child that dies with its parent, a stop that always ends, a wait on a condition.
+
+Knows nothing about what the processes do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+_PR_SET_PDEATHSIG: Final = 1
+_WATCH_EVERY_S: Final = 1.0
+_POLL_S: Final = 0.02
+
+# Loaded here, not after a fork: nothing may be imported or allocated by ctypes between fork and exec.
+_LIBC: Final = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+def die_with_parent(signal_number: int = signal.SIGKILL, *, parent_pid: int | None = None) -> None:
+    """Has this process receive `signal_number` as soon as its parent is gone, however that one ended.
+
+    Linux sends the signal at once. It does so when the *thread* that started us ends, so the parent must start us
+    from a thread that lives as long as it wants us to. Elsewhere, a daemon thread looks every second.
+
+    Args:
+        signal_number: what to receive; a process that drains on SIGTERM asks for that.
+        parent_pid: the parent by its own word (its `os.getpid()`). Only then is a parent noticed that died
+            before this call.
+    """
+    parent = os.getppid() if parent_pid is None else parent_pid
+    _tie(signal_number, parent)
+    threading.Thread(target=_watch, args=(signal_number, parent), name="parent-watch", daemon=True).start()
+
+
+def tied_to_caller(signal_number: int) -> Callable[[], None]:
+    """A `preexec_fn` that ties a program of any language to the process that calls this.
+
+    It runs after Popen's `user=` and `group=`, which matters: a change of user clears the tie. Like every preexec_fn
+    it is safe only in a process without threads. No effect outside Linux.
+    """
+    parent = os.getpid()
+    return lambda: _tie(signal_number, parent)
+
+
+def stop(process: subprocess.Popen[bytes], *, grace_s: float, signal_number: int = signal.SIGTERM) -> int:
+    """Asks the process to end, waits `grace_s` seconds, then kills it. Returns its exit code."""
+    if process.poll() is None:
+        process.send_signal(signal_number)
+    try:
+        return process.wait(grace_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+
+
+def wait_until(condition: Callable[[], bool], *, timeout_s: float) -> bool:
+    """Asks every 20 ms until the condition holds; false if it never did within `timeout_s` seconds."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[Callable[[], None]]:
+    """A Ctrl-C takes effect where the yielded function is called next; a second one takes effect at once.
+
+    For work with points at which it may stop and others at which it should not: libraries that are interrupted
+    anywhere raise anything. Main thread only, as with every signal handler.
+    """
+    pressed = False
+
+    def press(*_: object) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    def check() -> None:
+        if pressed:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def module_path() -> str:
+    """A PYTHONPATH with which a Python child finds the modules that we find; an inherited one does not promise that."""
+    return os.pathsep.join(filter(None, sys.path))
+
+
+def _tie(signal_number: int, parent: int) -> None:
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, int(signal_number), 0, 0, 0)
+    # The parent may have gone before the kernel knew of our wish.
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal_number)
+
+
+def _watch(signal_number: int, parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_WATCH_EVERY_S)
+    os.kill(os.getpid(), signal_number)

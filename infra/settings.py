@@ -1,0 +1,101 @@
+"""The only reader of the environment. Every setting is `LIBRA_` plus its name in capitals.
+
+Entry points call `load_settings()` once and pass the values on; nothing else looks at the environment.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from platformdirs import user_state_path
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from infra.errors import UsageError
+from schemas.retention import Retention
+
+
+class Settings(BaseSettings):
+    """Everything a process can be told from outside, with its unit in its name."""
+
+    model_config = SettingsConfigDict(env_prefix="LIBRA_", env_file=".env", extra="ignore", frozen=True)
+
+    redis_url: SecretStr | None = Field(None, description="Redis or Valkey; none: the embedded Valkey")
+    database_url: SecretStr | None = Field(None, description="Postgres; none: the embedded Postgres")
+    state_dir: Path = Field(
+        default_factory=lambda: user_state_path("libra-fleet"), description="embedded servers' data, runtime sockets"
+    )
+    namespace: str = Field("libra", pattern=r"^[a-z][a-z0-9_-]{0,30}$", description="prefix of every Redis key")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line to log")
+    log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal")
+
+    chunk_items: int = Field(64, ge=1, le=1024, description="items in a bulk chunk, at most")
+    chunk_bytes: int = Field(1 << 20, ge=1024, description="text bytes in a bulk chunk, at most")
+    window_items: int = Field(4096, ge=1, description="items committed to the ledger at a time, sorted by length")
+    window_bytes: int = Field(1 << 25, ge=1024, description="text bytes committed to the ledger at a time, about")
+    high_water_chunks: int = Field(256, ge=1, description="the producer waits while more chunks wait on queues")
+    high_water_age_s: float = Field(600, gt=0, description="the producer waits while a queued chunk is older")
+
+    retention: Retention = Field(Retention.FULL, description="full, hash or none: text that stays once settled")
+
+    bulk_threads: int = Field(4, ge=1, description="bulk chunks a consumer holds at once")
+    live_threads: int = Field(8, ge=1, description="live chunks a consumer holds at once")
+    collector_threads: int = Field(2, ge=1, description="verdict chunks a collector settles at once")
+    visibility_timeout_s: int = Field(900, ge=10, description="Celery redelivers an unacknowledged chunk after this")
+    bulk_lease_s: float = Field(60, gt=0, description="a dispatched bulk chunk nobody holds is lost after this")
+    live_lease_s: float = Field(10, gt=0, description="the same for live chunks")
+    finalize_lease_s: float = Field(60, gt=0, description="metrics of a run are computed again after this")
+    reconcile_every_s: float = Field(2, gt=0, description="how often the reconciler looks")
+    max_attempts: int = Field(5, ge=1, description="a chunk lost this often settles as dead")
+    cuda_visible_devices: str | None = Field(
+        None, validation_alias="CUDA_VISIBLE_DEVICES", description="limits what `--devices all` means"
+    )
+    parent_pid: int | None = Field(None, description="die when this process is gone; set for what we start ourselves")
+
+    max_batch_tokens: int | None = Field(None, ge=16, description="token budget of a batch; none: by the engine")
+    batch_deadline_s: float = Field(120, gt=0, description="a batch that runs longer is killed")
+    max_item_deaths: int = Field(2, ge=1, description="a prompt that kills the device this often, alone, is dead")
+    drain_s: float = Field(60, gt=0, description="how long SIGTERM waits for work in hand")
+    wait_for_servers_s: float = Field(30, ge=0, description="how long a start waits for Redis and Postgres")
+
+    def require_redis_url(self) -> str:
+        """The Redis URL.
+
+        Raises:
+            UsageError: none is configured.
+        """
+        return _required(self.redis_url, "LIBRA_REDIS_URL")
+
+    def require_database_url(self) -> str:
+        """The Postgres URL.
+
+        Raises:
+            UsageError: none is configured.
+        """
+        return _required(self.database_url, "LIBRA_DATABASE_URL")
+
+
+def _required(url: SecretStr | None, variable: str) -> str:
+    if url is None:
+        raise UsageError(f"{variable} is not set")
+    return url.get_secret_value()
+
+
+def load_settings() -> Settings:
+    """Settings from the environment and `.env`.
+
+    Raises:
+        UsageError: a variable has a value it cannot have; the message names it.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = [f"LIBRA_{str(d['loc'][0]).upper()}: {d['msg']}" for d in error.errors(include_input=False)]
+        raise UsageError("bad setting: " + "; ".join(lines)) from error
+
+
+def child_environment(**changes: str) -> dict[str, str]:
+    """This process's environment with changes, for a process we start."""
+    return {**os.environ, **changes}

@@ -1,0 +1,1 @@
+"""Puts work in and shows what came out. Never imports worker or torch."""

@@ -1,0 +1,10 @@
+"""Data sets: JSON, JSONL, Parquet, a folder, stdin, the hub or `demo`, as one lazy stream of items.
+
+Memory is flat in the number of rows. Usage: `open_dataset`, then `validate` (a whole pass, before anything is
+submitted), then `valid_items`, which reads again and leaves out what `validate` found wrong.
+"""
+
+from producer.datasets.dataset import DataSet, Row, open_dataset
+from producer.datasets.validation import Validation, valid_items, validate
+
+__all__ = ["DataSet", "Row", "Validation", "open_dataset", "valid_items", "validate"]

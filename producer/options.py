@@ -1,0 +1,249 @@
+"""Options of the command line and what becomes of them: an order, a local fleet or none, what to do with a report.
+
+Everything wrong in an option is said here, before anything is read or started.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple, ParamSpec, TypeVar
+
+import click
+
+from infra.metrics import AVERAGED
+from schemas.guards import GUARDS, Mode
+from schemas.messages import Lane
+from schemas.runs import RunSpec
+
+DEFAULT_GUARD: Final = "libra-tiny"
+_LONGEST_NAME: Final = 100
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Command = Callable[..., R]
+
+
+class GuardChoice(NamedTuple):
+    """A guard by name, and the folder or hub id that a local worker is to load for it."""
+
+    name: str
+    checkpoint: str | None = None
+
+
+@dataclass(frozen=True)
+class Order:
+    """A data set to judge: what the run will be."""
+
+    source: str
+    spec: RunSpec
+    name: str | None
+
+
+class FleetChoice(NamedTuple):
+    """Whether to run a worker and a collector for the command (None: only with embedded servers), on which devices."""
+
+    local: bool | None
+    devices: str
+
+
+class Gate(NamedTuple):
+    """An average that must not be lower."""
+
+    metric: str
+    floor: float
+
+
+class Outlet(NamedTuple):
+    """Where a report goes, and what makes it a failure."""
+
+    as_json: bool = False
+    file: Path | None = None
+    gates: tuple[Gate, ...] = ()
+
+
+def _guard(_: click.Context, __: click.Parameter, value: str) -> GuardChoice:
+    name, _equals, checkpoint = value.partition("=")
+    if not name or (name not in GUARDS and not checkpoint):
+        hint = _did_you_mean(name, GUARDS)
+        raise click.BadParameter(
+            f"no guard named {name!r}{hint} (`libra guards` lists them; NAME=FOLDER runs your own)"
+        )
+    return GuardChoice(name, _absolute(checkpoint) if checkpoint else None)
+
+
+def _shard(_: click.Context, __: click.Parameter, value: str) -> tuple[int, int]:
+    index, _slash, count = value.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise click.BadParameter(f"{value!r}: expected I/N with 0 ≤ I < N, such as 0/4")
+    return int(index), int(count)
+
+
+def _gates(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[Gate, ...]:
+    return tuple(map(_gate, values))
+
+
+def _gate(value: str) -> Gate:
+    metric, _equals, number = value.partition("=")
+    try:
+        floor = float(number)
+    except ValueError:
+        floor = math.nan
+    if not math.isfinite(floor):
+        raise click.BadParameter(f"{value!r}: expected METRIC=VALUE, such as accuracy=0.85")
+    if metric not in AVERAGED:
+        raise click.BadParameter(f"no average named {metric!r}{_did_you_mean(metric, AVERAGED)}")
+    return Gate(metric, floor)
+
+
+def _name(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    if value is None or (0 < len(value) <= _LONGEST_NAME and value.isprintable() and value == value.strip()):
+        return value
+    raise click.BadParameter(f"1 to {_LONGEST_NAME} printable characters, no space at either end")
+
+
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.4)
+    return f"; did you mean {', '.join(close)}?" if close else ""
+
+
+def _absolute(source: str) -> str:
+    """A path that still holds when the run is resumed in another folder; what is no path stays as it is."""
+    return str(Path(source).resolve()) if Path(source).exists() else source
+
+
+def _stacked(command: Command[R], *options: Callable[[Command[R]], Command[R]]) -> Command[R]:
+    """The command with these options, in this order on its help page."""
+    return functools.reduce(lambda stacked, option: option(stacked), reversed(options), command)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
+guard_option = click.option(
+    "--guard",
+    metavar="NAME[=CHECKPOINT]",
+    callback=_guard,
+    default=DEFAULT_GUARD,
+    show_default=True,
+    help="Guard by name; with a CHECKPOINT (folder or hub id) a local worker loads that.",
+)
+guard_argument = click.argument("guard", metavar="NAME[=CHECKPOINT]", callback=_guard)
+mode_option = click.option(
+    "--mode",
+    type=click.Choice([mode.value for mode in Mode]),
+    help="How the verdict is obtained. Default: the first of the guard's modes (`libra guards`).",
+)
+
+
+def mode_for(guard: GuardChoice, mode: str | None) -> Mode:
+    """The mode asked for, or the guard's usual one; one that its card does not have would only make dead items."""
+    card = GUARDS.get(guard.name)
+    if card is None:
+        return Mode(mode or Mode.SCORE)
+    if not card.modes:
+        raise click.UsageError(f"{card.name} cannot be run ({card.status.value}): {card.note}")
+    if mode is None:
+        return card.modes[0]
+    if Mode(mode) not in card.modes:
+        raise click.UsageError(f"{card.name} has no mode {mode}; it has {', '.join(m.value for m in card.modes)}")
+    return Mode(mode)
+
+
+def takes_order(command: Command[R]) -> Command[R]:
+    """Give a command SOURCE and the options of a run, as one `order`."""
+
+    @functools.wraps(command)
+    def ordered(
+        *,
+        source: str,
+        guard: GuardChoice,
+        mode: str | None,
+        name: str | None,
+        shard: tuple[int, int],
+        limit: int | None,
+        seed: int | None,
+        repeat: int,
+        skip_invalid: bool,
+        **rest: object,
+    ) -> R:
+        if seed is not None and limit is None:
+            raise click.UsageError("--seed chooses the sample that --limit takes: give both, or neither")
+        spec = RunSpec(
+            guard=guard.name,
+            checkpoint=guard.checkpoint,
+            mode=mode_for(guard, mode),
+            lane=Lane.BULK,
+            source=_absolute(source) if source else source,
+            shard_index=shard[0],
+            shard_count=shard[1],
+            limit=limit,
+            repeat=repeat,
+            seed=seed,
+            skip_invalid=skip_invalid,
+        )
+        return command(order=Order(source, spec, name), **rest)
+
+    return _stacked(
+        ordered,
+        click.argument("source"),
+        guard_option,
+        mode_option,
+        click.option(
+            "--name", callback=_name, help="A name of your own; given again, the same command goes on with the run."
+        ),
+        click.option(
+            "--shard",
+            metavar="I/N",
+            callback=_shard,
+            default="0/1",
+            help="Only every N-th row, beginning with row I (the first is 0).",
+        ),
+        click.option("--limit", type=click.IntRange(min=1), help="At most so many rows."),
+        click.option("--seed", type=int, help="With --limit: a random sample by this seed, not the first rows."),
+        click.option("--repeat", type=click.IntRange(min=1), default=1, help="Judge every item so many times."),
+        click.option("--skip-invalid", is_flag=True, help="List bad rows in the report instead of refusing the data."),
+    )
+
+
+def takes_fleet(command: Command[R]) -> Command[R]:
+    """Give a command the options of a local fleet, as one `fleet`."""
+
+    @functools.wraps(command)
+    def with_fleet(*, local: bool | None, devices: str, **rest: object) -> R:
+        return command(fleet=FleetChoice(local, devices), **rest)
+
+    return _stacked(
+        with_fleet,
+        click.option(
+            "--local/--no-local",
+            default=None,
+            help="Run a worker and a collector for this command. Default: only with embedded servers.",
+        ),
+        click.option("--devices", default="all", show_default=True, help="Devices of a local worker: all, cpu, 0,1."),
+    )
+
+
+def takes_outlet(command: Command[R]) -> Command[R]:
+    """Give a command the options of a report, as one `outlet`."""
+
+    @functools.wraps(command)
+    def with_outlet(*, as_json: bool, out: Path | None, fail_under: tuple[Gate, ...], **rest: object) -> R:
+        return command(outlet=Outlet(as_json, out, fail_under), **rest)
+
+    return _stacked(
+        with_outlet,
+        click.option(
+            "--out", type=click.Path(dir_okay=False, path_type=Path), help="Also write the report as JSON to this file."
+        ),
+        click.option(
+            "--fail-under",
+            metavar="METRIC=VALUE",
+            callback=_gates,
+            multiple=True,
+            help="Exit 7 if this average is lower (for CI); repeatable.",
+        ),
+        json_option,
+    )

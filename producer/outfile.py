@@ -1,0 +1,68 @@
+"""A file of JSON lines that grows row by row and survives being cut off anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from infra.errors import DataError
+
+
+class OutFile:
+    """Rows with an `id`, one a line. Opening it cuts off a last line that was torn."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create the file.
+
+        Raises:
+            DataError: it cannot be written, or a line before its last one is no row.
+        """
+        self.path = path
+        self.torn_bytes = 0
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            self.ids = self._read()
+            if self.torn_bytes:
+                os.truncate(path, path.stat().st_size - self.torn_bytes)
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror}") from error
+
+    def append(self, rows: Iterable[Mapping[str, object]]) -> None:
+        """Add rows; when this returns they are on disk.
+
+        Raises:
+            DataError: they cannot be written, the disk is full, say.
+        """
+        lines = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(lines)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise DataError(f"{self.path}: {error.strerror}") from error
+
+    def _read(self) -> set[str]:
+        ids: set[str] = set()
+        with self.path.open("rb") as file:
+            lines = enumerate(file, start=1)
+            for number, line in lines:
+                row = _row(line)
+                if row is not None and line.endswith(b"\n"):
+                    ids.add(str(row["id"]))
+                    continue
+                if next(lines, None) is not None:
+                    raise DataError(f"{self.path}:{number}: not a row of ours; move the file away, or mend the line")
+                self.torn_bytes = len(line)
+        return ids
+
+
+def _row(line: bytes) -> dict[str, object] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and row.get("id") is not None else None

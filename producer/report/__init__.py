@@ -1,0 +1,1 @@
+"""A RunReport as a terminal table or JSON."""

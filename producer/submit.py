@@ -1,0 +1,101 @@
+"""Submission: ledger first, then chunks, then the seal. Idempotent by item, so that it can be resumed anywhere.
+
+Holds one window of items in memory, whatever the size of the source.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final
+
+from infra.errors import DataError
+from infra.ledger import intake, reading
+from infra.patience import patiently
+from infra.services import Services
+from producer.pressure import has_room
+from schemas.items import Item
+from schemas.runs import InvalidRow, RunSpec
+
+_FIRST_WINDOW_ITEMS: Final = 256
+_POLL_S: Final = 0.1
+
+
+def submit(
+    services: Services, run_id: str, spec: RunSpec, items: Iterable[Item], *, check: Callable[[], None] = lambda: None
+) -> int:
+    """Accept and enqueue every item of the stream that the run does not hold yet; returns how many it was.
+
+    `check` may raise to stop; it is called where nothing is left half done: all that is accepted is queued as well.
+
+    Raises:
+        RunError: the run was sealed or cancelled meanwhile.
+        DataError: an item is in the run already with another content, or twice in the stream.
+    """
+    settings = services.settings
+    # A new run holds nothing yet; should another producer feed it as well, a second copy of an item is refused.
+    is_new = reading.run_status(services.engine, run_id).counts.accepted == 0
+    accepted = 0
+    for window in _windows(items, max_items=settings.window_items, max_bytes=settings.window_bytes):
+        fresh = window if is_new else _missing(services, run_id, window)
+        if fresh:
+            _wait_for_room(services, spec, check)
+            groups = cut_chunks(fresh, max_items=settings.chunk_items, max_bytes=settings.chunk_bytes)
+            for chunk in intake.accept(services.engine, run_id, spec, groups):
+                services.publisher.judge(chunk)
+        accepted += len(fresh)
+        check()
+    return accepted
+
+
+def seal(services: Services, run_id: str, *, invalid_count: int = 0, invalid_rows: Sequence[InvalidRow] = ()) -> None:
+    """End the run's intake, so that it can complete."""
+    if intake.seal(services.engine, run_id, invalid_count=invalid_count, invalid_rows=invalid_rows):
+        services.publisher.finalize(run_id)
+
+
+def cut_chunks(items: Sequence[Item], *, max_items: int, max_bytes: int) -> list[list[Item]]:
+    """Group neighbours in length into chunks of at most so many items and text bytes (a larger item goes alone)."""
+    chunks: list[list[Item]] = []
+    size = 0
+    for item in sorted(items, key=lambda item: item.text_bytes):
+        if not chunks or len(chunks[-1]) >= max_items or size + item.text_bytes > max_bytes:
+            chunks.append([])
+            size = 0
+        chunks[-1].append(item)
+        size += item.text_bytes
+    return chunks
+
+
+def _windows(items: Iterable[Item], *, max_items: int, max_bytes: int) -> Iterator[list[Item]]:
+    """Windows that double from a few chunks on: the fleet has work at once, lengths are sorted over many soon."""
+    window: list[Item] = []
+    wanted = min(_FIRST_WINDOW_ITEMS, max_items)
+    size = 0
+    for item in items:
+        window.append(item)
+        size += item.text_bytes
+        if len(window) >= wanted or size >= max_bytes:
+            yield window
+            window, size = [], 0
+            wanted = min(2 * wanted, max_items)
+    if window:
+        yield window
+
+
+def _missing(services: Services, run_id: str, window: Sequence[Item]) -> list[Item]:
+    known = intake.accepted_hashes(services.engine, run_id, [item.id for item in window])
+    for item in window:
+        if known.get(item.id) and known[item.id] != item.content_hash:  # no hash: nothing of it is kept
+            raise DataError(
+                f"item {item.id!r} is in run {run_id} with another content: "
+                f"{known[item.id].hex()} there, {item.content_hash.hex()} here"
+            )
+    return [item for item in window if item.id not in known]
+
+
+def _wait_for_room(services: Services, spec: RunSpec, check: Callable[[], None]) -> None:
+    """Back-pressure: hold the source while more waits, for a worker or then for a collector, than should."""
+    while not patiently(lambda: has_room(services, spec)):
+        check()
+        time.sleep(_POLL_S)

@@ -1,0 +1,113 @@
+"""What travels on the broker: versioned, frozen messages.
+
+A reader that meets a newer version raises `NewerVersionError`: the message is then parked, never
+dropped, so that a fleet can be upgraded machine by machine.
+"""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from typing import Any, Final, Literal, TypeVar
+
+from pydantic import Field, ValidationError
+
+from schemas.base import Frozen
+from schemas.guards import Mode
+from schemas.verdicts import Fingerprint, Timings, Verdict
+
+WIRE_VERSION: Final = 1
+
+
+class Lane(StrEnum):
+    """Two lanes share a device; live goes first."""
+
+    LIVE = "live"
+    BULK = "bulk"
+
+
+class MessageError(ValueError):
+    """A message that this version cannot read."""
+
+
+class NewerVersionError(MessageError):
+    """A message written by a newer version than this reader."""
+
+
+class ChunkItem(Frozen):
+    """An item as the worker needs it: no id, no truth, only its place in the run and its text."""
+
+    seq: int = Field(ge=0)
+    question: str
+    response: str
+
+
+class JudgeChunk(Frozen):
+    """Up to 64 items on their way to a worker.
+
+    `enqueued_at` is the ledger's clock in epoch seconds: the reconciler's watermark reads it.
+    """
+
+    version: Literal[1] = WIRE_VERSION
+    run_id: str
+    chunk_no: int = Field(ge=0)
+    iteration: int = Field(default=0, ge=0)
+    attempt: int = Field(default=1, ge=1)
+    guard: str
+    mode: Mode
+    lane: Lane
+    enqueued_at: float
+    items: tuple[ChunkItem, ...] = Field(min_length=1)
+
+    @property
+    def chunk_id(self) -> str:
+        """Unique over all runs, stable over attempts."""
+        return f"{self.run_id}/{self.chunk_no}"
+
+
+class VerdictChunk(Frozen):
+    """The verdicts of one judged chunk on their way to the collector."""
+
+    version: Literal[1] = WIRE_VERSION
+    run_id: str
+    chunk_no: int = Field(ge=0)
+    iteration: int = Field(default=0, ge=0)
+    attempt: int = Field(default=1, ge=1)
+    worker: str
+    fingerprint: Fingerprint | None
+    timings: Timings
+    verdicts: tuple[Verdict, ...] = Field(min_length=1)
+
+    @property
+    def chunk_id(self) -> str:
+        """The judged chunk's own id."""
+        return f"{self.run_id}/{self.chunk_no}"
+
+
+ChunkT = TypeVar("ChunkT", JudgeChunk, VerdictChunk)
+
+
+def decode_chunk(kind: type[ChunkT], body: str) -> ChunkT:
+    """Read a message body.
+
+    Raises:
+        NewerVersionError: the sender is newer than this reader; park the message.
+        MessageError: anything else that is not a valid message of this kind.
+    """
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        if _version_of(body) > WIRE_VERSION:
+            raise NewerVersionError(f"message version {_version_of(body)}, this reader knows {WIRE_VERSION}") from error
+        details = error.errors(include_input=False, include_url=False)
+        where = ", ".join(f"{'.'.join(map(str, d['loc'])) or 'body'}: {d['msg']}" for d in details[:3])
+        raise MessageError(f"not a {kind.__name__}: {where}") from error
+
+
+def _version_of(body: str) -> int:
+    try:
+        content: Any = json.loads(body)
+    except (ValueError, RecursionError):
+        return 0
+    version = content.get("version") if isinstance(content, dict) else None
+    return version if isinstance(version, int) else 0

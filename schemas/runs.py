@@ -1,0 +1,136 @@
+"""Runs: one guard over one set of items, its life, and the report it ends with."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from schemas.base import Frozen
+from schemas.guards import Mode
+from schemas.items import ItemId
+from schemas.messages import Lane
+
+
+class RunState(StrEnum):
+    """open (accepting) → sealed (expected count fixed) → finalizing → complete | cancelled."""
+
+    OPEN = "open"
+    SEALED = "sealed"
+    FINALIZING = "finalizing"
+    COMPLETE = "complete"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        """No further change comes."""
+        return self in (RunState.COMPLETE, RunState.CANCELLED)
+
+
+class RunSpec(Frozen):
+    """What the user asked for. `source` says where the items came from, as given on the command line.
+
+    `checkpoint` is what a worker started for this run loads in place of the guard's own (folder or hub id).
+    """
+
+    guard: str
+    checkpoint: str | None = None
+    mode: Mode = Mode.SCORE
+    lane: Lane = Lane.BULK
+    source: str
+    shard_index: int = Field(default=0, ge=0)
+    shard_count: int = Field(default=1, ge=1)
+    limit: int | None = Field(default=None, ge=1)
+    repeat: int = Field(default=1, ge=1)
+    seed: int | None = None
+    skip_invalid: bool = False
+
+
+class InvalidRow(Frozen):
+    """A row that was skipped on request (`--skip-invalid`)."""
+
+    where: str
+    problem: str
+
+
+class RunCounts(Frozen):
+    """The ledger's counters. At every commit: accepted * repeat = settled + pending."""
+
+    accepted: int = Field(ge=0)
+    settled: int = Field(ge=0)
+    scored: int = Field(ge=0)
+    unparseable: int = Field(ge=0)
+    dead: int = Field(ge=0)
+    pending: int = Field(ge=0)
+
+
+class Interval(Frozen):
+    """A two-sided confidence interval."""
+
+    low: float
+    high: float
+    level: float = 0.95
+
+
+class Metric(Frozen):
+    """A number with the count behind it. An undefined metric has no value but a reason, never 0."""
+
+    name: str
+    n: int
+    value: float | None = None
+    interval: Interval | None = None
+    undefined: str | None = None
+
+
+class MetricGroup(Frozen):
+    """Metrics over one slice of a run: a source, a scenario, a sub-category, or everything."""
+
+    kind: str
+    name: str
+    metrics: tuple[Metric, ...]
+
+    def metric(self, name: str) -> Metric | None:
+        """A metric by its name, or None where it is not reported."""
+        return next((metric for metric in self.metrics if metric.name == name), None)
+
+    def value(self, name: str) -> float | None:
+        """A metric's value, or None where it is undefined or not reported."""
+        metric = self.metric(name)
+        return metric.value if metric else None
+
+
+class Throughput(Frozen):
+    """How fast the run went, by the ledger's clock."""
+
+    seconds: float
+    items_per_s: float | None
+    queue_p50_s: float | None = None
+    queue_p95_s: float | None = None
+    device_p50_s: float | None = None
+    device_p95_s: float | None = None
+
+
+class RunReport(Frozen):
+    """Everything a run ends with, as data. Rendering it is somebody else's work.
+
+    `groups` holds one MetricGroup of kind "average" (the benchmark's unweighted mean over sources),
+    "all" (the whole run), one per "source", "category" and "subcategory" (named category/subcategory), and
+    "baseline" (constant unsafe). infra.metrics names and defines their metrics.
+    """
+
+    version: int = 1
+    run_id: str
+    name: str
+    state: RunState
+    spec: RunSpec
+    counts: RunCounts
+    rule: str = "libra-head"
+    fingerprint: dict[str, str] = Field(default_factory=dict)
+    groups: tuple[MetricGroup, ...] = ()
+    throughput: Throughput | None = None
+    dead_reasons: dict[str, int] = Field(default_factory=dict)
+    invalid_rows: tuple[InvalidRow, ...] = ()
+    invalid_count: int = 0
+    dead_items: tuple[ItemId, ...] = ()
+    receipt: str = ""
+    created_at: str = ""

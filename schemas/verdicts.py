@@ -1,0 +1,76 @@
+"""Verdicts: what a guard said of an item, by which exact guard, and how it came about."""
+
+from __future__ import annotations
+
+import hashlib
+from enum import StrEnum
+
+from pydantic import Field, model_validator
+
+from schemas.base import Frozen
+from schemas.guards import Mode
+from schemas.items import Label
+
+
+class Outcome(StrEnum):
+    """How an item ended. Exactly one per item, run and iteration."""
+
+    SCORED = "scored"
+    UNPARSEABLE = "unparseable"
+    DEAD = "dead"
+
+
+class Verdict(Frozen):
+    """The settled end of one item: scored with a label, unparseable, or dead with a reason.
+
+    `p_unsafe` and `label_mass` lie in [0, 1] and are absent where the mode gives none.
+    `raw` is the guard's own text in generate mode; `windows` counts the prompts it took: the overlapping
+    pieces of a long content, times the policies of a guard that is asked about one at a time (the worst wins).
+    `categories` hold the guard's own codes, the project's scenario beside them where there is one
+    ("S10:hate_abuse"); "controversial" among them: unsafe by the strict reading, safe by the loose one.
+    """
+
+    seq: int = Field(ge=0)
+    outcome: Outcome
+    label: Label | None = None
+    p_unsafe: float | None = Field(default=None, ge=0, le=1)
+    label_mass: float | None = Field(default=None, ge=0, le=1)
+    categories: tuple[str, ...] = ()
+    reason: str | None = None
+    raw: str | None = None
+    prompt_tokens: int = Field(default=0, ge=0)
+    windows: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _outcome_matches_fields(self) -> Verdict:
+        if (self.outcome is Outcome.SCORED) != (self.label is not None):
+            raise ValueError("a scored verdict has a label, any other has none")
+        if self.outcome is Outcome.DEAD and not self.reason:
+            raise ValueError("a dead verdict needs a reason")
+        return self
+
+
+class Timings(Frozen):
+    """Where a chunk's time went, in seconds."""
+
+    queue_s: float = 0.0
+    render_s: float = 0.0
+    device_s: float = 0.0
+
+
+class Fingerprint(Frozen):
+    """The exact guard behind a verdict. Two verdicts compare only if their digests are equal."""
+
+    guard: str
+    model: str
+    revision: str
+    prompt: str
+    mode: Mode
+    dtype: str
+    engine: str
+    adapter: str = ""
+
+    @property
+    def digest(self) -> str:
+        """16 hex characters over all fields."""
+        return hashlib.blake2b(self.model_dump_json().encode(), digest_size=8).hexdigest()

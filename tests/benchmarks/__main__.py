@@ -1,0 +1,61 @@
+"""`python -m tests.benchmarks [name …] [--json out.json] [--quick]`: measure, show, exit 1 where a bar is missed."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+
+from tests.benchmarks.figures import Figure, show
+from tests.benchmarks.machine import machine_facts
+from tests.benchmarks.processes import adopt_orphans
+
+NAMES: Final = ("queue_plane", "flat_memory", "simulated_device", "collector", "live")
+
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
+
+
+def main() -> int:
+    """Run the benchmarks that are named, or all of them."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="name", choices=[[], *NAMES], help=", ".join(NAMES))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and machine facts to this file")
+    parser.add_argument("--quick", action="store_true", help="fewer runs and items; the bars are the same")
+    options = parser.parse_args()
+    adopt_orphans()
+    facts = machine_facts()
+    console.print(f"{facts['cores']} cores, load {facts['load_before'][0]}, commit {facts['commit'][:10]}")
+    figures = []
+    for name in options.names or NAMES:
+        figures += _measure(name, quick=options.quick)
+    if options.json:
+        _write(options.json, facts, figures)
+    missed = [figure for figure in figures if not figure.met]
+    for figure in missed:
+        console.print(f"[red]missed[/]: {figure.bench}, {figure.name}: {figure.value:.4g} {figure.unit}, {figure.bar}")
+    return 1 if missed else 0
+
+
+def _measure(name: str, *, quick: bool) -> list[Figure]:
+    module: Any = importlib.import_module(f"tests.benchmarks.{name}")
+    figures = list(module.run(quick=quick))
+    show(figures, console)
+    return figures
+
+
+def _write(path: Path, facts: dict[str, Any], figures: list[Figure]) -> None:
+    content = {
+        "machine": {**facts, "load_after": [round(value, 2) for value in os.getloadavg()]},
+        "figures": [figure.to_json() for figure in figures],
+    }
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

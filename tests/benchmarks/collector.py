@@ -1,0 +1,98 @@
+"""The collector alone: verdict chunks that wait on the queue, a prepared ledger, and nothing else running."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import sqlalchemy as sa
+
+from infra.ledger import intake
+from infra.process import stop, wait_until
+from infra.services import Services
+from schemas.guards import Mode
+from schemas.items import Item, Label
+from schemas.messages import JudgeChunk, Lane, VerdictChunk
+from schemas.runs import RunSpec
+from schemas.verdicts import Fingerprint, Outcome, Timings, Verdict
+from tests.benchmarks.figures import Figure, median_figure
+from tests.benchmarks.processes import Meter
+from tests.benchmarks.rig import GUARD, rig, run_row, text_of
+
+_CHUNKS: Final = 640
+_CHUNK_ITEMS: Final = 64
+_RUNS: Final = 3
+_TIMEOUT_S: Final = 120
+_FINGERPRINT: Final = Fingerprint(
+    guard=GUARD, model="fake", revision="1", prompt="p", mode=Mode.SCORE, dtype="none", engine="fake"
+)
+
+
+def run(*, quick: bool) -> Iterator[Figure]:
+    """640 chunks of 64 verdicts, as fast as the collector takes them."""
+    rates, costs = [], []
+    with rig() as found:
+        for number in range(1 if quick else _RUNS):
+            run_id = _prepare(found.services, number)
+            with Meter().running() as meter:
+                _collect(found.services, run_id)
+            first, last, size = _span(found.services.engine, run_id)
+            rates.append((size - _CHUNK_ITEMS) / (last - first))
+            costs.append(1_000 * sum(meter.cpu_between(first, last).values()) / size)
+    yield median_figure("collector", "verdicts settled", rates, "verdicts/s", note="to be ≥ 10,000")
+    yield median_figure("collector", "CPU: collector, Valkey, Postgres", costs, "core-ms/verdict")
+
+
+def _prepare(found: Services, number: int) -> str:
+    """Accept the items and publish the verdicts on them."""
+    spec = RunSpec(guard=GUARD, lane=Lane.BULK, source="benchmark")
+    run_id = intake.create_run(found.engine, spec)
+    items = [Item(id=f"{number}-{at}", response=text_of(at, 200)) for at in range(_CHUNKS * _CHUNK_ITEMS)]
+    groups = [items[at : at + _CHUNK_ITEMS] for at in range(0, len(items), _CHUNK_ITEMS)]
+    chunks: Sequence[JudgeChunk] = intake.accept(found.engine, run_id, spec, groups)
+    intake.seal(found.engine, run_id)
+    for chunk in chunks:
+        found.publisher.settle(_verdicts(chunk))
+    return run_id
+
+
+def _verdicts(chunk: JudgeChunk) -> VerdictChunk:
+    verdicts = tuple(
+        Verdict(
+            seq=item.seq, outcome=Outcome.SCORED, label=Label.SAFE, p_unsafe=0.1, label_mass=0.99, prompt_tokens=200
+        )
+        for item in chunk.items
+    )
+    return VerdictChunk(
+        run_id=chunk.run_id,
+        chunk_no=chunk.chunk_no,
+        worker="benchmark",
+        fingerprint=_FINGERPRINT,
+        timings=Timings(queue_s=0.1, render_s=0.01, device_s=0.1),
+        verdicts=verdicts,
+    )
+
+
+def _collect(found: Services, run_id: str) -> None:
+    log = found.settings.state_dir / "collector.log"
+    with log.open("wb") as output:
+        command = [sys.executable, "-m", "infra.cli", "collector"]
+        process = subprocess.Popen(command, env=found.environment(), stdout=output, stderr=output)
+        try:
+            if not wait_until(lambda: run_row(found.engine, run_id)["completed_at"], timeout_s=_TIMEOUT_S):
+                raise TimeoutError(f"the collector did not complete the run:\n{log.read_text()[-2_000:]}")
+        finally:
+            stop(process, grace_s=10)
+
+
+def _span(engine: sa.Engine, run_id: str) -> tuple[float, float, int]:
+    """First and last settlement (epoch seconds) and the number of verdicts."""
+    statement = sa.text(
+        "SELECT extract(epoch FROM min(settled_at))::float8, extract(epoch FROM max(settled_at))::float8, count(*) "
+        "FROM verdicts WHERE run_id = :run_id"
+    )
+    with engine.connect() as connection:
+        first, last, size = connection.execute(statement, {"run_id": run_id}).one()
+    return first, last, size

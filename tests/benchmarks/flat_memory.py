@@ -1,0 +1,51 @@
+"""Whether producer and collector hold more memory for a long run than for a short one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from tests.benchmarks.figures import Figure
+from tests.benchmarks.processes import Meter, find_process, peak_rss
+from tests.benchmarks.rig import RunTimes, rig, write_items
+
+_SHORT: Final = 10_000
+_LONG: Final = 1_000_000
+_QUICK_LONG: Final = 200_000
+_TEXT_BYTES: Final = 200
+_MORE_MIB: Final = 64
+_MIB: Final = 2**20
+_POINTS: Final = 12
+
+
+class _Seen(NamedTuple):
+    times: RunTimes
+    peaks: dict[str, int]
+    curve: dict[str, str]
+
+
+def run(*, quick: bool) -> Iterator[Figure]:
+    """The same fleet once with 10,000 items, once with a hundred times as many."""
+    long = _QUICK_LONG if quick else _LONG
+    short_run, long_run = _peaks(_SHORT), _peaks(long)
+    for kind in ("producer", "collector"):
+        low, high = short_run.peaks[kind] / _MIB, long_run.peaks[kind] / _MIB
+        yield Figure("flat_memory", f"{kind}, peak at {_SHORT:,}", low, "MiB")
+        note = f"over the run: {long_run.curve[kind]}"
+        yield Figure("flat_memory", f"{kind}, peak at {long:,}", high, "MiB", at_most=low + _MORE_MIB, note=note)
+    times = long_run.times
+    yield Figure("flat_memory", f"end to end, {long:,} items", times.items_per_s, "items/s")
+    yield Figure("flat_memory", f"metrics of {long:,} items", times.ended_at - times.settled_at, "s")
+
+
+def _peaks(items: int) -> _Seen:
+    """Peak resident memory (VmHWM) of fresh processes, metrics included, and what it was on the way."""
+    with rig() as found, found.fleet():
+        source = write_items(found.folder / "items.jsonl", items, _TEXT_BYTES)
+        collector = find_process("collector").pid
+        with found.producer(source) as producer, Meter(every_s=1).running() as meter:
+            times = producer.finish()
+            peaks = {"producer": peak_rss(producer.pid), "collector": peak_rss(collector)}
+    step = max(1, len(meter.samples) // _POINTS)
+    curve = {kind: " ".join(f"{sample.rss[kind] / _MIB:.0f}" for sample in meter.samples[::step]) for kind in peaks}
+    return _Seen(times, peaks, curve)

@@ -1,0 +1,292 @@
+"""Client and device process over a real socket: what dies is isolated, everything else is answered."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from array import array
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from infra.errors import DeviceError, GuardError
+from infra.process import wait_until
+from schemas.messages import Lane
+from tests.support.device import (
+    LABELS,
+    KeptDevice,
+    RecordingEngine,
+    directive,
+    prompt,
+    score_request,
+    serving,
+)
+from worker.device.client import DeviceClient
+from worker.device.engines.base import DeviceLost
+from worker.device.engines.fake import FakeEngine
+from worker.device.heartbeat import Heartbeat
+from worker.device.protocol import Hello, read_frame
+from worker.device.server import Server, listen
+from worker.device.spec import DeviceSpec
+from worker.device.types import Dead, DeviceRequest, Generated, Kind, Scored
+from worker.device.watch import DeviceProcess
+
+TIMEOUT_S = 30
+
+
+def expected(prompts: Sequence[array[int]]) -> list[Scored]:
+    return [Scored(row) for row in FakeEngine().score(prompts, LABELS)]
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A Unix socket's path holds 107 bytes; pytest's own folders may be longer."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="dev-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_many_threads_get_all_their_answers(short_path: Path) -> None:
+    def work(thread: int, client: DeviceClient) -> None:
+        for round_no in range(10):
+            prompts = [prompt(1 + (thread * 17 + at * 5 + round_no) % 90, thread + at) for at in range(24)]
+            lane = Lane.LIVE if thread % 2 else Lane.BULK
+            assert client.run(score_request(prompts, lane=lane)).answers == expected(prompts)
+
+    with KeptDevice(short_path) as device, ThreadPoolExecutor(8) as pool:
+        client = device.client()
+        for job in [pool.submit(work, thread, client) for thread in range(8)]:
+            job.result(TIMEOUT_S)
+        assert client.info.engine == "fake"
+        client.close()
+
+
+def test_the_prompt_that_kills_is_found_and_its_neighbours_are_judged(short_path: Path) -> None:
+    prompts = [prompt(5, at) for at in range(200)]
+    prompts[77] = directive("crash")
+    with KeptDevice(short_path) as device:
+        result = device.client(max_deaths=3).run(score_request(prompts))
+        assert isinstance(result.answers[77], Dead)
+        assert result.answers[77].attempts == 3
+        rest = [at for at in range(200) if at != 77]
+        assert [result.answers[at] for at in rest] == expected([prompts[at] for at in rest])
+        assert result.restarts == 1 + 3
+
+
+def test_strangers_in_the_batch_of_a_prompt_that_kills_are_judged(short_path: Path) -> None:
+    def work(thread: int, client: DeviceClient) -> list[object]:
+        prompts = [prompt(5, thread + at) for at in range(16)]
+        if thread == 0:
+            prompts[3] = directive("crash")
+        answers = client.run(score_request(prompts)).answers
+        return [answer for answer in answers if isinstance(answer, Dead)]
+
+    with KeptDevice(short_path, fake_batch_s=0.01) as device, ThreadPoolExecutor(4) as pool:
+        client = device.client()
+        dead = [job.result(TIMEOUT_S) for job in [pool.submit(work, thread, client) for thread in range(4)]]
+    assert [len(each) for each in dead] == [1, 0, 0, 0]
+
+
+def test_a_prompt_that_hangs_is_dead_after_its_deadlines(short_path: Path) -> None:
+    prompts = [prompt(5, at) for at in range(8)]
+    prompts[2] = directive("hang")
+    with KeptDevice(short_path, batch_deadline_s=0.2) as device:
+        answers = device.client(max_deaths=2).run(score_request(prompts)).answers
+    assert [at for at, answer in enumerate(answers) if isinstance(answer, Dead)] == [2]
+
+
+def test_isolated_prompts_run_one_by_one_and_only_the_killer_dies(short_path: Path) -> None:
+    prompts = [prompt(5, at) for at in range(10)]
+    prompts[4] = directive("crash")
+    with KeptDevice(short_path) as device:
+        result = device.client(max_deaths=1).run(score_request(prompts, isolate=True))
+    assert [at for at, answer in enumerate(result.answers) if isinstance(answer, Dead)] == [4]
+    assert result.batches == 9
+    assert result.restarts == 1
+
+
+@pytest.mark.parametrize("garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\x02\0\0\0\0\0\0\0{}", b"\xff" * 64])
+def test_a_malformed_frame_costs_only_its_connection(short_path: Path, garbage: bytes) -> None:
+    with serving(FakeEngine(), short_path) as (_, path):
+        with socket.socket(socket.AF_UNIX) as raw:
+            raw.connect(str(path))
+            with raw.makefile("rb") as stream:
+                assert isinstance(read_frame(stream)[0], Hello)
+                raw.sendall(garbage)
+                with pytest.raises(ConnectionError):
+                    read_frame(stream)
+        assert DeviceClient(path).run(score_request([prompt(3)])).answers == expected([prompt(3)])
+
+
+def test_no_batch_exceeds_its_budget(short_path: Path) -> None:
+    engine = RecordingEngine(max_batch_tokens=300, max_batch_items=7)
+    prompts = [prompt(1 + at * 13 % 120, at) for at in range(150)] + [prompt(400)]
+    with serving(engine, short_path) as (_, path):
+        assert DeviceClient(path).run(score_request(prompts)).answers == expected(prompts)
+    for batch in engine.batches:
+        assert len(batch) <= 7
+        assert len(batch) == 1 or len(batch) * max(map(len, batch)) <= 300
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(short_path: Path) -> None:
+    engine = RecordingEngine(max_batch_tokens=640)
+    prompts = [prompt(10, at) for at in range(32)]
+    prompts[9] = directive("oom", 10)
+    with serving(engine, short_path) as (_, path):
+        client = DeviceClient(path)
+        assert client.run(score_request(prompts)).answers == expected([*prompts[:9], directive("safe"), *prompts[10:]])
+        assert [len(batch) for batch in engine.batches[:3]] == [32, 16, 8]
+        again = [prompt(40, at) for at in range(8)]
+        before = len(engine.batches)
+        assert client.run(score_request(again)).answers == expected(again)
+        assert len(engine.batches) - before > 1, "the budget stays smaller for a while"
+
+
+def test_a_prompt_the_engine_chokes_on_is_dead_with_its_reason(short_path: Path) -> None:
+    engine = RecordingEngine()
+    engine.break_on = lambda prompts: ValueError("bad id") if any(p[0] == 42 for p in prompts) else None
+    prompts = [array("i", [1, 2]), array("i", [42, 1]), array("i", [3, 4])]
+    with serving(engine, short_path) as (_, path):
+        answers = DeviceClient(path).run(score_request(prompts)).answers
+    assert isinstance(answers[1], Dead)
+    assert "bad id" in answers[1].reason
+    assert [answers[0], answers[2]] == expected([prompts[0], prompts[2]])
+
+
+@pytest.mark.parametrize("bad", [array("i"), prompt(51)])
+def test_a_prompt_that_cannot_fit_is_refused(short_path: Path, bad: array[int]) -> None:
+    with serving(FakeEngine(context_tokens=50), short_path) as (_, path):
+        answers = DeviceClient(path).run(score_request([prompt(50), bad])).answers
+    assert isinstance(answers[0], Scored)
+    assert isinstance(answers[1], Dead)
+    assert "context" in answers[1].reason
+
+
+def test_a_live_request_overtakes_the_bulk_that_waits(short_path: Path) -> None:
+    engine = RecordingEngine(max_batch_items=4)
+    engine.gate.clear()
+    live = [prompt(9, 5)]
+    with serving(engine, short_path) as (server, path), ThreadPoolExecutor(2) as pool:
+        client = DeviceClient(path)
+        bulk = pool.submit(client.run, score_request([prompt(10, at) for at in range(40)]))
+        assert wait_until(lambda: len(server.waiting) == 36, timeout_s=TIMEOUT_S)
+        urgent = pool.submit(client.run, score_request(live, lane=Lane.LIVE))
+        assert wait_until(lambda: len(server.waiting) == 37, timeout_s=TIMEOUT_S)
+        engine.gate.set()
+        assert urgent.result(TIMEOUT_S).answers == expected(live)
+        assert len(bulk.result(TIMEOUT_S).answers) == 40
+    assert engine.batches[1] == live
+
+
+def test_bulk_batches_are_cut_while_live_is_expected(short_path: Path) -> None:
+    engine = RecordingEngine(item_s=0.002, max_batch_tokens=6_400, max_batch_items=64)
+    bulk = [prompt(100, at) for at in range(128)]
+    with serving(engine, short_path) as (_, path):
+        client = DeviceClient(path)
+        client.run(score_request(bulk))
+        assert max(map(len, engine.batches)) == 64
+        client.run(score_request([prompt(100)], lane=Lane.LIVE))
+        engine.batches.clear()
+        client.run(score_request(bulk[:64]))
+    assert max(map(len, engine.batches)) <= 12
+
+
+def test_what_a_client_left_behind_is_dropped(short_path: Path) -> None:
+    engine = RecordingEngine(max_batch_items=1)
+    engine.gate.clear()
+    with serving(engine, short_path) as (server, path), ThreadPoolExecutor(1) as pool:
+        client = DeviceClient(path)
+        left = pool.submit(client.run, score_request([prompt(5, at) for at in range(30)]))
+        assert wait_until(lambda: len(server.waiting) == 29, timeout_s=TIMEOUT_S)
+        client.close()
+        assert wait_until(lambda: len(server.waiting) == 0, timeout_s=TIMEOUT_S)
+        with pytest.raises(DeviceError, match="closed"):
+            left.result(TIMEOUT_S)
+        engine.gate.set()
+    assert len(engine.batches) == 1
+
+
+def test_a_lost_accelerator_ends_the_server(short_path: Path) -> None:
+    engine = RecordingEngine()
+    engine.break_on = lambda _: DeviceLost("device-side assert")
+    server = Server(engine, Heartbeat(short_path / "p"))
+    with listen(short_path / "s") as listener, ThreadPoolExecutor(1) as pool:
+        threading.Thread(target=server.accept, args=(listener, 0), daemon=True).start()
+        run = pool.submit(server.run)
+        client = DeviceClient(short_path / "s")
+        threading.Thread(target=lambda: _ignoring_loss(client), daemon=True).start()
+        with pytest.raises(DeviceLost):
+            run.result(TIMEOUT_S)
+        client.close()
+
+
+def _ignoring_loss(client: DeviceClient) -> None:
+    with pytest.raises(DeviceError):
+        client.run(score_request([prompt(3)]))
+
+
+def test_generation_crosses_the_socket(short_path: Path) -> None:
+    with serving(FakeEngine(), short_path) as (_, path):
+        request = DeviceRequest(Kind.GENERATE, Lane.BULK, [directive("unsafe"), directive("safe")], max_new_tokens=99)
+        answers = DeviceClient(path).run(request).answers
+    texts = [bytes(answer.ids).decode() for answer in answers if isinstance(answer, Generated)]
+    assert texts == ['{"答案": "不安全"}', '{"答案": "安全"}']
+
+
+def test_classes_cross_the_socket(short_path: Path) -> None:
+    with serving(FakeEngine(), short_path) as (_, path):
+        request = DeviceRequest(Kind.CLASSIFY, Lane.LIVE, [directive("unsafe"), directive("safe")])
+        answers = DeviceClient(path).run(request).answers
+    assert [answer.logprobs[0] < answer.logprobs[1] for answer in answers if isinstance(answer, Scored)] == [
+        True,
+        False,
+    ]
+
+
+def test_without_a_device_process_the_client_gives_up(short_path: Path) -> None:
+    with pytest.raises(DeviceError, match="no device process"):
+        DeviceClient(short_path / "nobody", reconnect_timeout_s=0.1).run(score_request([prompt(3)]))
+
+
+def spec_in(folder: Path, **options: object) -> DeviceSpec:
+    fields = {"guard": "fake", "engine": "fake", "socket_path": folder / "d.sock", "heartbeat_path": folder / "d.pulse"}
+    return DeviceSpec.model_validate({**fields, **options})
+
+
+def test_sigterm_lets_the_batch_in_hand_be_answered(short_path: Path) -> None:
+    process = DeviceProcess(spec_in(short_path, fake_batch_s=0.3))
+    process.wait_ready(TIMEOUT_S)
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(DeviceClient(short_path / "d.sock").run, score_request([prompt(4)]))
+        assert wait_until(lambda: process.stats().deadline > 0, timeout_s=TIMEOUT_S)
+        assert not process.overdue(time.monotonic())
+        assert process.overdue(time.monotonic() + 1_000)
+        assert process.stop(TIMEOUT_S) == 0
+        assert job.result(TIMEOUT_S).answers == expected([prompt(4)])
+    pulse = process.stats()
+    assert (pulse.batches, pulse.items, pulse.tokens, pulse.deadline) == (1, 1, 4, 0)
+    assert not process.alive()
+
+
+def test_an_idle_process_stops_at_once(short_path: Path) -> None:
+    process = DeviceProcess(spec_in(short_path), visible_devices="")
+    process.wait_ready(TIMEOUT_S)
+    assert process.stop(TIMEOUT_S) == 0
+
+
+def test_a_load_failure_says_why(short_path: Path) -> None:
+    process = DeviceProcess(spec_in(short_path, engine="transformers", guard="no-such-guard"))
+    with pytest.raises(GuardError, match="no-such-guard"):
+        process.wait_ready(TIMEOUT_S)
+    assert process.exit_code == GuardError.exit_code
+
+
+def test_a_process_that_is_not_ready_in_time_is_killed(short_path: Path) -> None:
+    process = DeviceProcess(spec_in(short_path))
+    with pytest.raises(DeviceError, match="not ready"):
+        process.wait_ready(0)
+    assert not process.alive()

@@ -1,0 +1,196 @@
+"""`libra infer` over a fleet: the benchmark's files, whatever happens to them on the way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from infra.errors import DataError, LibraError, RunError, UsageError
+from infra.ledger import reading
+from infra.services import Services
+from producer.critic import read_critic
+from producer.infer import guard_of, infer
+from producer.metrics_command import evaluate, report_of
+from schemas.items import Label
+from schemas.runs import RunReport
+from tests.support.fleet import Fleet
+
+ENDS = ("safe", "unsafe", "unparseable", "safe", "unsafe", "safe", "unsafe")
+Infer = Callable[..., Result]
+
+
+def rows(count: int = 61) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": at if at % 2 else f"row-{at}",
+            "question": "问题",
+            "response": f"[[fake:{ENDS[at % len(ENDS)]}]] 第 {at} 条",
+            "label": "不安全" if at % 3 else "安全",
+            "source": ("Real Data", "Synthetic Data", "Translated Data")[at % 3],
+            "analyze": "",
+            "my own": {"kept": [at, None]},
+        }
+        for at in range(count)
+    ]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps(rows(), ensure_ascii=False), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def run_infer(services: Services, fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Path) -> Infer:
+    """The command on the fake guard with a fleet that is up; a LibraError is raised as such."""
+    monkeypatch.setenv("LIBRA_REDIS_URL", services.redis_url)
+    monkeypatch.setenv("LIBRA_DATABASE_URL", services.database_url)
+    fleet.start_collector()
+    fleet.start_worker()
+
+    def run(*options: str) -> Result:
+        place = ["--base_model", "fake", "--data_path", str(data), "--out_path", str(tmp_path / "out"), "--no-local"]
+        return CliRunner().invoke(infer, [*place, *options], catch_exceptions=False)
+
+    return run
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def everything(report: RunReport) -> list[tuple[str, str, list[tuple[str, float | None]]]]:
+    skipped = {"auroc", "auprc", "ece", "brier"}
+    return [
+        (group.kind, group.name, [(m.name, m.value) for m in group.metrics if m.name not in skipped])
+        for group in report.groups
+    ]
+
+
+def test_two_ranks_give_files_whose_metrics_equal_those_of_a_run(
+    services: Services, run_infer: Infer, tmp_path: Path, data: Path
+) -> None:
+    assert run_infer("--machine_rank", "0", "--machine_num", "2").exit_code == 0
+    assert run_infer("--machine_rank", "1", "--machine_num", "2").exit_code == 0
+    first, second = (read(tmp_path / "out" / f"{rank}-of-2.jsonl") for rank in (0, 1))
+    assert (len(first), len(second)) == (30, 31), "the benchmark's own rounding"
+    assert [{k: v for k, v in row.items() if k != "critic"} for row in first + second] == rows()
+    assert run_infer("--out_path", str(tmp_path / "whole")).exit_code == 0
+
+    of_files = report_of(evaluate(str(tmp_path / "out"), str(data)), "out", "labels")
+    of_run = reading.stored_report(services.engine, reading.list_runs(services.engine)[0].id)
+    assert of_run is not None
+    assert everything(of_files) == everything(of_run)
+    assert of_files.counts == of_run.counts
+    assert of_files.invalid_count == 0
+
+
+def test_a_second_start_writes_what_is_missing_and_mends_a_torn_line(
+    services: Services, run_infer: Infer, tmp_path: Path
+) -> None:
+    run_infer()
+    path = tmp_path / "out" / "0-of-1.jsonl"
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:40]) + lines[40][:25])
+
+    done = run_infer()
+
+    assert path.read_bytes() == whole
+    assert "a torn last line was cut off" in done.stderr
+    assert reading.list_runs(services.engine)[0].counts.accepted == 21
+    assert "0 of 61 rows are to be judged" in run_infer().stderr
+    assert len(reading.list_runs(services.engine)) == 2, "where nothing is missing no run is made"
+    assert not (tmp_path / "out" / "0-of-1.run").exists()
+
+
+def test_a_run_under_way_is_gone_on_with(
+    services: Services, run_infer: Infer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("producer.infer.settled_of", interrupted)
+        assert "the same command goes on from here" in run_infer().stderr
+    (before,) = reading.list_runs(services.engine)
+
+    run_infer()
+
+    (after,) = reading.list_runs(services.engine)
+    assert after.id == before.id
+    assert len(read(tmp_path / "out" / "0-of-1.jsonl")) == 61
+
+
+def test_several_judgements_leave_majority_and_disagreement(run_infer: Infer, tmp_path: Path) -> None:
+    run_infer("--num_itera", "3")
+    for row in read(tmp_path / "out" / "0-of-1.jsonl"):
+        said = {"safe": "安全", "unsafe": "不安全", "unparseable": None}[row["response"].split("]")[0][7:]]
+        assert (row["majority"], row["disagreement"], len(row["critics"])) == (said, 0.0, 3)
+        label = read_critic(row["critic"])
+        assert said == {Label.SAFE: "安全", Label.UNSAFE: "不安全", None: None}[label]
+
+
+def test_a_row_that_died_is_not_written_and_said(run_infer: Infer, tmp_path: Path, data: Path) -> None:
+    ill = rows(8)
+    ill[5]["response"] = "[[fake:crash]]"
+    data.write_text(json.dumps(ill, ensure_ascii=False), encoding="utf-8")
+    with pytest.raises(RunError, match="1 rows died and were not written"):
+        run_infer()
+    assert [row["id"] for row in read(tmp_path / "out" / "0-of-1.jsonl")] == [
+        row["id"] for row in ill if row["id"] != 5
+    ]
+
+
+def test_a_file_of_other_data_is_left_alone(run_infer: Infer, tmp_path: Path) -> None:
+    path = tmp_path / "out" / "0-of-1.jsonl"
+    path.parent.mkdir()
+    path.write_text('{"id": "elsewhere", "critic": ""}\n')
+    with pytest.raises(DataError, match="rows that are not in this part"):
+        run_infer()
+    path.write_text("no row\n" * 2)
+    with pytest.raises(DataError, match=r"0-of-1\.jsonl:1: not a row of ours"):
+        run_infer()
+    assert path.read_text() == "no row\n" * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--few_shot", "2"), "--few_shot: prompts with worked examples are not made"),
+        (("--is_instruct", "0"), "--is_instruct 0"),
+        (("--machine_rank", "2", "--machine_num", "2"), "the first is 0, the last 1"),
+        (("--base_model", "no-such"), "no guard"),
+        (("--data_path", "absent.json"), "no such file"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(data: Path, tmp_path: Path, options: tuple[str, ...], said: str) -> None:
+    place = ["--base_model", "fake", "--data_path", str(data), "--out_path", str(tmp_path / "out")]
+    with pytest.raises(LibraError, match=said):
+        CliRunner().invoke(infer, [*place, *options], catch_exceptions=False)
+
+
+def test_rows_that_cannot_be_judged_are_named(data: Path) -> None:
+    bad = [*rows(3), {"id": 1, "response": "x"}, {"id": 9}, {"id": 10, "response": " "}]
+    data.write_text(json.dumps(bad, ensure_ascii=False), encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        CliRunner().invoke(infer, ["--base_model", "fake", "--data_path", str(data)], catch_exceptions=False)
+    assert "3 rows cannot be judged" in str(caught.value)
+    assert "duplicate id '1', first at data.json: element 2" in str(caught.value)
+
+
+def test_a_model_is_a_name_a_folder_or_a_hub_id(tmp_path: Path) -> None:
+    folder = tmp_path / "Libra Guard_7B"
+    folder.mkdir()
+    assert guard_of("libra-tiny") == ("libra-tiny", None)
+    assert guard_of("Qwen/Qwen2.5-0.5B-Instruct") == ("qwen2.5-0.5b-instruct", None)
+    assert guard_of(str(folder)) == ("libra-guard-7b", str(folder))
+    assert guard_of("some/Other-Model") == ("other-model", "some/Other-Model")
+    with pytest.raises(UsageError, match="no hub id"):
+        guard_of("nonsense")

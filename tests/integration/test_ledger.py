@@ -1,0 +1,331 @@
+"""The ledger on a real Postgres: what is accepted settles exactly once, whatever is delivered."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from infra.errors import DataError, RunError, UsageError
+from infra.ledger import intake, migrate, reading, recovery, settlement
+from infra.ledger.recovery import LaneKey
+from infra.ledger.tables import metadata
+from infra.process import wait_until
+from infra.services import Services
+from schemas.items import Label
+from schemas.messages import JudgeChunk, Lane, MessageError
+from schemas.runs import RunState
+from tests.support.make import FINGERPRINT, items, spec, verdicts_for
+
+BULK = LaneKey("fake", Lane.BULK)
+
+
+def open_run(services: Services, count: int, *, chunk: int = 4, repeat: int = 1) -> tuple[str, list[JudgeChunk]]:
+    run_id = intake.create_run(services.engine, spec(repeat=repeat))
+    batch = items(count)
+    groups = [batch[start : start + chunk] for start in range(0, count, chunk)]
+    return run_id, intake.accept(services.engine, run_id, spec(repeat=repeat), groups)
+
+
+def counts(services: Services, run_id: str) -> tuple[int, int, int]:
+    found = reading.run_status(services.engine, run_id).counts
+    return found.accepted, found.settled, found.pending
+
+
+def test_the_migrations_make_exactly_the_declared_tables(services: Services) -> None:
+    with services.engine.connect() as connection:
+        difference = compare_metadata(MigrationContext.configure(connection), metadata)
+
+    assert difference == []
+
+
+def test_the_head_that_the_code_asks_for_is_the_newest_migration() -> None:
+    script = ScriptDirectory(str(migrate.Path(migrate.__file__).parent / "migrations"))
+
+    assert script.get_current_head() == migrate.HEAD
+
+
+def test_a_ledger_that_was_never_migrated_is_refused_with_advice(database_url: str) -> None:
+    engine = sa.create_engine(database_url)
+
+    with pytest.raises(migrate.ServerError, match="libra migrate"):
+        migrate.require_current(engine)
+
+
+def test_migrating_from_many_processes_at_once_is_safe(database_url: str) -> None:
+    engines = [sa.create_engine(database_url) for _ in range(4)]
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(migrate.upgrade, engines))
+
+    assert migrate.current_revision(engines[0]) == migrate.HEAD
+
+
+def test_accepted_items_become_chunks_that_carry_their_text_in_order(services: Services) -> None:
+    _, chunks = open_run(services, 10, chunk=4)
+
+    assert [[item.seq for item in chunk.items] for chunk in chunks] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert [chunk.chunk_no for chunk in chunks] == [0, 1, 2]
+    assert chunks[2].items[1].response == "text number 9"
+
+
+def test_every_iteration_of_a_repeated_run_has_its_own_chunks(services: Services) -> None:
+    run_id, chunks = open_run(services, 4, chunk=4, repeat=3)
+
+    assert [(chunk.chunk_no, chunk.iteration) for chunk in chunks] == [(0, 0), (1, 1), (2, 2)]
+    assert counts(services, run_id) == (4, 0, 12)
+
+
+def test_a_duplicate_id_is_refused_and_nothing_of_its_batch_is_accepted(services: Services) -> None:
+    run_id, _ = open_run(services, 4)
+
+    with pytest.raises(DataError, match="item-3"):
+        intake.accept(services.engine, run_id, spec(), [items(4)[3:], items(2, prefix="new")])
+
+    assert counts(services, run_id) == (4, 0, 4)
+
+
+def test_a_sealed_run_takes_no_more_items(services: Services) -> None:
+    run_id, _ = open_run(services, 4)
+    intake.seal(services.engine, run_id)
+
+    with pytest.raises(RunError, match="no more items"):
+        intake.accept(services.engine, run_id, spec(), [items(1, prefix="late")])
+
+
+def test_a_chunk_delivered_twice_settles_once(services: Services) -> None:
+    run_id, chunks = open_run(services, 4)
+    first = settlement.settle(services.engine, verdicts_for(chunks[0]))
+
+    again = settlement.settle(services.engine, verdicts_for(chunks[0], label=Label.UNSAFE))
+
+    assert (first.inserted, again.inserted) == (4, 0)
+    assert settlement.verdict_of(services.engine, run_id, [0])[0].label is Label.SAFE
+    assert counts(services, run_id) == (4, 4, 0)
+
+
+def test_only_the_settlement_that_reaches_the_sealed_count_finishes_the_run(services: Services) -> None:
+    run_id, chunks = open_run(services, 8)
+    early = settlement.settle(services.engine, verdicts_for(chunks[0]))
+    assert intake.seal(services.engine, run_id) is False
+
+    last = settlement.settle(services.engine, verdicts_for(chunks[1]))
+
+    assert (early.finished, last.finished) == (False, True)
+
+
+def test_sealing_a_run_that_has_settled_already_finishes_it(services: Services) -> None:
+    run_id, chunks = open_run(services, 4)
+    settlement.settle(services.engine, verdicts_for(chunks[0]))
+
+    assert intake.seal(services.engine, run_id) is True
+
+
+def test_concurrent_collectors_finish_a_run_exactly_once(services: Services) -> None:
+    run_id, chunks = open_run(services, 160, chunk=4)
+    intake.seal(services.engine, run_id)
+    messages = [verdicts_for(chunk) for chunk in chunks] * 2
+
+    with ThreadPoolExecutor(6) as pool:
+        results = list(pool.map(lambda message: settlement.settle(services.engine, message), messages))
+
+    assert sum(result.finished for result in results) == 1
+    assert sum(result.inserted for result in results) == 160
+    assert counts(services, run_id) == (160, 160, 0)
+
+
+def test_verdicts_of_foreign_items_are_refused(services: Services) -> None:
+    _, chunks = open_run(services, 8)
+
+    with pytest.raises(MessageError, match="not its own"):
+        settlement.settle(services.engine, verdicts_for(chunks[0], seqs=[7]))
+
+
+def test_verdicts_of_an_unknown_chunk_are_refused(services: Services) -> None:
+    _, chunks = open_run(services, 4)
+
+    with pytest.raises(MessageError, match="not in the ledger"):
+        settlement.settle(services.engine, verdicts_for(chunks[0].model_copy(update={"chunk_no": 99})))
+
+
+def test_a_bulk_run_is_pinned_to_the_first_fingerprint_that_settles(services: Services) -> None:
+    run_id, chunks = open_run(services, 8)
+    settlement.settle(services.engine, verdicts_for(chunks[0]))
+    other = FINGERPRINT.model_copy(update={"dtype": "float16"})
+
+    with pytest.raises(settlement.FingerprintMismatchError):
+        settlement.settle(services.engine, verdicts_for(chunks[1], fingerprint=other))
+
+    assert counts(services, run_id) == (8, 4, 4)
+    assert reading.run_status(services.engine, run_id).fingerprint == FINGERPRINT.digest
+
+
+def test_cancelling_settles_what_is_pending_as_dead_and_a_late_verdict_changes_nothing(services: Services) -> None:
+    run_id, chunks = open_run(services, 8)
+    settlement.settle(services.engine, verdicts_for(chunks[0]))
+
+    cancelled = settlement.cancel(services.engine, run_id)
+    late = settlement.settle(services.engine, verdicts_for(chunks[1]))
+
+    assert (cancelled.inserted, cancelled.finished, late.inserted) == (4, True, 0)
+    assert reading.dead_reasons(services.engine, run_id) == {"cancelled": 4}
+    assert settlement.begin_finalizing(services.engine, run_id, lease_s=60)
+    with pytest.raises(UsageError, match="ended"):
+        settlement.cancel(services.engine, run_id)
+
+
+def test_a_run_cancelled_while_its_producer_submits_has_nothing_left_pending(services: Services) -> None:
+    run_id, _ = open_run(services, 4)
+
+    def submit_on(worker: int) -> None:
+        for batch in range(1_000):
+            with suppress(RunError):
+                intake.accept(services.engine, run_id, spec(), [items(4, prefix=f"{worker}-{batch}")])
+                continue
+            return
+
+    with ThreadPoolExecutor(2) as pool:
+        submissions = [pool.submit(submit_on, worker) for worker in range(2)]
+        assert wait_until(lambda: counts(services, run_id)[0] > 40, timeout_s=30)
+        settlement.cancel(services.engine, run_id)
+        for submission in submissions:
+            submission.result()
+
+    accepted, settled, pending = counts(services, run_id)
+    assert (settled, pending) == (accepted, 0)
+
+
+def test_the_finalizing_lease_is_held_by_one_and_taken_over_when_it_ran_out(services: Services) -> None:
+    run_id, chunks = open_run(services, 4)
+    settlement.settle(services.engine, verdicts_for(chunks[0]))
+    intake.seal(services.engine, run_id)
+
+    taken = [settlement.begin_finalizing(services.engine, run_id, lease_s=60) for _ in range(2)]
+    with services.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE runs SET lease_until = now() - interval '1 second'"))
+
+    assert taken == [True, False]
+    assert settlement.begin_finalizing(services.engine, run_id, lease_s=60)
+
+
+def test_the_database_itself_forbids_more_settled_than_accepted(services: Services) -> None:
+    run_id, _ = open_run(services, 4)
+
+    with pytest.raises(sa.exc.IntegrityError, match="ck_runs_pending"), services.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE runs SET settled = 5, scored = 5 WHERE id = :id"), {"id": run_id})
+
+
+def test_a_chunk_is_lost_only_when_a_later_one_was_dispatched_a_lease_ago(services: Services) -> None:
+    _, chunks = open_run(services, 8)
+    with recovery.reconciler_lock(services.engine) as connection:
+        assert connection is not None
+        recovery.note_overtaken(connection, BULK, watermark=chunks[0].enqueued_at, held=[])
+        while_queued = recovery.overdue(connection, BULK, lease_s=0)
+        recovery.note_overtaken(connection, BULK, watermark=chunks[0].enqueued_at + 1, held=[])
+        in_lease = recovery.overdue(connection, BULK, lease_s=60)
+        after_lease = recovery.overdue(connection, BULK, lease_s=0)
+
+    assert (while_queued, in_lease) == ([], [])
+    assert sorted(chunk.chunk_no for chunk in after_lease) == [0, 1]
+
+
+def test_a_chunk_that_a_consumer_holds_is_never_lost(services: Services) -> None:
+    _, chunks = open_run(services, 8)
+    held = [chunks[0].chunk_id]
+    with recovery.reconciler_lock(services.engine) as connection:
+        assert connection is not None
+        recovery.note_overtaken(connection, BULK, watermark=chunks[0].enqueued_at + 1, held=held)
+        connection.execute(sa.text("UPDATE chunks SET overtaken_at = overtaken_at - interval '100 seconds'"))
+        recovery.note_overtaken(connection, BULK, watermark=chunks[0].enqueued_at + 1, held=held)
+
+        overdue = recovery.overdue(connection, BULK, lease_s=60)
+
+    assert [chunk.chunk_no for chunk in overdue] == [1]
+
+
+def test_a_chunk_put_back_on_the_queue_has_no_lease_running(services: Services) -> None:
+    _, chunks = open_run(services, 4)
+    with recovery.reconciler_lock(services.engine) as connection:
+        assert connection is not None
+        recovery.note_overtaken(connection, BULK, watermark=chunks[0].enqueued_at + 1, held=[])
+        recovery.note_overtaken(connection, BULK, watermark=chunks[0].enqueued_at - 1, held=[])
+
+        assert recovery.overdue(connection, BULK, lease_s=0) == []
+
+
+def test_taking_up_a_lost_chunk_carries_only_what_is_pending_and_only_once(services: Services) -> None:
+    _, chunks = open_run(services, 4)
+    settlement.settle(services.engine, verdicts_for(chunks[0], seqs=[1, 2]))
+    with recovery.reconciler_lock(services.engine) as connection:
+        assert connection is not None
+        recovery.note_overtaken(connection, BULK, watermark=chunks[0].enqueued_at + 1, held=[])
+        (lost,) = recovery.overdue(connection, BULK, lease_s=0)
+
+        again = recovery.take_up(connection, lost)
+        twice = recovery.take_up(connection, lost)
+
+    assert again is not None
+    assert [item.seq for item in again.items] == [0, 3]
+    assert (again.attempt, again.chunk_no) == (2, chunks[0].chunk_no)
+    assert again.enqueued_at > chunks[0].enqueued_at
+    assert twice is None
+
+
+def test_only_one_process_reconciles_a_database(services: Services) -> None:
+    with recovery.reconciler_lock(services.engine) as first, recovery.reconciler_lock(services.engine) as second:
+        assert first is not None
+        assert second is None
+    with recovery.reconciler_lock(services.engine) as third:
+        assert third is not None
+
+
+def test_a_name_is_used_once(services: Services) -> None:
+    intake.create_run(services.engine, spec(), name="mine")
+
+    with pytest.raises(UsageError, match="mine"):
+        intake.create_run(services.engine, spec(), name="mine")
+
+
+def test_live_traffic_of_a_day_shares_one_unsealed_run(services: Services) -> None:
+    live = spec(lane=Lane.LIVE)
+
+    runs = {intake.live_run(services.engine, live, tenant="t") for _ in range(3)}
+
+    assert len(runs) == 1
+    assert intake.live_run(services.engine, live, tenant="other") not in runs
+
+
+@given(data=st.data())
+@hypothesis_settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_order_of_deliveries_settles_every_item_exactly_once(services: Services, data: st.DataObject) -> None:
+    """Partial chunks, duplicates, reorderings, an early or late seal: accepted = settled + pending throughout."""
+    run_id, chunks = open_run(services, data.draw(st.integers(1, 12)), chunk=3)
+    partial = st.sampled_from(chunks).flatmap(
+        lambda chunk: st.lists(st.sampled_from([item.seq for item in chunk.items]), min_size=1, unique=True).map(
+            lambda seqs: verdicts_for(chunk, seqs=seqs)
+        )
+    )
+    deliveries = data.draw(st.lists(partial, max_size=8)) + data.draw(
+        st.permutations([verdicts_for(chunk) for chunk in chunks])
+    )
+    seal_at = data.draw(st.integers(0, len(deliveries)))
+    finished = 0
+    for step, delivery in enumerate([*deliveries, None]):
+        if step == seal_at:
+            finished += intake.seal(services.engine, run_id)
+        if delivery is not None:
+            finished += settlement.settle(services.engine, delivery).finished
+        accepted, settled, pending = counts(services, run_id)
+        assert accepted == settled + pending
+
+    assert finished == 1
+    assert counts(services, run_id)[2] == 0
+    assert reading.run_status(services.engine, run_id).state is RunState.SEALED

@@ -1,0 +1,69 @@
+"""The `libra` command as its users meet it: a subprocess with an environment, two streams and an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from infra.process import wait_until
+from tests.support.fleet import ROOT
+
+WAIT_S = 60.0
+
+
+class Cli:
+    """Runs commands in one folder with one environment."""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        self.folder = folder
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("LIBRA_")}
+        self._environment = {**inherited, "PYTHONPATH": str(ROOT), **environment}
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        """Start a command in a process group of its own, as a terminal would."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "infra.cli", *arguments],
+            env={**self._environment, **environment},
+            cwd=self.folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def __call__(self, *arguments: str, typed: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end."""
+        process = self.start(*arguments, **environment)
+        try:
+            out, err = process.communicate(typed, timeout=WAIT_S)
+        except BaseException:
+            process.kill()
+            raise
+        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+    def json(self, *arguments: str, typed: str = "") -> Any:
+        """What a command that must succeed prints with --json; nothing else may be on standard output."""
+        done = self(*arguments, "--json", typed=typed)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def interrupt_when(self, condition: Callable[[], bool], *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command and press Ctrl-C, once, when the condition holds."""
+        process = self.start(*arguments)
+        try:
+            met = wait_until(lambda: condition() or process.poll() is not None, timeout_s=WAIT_S)
+            assert met, "the condition never held"
+            assert process.poll() is None, f"it ended before Ctrl-C: {process.communicate()}"
+            os.killpg(process.pid, signal.SIGINT)
+            out, err = process.communicate(timeout=WAIT_S)
+        finally:
+            if process.poll() is None:
+                process.kill()
+        return subprocess.CompletedProcess(arguments, process.returncode, out, err)

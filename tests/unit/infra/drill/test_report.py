@@ -1,0 +1,47 @@
+"""What a drill holds against the fleet."""
+
+from __future__ import annotations
+
+from infra.drill.books import ChunkEnd
+from infra.drill.plan import Fault
+from infra.drill.report import Struck, broken_bounds, lines_of
+
+
+def struck(
+    fault: Fault = Fault.WORKER, *, recovered: float | None = 15.0, chunks: tuple[str, ...] = ("r/0",)
+) -> Struck:
+    return Struck(1, fault, "python 1", at=10.0, over=11.0, chunks=set(chunks), recovered=recovered)
+
+
+def end(*, wasted: int = 0, attempt: int = 1, settled_at: float | None = 9.5) -> ChunkEnd:
+    return ChunkEnd(size=16, attempt=attempt, wasted=wasted, settled_at=settled_at)
+
+
+def test_a_recovery_within_lease_and_grace_is_no_breach() -> None:
+    assert broken_bounds([struck()], {"r/0": end(wasted=16, attempt=2)}, lease_s=3) == []
+
+
+def test_a_slow_recovery_and_none_at_all_are_breaches() -> None:
+    slow, never = struck(recovered=30.0), struck(recovered=None)
+
+    assert len(broken_bounds([slow, never], {}, lease_s=3)) == 2
+
+
+def test_work_in_vain_that_no_fault_explains_is_a_breach() -> None:
+    (breach,) = broken_bounds([struck()], {"r/1": end(wasted=1)}, lease_s=3)
+
+    assert breach.startswith("chunk r/1: 1 of 16")
+
+
+def test_a_killed_broker_may_forget_what_had_just_been_acknowledged() -> None:
+    ends = {"r/1": end(wasted=1, settled_at=9.5), "r/2": end(settled_at=2.0)}
+
+    assert broken_bounds([struck(Fault.VALKEY)], ends, lease_s=3) == []
+    assert lines_of([struck(Fault.VALKEY)], ends, 0.0)[0].in_flight_items == 16
+
+
+def test_a_chunk_is_charged_to_the_first_fault_that_hit_it() -> None:
+    first, second = lines_of([struck(), struck()], {"r/0": end(attempt=2, wasted=3)}, 0.0)
+
+    assert (first.tried_again_items, first.wasted_items) == (16, 3)
+    assert (second.tried_again_items, second.wasted_items) == (0, 0)

@@ -1,0 +1,30 @@
+"""A host's own process is found on the board, and nobody else's."""
+
+import pytest
+
+from infra.health import Role, is_ready
+
+BOARD: list[dict[str, object]] = [
+    {"id": "gpu-1-4711-0", "kind": "worker", "guard": "fake", "state": "ready"},
+    {"id": "gpu-2-4711-0", "kind": "worker", "guard": "fake", "state": "draining"},
+    {"id": "collector-cpu-17", "kind": "collector", "state": "ready"},
+]
+
+
+@pytest.mark.parametrize(
+    ("role", "host", "ready"),
+    [
+        ("worker", "gpu-1", True),
+        ("worker", "gpu-2", False),  # draining
+        ("worker", "gpu", False),  # a host whose name begins another's
+        ("worker", "cpu", False),  # its collector is no worker
+        ("collector", "cpu", True),
+        ("collector", "gpu-1", False),
+    ],
+)
+def test_only_a_ready_process_of_this_host_and_role_counts(role: Role, host: str, *, ready: bool) -> None:
+    assert is_ready(BOARD, role, host) is ready
+
+
+def test_an_empty_board_has_nobody_ready() -> None:
+    assert not is_ready([], "worker", "gpu-1")

@@ -1,0 +1,47 @@
+import json
+
+import pytest
+
+from infra.metrics import measure
+from producer.report.json import to_json
+from schemas.runs import Metric, MetricGroup, RunCounts, RunReport, RunSpec, RunState
+from tests.unit.infra.metrics.build import judged
+
+
+def report(**reasons: int) -> RunReport:
+    return RunReport(
+        run_id="r",
+        name="夜间",
+        state=RunState.COMPLETE,
+        spec=RunSpec(guard="fake", source="-"),
+        counts=RunCounts(accepted=1, settled=1, scored=1, unparseable=0, dead=0, pending=0),
+        groups=measure([judged("safe", "safe", 0.1)], resamples=20),
+        dead_reasons=reasons,
+    )
+
+
+def test_a_report_reads_back_equal() -> None:
+    assert RunReport.model_validate_json(to_json(report(a=1))) == report(a=1)
+
+
+def test_equal_reports_are_equal_text_whatever_the_order_of_reasons() -> None:
+    assert to_json(report(a=1, b=2)) == to_json(report(b=2, a=1))
+
+
+def test_chinese_stays_readable() -> None:
+    assert '"name": "夜间"' in to_json(report())
+
+
+def test_an_undefined_metric_has_a_null_value_and_its_reason() -> None:
+    groups = json.loads(to_json(report()))["groups"]
+    recall = next(m for m in groups[0]["metrics"] if m["name"] == "recall_unsafe")
+
+    assert recall["value"] is None
+    assert recall["undefined"]
+
+
+def test_a_number_that_json_does_not_know_is_refused() -> None:
+    group = MetricGroup(kind="all", name="all", metrics=(Metric(name="x", n=1, value=float("nan")),))
+
+    with pytest.raises(ValueError, match="JSON"):
+        to_json(report().model_copy(update={"groups": (group,)}))

@@ -1,0 +1,192 @@
+import io
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.cells import cell_len
+from rich.console import Console
+
+from infra.metrics import Judged, measure
+from producer.report.terminal import render
+from schemas.runs import InvalidRow, RunCounts, RunReport, RunSpec, RunState, Throughput
+from tests.unit.infra.metrics.build import judged, rows_of
+from tests.unit.infra.metrics.reference import LIBRA_14B, PUBLISHED_14B
+
+GOLDEN = measure(
+    [row._replace(category="隐私财产") for name, counts in LIBRA_14B.items() for row in rows_of(name, counts)]
+)
+
+
+def report(rows: Iterable[Judged] | None = None, **changes: Any) -> RunReport:
+    facts: dict[str, Any] = {
+        "run_id": "run-7f3a",
+        "name": "nightly",
+        "state": RunState.COMPLETE,
+        "spec": RunSpec(guard="libra-tiny", source="bench.jsonl"),
+        "counts": RunCounts(accepted=5720, settled=5720, scored=5720, unparseable=0, dead=0, pending=0),
+        "groups": GOLDEN if rows is None else measure(rows, resamples=50),
+        "fingerprint": {"model": "libra-tiny", "revision": "1", "dtype": "float32", "digest": "a1b2c3d4"},
+        "throughput": Throughput(seconds=7.04, items_per_s=812.5, device_p50_s=0.31, device_p95_s=1.94),
+    }
+    return RunReport(**(facts | changes))
+
+
+def text(report: RunReport, *, width: int = 80, terminal: bool = False) -> str:
+    console = Console(
+        file=io.StringIO(), width=width, force_terminal=terminal, color_system="truecolor" if terminal else "auto"
+    )
+    render(report, console)
+    output = console.file
+    assert isinstance(output, io.StringIO)
+    return output.getvalue()
+
+
+def line(output: str, start: str) -> str:
+    return next(found for found in output.splitlines() if found.strip().startswith(start))
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("source", PUBLISHED_14B)
+def test_the_headline_shows_the_published_digits(width: int, source: str) -> None:
+    f1_unsafe, f1_safe, accuracy = PUBLISHED_14B[source]
+
+    shown = [cell for cell in line(text(report(), width=width), source).split() if len(cell) == 6 and cell[1] == "."]
+
+    assert shown[:3] == [accuracy, f1_safe, f1_unsafe]
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_the_constant_baseline_stands_under_the_average(width: int) -> None:
+    lines = text(report(), width=width).splitlines()
+    average = next(number for number, content in enumerate(lines) if content.startswith("Average"))
+    baseline = next(number for number, content in enumerate(lines) if content.startswith("constant unsafe"))
+
+    assert baseline > average
+    assert "0.6666" in lines[baseline]
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 200])
+def test_nothing_is_cut_or_wrapped_at_usual_widths(width: int) -> None:
+    output = text(report(), width=width)
+
+    assert "…" not in output
+    assert all(cell_len(row) <= width for row in output.splitlines())
+    assert "Translated Data 2,991" in output
+
+
+def test_a_narrow_terminal_shows_intervals_under_values_and_a_wide_one_beside() -> None:
+    real = next(group for group in GOLDEN if group.name == "Real Data").metric("f1_unsafe")
+    assert real
+    assert real.interval
+    bounds = f"{real.interval.low:.3f}–{real.interval.high:.3f}".replace("0.", ".")
+
+    narrow = text(report(), width=80)
+
+    assert bounds in narrow
+    assert bounds not in line(narrow, "Real Data")
+    assert f"0.8983 {bounds}" in line(text(report(), width=120), "Real Data")
+
+
+def test_the_title_says_what_ran_and_what_judged() -> None:
+    output = text(report())
+
+    assert output.startswith("nightly · libra-tiny · score · complete\nrun run-7f3a · fingerprint a1b2c3d4\n")
+    assert "libra-tiny@1 · float32" in output
+
+
+def test_scenarios_come_largest_first() -> None:
+    rows = [judged("safe", "safe", category=name) for name in ("少", "多", "多")]
+    output = text(report(rows))
+
+    assert output.index("多") < output.index("少")
+
+
+def test_without_scenarios_there_is_no_scenario_table() -> None:
+    assert "Scenario" not in text(report([judged("safe", "safe")]))
+
+
+def test_an_undefined_metric_is_a_dash_with_its_reason_below() -> None:
+    output = text(report([judged("safe", "safe", source="A")]))
+
+    row = line(output, "A ")
+    mark = row[row.index("–") + 1]
+    assert "0.0000" not in row
+    assert line(output, mark) == f"{mark} no row is truly unsafe"
+
+
+def test_equal_reasons_share_a_footnote() -> None:
+    output = text(report([judged("safe", "safe", source="A"), judged("safe", "safe", source="B")]))
+
+    assert output.count("no row has both p_unsafe and a human label") == 2, "for the sources, and for their average"
+
+
+def test_without_truth_the_verdict_mix_is_shown_instead_of_metrics() -> None:
+    output = text(report([judged(None, "unsafe")] * 1 + [judged(None, "safe")] * 3))
+
+    assert "Accuracy" not in output
+    assert "constant unsafe" not in output
+    assert line(output, "All").split()[:6] == ["All", "4", "1", "25.0%", "3", "75.0%"]
+
+
+@pytest.mark.parametrize("groups", [(), measure([])])
+def test_a_run_without_metrics_still_has_a_report(groups: Any) -> None:
+    assert "5,720 accepted" in text(report(groups=groups))
+
+
+def test_losses_are_red_only_when_there_are_any() -> None:
+    lost = RunCounts(accepted=10, settled=9, scored=6, unparseable=1, dead=2, pending=1)
+    good = text(report(), terminal=True)
+    bad = text(report(counts=lost, dead_reasons={"too long": 2}), terminal=True)
+
+    assert "\x1b[31m" not in good
+    assert "\x1b[31m2 dead" in bad
+    assert "\x1b[31m1 unparseable" in bad
+    assert "2 dead: too long" in bad
+    assert "1 pending" in bad
+
+
+def test_there_is_no_colour_when_the_output_is_not_a_terminal() -> None:
+    assert "\x1b" not in text(report())
+
+
+def test_throughput_shows_what_is_known() -> None:
+    assert "812.5 items/s · 7.0 s · device 310 ms / 1.9 s (p50 / p95)\n" in text(report())
+    assert "7.0 s\n" in text(report(throughput=Throughput(seconds=7.04, items_per_s=None)))
+
+
+def test_invalid_rows_are_listed_and_the_rest_counted() -> None:
+    rows = tuple(InvalidRow(where=f"a.jsonl:{number}", problem="the text is empty") for number in range(6))
+
+    output = text(report(invalid_rows=rows, invalid_count=1200))
+
+    assert "1,200 invalid rows skipped" in output
+    assert "a.jsonl:4: the text is empty" in output
+    assert "a.jsonl:5" not in output
+    assert "… and 1,195 more" in output
+
+
+def test_many_sources_are_cut_and_the_rest_counted() -> None:
+    output = text(report([judged("safe", "safe", source=f"tenant-{number:03}") for number in range(50)]))
+
+    assert "… and 30 more sources" in output
+    assert "tenant-020" not in output
+
+
+@pytest.mark.parametrize("name", ["[red]x[/red]", "\x1b[31mx", "a\nb", "\u202ex", "[/]"])
+def test_names_from_data_cannot_steer_the_terminal(name: str) -> None:
+    rows = [judged("safe", "safe", source=name, category=name)]
+    output = text(report(rows, name=name, dead_reasons={name: 1}, invalid_count=1))
+
+    assert "\x1b" not in output
+    assert "\u202e" not in output
+    assert name.startswith("[") is (name in output)
+
+
+@given(name=st.text(max_size=60), width=st.integers(80, 160))
+@settings(max_examples=50, deadline=None)
+def test_any_source_name_fits_the_width(name: str, width: int) -> None:
+    output = text(report([judged("safe", "safe", source=name)]), width=width)
+
+    assert all(cell_len(row) <= width for row in output.splitlines())

@@ -1,0 +1,45 @@
+"""The command `libra train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from worker.training import build
+from worker.training.cli import train
+from worker.training.train import Recipe
+
+
+def test_the_options_reach_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(build, "build_guard", lambda *arguments: calls.append(arguments))
+    arguments = [
+        "--data",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "out"),
+        "--epochs",
+        "2",
+        "--seed",
+        "5",
+        "--threads",
+        "1",
+    ]
+    assert CliRunner().invoke(train, arguments).exit_code == 0
+    [(data, out, recipe, also, _)] = calls
+    assert (data, out, also) == (tmp_path, tmp_path / "out", ())
+    assert recipe == Recipe(epochs=2, seed=5, threads=1)
+
+
+def test_the_defaults_are_the_bundled_guards_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(build, "build_guard", lambda *arguments: calls.append(arguments))
+    CliRunner().invoke(train, ["--data", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert calls[0][2] == Recipe()
+
+
+def test_a_folder_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
+    result = CliRunner().invoke(train, ["--data", str(tmp_path / "none"), "--out", str(tmp_path)])
+    assert result.exit_code == 2

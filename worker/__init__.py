@@ -1,0 +1,1 @@
+"""Takes work out: guards, device processes, consumers and the collector. Never imports producer."""

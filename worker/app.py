@@ -1,0 +1,157 @@
+"""Composition root of a consumer: settings and a device socket become a running Celery worker.
+
+`python -m worker.app SPEC` runs one consumer (one lane of one device); the supervisor starts two of them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from celery import Celery
+from celery.exceptions import Reject, SecurityWarning
+from celery.signals import setup_logging
+
+from infra.board import Board, open_board
+from infra.broker import JUDGE, Publisher, make_app, queue_of, worker_queues
+from infra.errors import DeviceError
+from infra.log import configure_logging, get_logger
+from infra.process import die_with_parent
+from infra.settings import Settings, load_settings
+from schemas.guards import Mode
+from schemas.messages import Lane, MessageError
+from schemas.verdicts import Fingerprint
+from worker.device.client import DeviceClient
+from worker.guards.base import Guard
+from worker.guards.registry import load_guard
+from worker.parking import parking_consumer
+from worker.tasks import Judge
+
+log = get_logger(__name__)
+
+RECONNECT_TIMEOUT_S = 600.0
+"""How long a consumer waits for a device process that is being respawned (a large model loads for minutes)."""
+
+
+@dataclass(frozen=True)
+class ConsumerSpec:
+    """What one consumer is told by its supervisor. `weights`: whether the checkpoint's weights are here too."""
+
+    guard: str
+    location: str | None
+    lane: Lane
+    device_socket: str
+    worker_id: str
+    threads: int
+    weights: bool = True
+
+    def to_argument(self) -> str:
+        """The spec as a command-line argument."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_argument(cls, argument: str) -> ConsumerSpec:
+        """The inverse of `to_argument`."""
+        fields: dict[str, Any] = json.loads(argument)
+        return cls(**{**fields, "lane": Lane(fields["lane"])})
+
+
+def fingerprints_of(guard: Guard, device: DeviceClient) -> dict[Mode, Fingerprint]:
+    """What this guard on this device is, per mode."""
+    info = device.info
+    return {
+        mode: Fingerprint(
+            guard=guard.name,
+            model=guard.model,
+            revision=info.revision,
+            prompt=guard.prompt_digest,
+            mode=mode,
+            dtype=info.dtype,
+            engine=info.engine,
+        )
+        for mode in Mode
+    }
+
+
+def register_judge(app: Celery, judge: Judge, board: Board, queue: str) -> None:
+    """Make `judge` the task that this consumer runs."""
+
+    @app.task(name=JUDGE)  # type: ignore[untyped-decorator]
+    def run(body: str) -> None:
+        try:
+            judge(body)
+        except MessageError as error:
+            log.error("chunk_parked", reason=str(error))
+            board.park(queue, str(error), body)
+        except DeviceError as error:
+            log.error("device_lost", error=str(error))
+            raise Reject(str(error), requeue=True) from error
+
+
+def run_consumer(spec: ConsumerSpec, settings: Settings) -> None:
+    """Consume one lane until SIGTERM; returns after what was in hand is published and acknowledged."""
+    redis_url = settings.require_redis_url()
+    app = make_app(redis_url, settings)
+    board = open_board(redis_url, settings)
+    guard = load_guard(spec.guard, spec.location, weights=spec.weights)
+    device = DeviceClient(
+        Path(spec.device_socket), max_deaths=settings.max_item_deaths, reconnect_timeout_s=RECONNECT_TIMEOUT_S
+    )
+    judge = Judge(
+        guard=guard,
+        lane=spec.lane,
+        device=device,
+        board=board,
+        publish=Publisher(app).settle,
+        fingerprints=fingerprints_of(guard, device),
+        worker_id=spec.worker_id,
+    )
+    queue = queue_of(spec.guard, spec.lane)
+    register_judge(app, judge, board, queue)
+    stop = threading.Event()
+    threading.Thread(target=judge.keep_holding, args=(stop,), daemon=True, name="holder").start()
+    run_celery(app, board, queue, threads=spec.threads, hostname=f"{spec.lane.value}-{spec.worker_id}")
+    stop.set()
+
+
+def run_celery(app: Celery, board: Board, *queues: str, threads: int, hostname: str) -> None:
+    """Consume queues with a pool of threads until SIGTERM; what cannot be read is parked on the board."""
+    app.conf.task_queues = worker_queues(*queues)
+    setup_logging.connect(_keep_our_logging, weak=False)
+    warnings.simplefilter("ignore", SecurityWarning)  # it warns root of pickle, which is not accepted here
+    worker = app.Worker(
+        consumer_cls=parking_consumer(board.park),
+        hostname=hostname,
+        pool="threads",
+        concurrency=threads,
+        queues=list(queues),
+        without_gossip=True,
+        without_mingle=True,
+        without_heartbeat=True,
+        loglevel=None,
+        quiet=True,
+        optimization="fair",
+    )
+    worker.start()
+
+
+def _keep_our_logging(**_: object) -> None:
+    """Celery configures logging itself unless somebody answers this signal."""
+
+
+def main() -> None:
+    """Run the consumer that the first argument specifies."""
+    settings = load_settings()
+    die_with_parent(parent_pid=settings.parent_pid)
+    spec = ConsumerSpec.from_argument(sys.argv[1])
+    configure_logging(settings.log_level, settings.log_format, worker=spec.worker_id, lane=spec.lane.value)
+    run_consumer(spec, settings)
+
+
+if __name__ == "__main__":
+    main()

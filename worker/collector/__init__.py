@@ -1,0 +1,1 @@
+"""Settles verdicts into the ledger, completes runs, finds what was lost."""

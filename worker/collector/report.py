@@ -1,0 +1,30 @@
+"""A finished run's report, from the ledger's rows."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from infra.ledger import audit, reading, settlement
+from infra.metrics import measure
+from schemas.runs import RunReport, RunState
+
+
+def build_report(engine: sa.Engine, run_id: str) -> RunReport:
+    """Metrics, counts, speed and provenance of a run whose items have all settled."""
+    status = reading.run_status(engine, run_id)
+    return RunReport(
+        run_id=status.id,
+        name=status.name,
+        state=RunState.CANCELLED if status.cancelled else RunState.COMPLETE,
+        spec=status.spec,
+        counts=status.counts,
+        fingerprint=reading.fingerprint_body(engine, status.fingerprint),
+        groups=measure(settlement.judged_rows(engine, run_id)),
+        throughput=reading.throughput(engine, status),
+        dead_reasons=reading.dead_reasons(engine, run_id),
+        dead_items=reading.dead_items(engine, run_id),
+        invalid_rows=reading.invalid_rows(engine, run_id),
+        invalid_count=status.invalid_count,
+        receipt=audit.receipt(engine, run_id),
+        created_at=status.created_at.isoformat(),
+    )

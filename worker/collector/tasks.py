@@ -1,0 +1,118 @@
+"""What the collector does with a message: settle verdicts, then, once per run, compute its metrics.
+
+A message is acknowledged after its transaction has committed. While the database is away the collector
+keeps what it holds (its prefetch bounds it) and tries again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+import sqlalchemy as sa
+import structlog
+from sqlalchemy.exc import DBAPIError
+
+from infra.board import Board
+from infra.broker import Publisher
+from infra.errors import LibraError
+from infra.ledger import settlement
+from infra.ledger.retention import scrub_run
+from infra.log import get_logger
+from infra.patience import forgiving
+from schemas.messages import VerdictChunk, decode_chunk
+from schemas.retention import Retention
+from worker.collector.report import build_report
+
+_RETRY_MAX_S: Final = 1.0
+"""Well below any lease, or what waits here would be taken for lost once the ledger is back."""
+_PASSING_SQLSTATES: Final = ("08", "40", "53", "55", "57")
+"""Postgres error classes that pass by themselves: connection, rollback, resources, locks, shutdown."""
+
+ResultT = TypeVar("ResultT")
+log = get_logger(__name__)
+
+
+class ShuttingDownError(LibraError):
+    """The database is away and this process was told to stop: give the message back."""
+
+
+class Collector:
+    """Settles verdict chunks and completes runs. Thread-safe."""
+
+    def __init__(
+        self,
+        engine: sa.Engine,
+        board: Board,
+        publisher: Publisher,
+        *,
+        finalize_lease_s: float,
+        retention: Retention = Retention.FULL,
+        stopping: Callable[[], bool],
+    ) -> None:
+        self._engine = engine
+        self._board = board
+        self._publisher = publisher
+        self._finalize_lease_s = finalize_lease_s
+        self._retention = retention
+        self._stopping = stopping
+
+    def settle(self, body: str) -> None:
+        """Settle one verdict chunk.
+
+        Raises:
+            schemas.messages.MessageError: no chunk that this version can read, or not in the ledger.
+            ShuttingDownError: not settled, give it back.
+        """
+        chunk = decode_chunk(VerdictChunk, body)
+        with structlog.contextvars.bound_contextvars(run=chunk.run_id, chunk=chunk.chunk_no):
+            try:
+                settled = self._patiently(lambda: settlement.settle(self._engine, chunk, retention=self._retention))
+            except settlement.FingerprintMismatchError as error:
+                log.error("verdicts_refused", reason=str(error), worker=chunk.worker)
+                return
+            if settled.inserted < len(chunk.verdicts):
+                log.info("duplicates_suppressed", items=len(chunk.verdicts) - settled.inserted)
+            with forgiving("settled"):
+                self._board.note_settled(chunk.run_id, chunk.chunk_id, [verdict.seq for verdict in chunk.verdicts])
+            if settled.finished:
+                self._publisher.finalize(chunk.run_id)
+
+    def finalize(self, run_id: str) -> None:
+        """Compute and store a run's metrics, unless somebody else does or did.
+
+        Raises:
+            ShuttingDownError: not done, give it back.
+        """
+        with structlog.contextvars.bound_contextvars(run=run_id):
+            self._patiently(lambda: self._finalize(run_id))
+
+    def _finalize(self, run_id: str) -> None:
+        if not settlement.begin_finalizing(self._engine, run_id, lease_s=self._finalize_lease_s):
+            return
+        scrub_run(self._engine, run_id, self._retention)
+        settlement.complete(self._engine, run_id, build_report(self._engine, run_id))
+        with forgiving("ended"):
+            self._board.note_ended(run_id)
+        log.info("run_complete")
+
+    def _patiently(self, action: Callable[[], ResultT]) -> ResultT:
+        pause_s = 0.1
+        while True:
+            try:
+                return action()
+            except DBAPIError as error:
+                if not passes_by_itself(error):
+                    raise
+                if self._stopping():
+                    raise ShuttingDownError(str(error.orig)) from error
+                log.warning("ledger_away", error=str(error.orig).strip(), retry_s=pause_s)
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, _RETRY_MAX_S)
+
+
+def passes_by_itself(error: DBAPIError) -> bool:
+    """Whether waiting can help: the server is away, overloaded or chose us as a deadlock's victim."""
+    state = getattr(error.orig, "sqlstate", None)
+    return error.connection_invalidated or state is None or str(state).startswith(_PASSING_SQLSTATES)

@@ -1,0 +1,148 @@
+"""`python -m worker.device SPEC`: loads one engine and serves it.
+
+SPEC is a `DeviceSpec` as JSON. One JSON line on stdout says that it listens, or why it could not load
+(then also on stderr, and the exit code is 5).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from typing import Any, TextIO
+
+from infra.errors import DeviceError, GuardError, LibraError, UsageError
+from infra.log import configure_logging, get_logger
+from infra.process import die_with_parent
+from infra.settings import load_settings
+from schemas.guards import GUARDS, Mode
+from schemas.messages import ChunkItem
+from worker.device.engines.base import DeviceLost, Engine
+from worker.device.server import serve
+from worker.device.spec import DeviceSpec, ServerSpec
+
+log = get_logger("worker.device")
+
+_PROBE = ChunkItem(seq=0, question="你好", response="world 123。")
+"""What a server is tried with when the engine starts."""
+
+
+def main(arguments: list[str]) -> int:
+    """Load and serve; returns the exit code."""
+    # Ctrl-C reaches the whole terminal group; the supervisor decides when this process ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    report = _take_stdout()
+    try:
+        settings = load_settings()
+        die_with_parent(parent_pid=settings.parent_pid)
+        spec = DeviceSpec.model_validate_json(arguments[0] if arguments else "")
+    except UsageError as error:
+        return _fail(report, error)
+    except ValueError as error:
+        return _fail(report, UsageError(f"bad device spec: {error}"))
+    configure_logging(settings.log_level, settings.log_format, guard=spec.guard, device=spec.device)
+    try:
+        engine = load_engine(spec)
+    except Exception as error:  # noqa: BLE001 - torch, transformers and safetensors each raise their own
+        return _fail(report, GuardError(f"cannot load {spec.guard}: {type(error).__name__}: {error}"))
+    return _serve(spec, engine, report)
+
+
+def load_engine(spec: DeviceSpec) -> Engine:
+    """The engine a spec asks for, with the prefix its guard's prompts share."""
+    if spec.engine == "fake":
+        from worker.device.engines.fake import FakeEngine  # noqa: PLC0415 - one engine per process
+
+        budgets = {"max_batch_tokens": spec.max_batch_tokens, "max_batch_items": spec.max_batch_items}
+        given = {name: value for name, value in budgets.items() if value is not None}
+        return FakeEngine(batch_s=spec.fake_batch_s, item_s=spec.fake_item_s, **given)
+    from worker.guards.registry import load_guard, resolve_checkpoint  # noqa: PLC0415
+
+    if spec.server is not None:
+        return _on_server(spec, spec.server)
+    card = GUARDS.get(spec.guard)
+    if card and card.needs_remote_code and not (spec.trust_remote_code or spec.location):
+        raise GuardError(f"{card.name} brings its own code, which is not run without --trust-remote-code ({card.note})")
+    guard = load_guard(spec.guard, spec.location)
+    checkpoint = resolve_checkpoint(spec.guard, spec.location)
+    options: dict[str, Any] = {
+        "device": spec.device,
+        "dtype": spec.dtype,
+        "spread": spec.devices_per_worker > 1,
+        "offload_folder": spec.offload_folder,
+        "trust_remote_code": spec.trust_remote_code,
+        "revision": spec.revision,
+        "max_batch_tokens": spec.max_batch_tokens,
+        "max_batch_items": spec.max_batch_items,
+    }
+    # Torch takes seconds to import: only where it is needed, and after what may fail sooner.
+    if Mode.CLASSIFY in guard.modes:
+        from worker.device.engines.classifier import ClassifierEngine  # noqa: PLC0415
+
+        return ClassifierEngine(checkpoint, **options)
+    from worker.device.engines.transformers import TransformersEngine  # noqa: PLC0415
+
+    prefix_ids = guard.prefix_ids(Mode.SCORE) if Mode.SCORE in spec.modes else ()
+    return TransformersEngine(checkpoint, prefix_ids=prefix_ids, **options)
+
+
+def _on_server(spec: DeviceSpec, server: ServerSpec) -> Engine:
+    from worker.device.engines.openai import connect  # noqa: PLC0415 - one engine per process
+    from worker.guards.registry import load_guard, resolve_checkpoint  # noqa: PLC0415
+
+    guard = load_guard(spec.guard, spec.location, weights=False)
+    if Mode.CLASSIFY in guard.modes:
+        raise GuardError(f"{spec.guard} is a classifier, which no completions server runs")
+    mode = Mode.SCORE if Mode.SCORE in guard.modes else Mode.GENERATE
+    return connect(
+        server,
+        resolve_checkpoint(spec.guard, spec.location, weights=False),
+        probe=guard.render([_PROBE], mode)[0][0],
+        labels=guard.label_ids,
+        max_batch_tokens=spec.max_batch_tokens,
+        max_batch_items=spec.max_batch_items,
+    )
+
+
+def _serve(spec: DeviceSpec, engine: Engine, report: TextIO) -> int:
+    ready: dict[str, Any] = {"ready": True, "pid": os.getpid(), "guard": spec.guard}
+    try:
+        serve(
+            spec.socket_path,
+            engine,
+            heartbeat_path=spec.heartbeat_path,
+            pid=os.getpid(),
+            batch_deadline_s=spec.batch_deadline_s,
+            on_ready=lambda: _say(report, ready),
+        )
+    except DeviceLost:
+        log.exception("accelerator_lost")
+        # A broken CUDA context can hang the interpreter's own way out.
+        os._exit(DeviceError.exit_code)
+    except LibraError as error:
+        return _fail(report, error)
+    return 0
+
+
+def _fail(report: TextIO, error: LibraError) -> int:
+    message = " ".join(str(error).split())
+    sys.stderr.write(f"{message}\n")
+    _say(report, {"ready": False, "error": message})
+    return error.exit_code
+
+
+def _say(report: TextIO, line: dict[str, Any]) -> None:
+    report.write(json.dumps(line) + "\n")
+    report.flush()
+
+
+def _take_stdout() -> TextIO:
+    """Stdout for our one line; whatever a library prints goes to stderr from now on."""
+    report = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return report
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,134 @@
+"""Which waiting prompts run next. Pure: no I/O, no threads, no clock.
+
+The rules, in order:
+
+1. Live goes before bulk. So that constant live traffic cannot starve bulk for ever, one batch in
+   `LIVE_STREAK` goes to bulk while both wait (it is cut to the time slice, so live loses little).
+2. The oldest entry of the chosen lane is always in the batch: nothing starves within a lane.
+3. It is filled with its nearest neighbours in length that share its key, while the padded size
+   (prompts x longest) stays within the token budget. An entry above the budget goes alone.
+
+Isolation needs no rule of its own: a prompt that must run alone has a key of its own.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+from schemas.messages import Lane
+
+LIVE_STREAK: Final = 16
+"""While both lanes wait, bulk gets one batch after this many live ones."""
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True, eq=False)
+class Entry(Generic[T]):
+    """One waiting prompt. A lower ticket came earlier; only entries of equal key share a batch."""
+
+    ticket: int
+    lane: Lane
+    tokens: int
+    key: Hashable
+    item: T
+
+
+def padded_tokens(batch: list[Entry[T]]) -> int:
+    """Size of a batch when every prompt is padded to the longest."""
+    return len(batch) * max((entry.tokens for entry in batch), default=0)
+
+
+class Waiting(Generic[T]):
+    """Entries that wait, by arrival and by length. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._entries: dict[int, Entry[T]] = {}
+        # Tickets in order of arrival; those already taken are skipped when they reach the front.
+        self._arrivals: dict[Lane, deque[int]] = {lane: deque() for lane in Lane}
+        self._by_length: dict[tuple[Lane, Hashable], list[tuple[int, int]]] = {}
+        self._live_streak = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def add(self, entry: Entry[T]) -> None:
+        """Let an entry wait. Tickets are unique and grow."""
+        self._entries[entry.ticket] = entry
+        self._arrivals[entry.lane].append(entry.ticket)
+        insort(self._by_length.setdefault((entry.lane, entry.key), []), (entry.tokens, entry.ticket))
+
+    def drop(self, condition: Callable[[T], bool]) -> int:
+        """Forget every entry whose item meets the condition; returns how many."""
+        gone = [entry for entry in self._entries.values() if condition(entry.item)]
+        for entry in gone:
+            queue = self._by_length[entry.lane, entry.key]
+            position = bisect_left(queue, (entry.tokens, entry.ticket))
+            self._cut(entry.lane, entry.key, position, position + 1)
+        return len(gone)
+
+    def waits(self, lane: Lane) -> bool:
+        """Whether anything of this lane waits."""
+        return self._oldest(lane) is not None
+
+    def take(self, *, max_tokens: int, max_items: int, bulk_cut_tokens: int | None = None) -> list[Entry[T]]:
+        """Remove and return the next batch, sorted by length; empty if nothing waits.
+
+        `max_tokens` bounds the padded tokens; `bulk_cut_tokens` bounds a bulk batch further, for as
+        long as live items wait or arrived lately.
+        """
+        anchor = self._choose()
+        if anchor is None:
+            return []
+        if anchor.lane is Lane.BULK and bulk_cut_tokens is not None:
+            max_tokens = min(max_tokens, bulk_cut_tokens)
+        queue = self._by_length[anchor.lane, anchor.key]
+        start, stop = _nearest(queue, (anchor.tokens, anchor.ticket), max_tokens, max_items)
+        return self._cut(anchor.lane, anchor.key, start, stop)
+
+    def _choose(self) -> Entry[T] | None:
+        """The oldest entry of the lane whose turn it is."""
+        live, bulk = self._oldest(Lane.LIVE), self._oldest(Lane.BULK)
+        if live is None or (bulk is not None and self._live_streak >= LIVE_STREAK):
+            self._live_streak = 0
+            return bulk
+        self._live_streak = self._live_streak + 1 if bulk is not None else 0
+        return live
+
+    def _oldest(self, lane: Lane) -> Entry[T] | None:
+        arrivals = self._arrivals[lane]
+        while arrivals and arrivals[0] not in self._entries:
+            arrivals.popleft()
+        return self._entries[arrivals[0]] if arrivals else None
+
+    def _cut(self, lane: Lane, key: Hashable, start: int, stop: int) -> list[Entry[T]]:
+        queue = self._by_length[lane, key]
+        taken = [self._entries.pop(ticket) for _, ticket in queue[start:stop]]
+        del queue[start:stop]
+        if not queue:
+            del self._by_length[lane, key]
+        return taken
+
+
+def _nearest(queue: list[tuple[int, int]], anchor: tuple[int, int], max_tokens: int, max_items: int) -> tuple[int, int]:
+    """The slice of a queue sorted by length around the anchor that fits, grown from the nearest in length."""
+    start = bisect_left(queue, anchor)
+    stop = start + 1
+    while stop - start < max_items:
+        count = stop - start + 1
+        longest = queue[stop - 1][0]
+        shorter_fits = start > 0 and count * longest <= max_tokens
+        longer_fits = stop < len(queue) and count * queue[stop][0] <= max_tokens
+        if shorter_fits and longer_fits:
+            shorter_fits = anchor[0] - queue[start - 1][0] <= queue[stop][0] - anchor[0]
+        if shorter_fits:
+            start -= 1
+        elif longer_fits:
+            stop += 1
+        else:
+            break
+    return start, stop

@@ -1,0 +1,80 @@
+"""The contract between the device process and an engine."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from infra.errors import DeviceError
+
+
+class OutOfMemory(DeviceError):  # noqa: N818 - it is the condition's name, not a failure of ours
+    """The batch did not fit; the caller halves its budget and tries again."""
+
+
+class DeviceLost(DeviceError):  # noqa: N818 - likewise
+    """The accelerator's context is beyond repair (a device-side assert): only a new process helps."""
+
+
+class PartlyAnswered(DeviceError):  # noqa: N818 - likewise
+    """Some prompts of a batch will never have an answer, the others have theirs.
+
+    `reasons` says why by position; `answers` holds an empty row there.
+    """
+
+    def __init__(self, answers: Sequence[Sequence[float]], reasons: Mapping[int, str]) -> None:
+        super().__init__(f"{len(reasons)} of {len(answers)} prompts have no answer")
+        self.answers = answers
+        self.reasons = reasons
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What the fingerprint and the batcher need to know of a loaded engine."""
+
+    engine: str
+    dtype: str
+    device: str
+    revision: str
+    max_batch_tokens: int
+    max_batch_items: int
+    context_tokens: int
+
+
+class Engine(Protocol):
+    """One loaded model on one device (or spread over several by accelerate)."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """Facts fixed at load time."""
+
+    def score(self, prompts: Sequence[array[int]], labels: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
+        """Log-probability of each label as the continuation of each prompt: len(prompts) x len(labels).
+
+        Raises:
+            OutOfMemory: the batch is too large for the device.
+            PartlyAnswered: some prompts will never have an answer.
+            DeviceLost: the process must end.
+        """
+
+    def generate(
+        self, prompts: Sequence[array[int]], *, max_new_tokens: int, stop_ids: Sequence[int]
+    ) -> list[tuple[int, ...]]:
+        """Greedy continuation of each prompt, without the stop id.
+
+        Raises:
+            OutOfMemory: the batch is too large for the device.
+            PartlyAnswered: some prompts will never have an answer.
+            DeviceLost: the process must end.
+        """
+
+    def classify(self, prompts: Sequence[array[int]]) -> list[tuple[float, ...]]:
+        """Log-probability of each class of a classification head, per prompt.
+
+        Raises:
+            OutOfMemory: the batch is too large for the device.
+            DeviceLost: the process must end.
+            ValueError: the model has no such head.
+        """

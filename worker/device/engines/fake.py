@@ -1,0 +1,118 @@
+"""A deterministic engine without a model or torch: for tests, drills and benchmarks.
+
+A prompt's first id may be a directive (see `worker.guards.fake_protocol`); any other prompt is
+unsafe iff the sum of its ids is divisible by three.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from array import array
+from collections.abc import Sequence
+from typing import Final
+
+from worker.device.engines.base import EngineInfo, OutOfMemory
+from worker.guards.fake_protocol import DIRECTIVES
+
+CRASH_EXIT_CODE: Final = 70
+
+_LIKELY, _UNLIKELY, _NEITHER = math.log(0.9), math.log(0.1), math.log(0.01)
+_SCORES: Final = {
+    "safe": (_LIKELY, _UNLIKELY),
+    "unsafe": (_UNLIKELY, _LIKELY),
+    "unparseable": (_NEITHER, _NEITHER),
+}
+_TEXTS: Final = {
+    "safe": tuple('{"答案": "安全"}'.encode()),
+    "unsafe": tuple('{"答案": "不安全"}'.encode()),
+    "unparseable": tuple("这个问题没有结论。".encode()),
+}
+_DIRECTIVE_NAMES: Final = {code: name for name, code in DIRECTIVES.items()}
+_FIRST_DIRECTIVE: Final = min(_DIRECTIVE_NAMES)
+
+
+class FakeEngine:
+    """Answers by protocol after a simulated cost of `batch_s + items * item_s` seconds.
+
+    Labels of `score` are given as (safe, unsafe).
+    """
+
+    def __init__(
+        self,
+        *,
+        batch_s: float = 0.0,
+        item_s: float = 0.0,
+        max_batch_tokens: int = 16_384,
+        max_batch_items: int = 256,
+        context_tokens: int = 1_000_000,
+    ) -> None:
+        self._batch_s = batch_s
+        self._item_s = item_s
+        self._info = EngineInfo(
+            engine="fake",
+            dtype="none",
+            device="cpu",
+            revision="fake-1",
+            max_batch_tokens=max_batch_tokens,
+            max_batch_items=max_batch_items,
+            context_tokens=context_tokens,
+        )
+
+    @property
+    def info(self) -> EngineInfo:
+        """Facts fixed at load time."""
+        return self._info
+
+    def score(
+        self,
+        prompts: Sequence[array[int]],
+        labels: Sequence[Sequence[int]],  # noqa: ARG002 - the protocol fixes them
+    ) -> list[tuple[float, ...]]:
+        """Log-probabilities of (safe, unsafe) per prompt.
+
+        Raises:
+            OutOfMemory: a prompt says so and is not alone.
+        """
+        self._spend(len(prompts))
+        return [_SCORES[_verdict(prompt, alone=len(prompts) == 1)] for prompt in prompts]
+
+    def generate(
+        self,
+        prompts: Sequence[array[int]],
+        *,
+        max_new_tokens: int,
+        stop_ids: Sequence[int],  # noqa: ARG002 - the answers end by themselves
+    ) -> list[tuple[int, ...]]:
+        """UTF-8 bytes of an answer per prompt.
+
+        Raises:
+            OutOfMemory: a prompt says so and is not alone.
+        """
+        self._spend(len(prompts))
+        return [_TEXTS[_verdict(prompt, alone=len(prompts) == 1)][:max_new_tokens] for prompt in prompts]
+
+    def classify(self, prompts: Sequence[array[int]]) -> list[tuple[float, ...]]:
+        """What `score` says: (safe, unsafe)."""
+        return self.score(prompts, ())
+
+    def _spend(self, items: int) -> None:
+        if cost_s := self._batch_s + items * self._item_s:
+            time.sleep(cost_s)
+
+
+def _verdict(prompt: array[int], *, alone: bool) -> str:
+    if prompt[0] < _FIRST_DIRECTIVE:
+        # 2**32 leaves 1 when divided by 3, so the ids' bytes as one number leave what their sum leaves:
+        # five times faster than summing them.
+        return "safe" if int.from_bytes(prompt.tobytes(), "little") % 3 else "unsafe"
+    directive = _DIRECTIVE_NAMES.get(prompt[0], "safe")
+    if directive == "crash":
+        os._exit(CRASH_EXIT_CODE)
+    if directive == "hang":
+        threading.Event().wait()
+    if directive == "oom" and not alone:
+        raise OutOfMemory("the fake device is full")
+    return directive if directive in _SCORES else "safe"

@@ -1,0 +1,69 @@
+"""A small file by which the device process shows its pulse: the supervisor reads it without asking.
+
+It lives in shared memory of the page cache, so it can be read while the device process is stuck.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+_LAYOUT: Final = struct.Struct("<6d")
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """What a device process has done since it started.
+
+    `deadline` is the CLOCK_MONOTONIC second by which the running batch should have ended, 0 when idle.
+    """
+
+    deadline: float = 0.0
+    batches: int = 0
+    items: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+    busy_s: float = 0.0
+
+
+class Heartbeat:
+    """The writing side. Opening it sets every number to zero."""
+
+    def __init__(self, path: Path) -> None:
+        path.write_bytes(bytes(_LAYOUT.size))
+        with path.open("r+b") as file:
+            self._memory = mmap.mmap(file.fileno(), _LAYOUT.size)
+        self._done = Pulse()
+
+    def begin(self, deadline: float) -> None:
+        """A batch starts that should end by `deadline` (CLOCK_MONOTONIC seconds)."""
+        struct.pack_into("<d", self._memory, 0, deadline)
+
+    def end(self, *, items: int = 0, tokens: int = 0, padded_tokens: int = 0, busy_s: float = 0.0) -> None:
+        """The batch ended; one without items failed and counts by its time only."""
+        done = self._done
+        self._done = Pulse(
+            0.0,
+            done.batches + bool(items),
+            done.items + items,
+            done.tokens + tokens,
+            done.padded_tokens + padded_tokens,
+            done.busy_s + busy_s,
+        )
+        beat = self._done
+        _LAYOUT.pack_into(self._memory, 0, 0.0, beat.batches, beat.items, beat.tokens, beat.padded_tokens, beat.busy_s)
+
+
+def read_pulse(path: Path) -> Pulse:
+    """The pulse as it stands; all zero where there is no file yet."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return Pulse()
+    if len(content) < _LAYOUT.size:
+        return Pulse()
+    deadline, batches, items, tokens, padded_tokens, busy_s = _LAYOUT.unpack_from(content)
+    return Pulse(deadline, int(batches), int(items), int(tokens), int(padded_tokens), busy_s)

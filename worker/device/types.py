@@ -1,0 +1,74 @@
+"""What crosses the device socket: ids and numbers only. Knows nothing of text, guards or queues."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+from enum import StrEnum
+
+from schemas.messages import Lane
+
+
+class Kind(StrEnum):
+    """What is asked of the engine."""
+
+    SCORE = "score"
+    GENERATE = "generate"
+    CLASSIFY = "classify"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRequest:
+    """Prompts to run. `labels` matter in score, `stop_ids` and `max_new_tokens` in generate.
+
+    `isolate` asks for one batch per prompt (a chunk that was delivered too often).
+    """
+
+    kind: Kind
+    lane: Lane
+    prompts: list[array[int]]
+    labels: tuple[tuple[int, ...], ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    max_new_tokens: int = 0
+    isolate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Natural-log probabilities: of the request's labels over the whole vocabulary, or of a classifier's classes."""
+
+    logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """The new ids, without prompt and without the stop id."""
+
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """The prompt killed the device process, outlived its deadline or cannot fit, `attempts` times."""
+
+    reason: str
+    attempts: int
+
+
+Answer = Scored | Generated | Dead
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceResult:
+    """Answers in the order of the prompts, and what the batches they rode in cost.
+
+    `infer_s`, `tokens` and `padded_tokens` are summed over those batches whole, strangers' prompts
+    included; `restarts` counts how often the device process was lost on the way.
+    """
+
+    answers: list[Answer]
+    infer_s: float = 0.0
+    batches: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+    restarts: int = 0

@@ -1,0 +1,119 @@
+"""One device process as the supervisor holds it: start, watch, kill, stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import subprocess
+import sys
+import time
+from typing import IO, Any
+
+from infra.errors import DeviceError, GuardError
+from infra.settings import child_environment
+from worker.device.heartbeat import Pulse, read_pulse
+from worker.device.spec import DeviceSpec
+
+
+class DeviceProcess:
+    """A running `python -m worker.device`. Not restarted: a new one takes its place.
+
+    Create it from a thread that lives as long as the process should: the kernel kills the child when
+    the *thread* that started it ends (PR_SET_PDEATHSIG).
+    """
+
+    def __init__(self, spec: DeviceSpec, *, visible_devices: str | None = None) -> None:
+        """Start it. `visible_devices` becomes CUDA_VISIBLE_DEVICES; None leaves it as it is."""
+        # Threads of a parallel region that spin while they wait starve every other process of a CPU worker.
+        changes = {"OMP_WAIT_POLICY": "PASSIVE"}
+        if visible_devices is not None:
+            changes["CUDA_VISIBLE_DEVICES"] = visible_devices
+        self._spec = spec
+        spec.heartbeat_path.unlink(missing_ok=True)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "worker.device", spec.model_dump_json()],
+            env=child_environment(**changes, LIBRA_PARENT_PID=str(os.getpid())),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            start_new_session=True,  # a signal to the supervisor's group must not end it before its consumers
+        )
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; negative: the signal that ended it."""
+        return self._process.poll()
+
+    def wait_ready(self, timeout_s: float) -> None:
+        """Return when it listens.
+
+        Raises:
+            GuardError: it could not load; the message says why.
+            DeviceError: it died, or did not listen in time and was killed.
+        """
+        stdout = self._process.stdout
+        if stdout is None:
+            return
+        try:
+            line = _first_line(stdout, timeout_s)
+        finally:
+            stdout.close()
+            self._process.stdout = None
+        if line is None:
+            self.kill()
+            raise DeviceError(f"the device process of {self._spec.guard} was not ready after {timeout_s:g} s")
+        report: dict[str, Any] = json.loads(line or "{}")
+        if report.get("ready"):
+            return
+        code = self._process.wait()
+        if "error" in report:
+            raise GuardError(report["error"])
+        raise DeviceError(f"the device process of {self._spec.guard} ended with code {code} while starting")
+
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self.exit_code is None
+
+    def overdue(self, now: float) -> bool:
+        """Whether its batch runs past the deadline; `now` in CLOCK_MONOTONIC seconds."""
+        return 0 < self.stats().deadline < now
+
+    def stats(self) -> Pulse:
+        """What it has done since it started."""
+        return read_pulse(self._spec.heartbeat_path)
+
+    def kill(self) -> None:
+        """End it at once (SIGKILL) and reap it."""
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self, grace_s: float) -> int:
+        """Let it answer the batch in hand, then end it; killed after the grace. Returns its exit code."""
+        self._process.terminate()
+        try:
+            return self._process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        return self._process.wait()
+
+
+def _first_line(stream: IO[bytes], timeout_s: float) -> bytes | None:
+    """The first line, what came before the end if there was none, or None after the timeout."""
+    deadline = time.monotonic() + timeout_s
+    line = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(stream, selectors.EVENT_READ)
+        while not line.endswith(b"\n"):
+            if not selector.select(max(0.0, deadline - time.monotonic())):
+                return None
+            # Not the buffered reader: it would wait for more than there is.
+            piece = os.read(stream.fileno(), 4096)
+            if not piece:
+                return line
+            line += piece
+    return line

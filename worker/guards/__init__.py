@@ -1,0 +1,1 @@
+"""Guards turn items into prompt ids and a device's numbers into verdicts. They know no tensors."""

@@ -1,0 +1,88 @@
+"""The contract between a guard and the rest of the worker. Torch-free.
+
+A guard knows language, prompts and labels; it knows nothing about tensors, devices or queues.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Protocol, TypeAlias
+
+from infra.errors import GuardError
+from schemas.guards import Mode
+from schemas.messages import ChunkItem
+from schemas.verdicts import Verdict
+
+PromptIds: TypeAlias = "array[int]"
+"""Token ids of one prompt, as a C int array (typecode "i"): it crosses the device socket as raw bytes."""
+
+
+class Guard(Protocol):
+    """One guard model's language half."""
+
+    @property
+    def name(self) -> str:
+        """The registry name, or the name the worker was started with."""
+
+    @property
+    def model(self) -> str:
+        """Hub id or folder name of the checkpoint, for the fingerprint."""
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """The ways to a verdict that this guard has, the usual one first."""
+
+    @property
+    def prompt_digest(self) -> str:
+        """Short hash over everything that shapes a prompt: template, instruction, labels, tokenizer."""
+
+    @property
+    def label_ids(self) -> tuple[tuple[int, ...], ...]:
+        """Continuations whose probability is read in score mode, in the order the guard expects back."""
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end a generation."""
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Decoding budget of generate mode."""
+
+    def prefix_ids(self, mode: Mode) -> PromptIds:
+        """The ids every prompt of this mode begins with (may be empty): the shared KV prefix."""
+
+    def render(self, items: Sequence[ChunkItem], mode: Mode) -> list[list[PromptIds]]:
+        """Prompts per item: one or several per overlapping window of its content.
+
+        Raises:
+            GuardError: the guard has no such mode, or an item cannot be asked about.
+        """
+
+    def read_scores(self, seq: int, windows: Sequence[Sequence[float]], *, single: bool = False) -> Verdict:
+        """A verdict from natural-log probabilities, a row per prompt: of `label_ids` or of a classifier's classes.
+
+        `single`: the item was one text without a question.
+        """
+
+    def read_ids(self, seq: int, windows: Sequence[Sequence[int]], *, single: bool = False) -> Verdict:
+        """A verdict from generated ids (without the prompt), one row per prompt."""
+
+
+def no_such_mode(guard: Guard, mode: Mode) -> GuardError:
+    """What to raise where a guard is asked for a mode it has not."""
+    return GuardError(
+        f"{guard.name} has no mode {mode.value}; it has {', '.join(known.value for known in guard.modes)}"
+    )
+
+
+def common_length(rows: Sequence[PromptIds]) -> int:
+    """How many leading ids all rows share."""
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False)))
+
+
+def digest_of(*parts: str) -> str:
+    """16 hex characters over all parts."""
+    return hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()

@@ -1,0 +1,48 @@
+"""What a checkpoint's own JSON files say: context, stop ids, decoding budget. Torch-free."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from infra.errors import GuardError
+
+
+def context_tokens_of(folder: Path, card_tokens: int | None) -> int:
+    """The smaller of what the card and config.json allow."""
+    config = read_json(folder / "config.json")
+    config = config.get("text_config", config)
+    known = [tokens for tokens in (card_tokens, config.get("max_position_embeddings")) if isinstance(tokens, int)]
+    if not known:
+        raise GuardError(f"{folder}/config.json has no max_position_embeddings, so the context's length is unknown")
+    return min(known)
+
+
+def generation_stop_ids(folder: Path) -> list[int]:
+    """What generation_config.json and config.json name as the end, in this order."""
+    stops: list[int] = []
+    for name in ("generation_config.json", "config.json"):
+        found = read_json(folder / name).get("eos_token_id") if (folder / name).is_file() else None
+        stops += [] if found is None else found if isinstance(found, list) else [found]
+    return stops
+
+
+def generation_budget(folder: Path, wanted: int) -> int:
+    """The tokens wanted, or the checkpoint's own limit where it is lower."""
+    path = folder / "generation_config.json"
+    own = read_json(path).get("max_new_tokens") if path.is_file() else None
+    return min(wanted, own) if isinstance(own, int) and own > 0 else wanted
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        GuardError: it cannot be read.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise GuardError(f"cannot read {path}: {error}") from error
+    return content

@@ -1,0 +1,97 @@
+"""A deterministic guard without a model: for tests, drills and benchmarks of everything around the model.
+
+Its verdict depends on the text alone. A marker in the text steers it: `[[fake:safe]]`, `[[fake:unsafe]]`,
+`[[fake:unparseable]]`, `[[fake:crash]]` (the device process dies), `[[fake:hang]]` (its batch never ends),
+`[[fake:oom]]` (its batch fits only alone).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from array import array
+from collections.abc import Sequence
+from typing import Final
+
+from schemas.guards import Mode
+from schemas.items import Label
+from schemas.messages import ChunkItem
+from schemas.verdicts import Outcome, Verdict
+from worker.guards.base import PromptIds, no_such_mode
+from worker.guards.fake_protocol import DIRECTIVES
+from worker.guards.reading import worst
+
+_MARKER: Final = re.compile(rf"\[\[fake:({'|'.join(DIRECTIVES)})]]")
+_INT_CODEC: Final = f"utf-32-{sys.byteorder[0]}e"
+_LOW_MASS: Final = 0.5
+_LABELS_BY_ANSWER: Final = {'{"答案": "不安全"}': Label.UNSAFE, '{"答案": "安全"}': Label.SAFE}
+
+
+class FakeGuard:
+    """Ids are the text's UTF-8 bytes, after a directive where the text has a marker."""
+
+    name: Final = "fake"
+    model: Final = "fake"
+    prompt_digest: Final = "fake-1"
+    modes: Final = (Mode.SCORE, Mode.GENERATE)
+    label_ids: Final = ((0,), (1,))
+    stop_ids: Final[tuple[int, ...]] = ()
+    max_new_tokens: Final = 32
+
+    def prefix_ids(self, mode: Mode) -> PromptIds:  # noqa: ARG002 - the Guard protocol's signature
+        """Fake prompts share nothing."""
+        return array("i")
+
+    def render(self, items: Sequence[ChunkItem], mode: Mode) -> list[list[PromptIds]]:
+        """One prompt per item, whatever its length."""
+        if mode not in self.modes:
+            raise no_such_mode(self, mode)
+        return [[_ids(f"{item.question}\n{item.response}")] for item in items]
+
+    def read_scores(
+        self,
+        seq: int,
+        windows: Sequence[Sequence[float]],
+        *,
+        single: bool = False,  # noqa: ARG002
+    ) -> Verdict:
+        """The worst window's likelier label, or unparseable where both are unlikely."""
+        return worst([_read_score(seq, *window) for window in windows])
+
+    def read_ids(
+        self,
+        seq: int,
+        windows: Sequence[Sequence[int]],
+        *,
+        single: bool = False,  # noqa: ARG002
+    ) -> Verdict:
+        """The worst window's label: one of the fake engine's two answers; any other text is unparseable."""
+        return worst([_read_answer(seq, bytes(window).decode(errors="replace")) for window in windows])
+
+
+def _read_score(seq: int, safe_logprob: float, unsafe_logprob: float) -> Verdict:
+    safe, unsafe = math.exp(safe_logprob), math.exp(unsafe_logprob)
+    mass = min(1.0, safe + unsafe)
+    if mass < _LOW_MASS:
+        return Verdict(seq=seq, outcome=Outcome.UNPARSEABLE, label_mass=mass, reason="both labels are unlikely")
+    p_unsafe = unsafe / (safe + unsafe)
+    label = Label.UNSAFE if p_unsafe > 0.5 else Label.SAFE
+    return Verdict(seq=seq, outcome=Outcome.SCORED, label=label, p_unsafe=p_unsafe, label_mass=mass)
+
+
+def _read_answer(seq: int, raw: str) -> Verdict:
+    label = _LABELS_BY_ANSWER.get(raw)
+    if label is None:
+        return Verdict(seq=seq, outcome=Outcome.UNPARSEABLE, raw=raw, reason="not one of the two answers")
+    return Verdict(seq=seq, outcome=Outcome.SCORED, label=label, raw=raw)
+
+
+def _ids(text: str) -> PromptIds:
+    marker = _MARKER.search(text) if "[[fake:" in text else None
+    ids = array("i")
+    # Each byte as an int: 20 times faster than one by one, and benchmarks are to measure the fleet.
+    ids.frombytes(text.encode().decode("latin-1").encode(_INT_CODEC))
+    if marker:
+        ids.insert(0, DIRECTIVES[marker[1]])
+    return ids

@@ -1,0 +1,72 @@
+"""Llama Guard 1 to 4: a conversation in, `safe` or `unsafe` and its codes out.
+
+Prompts come from the checkpoints' own chat templates, which put the task, the categories and `User:` /
+`Agent:` lines around the messages and assess the last role only.
+Source: meta-llama/PurpleLlama@4be64c3:Llama-Guard*/MODEL_CARD.md (answers, codes),
+AmenRa/GuardBench@f4a8cb0:scripts/effectiveness/llama_guard*.py (first-token softmax),
+mozilla-ai/any-guardrail@6b9d71e llama_guard.py (no generation prompt, 20 new tokens).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from schemas.guards import GuardCard
+from schemas.items import Label
+from worker.guards.prompt import QUESTION, RESPONSE, Ask
+from worker.guards.reading import Choice, read_first_line
+from worker.guards.template_guard import Format
+
+_ILLEGAL, _PRIVACY, _RUMORS = "illegal_activities", "privacy_property", "rumors_misinformation"
+_HEALTH, _HATE = "physical_mental_health", "hate_abuse"
+
+_SCENARIOS_1: Final = {"O1": _HATE, "O2": _ILLEGAL, "O3": _ILLEGAL, "O4": _ILLEGAL, "O5": _ILLEGAL, "O6": _HEALTH}
+_SCENARIOS_2: Final = {
+    "S1": _ILLEGAL,
+    "S2": _ILLEGAL,
+    "S3": _ILLEGAL,
+    "S4": _ILLEGAL,
+    "S5": _RUMORS,
+    "S6": _PRIVACY,
+    "S7": _PRIVACY,
+    "S8": _ILLEGAL,
+    "S9": _HATE,
+    "S10": _HEALTH,
+    "S11": _ILLEGAL,
+}
+"""Its numbering differs from that of version 3: no defamation, no elections."""
+SCENARIOS: Final = {
+    "S1": _ILLEGAL,
+    "S2": _ILLEGAL,
+    "S3": _ILLEGAL,
+    "S4": _ILLEGAL,
+    "S5": _RUMORS,
+    "S6": _RUMORS,
+    "S7": _PRIVACY,
+    "S8": _PRIVACY,
+    "S9": _ILLEGAL,
+    "S10": _HATE,
+    "S11": _HEALTH,
+    "S12": _ILLEGAL,
+    "S13": _RUMORS,
+}
+"""Of Llama Guard 3 and 4, and of PolyGuard, which took their codes; S14 (code interpreters) is in no scenario."""
+CHOICES: Final = (Choice("safe", Label.SAFE), Choice("unsafe", Label.UNSAFE))
+
+
+def form(card: GuardCard, folder: Path) -> Format:  # noqa: ARG001 - what all families take
+    """How this version is asked and read."""
+    scenarios = {"1": _SCENARIOS_1, "2": _SCENARIOS_2}.get(card.variant, SCENARIOS)
+    read = partial(read_first_line, pattern=r"[OS]\d+", scenarios=scenarios)
+    # From version 2 on the first generated token can be the blank line: it is put there instead.
+    prefill = "" if card.variant == "1" else "\n\n"
+    return Format(
+        pair=(Ask((("user", QUESTION), ("assistant", RESPONSE)), add_generation_prompt=False, prefill=prefill),),
+        single=(Ask((("user", RESPONSE),), add_generation_prompt=False, prefill=prefill),),
+        read=lambda text, single: read(text),  # noqa: ARG005
+        choices=CHOICES,
+        max_new_tokens=20,
+        needs_separation=card.variant != "1",
+    )

@@ -1,0 +1,164 @@
+"""Guards by name: from a card, a folder or a hub id to a guard that can be used. Torch-free."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from infra.errors import GuardError
+from schemas.guards import GUARDS, Family, GuardCard
+from worker.guards.base import Guard
+from worker.guards.checkpoint import read_json
+from worker.guards.fake import FakeGuard
+
+if TYPE_CHECKING:
+    from worker.guards.template_guard import Format
+
+BUNDLED: Final = {"libra-tiny": Path(__file__).parent / "libra_tiny"}
+"""Checkpoints that ship inside the package."""
+
+_HUB_ID: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_LANGUAGE_FILES: Final = ("*.json", "*.jinja", "*.txt", "*.model")
+_HUB_FILES: Final = ("*.safetensors", *_LANGUAGE_FILES)
+
+
+def load_guard(name: str, location: str | None = None, *, weights: bool = True) -> Guard:
+    """The guard of this name; `location` (a folder or hub id) replaces its own checkpoint.
+
+    A name without a card needs a location; a checkpoint with a classification head classifies, any other is
+    asked in Libra Guard's words. Where a server runs the model (`weights=False`), its other files are enough.
+
+    Raises:
+        GuardError: no such guard, or its checkpoint cannot be found or used.
+    """
+    family = _family(name, location)
+    if family is Family.FAKE:
+        return FakeGuard()
+    card = GUARDS.get(name)
+    if family is Family.UNKNOWN and card:
+        raise GuardError(f"{name} cannot be run ({card.status.value}): {card.note}")
+    folder = resolve_checkpoint(name, location, weights=weights)
+    known: dict[str, Any] = {
+        "name": name,
+        "model": _model_name(name, location),
+        "context_tokens": card.context_tokens if card else None,
+    }
+    # Each brings transformers' tokenizers along: seconds that the fake guard needs not pay.
+    if family is Family.SEQUENCE_CLASSIFIER or (card is None and _has_classes(folder)):
+        from worker.guards.sequence_classifier import SequenceClassifierGuard  # noqa: PLC0415
+
+        return SequenceClassifierGuard(folder, safe_labels=card.safe_labels if card else (), **known)
+    if family is Family.LIBRA or card is None:
+        from worker.guards.libra import LibraGuard  # noqa: PLC0415
+
+        return LibraGuard(folder, **known)
+    from worker.guards.template_guard import TemplateGuard  # noqa: PLC0415
+
+    return TemplateGuard(folder, format_of(card, folder), **known)
+
+
+def format_of(card: GuardCard, folder: Path) -> Format:
+    """How a card's family is asked and read: its module in this package says it.
+
+    Raises:
+        GuardError: the checkpoint lacks something that its prompt needs.
+    """
+    module = importlib.import_module(f"worker.guards.{card.family.value}")
+    form: Format = module.form(card, folder)
+    return form
+
+
+def resolve_checkpoint(name: str, location: str | None = None, *, weights: bool = True) -> Path:
+    """The folder of a guard's checkpoint, with or without its weights; downloaded first where it lives on the hub.
+
+    Raises:
+        GuardError: no such guard or folder, no way to the hub, or files are missing.
+    """
+    if _family(name, location) is Family.FAKE:
+        raise GuardError("the fake guard has no checkpoint; run it on the fake engine")
+    card = GUARDS.get(name)
+    if location is None and name in BUNDLED:
+        return _complete(BUNDLED[name], name, weights=weights)
+    place = location or (card and card.hub_id) or ""
+    folder = Path(place).expanduser()
+    if location and folder.is_dir():
+        return _complete(folder.resolve(), name, weights=weights)
+    if not _HUB_ID.fullmatch(place):
+        raise GuardError(f"{name}: {place!r} is neither a folder nor a hub id (owner/name)")
+    revision = card.revision if card and location is None else None
+    return _complete(_download(place, revision, _HUB_FILES if weights else _LANGUAGE_FILES), name, weights=weights)
+
+
+def _family(name: str, location: str | None) -> Family:
+    if name in GUARDS:
+        return GUARDS[name].family
+    if location is None:
+        close = difflib.get_close_matches(name.lower(), GUARDS, n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(GUARDS)}."
+        raise GuardError(f"no guard named {name!r}; {hint} Your own: {name}=FOLDER or {name}=OWNER/MODEL")
+    return Family.LIBRA
+
+
+def _model_name(name: str, location: str | None) -> str:
+    if location is None:
+        return GUARDS[name].hub_id or name
+    folder = Path(location).expanduser()
+    return folder.resolve().name if folder.is_dir() else location
+
+
+def cached_checkpoint(card: GuardCard) -> str | None:
+    """Where the hub's cache holds a card's checkpoint, if it does; nothing is fetched."""
+    try:
+        from huggingface_hub import snapshot_download  # noqa: PLC0415
+
+        found: str = snapshot_download(card.hub_id or "", revision=card.revision, local_files_only=True)
+    except Exception:  # noqa: BLE001 - not cached, no cache, or no hub client: it is not at hand
+        return None
+    return found
+
+
+@lru_cache
+def _download(hub_id: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
+    try:
+        from huggingface_hub import snapshot_download  # noqa: PLC0415 - only where something must be fetched
+    except ImportError as error:
+        raise GuardError(
+            f"{hub_id} lives on the Hugging Face hub: install huggingface-hub (pip install 'libra-fleet[hub]'), "
+            "or name a folder that holds it"
+        ) from error
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(patterns)))
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise GuardError(f"cannot fetch {hub_id} from the Hugging Face hub: {reason}") from error
+
+
+def _complete(folder: Path, name: str, *, weights: bool) -> Path:
+    """The folder, if it holds what a guard needs."""
+    if not folder.is_dir():
+        raise GuardError(f"{name}: its checkpoint {folder} is not there")
+    missing = [file for file in ("config.json", "tokenizer.json") if not (folder / file).is_file()]
+    if "tokenizer.json" in missing and _brings_tokenizer_code(folder):
+        raise GuardError(f"{name}: {folder} needs its own tokenizer code, which is not run; add a tokenizer.json")
+    if weights and not any(folder.glob("*.safetensors")):
+        missing.append("*.safetensors")
+    if missing:
+        raise GuardError(f"{name}: {folder} lacks {', '.join(missing)}")
+    return folder
+
+
+def _has_classes(folder: Path) -> bool:
+    architectures = read_json(folder / "config.json").get("architectures") or []
+    return any(str(name).endswith("ForSequenceClassification") for name in architectures)
+
+
+def _brings_tokenizer_code(folder: Path) -> bool:
+    try:
+        return "auto_map" in json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False

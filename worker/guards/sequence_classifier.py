@@ -1,0 +1,173 @@
+"""Any sequence-classification checkpoint (a COLD detector, say): one text in, classes out.
+
+The text is the response; a question is not judged. Classes are named by the config's `id2label`; which of them
+mean safe is said by the card, or by names that say so themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from infra.errors import GuardError
+from schemas.guards import Mode
+from schemas.items import Label
+from schemas.messages import ChunkItem
+from schemas.verdicts import Outcome, Verdict
+from worker.guards.base import PromptIds, digest_of, no_such_mode
+from worker.guards.checkpoint import context_tokens_of, read_json
+from worker.guards.reading import worst
+from worker.guards.vocabulary import Vocabulary
+from worker.guards.windows import fitting_windows
+
+SAFE_NAMES: Final = frozenset(
+    {"safe", "benign", "normal", "neutral", "ok", "clean", "安全", "不违规", "正常", "无风险", "非冒犯"}
+    | {
+        f"{no}{sep}{word}"
+        for no in ("non", "not")
+        for sep in "-_ "
+        for word in ("offensive", "toxic", "harmful", "hate")
+    }
+)
+"""Class names that say of themselves that they mean safe."""
+_UNSAFE_FROM: Final = 0.5
+_SAMPLE: Final = "你好 world"
+
+
+class SequenceClassifierGuard:
+    """One checkpoint with a classification head.
+
+    Raises:
+        GuardError: no class is known to mean safe, or its tokenizer writes special tokens in between.
+    """
+
+    modes: Final = (Mode.CLASSIFY,)
+    label_ids: Final[tuple[tuple[int, ...], ...]] = ()
+    stop_ids: Final[tuple[int, ...]] = ()
+    max_new_tokens: Final = 0
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        name: str,
+        model: str,
+        safe_labels: Sequence[str] = (),
+        context_tokens: int | None = None,
+    ) -> None:
+        self.name, self.model = name, model
+        self._words = Vocabulary(folder)
+        config = read_json(folder / "config.json")
+        self._classes = _classes(config, folder)
+        self._multi_label = is_multi_label(config)
+        self._safe = _safe_classes(self._classes, safe_labels, folder, multi_label=self._multi_label)
+        self._head, self._tail = self._special_ids(folder)
+        self._limit = _usable_context(config, context_tokens_of(folder, context_tokens))
+        self.prompt_digest = digest_of(
+            self._words.digest, *self._classes, *map(str, sorted(self._safe)), str(self._limit)
+        )
+
+    def prefix_ids(self, mode: Mode) -> PromptIds:  # noqa: ARG002 - the Guard protocol's signature
+        """Nothing is shared: an encoder has no KV cache."""
+        return array("i")
+
+    def render(self, items: Sequence[ChunkItem], mode: Mode) -> list[list[PromptIds]]:
+        """The response between the tokenizer's own special tokens, in windows where it is long."""
+        if mode not in self.modes:
+            raise no_such_mode(self, mode)
+        return [self._render(item.model_copy(update={"question": ""})) for item in items]
+
+    def read_scores(
+        self,
+        seq: int,
+        windows: Sequence[Sequence[float]],
+        *,
+        single: bool = False,  # noqa: ARG002 - one text is all it judges
+    ) -> Verdict:
+        """The worst window's verdict; `windows` holds log-probabilities of the classes."""
+        return worst([self._read(seq, [math.exp(value) for value in row]) for row in windows])
+
+    def read_ids(self, seq: int, windows: Sequence[Sequence[int]], *, single: bool = False) -> Verdict:
+        """A classifier writes nothing.
+
+        Raises:
+            GuardError: always.
+        """
+        raise GuardError(f"{self.name} classifies; it cannot have written {len(windows)} texts ({seq=}, {single=})")
+
+    def _render(self, item: ChunkItem) -> list[PromptIds]:
+        (whole,) = self._encode([("", item.response)])
+        if len(whole) <= self._limit:
+            return [whole]
+        return fitting_windows(
+            item,
+            self._encode,
+            limit=self._limit,
+            room=self._limit - len(self._head) - len(self._tail),
+            token_starts=self._words.token_starts,
+            name=self.name,
+        )
+
+    def _encode(self, dialogues: Sequence[tuple[str, str]]) -> list[PromptIds]:
+        return [self._head + row + self._tail for row in self._words.batch_ids([text for _, text in dialogues])]
+
+    def _special_ids(self, folder: Path) -> tuple[PromptIds, PromptIds]:
+        """What the tokenizer itself writes around a text, such as [CLS] and [SEP]."""
+        found = self._words.full.encode(_SAMPLE, add_special_tokens=True)
+        text = self._words.full.encode(_SAMPLE, add_special_tokens=False).ids
+        at = next((n for n in range(len(found.ids)) if found.ids[n : n + len(text)] == text), None)
+        if at is None or self._words.text_ids(_SAMPLE).tolist() != text:
+            raise GuardError(f"the tokenizer of {folder} writes special tokens in a way that is not supported")
+        return array("i", found.ids[:at]), array("i", found.ids[at + len(text) :])
+
+    def _read(self, seq: int, probabilities: Sequence[float]) -> Verdict:
+        unsafe = {at: p for at, p in enumerate(probabilities) if at not in self._safe}
+        p_unsafe = min(1.0, max(unsafe.values()) if self._multi_label else sum(unsafe.values()))
+        if p_unsafe <= _UNSAFE_FROM:
+            return Verdict(seq=seq, outcome=Outcome.SCORED, label=Label.SAFE, p_unsafe=p_unsafe)
+        named = [at for at, p in unsafe.items() if p > _UNSAFE_FROM] if self._multi_label else []
+        named = named or [max(unsafe, key=lambda at: unsafe[at])]
+        categories = tuple(self._classes[at] for at in named)
+        return Verdict(seq=seq, outcome=Outcome.SCORED, label=Label.UNSAFE, p_unsafe=p_unsafe, categories=categories)
+
+
+def is_multi_label(config: dict[str, Any]) -> bool:
+    """Whether each class has a probability of its own (a sigmoid), one class included."""
+    return config.get("problem_type") == "multi_label_classification" or len(_id2label(config)) == 1
+
+
+def _id2label(config: dict[str, Any]) -> dict[str, str]:
+    # transformers leaves out the default of two nameless classes.
+    found: dict[str, str] = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+    return found
+
+
+def _classes(config: dict[str, Any], folder: Path) -> tuple[str, ...]:
+    named = _id2label(config)
+    try:
+        return tuple(str(named[str(at)]) for at in range(len(named)))
+    except KeyError as error:
+        raise GuardError(f"{folder}/config.json: id2label does not number its classes from 0") from error
+
+
+def _safe_classes(
+    classes: Sequence[str], safe_labels: Sequence[str], folder: Path, *, multi_label: bool
+) -> frozenset[int]:
+    known = {label.casefold() for label in safe_labels} or SAFE_NAMES
+    safe = frozenset(at for at, name in enumerate(classes) if name.casefold() in known)
+    # In multi-label, safe is what no class claims.
+    if len(safe) == len(classes) or not (safe or multi_label):
+        raise GuardError(
+            f"{folder}/config.json: none of its classes ({', '.join(classes)}) is known to mean safe; "
+            "name it in id2label, for example as 'safe'"
+        )
+    return safe
+
+
+def _usable_context(config: dict[str, Any], tokens: int) -> int:
+    """RoBERTa's positions begin after its padding id."""
+    roberta = str(config.get("model_type", "")) in ("roberta", "xlm-roberta", "camembert")
+    return tokens - (int(config.get("pad_token_id", 1)) + 1 if roberta else 0)

@@ -1,0 +1,187 @@
+"""A guard made of one family's format and one checkpoint. Torch-free.
+
+The families' files hold data and small functions (`Format`); what they have in common is here.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from infra.errors import GuardError
+from schemas.guards import Mode
+from schemas.items import Label
+from schemas.messages import ChunkItem
+from schemas.verdicts import Verdict
+from worker.guards.base import PromptIds, common_length, digest_of, no_such_mode
+from worker.guards.checkpoint import context_tokens_of, generation_budget, generation_stop_ids
+from worker.guards.prompt import Ask, Dialogue, Prompt
+from worker.guards.reading import Answer, Choice, from_answer, from_logprobs, worst
+from worker.guards.vocabulary import Vocabulary
+from worker.guards.windows import fitting_windows
+
+MIN_ROOM: Final = 64
+"""Tokens of content that a prompt must have room for; below, windows would judge scraps of sentences."""
+_PROBES: Final = ("", "你", "word", "7", " ", "\n", "“", "，", "(", '"', "!", "😀", "é")
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one family is asked and read.
+
+    `pair` asks about question and response, one prompt per policy, `single` about one text; without it a
+    single text is asked about as the response to an empty question. `read` gets a generated text and
+    whether the item was single. Without `choices` there is no score mode.
+    """
+
+    pair: tuple[Ask, ...]
+    read: Callable[[str, bool], Answer]
+    single: tuple[Ask, ...] = ()
+    choices: tuple[Choice, ...] = ()
+    max_new_tokens: int = 128
+    threshold: Callable[[bool], float] = lambda single: 0.5  # noqa: ARG005 - most have one for all
+    needs_separation: bool = True
+    """Whether a checkpoint whose template has no control token after the user's text is refused."""
+    one_token_choices: bool = False
+    keeps_controls: bool = False
+    """The answer is made of control tokens."""
+    turn_end_stops: bool = True
+    """The control token after the user's text also ends the model's."""
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """The ways to a verdict that this format has."""
+        return (Mode.SCORE, Mode.GENERATE) if self.choices else (Mode.GENERATE,)
+
+
+class TemplateGuard:
+    """One checkpoint asked in its family's format.
+
+    Raises:
+        GuardError: the folder's tokenizer or template cannot do it, or its context is too short.
+    """
+
+    def __init__(self, folder: Path, form: Format, *, name: str, model: str, context_tokens: int | None = None) -> None:
+        self.name, self.model, self.modes = name, model, form.modes
+        self._form = form
+        self._words = Vocabulary(folder)
+        self._asks = {
+            False: [Prompt(ask, self._words, folder) for ask in form.pair],
+            True: [Prompt(ask, self._words, folder) for ask in form.single or form.pair],
+        }
+        prompts = [*self._asks[False], *self._asks[True]]
+        if form.needs_separation and not all(prompt.separates for prompt in prompts):
+            raise GuardError(
+                f"the chat template of {folder} has no control token after the user's text, "
+                "so a text could pretend to be the answer"
+            )
+        context = context_tokens_of(folder, context_tokens)
+        self.max_new_tokens = min(generation_budget(folder, form.max_new_tokens), context // 4)
+        self.label_ids = self._labels(prompts)
+        answers = {Mode.SCORE: max(map(len, self.label_ids), default=0), Mode.GENERATE: self.max_new_tokens}
+        self._limits = {mode: context - answers[mode] for mode in self.modes}
+        if min(limit - self._overhead(mode) for mode, limit in self._limits.items()) < MIN_ROOM:
+            raise GuardError(f"{folder}: a context of {context:,} tokens is too short for the instruction and a text")
+        self.stop_ids = self._stops(folder, prompts)
+        texts = [prompt.rendered + "\0" + prompt.ask.prefill for prompt in prompts]
+        self.prompt_digest = digest_of(
+            *texts, *(choice.text for choice in form.choices), self._words.digest, str(context)
+        )
+
+    def prefix_ids(self, mode: Mode) -> PromptIds:
+        """The ids that prompts share whatever their text begins with."""
+        if mode not in self.modes:
+            return array("i")
+        rows = [row for prompt in self._asks[False] for row in self._encode(prompt, [(p, p) for p in _PROBES], mode)]
+        return rows[0][: common_length(rows)]
+
+    def render(self, items: Sequence[ChunkItem], mode: Mode) -> list[list[PromptIds]]:
+        """Per item one prompt per policy and window; nothing is cut off."""
+        if mode not in self.modes:
+            raise no_such_mode(self, mode)
+        return [self._render(item, mode) for item in items]
+
+    def read_scores(self, seq: int, windows: Sequence[Sequence[float]], *, single: bool = False) -> Verdict:
+        """The worst prompt's verdict; `windows` holds log-probabilities of the choices."""
+        asks, threshold = self._asks[single], self._form.threshold(single)
+        return worst(
+            [
+                from_logprobs(seq, self._form.choices, row, threshold=threshold, policy=asks[at % len(asks)].ask.policy)
+                for at, row in enumerate(windows)
+            ]
+        )
+
+    def read_ids(self, seq: int, windows: Sequence[Sequence[int]], *, single: bool = False) -> Verdict:
+        """The worst prompt's verdict, parsed from what the model wrote."""
+        asks = self._asks[single]
+        found = []
+        for at, ids in enumerate(windows):
+            text = self._words.decode(ids, keep_controls=self._form.keeps_controls)
+            verdict = from_answer(seq, self._form.read(text, single), text)
+            policy = asks[at % len(asks)].ask.policy
+            if policy and verdict.label is Label.UNSAFE:
+                verdict = verdict.model_copy(update={"categories": (policy, *verdict.categories)})
+            found.append(verdict)
+        return worst(found)
+
+    def _render(self, item: ChunkItem, mode: Mode) -> list[PromptIds]:
+        single, limit = not item.question, self._limits[mode]
+        prompts = self._ask_all(single, mode, [(item.question, item.response)])
+        if max(map(len, prompts)) <= limit:
+            return prompts
+        return fitting_windows(
+            item,
+            partial(self._ask_all, single, mode),
+            limit=limit,
+            room=limit - self._overhead(mode),
+            token_starts=self._words.token_starts,
+            name=self.name,
+        )
+
+    def _ask_all(self, single: bool, mode: Mode, dialogues: Sequence[Dialogue]) -> list[PromptIds]:  # noqa: FBT001 - bound by partial
+        """All policies of the first window, then of the second: their place says which policy it was."""
+        by_policy = [self._encode(prompt, dialogues, mode) for prompt in self._asks[single]]
+        return [prompt for window in zip(*by_policy, strict=True) for prompt in window]
+
+    def _encode(self, prompt: Prompt, dialogues: Sequence[Dialogue], mode: Mode) -> list[PromptIds]:
+        if mode is Mode.GENERATE:
+            return prompt.encode(dialogues)
+        # A label is cut off again so that it and the text before it merge as they do in a whole answer.
+        label = self.label_ids[0]
+        rows = prompt.encode(dialogues, prompt.ask.prefill + self._form.choices[0].text)
+        if any(tuple(row[-len(label) :]) != label for row in rows):
+            raise GuardError(f"the tokenizer of {self.name} merges its answer with the text before it")
+        return [row[: -len(label)] for row in rows]
+
+    def _overhead(self, mode: Mode) -> int:
+        return max(
+            len(self._encode(prompt, [("", "")], mode)[0]) for prompts in self._asks.values() for prompt in prompts
+        )
+
+    def _labels(self, prompts: Sequence[Prompt]) -> tuple[tuple[int, ...], ...]:
+        """What each choice goes on with after what all begin with; the same whatever stands before it."""
+        if not self._form.choices:
+            return ()
+        seen = set()
+        for prompt in prompts:
+            for probe in _PROBES[:1] if prompt.separates else _PROBES:
+                texts = [prompt.ask.prefill + choice.text for choice in self._form.choices]
+                rows = [prompt.encode([(probe, probe)], text)[0] for text in texts]
+                shared = common_length(rows)
+                seen.add(tuple(tuple(row[shared:]) for row in rows))
+        labels = seen.pop()
+        if seen or not all(labels) or len(set(labels)) < len(labels):
+            raise GuardError(f"the tokenizer of {self.name} cannot tell its labels apart")
+        if self._form.one_token_choices and any(len(label) > 1 for label in labels):
+            raise GuardError(f"the labels of {self.name} are not one token each; is it another model's tokenizer?")
+        return labels
+
+    def _stops(self, folder: Path, prompts: Sequence[Prompt]) -> tuple[int, ...]:
+        eos = self._words.loaded.eos_token_id
+        ends = {prompt.turn_end for prompt in prompts} if self._form.turn_end_stops else set()
+        turn_ends = [self._words.controls[end] for end in sorted(end for end in ends if end)]
+        return tuple(dict.fromkeys([*([] if eos is None else [eos]), *turn_ends, *generation_stop_ids(folder)]))

@@ -1,0 +1,181 @@
+"""What a consumer does with one chunk: decode, render, let the device judge, publish. Torch-free.
+
+The message is acknowledged by Celery after `Judge` returns, thus after the verdicts are published.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+import structlog
+
+from infra.board import HELD_FOR_S, Board
+from infra.broker import queue_of
+from infra.errors import GuardError
+from infra.log import get_logger
+from infra.patience import forgiving, patiently
+from schemas.guards import Mode
+from schemas.messages import ChunkItem, JudgeChunk, Lane, VerdictChunk, decode_chunk
+from schemas.verdicts import Fingerprint, Outcome, Timings, Verdict
+from worker.device.client import DeviceClient
+from worker.device.types import Answer, Dead, DeviceRequest, Generated, Kind, Scored
+from worker.guards.base import Guard, PromptIds
+
+ISOLATE_FROM_DELIVERY: Final = 3
+"""A chunk delivered this often has seen workers die: its items run one by one."""
+
+_NO_NUMBER: Final = "the model's scores are not numbers (NaN): its arithmetic overflowed"
+
+log = get_logger(__name__)
+
+
+def holder_of(worker_id: str, pid: int) -> str:
+    """How the board calls one consumer process of a worker; the one that replaces it has another name."""
+    return f"{worker_id}/{pid}"
+
+
+class Judge:
+    """Judges the chunks of one guard and lane on one device. Thread-safe."""
+
+    def __init__(
+        self,
+        *,
+        guard: Guard,
+        lane: Lane,
+        device: DeviceClient,
+        board: Board,
+        publish: Callable[[VerdictChunk], None],
+        fingerprints: dict[Mode, Fingerprint],
+        worker_id: str,
+    ) -> None:
+        self._guard = guard
+        self._queue = queue_of(guard.name, lane)
+        self._device = device
+        self._board = board
+        self._publish = publish
+        self._fingerprints = fingerprints
+        self._worker_id = worker_id
+        self._holder = holder_of(worker_id, os.getpid())
+        self._in_hand: set[str] = set()
+        self._in_hand_lock = threading.Lock()
+
+    def __call__(self, body: str) -> None:
+        """Judge one chunk and publish its verdicts.
+
+        Raises:
+            schemas.messages.MessageError: the body is no chunk this version can read.
+            infra.errors.DeviceError: the device process did not come back in time; nothing was published.
+        """
+        taken_at = time.time()
+        chunk = decode_chunk(JudgeChunk, body)
+        with structlog.contextvars.bound_contextvars(run=chunk.run_id, chunk=chunk.chunk_no):
+            delivery = patiently(lambda: self._board.take(chunk.chunk_id, chunk.run_id, self._queue, self._holder))
+            with self._held(chunk.chunk_id):
+                if delivery.settled or delivery.cancelled:
+                    log.info("chunk_skipped", settled=delivery.settled, cancelled=delivery.cancelled)
+                    return
+                isolate = delivery.deliveries >= ISOLATE_FROM_DELIVERY
+                verdicts = self._judge(chunk, queue_s=max(0.0, taken_at - chunk.enqueued_at), isolate=isolate)
+                self._publish(verdicts)
+
+    @contextmanager
+    def _held(self, chunk_id: str) -> Iterator[None]:
+        with self._in_hand_lock:
+            self._in_hand.add(chunk_id)
+        try:
+            yield
+        finally:
+            with self._in_hand_lock:
+                self._in_hand.discard(chunk_id)
+            with forgiving("release"):
+                self._board.release(self._queue, self._holder, chunk_id)
+
+    def keep_holding(self, stop: threading.Event) -> None:
+        """Say every few seconds which chunks are in hand, so that no reconciler takes them for lost."""
+        while not stop.wait(HELD_FOR_S / 3):
+            with self._in_hand_lock:
+                chunk_ids = list(self._in_hand)
+            try:
+                self._board.hold(self._queue, self._holder, chunk_ids)
+            except Exception as error:  # noqa: BLE001 - a loop's edge: the broker may be away, the loop must go on
+                log.warning("hold_failed", error=str(error))
+
+    def _judge(self, chunk: JudgeChunk, *, queue_s: float, isolate: bool) -> VerdictChunk:
+        started = time.perf_counter()
+        windows, refused = self._render(chunk)
+        rendered = time.perf_counter()
+        prompts = [prompt for item_prompts in windows for prompt in item_prompts]
+        answers = iter(self._device.run(self._request(chunk, prompts, isolate=isolate)).answers if prompts else ())
+        verdicts = tuple(
+            self._read(item, item_prompts, [next(answers) for _ in item_prompts])
+            if item_prompts
+            else Verdict(seq=item.seq, outcome=Outcome.DEAD, reason=refused[item.seq])
+            for item, item_prompts in zip(chunk.items, windows, strict=True)
+        )
+        device_s = time.perf_counter() - rendered
+        return VerdictChunk(
+            run_id=chunk.run_id,
+            chunk_no=chunk.chunk_no,
+            iteration=chunk.iteration,
+            attempt=chunk.attempt,
+            worker=self._worker_id,
+            fingerprint=self._fingerprints[chunk.mode],
+            timings=Timings(queue_s=queue_s, render_s=rendered - started, device_s=device_s),
+            verdicts=verdicts,
+        )
+
+    def _render(self, chunk: JudgeChunk) -> tuple[list[list[PromptIds]], dict[int, str]]:
+        """Prompts per item, and why an item has none. One item that cannot be asked must not cost its neighbours."""
+        try:
+            return self._guard.render(chunk.items, chunk.mode), {}
+        except GuardError as error:
+            log.warning("chunk_rendered_singly", reason=str(error))
+        windows: list[list[PromptIds]] = []
+        refused: dict[int, str] = {}
+        for item in chunk.items:
+            try:
+                windows += self._guard.render([item], chunk.mode)
+            except GuardError as error:
+                windows.append([])
+                refused[item.seq] = str(error)
+        return windows, refused
+
+    def _request(self, chunk: JudgeChunk, prompts: list[PromptIds], *, isolate: bool) -> DeviceRequest:
+        guard = self._guard
+        if chunk.mode is Mode.SCORE:
+            return DeviceRequest(Kind.SCORE, chunk.lane, prompts, labels=guard.label_ids, isolate=isolate)
+        if chunk.mode is Mode.CLASSIFY:
+            return DeviceRequest(Kind.CLASSIFY, chunk.lane, prompts, isolate=isolate)
+        return DeviceRequest(
+            Kind.GENERATE,
+            chunk.lane,
+            prompts,
+            stop_ids=guard.stop_ids,
+            max_new_tokens=guard.max_new_tokens,
+            isolate=isolate,
+        )
+
+    def _read(self, item: ChunkItem, prompts: Sequence[PromptIds], answers: Sequence[Answer]) -> Verdict:
+        tokens = sum(map(len, prompts))
+        scores = [answer.logprobs for answer in answers if isinstance(answer, Scored)]
+        reason = next((answer.reason for answer in answers if isinstance(answer, Dead)), None)
+        if any(map(math.isnan, itertools.chain.from_iterable(scores))):
+            reason = reason or _NO_NUMBER
+        if reason is not None:
+            return Verdict(
+                seq=item.seq, outcome=Outcome.DEAD, reason=reason, prompt_tokens=tokens, windows=len(prompts)
+            )
+        ids = [answer.ids for answer in answers if isinstance(answer, Generated)]
+        single = not item.question
+        if scores:
+            verdict = self._guard.read_scores(item.seq, scores, single=single)
+        else:
+            verdict = self._guard.read_ids(item.seq, ids, single=single)
+        return verdict.model_copy(update={"prompt_tokens": tokens, "windows": len(prompts)})

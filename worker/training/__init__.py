@@ -1,0 +1,1 @@
+"""Makes guards: data pipeline and training recipes. The only other place that may import torch."""
