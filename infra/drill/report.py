@@ -113,7 +113,8 @@ def broken_bounds(struck: Sequence[Struck], ends: Mapping[str, ChunkEnd], *, lea
         for chunk in _hit_by(each, ends):
             hits[chunk] = hits.get(chunk, 0) + 1
     vain = [
-        f"chunk {chunk}: {end.wasted} of {end.size} items judged in vain, {hits.get(chunk, 0)} faults hit it"
+        f"chunk {chunk}: {end.wasted} of {end.size} items judged in vain, {hits.get(chunk, 0)} faults hit it, "
+        f"{end.attempt - 1} times tried again"
         for chunk, end in ends.items()
         if end.wasted > end.size * hits.get(chunk, 0)
     ]
