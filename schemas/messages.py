@@ -1,7 +1,8 @@
 """What travels on the broker: versioned, frozen messages.
 
 A reader that meets a newer version raises `NewerVersionError`: the message is then parked, never
-dropped, so that a fleet can be upgraded machine by machine.
+dropped, so that a fleet can be upgraded machine by machine. A field that a reader can do without needs no
+new version: see `schemas.base.Shared`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any, Final, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
-from schemas.base import Frozen
+from schemas.base import ADDED, Shared
 from schemas.guards import Mode
 from schemas.verdicts import Fingerprint, Timings, Verdict
 
@@ -34,7 +35,7 @@ class NewerVersionError(MessageError):
     """A message written by a newer version than this reader."""
 
 
-class ChunkItem(Frozen):
+class ChunkItem(Shared):
     """An item as the worker needs it: no id, no truth, only its place in the run and its text."""
 
     seq: int = Field(ge=0)
@@ -42,10 +43,11 @@ class ChunkItem(Frozen):
     response: str
 
 
-class JudgeChunk(Frozen):
+class JudgeChunk(Shared):
     """Up to 64 items on their way to a worker.
 
-    `enqueued_at` is the ledger's clock in epoch seconds: the reconciler's watermark reads it.
+    `enqueued_at` is the ledger's clock in epoch seconds: the reconciler's watermark reads it. With `cache` what a
+    device answered before may be taken again; with `verdict_only` a model may stop writing once its verdict is known.
     """
 
     version: Literal[1] = WIRE_VERSION
@@ -58,6 +60,8 @@ class JudgeChunk(Frozen):
     lane: Lane
     enqueued_at: float
     items: tuple[ChunkItem, ...] = Field(min_length=1)
+    cache: bool = Field(default=False, **ADDED)
+    verdict_only: bool = Field(default=False, **ADDED)
 
     @property
     def chunk_id(self) -> str:
@@ -65,7 +69,7 @@ class JudgeChunk(Frozen):
         return f"{self.run_id}/{self.chunk_no}"
 
 
-class VerdictChunk(Frozen):
+class VerdictChunk(Shared):
     """The verdicts of one judged chunk on their way to the collector."""
 
     version: Literal[1] = WIRE_VERSION

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from schemas.base import Frozen
+from schemas.base import ADDED, Frozen, Shared
 from schemas.guards import Mode
 from schemas.items import ItemId
 from schemas.messages import Lane
@@ -27,10 +27,12 @@ class RunState(StrEnum):
         return self in (RunState.COMPLETE, RunState.CANCELLED)
 
 
-class RunSpec(Frozen):
+class RunSpec(Shared):
     """What the user asked for. `source` says where the items came from, as given on the command line.
 
     `checkpoint` is what a worker started for this run loads in place of the guard's own (folder or hub id).
+    `cache`: what a device answered before may be taken again; never where every item is judged several times.
+    `verdict_only`: a model may stop writing once its verdict is known.
     """
 
     guard: str
@@ -44,6 +46,13 @@ class RunSpec(Frozen):
     repeat: int = Field(default=1, ge=1)
     seed: int | None = None
     skip_invalid: bool = False
+    cache: bool = Field(default=False, **ADDED)
+    verdict_only: bool = Field(default=False, **ADDED)
+
+    @property
+    def uses_cache(self) -> bool:
+        """Whether its chunks may be answered from the cache: a second judgement that is a copy would say nothing."""
+        return self.cache and self.repeat == 1
 
 
 class InvalidRow(Frozen):
@@ -110,12 +119,13 @@ class Throughput(Frozen):
     device_p95_s: float | None = None
 
 
-class RunReport(Frozen):
+class RunReport(Shared):
     """Everything a run ends with, as data. Rendering it is somebody else's work.
 
     `groups` holds one MetricGroup of kind "average" (the benchmark's unweighted mean over sources),
     "all" (the whole run), one per "source", "category" and "subcategory" (named category/subcategory), and
-    "baseline" (constant unsafe). infra.metrics names and defines their metrics.
+    "baseline" (constant unsafe). infra.metrics names and defines their metrics. `cached` counts the judgements
+    that came from the cache.
     """
 
     version: int = 1
@@ -132,5 +142,6 @@ class RunReport(Frozen):
     invalid_rows: tuple[InvalidRow, ...] = ()
     invalid_count: int = 0
     dead_items: tuple[ItemId, ...] = ()
+    cached: int = Field(default=0, ge=0, **ADDED)
     receipt: str = ""
     created_at: str = ""

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from pydantic import Field, model_validator
 
-from schemas.base import Frozen
+from schemas.base import ADDED, Frozen, Shared
 from schemas.guards import Mode
 from schemas.items import Label
 
@@ -20,7 +20,7 @@ class Outcome(StrEnum):
     DEAD = "dead"
 
 
-class Verdict(Frozen):
+class Verdict(Shared):
     """The settled end of one item: scored with a label, unparseable, or dead with a reason.
 
     `p_unsafe` and `label_mass` lie in [0, 1] and are absent where the mode gives none.
@@ -28,6 +28,7 @@ class Verdict(Frozen):
     pieces of a long content, times the policies of a guard that is asked about one at a time (the worst wins).
     `categories` hold the guard's own codes, the project's scenario beside them where there is one
     ("S10:hate_abuse"); "controversial" among them: unsafe by the strict reading, safe by the loose one.
+    `cached`: the device gave these answers before, to the same prompts; it did nothing for this item.
     """
 
     seq: int = Field(ge=0)
@@ -40,6 +41,7 @@ class Verdict(Frozen):
     raw: str | None = None
     prompt_tokens: int = Field(default=0, ge=0)
     windows: int = Field(default=1, ge=1)
+    cached: bool = Field(default=False, **ADDED)
 
     @model_validator(mode="after")
     def _outcome_matches_fields(self) -> Verdict:
@@ -50,7 +52,7 @@ class Verdict(Frozen):
         return self
 
 
-class Timings(Frozen):
+class Timings(Shared):
     """Where a chunk's time went, in seconds."""
 
     queue_s: float = 0.0

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from infra.errors import DataError, RunError, UsageError
+from schemas.guards import Mode
 from schemas.items import Item
 from schemas.messages import ChunkItem, JudgeChunk
 from schemas.runs import InvalidRow, RunSpec, RunState
@@ -145,6 +146,8 @@ def _cut(
                 lane=spec.lane,
                 enqueued_at=place.enqueued_at,
                 items=wire,
+                cache=spec.uses_cache,
+                verdict_only=spec.verdict_only,
             )
             chunk_no += 1
         first_seq += len(group)
@@ -191,10 +194,15 @@ def accepted_hashes(engine: sa.Engine, run_id: str, item_ids: Sequence[str]) -> 
 
 
 def live_run(engine: sa.Engine, spec: RunSpec, *, tenant: str) -> str:
-    """The id of today's unsealed run of a tenant and guard (by the ledger's clock), opened where there is none."""
+    """The id of today's unsealed run of a tenant and guard (by the ledger's clock), opened where there is none.
+
+    Traffic that is judged otherwise has a run of its own: what is lost is judged again as its run says.
+    """
+    analysed = spec.mode is Mode.GENERATE and not spec.verdict_only
+    otherwise = ("-analysis" if analysed else "") + ("" if spec.cache else "-uncached")
     with engine.begin() as connection:
         day = connection.scalar(sa.text("SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYYMMDD')"))
-        name = f"live-{tenant}-{spec.guard}-{spec.mode}-{day}"
+        name = f"live-{tenant}-{spec.guard}-{spec.mode}{otherwise}-{day}"
         known = connection.scalar(sa.text("SELECT id FROM runs WHERE name = :name"), {"name": name})
     if known is not None:
         return str(known)

@@ -143,6 +143,8 @@ def take_up(connection: sa.Connection, lost: OverdueChunk) -> JudgeChunk | None:
         lane=spec.lane,
         enqueued_at=row.at,
         items=tuple(ChunkItem(seq=item.seq, question=item.question, response=item.response) for item in items),
+        cache=spec.uses_cache,
+        verdict_only=spec.verdict_only,
     )
 
 

@@ -204,11 +204,11 @@ FRAMES = [
     ),
     frame(Started(id=1), pack_ints([0, 1])),
     frame(
-        Answers(id=1, kind=Kind.SCORE, count=2, infer_s=0.1, batch_items=2, tokens=5, padded_tokens=6),
+        Answers(id=1, kind=Kind.SCORE, count=2, infer_s=0.1, batch_rows=2, tokens=5, padded_tokens=6),
         pack_answers(Kind.SCORE, [0, 1], [[-0.1, -2.0], [-0.5, -1.0]]),
     ),
     frame(
-        Answers(id=1, kind=Kind.GENERATE, count=2, infer_s=0.1, batch_items=2, tokens=5, padded_tokens=6),
+        Answers(id=1, kind=Kind.GENERATE, count=2, infer_s=0.1, batch_rows=2, tokens=5, padded_tokens=6),
         pack_answers(Kind.GENERATE, [0, 1], [[1, 2], [3]]),
     ),
     frame(Failed(id=1, reason="为什么"), pack_ints([1])),

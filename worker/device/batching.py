@@ -8,6 +8,9 @@ The rules, in order:
 3. It is filled with its nearest neighbours in length that share its key, while the padded size
    (prompts x longest) stays within the token budget. An entry above the budget goes alone.
 
+4. Equal prompts that wait at the same time are one entry: it runs once and answers all who ask. Once a
+   live one is among them it is live.
+
 Isolation needs no rule of its own: a prompt that must run alone has a key of its own.
 """
 
@@ -29,13 +32,17 @@ T = TypeVar("T")
 
 @dataclass(slots=True, eq=False)
 class Entry(Generic[T]):
-    """One waiting prompt. A lower ticket came earlier; only entries of equal key share a batch."""
+    """One waiting prompt. A lower ticket came earlier; only entries of equal key share a batch.
+
+    `items` are those who wait for its answer. Entries that are equal in key and `ids` are the same prompt.
+    """
 
     ticket: int
     lane: Lane
     tokens: int
     key: Hashable
-    item: T
+    ids: Hashable
+    items: list[T]
 
 
 def padded_tokens(batch: list[Entry[T]]) -> int:
@@ -44,32 +51,46 @@ def padded_tokens(batch: list[Entry[T]]) -> int:
 
 
 class Waiting(Generic[T]):
-    """Entries that wait, by arrival and by length. Not thread-safe."""
+    """Entries that wait, by arrival and by length. Its length is the number of items. Not thread-safe."""
 
     def __init__(self) -> None:
         self._entries: dict[int, Entry[T]] = {}
+        self._by_prompt: dict[tuple[Hashable, Hashable], Entry[T]] = {}
         # Tickets in order of arrival; those already taken are skipped when they reach the front.
         self._arrivals: dict[Lane, deque[int]] = {lane: deque() for lane in Lane}
         self._by_length: dict[tuple[Lane, Hashable], list[tuple[int, int]]] = {}
         self._live_streak = 0
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return sum(len(entry.items) for entry in self._entries.values())
+
+    def __bool__(self) -> bool:
+        return bool(self._entries)
 
     def add(self, entry: Entry[T]) -> None:
-        """Let an entry wait. Tickets are unique and grow."""
+        """Let an entry wait, or its items beside those of the same prompt. Tickets are unique and grow."""
+        twin = self._by_prompt.get((entry.key, entry.ids))
+        if twin is not None and (twin.lane is Lane.LIVE or entry.lane is Lane.BULK):
+            twin.items += entry.items
+            return
+        if twin is not None:
+            self._remove(twin)
+            entry.items = twin.items + entry.items
         self._entries[entry.ticket] = entry
+        self._by_prompt[entry.key, entry.ids] = entry
         self._arrivals[entry.lane].append(entry.ticket)
         insort(self._by_length.setdefault((entry.lane, entry.key), []), (entry.tokens, entry.ticket))
 
     def drop(self, condition: Callable[[T], bool]) -> int:
-        """Forget every entry whose item meets the condition; returns how many."""
-        gone = [entry for entry in self._entries.values() if condition(entry.item)]
-        for entry in gone:
-            queue = self._by_length[entry.lane, entry.key]
-            position = bisect_left(queue, (entry.tokens, entry.ticket))
-            self._cut(entry.lane, entry.key, position, position + 1)
-        return len(gone)
+        """Forget every item that meets the condition, and the entries that nobody waits for; returns how many items."""
+        dropped = 0
+        for entry in list(self._entries.values()):
+            kept = [item for item in entry.items if not condition(item)]
+            dropped += len(entry.items) - len(kept)
+            entry.items = kept
+            if not kept:
+                self._remove(entry)
+        return dropped
 
     def waits(self, lane: Lane) -> bool:
         """Whether anything of this lane waits."""
@@ -105,9 +126,16 @@ class Waiting(Generic[T]):
             arrivals.popleft()
         return self._entries[arrivals[0]] if arrivals else None
 
+    def _remove(self, entry: Entry[T]) -> None:
+        queue = self._by_length[entry.lane, entry.key]
+        position = bisect_left(queue, (entry.tokens, entry.ticket))
+        self._cut(entry.lane, entry.key, position, position + 1)
+
     def _cut(self, lane: Lane, key: Hashable, start: int, stop: int) -> list[Entry[T]]:
         queue = self._by_length[lane, key]
         taken = [self._entries.pop(ticket) for _, ticket in queue[start:stop]]
+        for entry in taken:
+            del self._by_prompt[entry.key, entry.ids]
         del queue[start:stop]
         if not queue:
             del self._by_length[lane, key]

@@ -275,4 +275,6 @@ def _header(request: DeviceRequest, request_id: int, group: _Group) -> Request:
         labels=request.labels,
         stop_ids=request.stop_ids,
         max_new_tokens=request.max_new_tokens,
+        verdict_ids=request.verdict_ids,
+        iteration=request.iteration,
     )

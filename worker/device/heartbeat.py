@@ -11,19 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-_LAYOUT: Final = struct.Struct("<6d")
+_LAYOUT: Final = struct.Struct("<7d")
 
 
 @dataclass(frozen=True, slots=True)
 class Pulse:
     """What a device process has done since it started.
 
-    `deadline` is the CLOCK_MONOTONIC second by which the running batch should have ended, 0 when idle.
+    `deadline` is the CLOCK_MONOTONIC second by which the running batch should have ended, 0 when idle. `items`
+    counts prompts that were answered, `rows` those that ran (equal ones that wait together run once), and so do
+    `tokens` and `padded_tokens`.
     """
 
     deadline: float = 0.0
     batches: int = 0
     items: int = 0
+    rows: int = 0
     tokens: int = 0
     padded_tokens: int = 0
     busy_s: float = 0.0
@@ -42,19 +45,23 @@ class Heartbeat:
         """A batch starts that should end by `deadline` (CLOCK_MONOTONIC seconds)."""
         struct.pack_into("<d", self._memory, 0, deadline)
 
-    def end(self, *, items: int = 0, tokens: int = 0, padded_tokens: int = 0, busy_s: float = 0.0) -> None:
+    def end(
+        self, *, items: int = 0, rows: int = 0, tokens: int = 0, padded_tokens: int = 0, busy_s: float = 0.0
+    ) -> None:
         """The batch ended; one without items failed and counts by its time only."""
         done = self._done
         self._done = Pulse(
             0.0,
             done.batches + bool(items),
             done.items + items,
+            done.rows + rows,
             done.tokens + tokens,
             done.padded_tokens + padded_tokens,
             done.busy_s + busy_s,
         )
         beat = self._done
-        _LAYOUT.pack_into(self._memory, 0, 0.0, beat.batches, beat.items, beat.tokens, beat.padded_tokens, beat.busy_s)
+        counts = (beat.batches, beat.items, beat.rows, beat.tokens, beat.padded_tokens)
+        _LAYOUT.pack_into(self._memory, 0, 0.0, *counts, beat.busy_s)
 
 
 def read_pulse(path: Path) -> Pulse:
@@ -65,5 +72,5 @@ def read_pulse(path: Path) -> Pulse:
         return Pulse()
     if len(content) < _LAYOUT.size:
         return Pulse()
-    deadline, batches, items, tokens, padded_tokens, busy_s = _LAYOUT.unpack_from(content)
-    return Pulse(deadline, int(batches), int(items), int(tokens), int(padded_tokens), busy_s)
+    deadline, *counts, busy_s = _LAYOUT.unpack_from(content)
+    return Pulse(deadline, *map(int, counts), busy_s)

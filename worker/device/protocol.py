@@ -24,7 +24,7 @@ from schemas.messages import Lane
 from worker.device.engines.base import EngineInfo
 from worker.device.types import Generated, Kind, Scored
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 MAX_HEADER_BYTES: Final = 1 << 20
 MAX_PAYLOAD_BYTES: Final = 64 << 20
 """A chunk holds at most 1 MiB of text, so its ids take a few MiB."""
@@ -55,6 +55,8 @@ class Request(Frozen):
     labels: tuple[tuple[int, ...], ...] = ()
     stop_ids: tuple[int, ...] = ()
     max_new_tokens: int = Field(default=0, ge=0)
+    verdict_ids: tuple[tuple[int, ...], ...] = ()
+    iteration: int = Field(default=0, ge=0)
 
 
 class Started(Frozen):
@@ -67,7 +69,7 @@ class Started(Frozen):
 class Answers(Frozen):
     """Answers of one batch. Payload: indexes (int32), then the rows of `pack_rows`.
 
-    `batch_items`, `tokens` (useful) and `padded_tokens` describe the whole batch.
+    `batch_rows`, `tokens` (useful) and `padded_tokens` describe the whole batch as it ran: equal prompts are one row.
     """
 
     type: Literal["answers"] = "answers"
@@ -75,7 +77,7 @@ class Answers(Frozen):
     kind: Kind
     count: int = Field(ge=1)
     infer_s: float
-    batch_items: int
+    batch_rows: int
     tokens: int
     padded_tokens: int
 

@@ -110,6 +110,8 @@ class _Prompt:
 
 
 _Batch = list[Entry[_Prompt]]
+_Place = tuple[int, int]
+"""A prompt's index in its request, and its row in the batch."""
 
 
 class Server:
@@ -200,17 +202,20 @@ class Server:
 
     def _entry(self, prompt: _Prompt) -> Entry[_Prompt]:
         request = prompt.ask.request
-        ticket = next(self._tickets)
-        alone = ticket if request.alone else None
-        key = (request.kind, request.labels, request.stop_ids, request.max_new_tokens, alone)
-        return Entry(ticket, request.lane, len(prompt.ids) + request.max_new_tokens, key, prompt)
+        ids = (prompt.ids.tobytes(), request.iteration)
+        key = (
+            *(request.kind, request.labels, request.stop_ids, request.max_new_tokens, request.verdict_ids),
+            ids if request.alone else None,
+        )
+        tokens = len(prompt.ids) + request.max_new_tokens
+        return Entry(next(self._tickets), request.lane, tokens, key, ids, [prompt])
 
     # The engine's thread.
 
     def _next_batch(self) -> _Batch:
         """The next batch, waiting for one; empty when stopping."""
         with self._changed:
-            self._changed.wait_for(lambda: self._stopping or len(self.waiting) > 0)
+            self._changed.wait_for(lambda: self._stopping or bool(self.waiting))
             if self._stopping:
                 return []
             return self.waiting.take(
@@ -226,8 +231,8 @@ class Server:
     def _run(self, batch: _Batch) -> list[_Batch]:
         """Run one batch and answer it; returns the smaller batches to run in its place if it failed."""
         asks = _by_ask(batch)
-        for ask, positions in asks.items():
-            ask.client.send(Started(id=ask.request.id), pack_ints([batch[at].item.index for at in positions]))
+        for ask, places in asks.items():
+            ask.client.send(Started(id=ask.request.id), pack_ints([index for index, _ in places]))
         started = time.monotonic()
         self._heartbeat.begin(started + self._batch_deadline_s)
         reasons: Mapping[int, str] = {}
@@ -241,27 +246,32 @@ class Server:
         except DeviceLost:
             raise
         except Exception as error:  # whatever an engine raises, every prompt must get an answer
-            log.exception("batch_failed", items=len(batch))
+            log.exception("batch_failed", rows=len(batch))
             self._heartbeat.end(busy_s=time.monotonic() - started)
             return _alone(batch, f"the engine failed: {type(error).__name__}: {error}"[:MAX_REASON])
         infer_s = time.monotonic() - started
         self._account(batch, infer_s)
         for at, reason in reasons.items():
-            _refuse(batch[at].item, reason)
-        answered = {ask: [at for at in positions if at not in reasons] for ask, positions in asks.items()}
+            _refuse(batch[at], reason)
+        answered = {ask: [place for place in places if place[1] not in reasons] for ask, places in asks.items()}
         self._answer(batch, answered, rows, infer_s)
         return []
 
     def _infer(self, batch: _Batch) -> Sequence[Sequence[float]]:
-        request = batch[0].item.ask.request
-        prompts = [entry.item.ids for entry in batch]
+        request = batch[0].items[0].ask.request
+        prompts = [entry.items[0].ids for entry in batch]
         rows: Sequence[Sequence[float]]
         if request.kind is Kind.SCORE:
             rows = self._engine.score(prompts, request.labels)
         elif request.kind is Kind.CLASSIFY:
             rows = self._engine.classify(prompts)
         else:
-            rows = self._engine.generate(prompts, max_new_tokens=request.max_new_tokens, stop_ids=request.stop_ids)
+            rows = self._engine.generate(
+                prompts,
+                max_new_tokens=request.max_new_tokens,
+                stop_ids=request.stop_ids,
+                verdict_ids=request.verdict_ids,
+            )
         if len(rows) != len(batch):
             raise ValueError(f"the engine gave {len(rows)} answers to {len(batch)} prompts")
         return rows
@@ -276,43 +286,44 @@ class Server:
             )
         full = self._info.max_batch_tokens
         self._budget = min(full, self._budget + full // BUDGET_STEPS + 1)
-        tokens = sum(entry.tokens for entry in batch)
-        self._heartbeat.end(items=len(batch), tokens=tokens, padded_tokens=padded, busy_s=infer_s)
+        items, tokens = sum(len(entry.items) for entry in batch), sum(entry.tokens for entry in batch)
+        self._heartbeat.end(items=items, rows=len(batch), tokens=tokens, padded_tokens=padded, busy_s=infer_s)
 
     def _answer(
-        self, batch: _Batch, asks: dict[_Ask, list[int]], rows: Sequence[Sequence[float]], infer_s: float
+        self, batch: _Batch, asks: dict[_Ask, list[_Place]], rows: Sequence[Sequence[float]], infer_s: float
     ) -> None:
         padded, tokens = padded_tokens(batch), sum(entry.tokens for entry in batch)
-        for ask, positions in asks.items():
-            if not positions:
+        for ask, places in asks.items():
+            if not places:
                 continue
             header = Answers(
                 id=ask.request.id,
                 kind=ask.request.kind,
-                count=len(positions),
+                count=len(places),
                 infer_s=infer_s,
-                batch_items=len(batch),
+                batch_rows=len(batch),
                 tokens=tokens,
                 padded_tokens=padded,
             )
-            indexes = [batch[at].item.index for at in positions]
-            ask.client.send(header, pack_answers(header.kind, indexes, [rows[at] for at in positions]))
+            indexes = [index for index, _ in places]
+            ask.client.send(header, pack_answers(header.kind, indexes, [rows[at] for _, at in places]))
 
     def _after_out_of_memory(self, batch: _Batch) -> list[_Batch]:
         """Halve the budget and the batch; a prompt that does not fit alone has no answer."""
         if len(batch) == 1:
             return _alone(batch, "the prompt alone does not fit into the device's memory")
         self._budget = max(1, min(self._budget, padded_tokens(batch) // 2))
-        log.warning("out_of_memory", items=len(batch), budget_tokens=self._budget)
+        log.warning("out_of_memory", rows=len(batch), budget_tokens=self._budget)
         middle = len(batch) // 2
         return [batch[middle:], batch[:middle]]
 
 
-def _by_ask(batch: _Batch) -> dict[_Ask, list[int]]:
-    """The positions in the batch of each request's prompts."""
-    asks: dict[_Ask, list[int]] = {}
-    for position, entry in enumerate(batch):
-        asks.setdefault(entry.item.ask, []).append(position)
+def _by_ask(batch: _Batch) -> dict[_Ask, list[_Place]]:
+    """Of each request: its prompts in the batch by index, and the rows they ride in."""
+    asks: dict[_Ask, list[_Place]] = {}
+    for row, entry in enumerate(batch):
+        for prompt in entry.items:
+            asks.setdefault(prompt.ask, []).append((prompt.index, row))
     return asks
 
 
@@ -320,14 +331,15 @@ def _alone(batch: _Batch, reason: str) -> list[_Batch]:
     """One batch per prompt; a prompt that was alone already is answered as failed instead."""
     if len(batch) > 1:
         return [[entry] for entry in batch]
-    _refuse(batch[0].item, reason)
+    _refuse(batch[0], reason)
     return []
 
 
-def _refuse(prompt: _Prompt, reason: str) -> None:
-    """Say that a prompt has no answer."""
-    header = Failed(id=prompt.ask.request.id, reason=reason[:MAX_REASON])
-    prompt.ask.client.send(header, pack_ints([prompt.index]))
+def _refuse(entry: Entry[_Prompt], reason: str) -> None:
+    """Say that a prompt has no answer, to all who wait for it."""
+    for prompt in entry.items:
+        header = Failed(id=prompt.ask.request.id, reason=reason[:MAX_REASON])
+        prompt.ask.client.send(header, pack_ints([prompt.index]))
 
 
 def serve(

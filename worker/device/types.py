@@ -19,9 +19,11 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DeviceRequest:
-    """Prompts to run. `labels` matter in score, `stop_ids` and `max_new_tokens` in generate.
+    """Prompts to run. `labels` matter in score, `stop_ids`, `max_new_tokens` and `verdict_ids` in generate.
 
-    `isolate` asks for one batch per prompt (a chunk that was delivered too often).
+    A continuation may end one id after the first of the sequences `verdict_ids` in it: the verdict is known.
+    `isolate` asks for one batch per prompt (a chunk that was delivered too often). Prompts that are equal in
+    all this and wait together run once, unless they belong to different judgements of a repeated run (`iteration`).
     """
 
     kind: Kind
@@ -30,6 +32,8 @@ class DeviceRequest:
     labels: tuple[tuple[int, ...], ...] = ()
     stop_ids: tuple[int, ...] = ()
     max_new_tokens: int = 0
+    verdict_ids: tuple[tuple[int, ...], ...] = ()
+    iteration: int = 0
     isolate: bool = False
 
 

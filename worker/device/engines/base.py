@@ -60,9 +60,16 @@ class Engine(Protocol):
         """
 
     def generate(
-        self, prompts: Sequence[array[int]], *, max_new_tokens: int, stop_ids: Sequence[int]
+        self,
+        prompts: Sequence[array[int]],
+        *,
+        max_new_tokens: int,
+        stop_ids: Sequence[int],
+        verdict_ids: Sequence[Sequence[int]] = (),
     ) -> list[tuple[int, ...]]:
         """Greedy continuation of each prompt, without the stop id.
+
+        One that holds a sequence of `verdict_ids` may end one id after the first of them: the verdict is known.
 
         Raises:
             OutOfMemory: the batch is too large for the device.

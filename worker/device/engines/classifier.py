@@ -91,6 +91,7 @@ class ClassifierEngine:
         *,
         max_new_tokens: int,
         stop_ids: Sequence[int],  # noqa: ARG002 - the protocol's signature
+        verdict_ids: Sequence[Sequence[int]] = (),  # noqa: ARG002
     ) -> list[tuple[int, ...]]:
         """Not with a classifier.
 

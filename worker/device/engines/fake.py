@@ -85,6 +85,7 @@ class FakeEngine:
         *,
         max_new_tokens: int,
         stop_ids: Sequence[int],  # noqa: ARG002 - the answers end by themselves
+        verdict_ids: Sequence[Sequence[int]] = (),  # noqa: ARG002
     ) -> list[tuple[int, ...]]:
         """UTF-8 bytes of an answer per prompt.
 

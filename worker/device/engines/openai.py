@@ -81,7 +81,12 @@ class OpenAIEngine:
         return self._each(prompts, partial(ask, labels=labels))
 
     def generate(
-        self, prompts: Sequence[array[int]], *, max_new_tokens: int, stop_ids: Sequence[int]
+        self,
+        prompts: Sequence[array[int]],
+        *,
+        max_new_tokens: int,
+        stop_ids: Sequence[int],
+        verdict_ids: Sequence[Sequence[int]] = (),  # noqa: ARG002 - a server knows the end of a text, not of a verdict
     ) -> list[tuple[int, ...]]:
         """Greedy continuation of each prompt, without the stop id; cut-off text becomes ids again where it must.
 

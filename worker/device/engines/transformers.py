@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 from infra.errors import GuardError
 from infra.log import get_logger
 from worker.device.engines.base import DeviceLost, EngineInfo, OutOfMemory
+from worker.device.engines.verdict_stop import VerdictKnown, until_verdict
 
 log = get_logger(__name__)
 
@@ -128,9 +129,16 @@ class TransformersEngine:
         return [tuple(row) for row in rows]
 
     def generate(
-        self, prompts: Sequence[array[int]], *, max_new_tokens: int, stop_ids: Sequence[int]
+        self,
+        prompts: Sequence[array[int]],
+        *,
+        max_new_tokens: int,
+        stop_ids: Sequence[int],
+        verdict_ids: Sequence[Sequence[int]] = (),
     ) -> list[tuple[int, ...]]:
         """Greedy continuation of each prompt, without the stop id: Hugging Face's own generate.
+
+        One that holds a sequence of `verdict_ids` ends one id after the first of them.
 
         Raises:
             OutOfMemory: the batch is too large for the device.
@@ -142,6 +150,7 @@ class TransformersEngine:
         pad = stop_ids[0] if stop_ids else _PAD
         ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
         mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        stopping = [VerdictKnown(verdict_ids, prompt_tokens=longest, device=self._device)] if verdict_ids else None
         with device_errors(), torch.inference_mode():
             output = self._model.generate(
                 input_ids=ids.to(self._device),
@@ -151,10 +160,11 @@ class TransformersEngine:
                 max_new_tokens=max_new_tokens,
                 eos_token_id=list(stop_ids) or None,
                 pad_token_id=pad,
+                stopping_criteria=stopping,
             )
             rows: list[list[int]] = output[:, longest:].cpu().tolist()
         stops = set(stop_ids)
-        return [tuple(_until(row, stops)) for row in rows]
+        return [tuple(until_verdict(_until(row, stops), verdict_ids)) for row in rows]
 
     def classify(self, prompts: Sequence[array[int]]) -> list[tuple[float, ...]]:
         """Not with a causal language model.

@@ -31,7 +31,7 @@ HEADERS = [
         stop_ids=(9,),
     ),
     protocol.Started(id=3),
-    protocol.Answers(id=1, kind=Kind.SCORE, count=2, infer_s=0.25, batch_items=4, tokens=10, padded_tokens=16),
+    protocol.Answers(id=1, kind=Kind.SCORE, count=2, infer_s=0.25, batch_rows=4, tokens=10, padded_tokens=16),
     protocol.Failed(id=2, reason="zu groß"),
 ]
 
@@ -59,7 +59,7 @@ def test_any_payload_is_rows_or_refused(payload: bytes, count: int) -> None:
 
 
 def answers(kind: Kind, count: int) -> protocol.Answers:
-    return protocol.Answers(id=1, kind=kind, count=count, infer_s=0.1, batch_items=3, tokens=1, padded_tokens=1)
+    return protocol.Answers(id=1, kind=kind, count=count, infer_s=0.1, batch_rows=3, tokens=1, padded_tokens=1)
 
 
 def test_scores_survive_bit_by_bit() -> None:
