@@ -159,7 +159,11 @@ class Board:
 
     def announce_worker(self, worker_id: str, facts: dict[str, object]) -> None:
         """Keep a worker or collector on the list; it vanishes when this is not repeated."""
-        self._redis.set(self._key("worker", worker_id), json.dumps(facts), ex=_WORKER_TTL_S)
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.set(self._key("worker", worker_id), json.dumps(facts), ex=_WORKER_TTL_S)
+            pipe.sadd(self._key("workers"), worker_id)
+            pipe.expire(self._key("workers"), _WORKER_TTL_S)
+            pipe.execute()
 
     def withdraw_worker(self, worker_id: str) -> None:
         """Take a worker off the list at once."""
@@ -167,9 +171,15 @@ class Board:
 
     def workers(self) -> list[dict[str, object]]:
         """Everything announced and alive."""
-        keys = list(self._redis.scan_iter(self._key("worker", "*"), count=1_000))
-        found = self._redis.mget(keys) if keys else []
-        return [json.loads(facts) for facts in cast("list[str | None]", found) if facts]
+        # A list of their names: a scan would walk over every key of a Redis that also holds a cache.
+        names = sorted(cast("set[str]", self._redis.smembers(self._key("workers"))))
+        found = cast(
+            "list[str | None]", self._redis.mget([self._key("worker", name) for name in names]) if names else []
+        )
+        gone = [name for name, facts in zip(names, found, strict=True) if facts is None]
+        if gone:
+            self._redis.srem(self._key("workers"), *gone)
+        return [json.loads(facts) for facts in found if facts]
 
     def park(self, queue: str, reason: str, body: str) -> None:
         """Set aside a message that cannot be read here; nothing is dropped silently."""

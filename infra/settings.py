@@ -40,6 +40,8 @@ class Settings(BaseSettings):
 
     retention: Retention = Field(Retention.FULL, description="full, hash or none: text that stays once settled")
 
+    cache_ttl_s: int = Field(86_400, ge=0, description="a device's answers are kept so long; 0: not at all")
+
     bulk_threads: int = Field(4, ge=1, description="bulk chunks a consumer holds at once")
     live_threads: int = Field(8, ge=1, description="live chunks a consumer holds at once")
     collector_threads: int = Field(2, ge=1, description="verdict chunks a collector settles at once")

@@ -105,8 +105,8 @@ def known_run(found: Services, order: Order) -> RunStatus | None:
     known = reading.find_run(found.engine, order.name) if order.name else None
     if known is None:
         return None
-    theirs, ours = known.spec.model_dump(mode="json"), order.spec.model_dump(mode="json")
-    differing = [f"{field} {theirs[field]}, not {ours[field]}" for field in ours if theirs[field] != ours[field]]
+    pairs = {field: (getattr(known.spec, field), getattr(order.spec, field)) for field in RunSpec.model_fields}
+    differing = [f"{field} {theirs}, not {ours}" for field, (theirs, ours) in pairs.items() if theirs != ours]
     if differing:
         raise UsageError(f"there is a run named {order.name} already, with {'; '.join(differing)}")
     return known

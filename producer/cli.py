@@ -30,6 +30,8 @@ from producer.options import (
     GuardChoice,
     Order,
     Outlet,
+    analysis_option,
+    cache_option,
     guard_option,
     json_option,
     mode_for,
@@ -194,6 +196,8 @@ bench.add_command(parity)
 @click.option("--question", default="", help="The question that TEXT answers, if it is a model's response.")
 @guard_option
 @mode_option
+@cache_option(default=True)
+@analysis_option
 @click.option("--timeout", "timeout_s", type=float, default=30, show_default=True, help="Seconds to wait.")
 @takes_fleet
 @json_option
@@ -203,6 +207,8 @@ def judge(
     question: str,
     guard: GuardChoice,
     mode: str | None,
+    cache: bool,
+    analysis: bool,
     timeout_s: float,
     fleet: FleetChoice,
     as_json: bool,
@@ -217,7 +223,7 @@ def judge(
         source="live:cli",
     )
     with connected() as found, fleet_for(found, spec, fleet):
-        client = LiveClient(found, guard=guard.name, mode=spec.mode, tenant="cli")
+        client = LiveClient(found, guard=guard.name, mode=spec.mode, tenant="cli", cache=cache, analysis=analysis)
         try:
             verdict = client.judge(text, question=question, timeout_s=timeout_s)
         except ValidationError as error:

@@ -36,21 +36,48 @@ class Ticket(NamedTuple):
 
 
 class LiveClient:
-    """Live traffic of one tenant through one guard. Thread-safe."""
+    """Live traffic of one tenant through one guard. Thread-safe.
 
-    def __init__(self, services: Services, *, guard: str, mode: Mode = Mode.SCORE, tenant: str = "default") -> None:
+    `cache`: whether what a device answered before to the very same prompts is taken again. `analysis`: whether
+    a model in mode generate writes on after its verdict.
+    """
+
+    def __init__(
+        self,
+        services: Services,
+        *,
+        guard: str,
+        mode: Mode = Mode.SCORE,
+        tenant: str = "default",
+        cache: bool = True,
+        analysis: bool = False,
+    ) -> None:
         self._services = services
         self._tenant = tenant
-        self._spec = RunSpec(guard=guard, mode=mode, lane=Lane.LIVE, source=f"live:{tenant}")
+        self._spec = RunSpec(
+            guard=guard,
+            mode=mode,
+            lane=Lane.LIVE,
+            source=f"live:{tenant}",
+            cache=cache,
+            verdict_only=mode is Mode.GENERATE and not analysis,
+        )
 
     @classmethod
     @contextmanager
     def open(
-        cls, *, guard: str, mode: Mode = Mode.SCORE, tenant: str = "default", settings: Settings | None = None
+        cls,
+        *,
+        guard: str,
+        mode: Mode = Mode.SCORE,
+        tenant: str = "default",
+        cache: bool = True,
+        analysis: bool = False,
+        settings: Settings | None = None,
     ) -> Iterator[LiveClient]:
         """A client on the configured servers (or the embedded ones)."""
         with services(settings or load_settings()) as found:
-            yield cls(found, guard=guard, mode=mode, tenant=tenant)
+            yield cls(found, guard=guard, mode=mode, tenant=tenant, cache=cache, analysis=analysis)
 
     def submit(self, items: Sequence[Item]) -> list[Ticket]:
         """Accept items into the ledger and put them on the live lane; a ticket for each, in the order given.

@@ -138,6 +138,21 @@ mode_option = click.option(
 )
 
 
+analysis_option = click.option(
+    "--analysis", is_flag=True, help="In mode generate, let the model write on after its verdict."
+)
+
+
+def cache_option(*, default: bool) -> Callable[[Command[R]], Command[R]]:
+    """The option --cache/--no-cache with this default."""
+    return click.option(
+        "--cache/--no-cache",
+        default=default,
+        show_default=True,
+        help="Take what a device answered before to the very same prompts.",
+    )
+
+
 def mode_for(guard: GuardChoice, mode: str | None) -> Mode:
     """The mode asked for, or the guard's usual one; one that its card does not have would only make dead items."""
     card = GUARDS.get(guard.name)
@@ -167,14 +182,19 @@ def takes_order(command: Command[R]) -> Command[R]:
         seed: int | None,
         repeat: int,
         skip_invalid: bool,
+        cache: bool,
+        analysis: bool,
         **rest: object,
     ) -> R:
         if seed is not None and limit is None:
             raise click.UsageError("--seed chooses the sample that --limit takes: give both, or neither")
+        if cache and repeat > 1:
+            raise click.UsageError("--repeat judges every item anew: it goes with no --cache")
+        chosen = mode_for(guard, mode)
         spec = RunSpec(
             guard=guard.name,
             checkpoint=guard.checkpoint,
-            mode=mode_for(guard, mode),
+            mode=chosen,
             lane=Lane.BULK,
             source=_absolute(source) if source else source,
             shard_index=shard[0],
@@ -183,6 +203,8 @@ def takes_order(command: Command[R]) -> Command[R]:
             repeat=repeat,
             seed=seed,
             skip_invalid=skip_invalid,
+            cache=cache,
+            verdict_only=chosen is Mode.GENERATE and not analysis,
         )
         return command(order=Order(source, spec, name), **rest)
 
@@ -205,6 +227,8 @@ def takes_order(command: Command[R]) -> Command[R]:
         click.option("--seed", type=int, help="With --limit: a random sample by this seed, not the first rows."),
         click.option("--repeat", type=click.IntRange(min=1), default=1, help="Judge every item so many times."),
         click.option("--skip-invalid", is_flag=True, help="List bad rows in the report instead of refusing the data."),
+        cache_option(default=False),
+        analysis_option,
     )
 
 

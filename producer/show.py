@@ -104,4 +104,6 @@ def print_verdict(verdict: Verdict, *, as_json: bool) -> None:
         line = Text(verdict.label.value, style="bold green" if verdict.label is Label.SAFE else "bold red")
         if verdict.p_unsafe is not None:
             line.append(f"  p(unsafe) = {verdict.p_unsafe:.4f}", style="not bold default")
+        if verdict.cached:
+            line.append("  (from the cache)", style="not bold dim default")
         out.print(line)

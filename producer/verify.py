@@ -45,6 +45,7 @@ def _facts(result: Audit) -> dict[str, object]:
         "receipt": result.receipt,
         "wasted_items": result.wasted_items,
         "reattempted_chunks": result.reattempted_chunks,
+        **({"cached_items": result.cached_items} if result.cached_items else {}),
         "checks": [check._asdict() for check in result.checks],
     }
 
@@ -59,4 +60,6 @@ def _show(result: Audit, status: reading.RunStatus) -> None:
     _out.print(table)
     _out.print(f"{counts.accepted:,} accepted · {counts.settled:,} settled · {counts.pending:,} pending")
     _out.print(f"{result.wasted_items:,} items judged in vain · {result.reattempted_chunks:,} chunks tried again")
+    if result.cached_items:
+        _out.print(f"{result.cached_items:,} items answered from the cache")
     _out.print(f"receipt {result.receipt}")

@@ -19,6 +19,7 @@ from celery.signals import setup_logging
 
 from infra.board import Board, open_board
 from infra.broker import JUDGE, Publisher, make_app, queue_of, worker_queues
+from infra.cache import open_cache
 from infra.errors import DeviceError
 from infra.log import configure_logging, get_logger
 from infra.process import die_with_parent
@@ -26,7 +27,9 @@ from infra.settings import Settings, load_settings
 from schemas.guards import Mode
 from schemas.messages import Lane, MessageError
 from schemas.verdicts import Fingerprint
+from worker.answers import AnswerCache
 from worker.device.client import DeviceClient
+from worker.device.engines.base import EngineInfo
 from worker.guards.base import Guard
 from worker.guards.registry import load_guard
 from worker.parking import parking_consumer
@@ -78,6 +81,16 @@ def fingerprints_of(guard: Guard, device: DeviceClient) -> dict[Mode, Fingerprin
     }
 
 
+def answer_cache(redis_url: str, settings: Settings, info: EngineInfo) -> AnswerCache | None:
+    """The cache in front of this device; None where it is switched off, or where the model can change under its name.
+
+    A server's model is known by its name alone.
+    """
+    if not settings.cache_ttl_s or info.engine.startswith("openai"):
+        return None
+    return AnswerCache(open_cache(redis_url, settings), settings.retention)
+
+
 def register_judge(app: Celery, judge: Judge, board: Board, queue: str) -> None:
     """Make `judge` the task that this consumer runs."""
 
@@ -110,6 +123,7 @@ def run_consumer(spec: ConsumerSpec, settings: Settings) -> None:
         publish=Publisher(app).settle,
         fingerprints=fingerprints_of(guard, device),
         worker_id=spec.worker_id,
+        cache=answer_cache(redis_url, settings, device.info),
     )
     queue = queue_of(spec.guard, spec.lane)
     register_judge(app, judge, board, queue)

@@ -10,8 +10,9 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Final
 
 import structlog
@@ -24,6 +25,7 @@ from infra.patience import forgiving, patiently
 from schemas.guards import Mode
 from schemas.messages import ChunkItem, JudgeChunk, Lane, VerdictChunk, decode_chunk
 from schemas.verdicts import Fingerprint, Outcome, Timings, Verdict
+from worker.answers import AnswerCache, Answered
 from worker.device.client import DeviceClient
 from worker.device.types import Answer, Dead, DeviceRequest, Generated, Kind, Scored
 from worker.guards.base import Guard, PromptIds
@@ -54,6 +56,7 @@ class Judge:
         publish: Callable[[VerdictChunk], None],
         fingerprints: dict[Mode, Fingerprint],
         worker_id: str,
+        cache: AnswerCache | None = None,
     ) -> None:
         self._guard = guard
         self._queue = queue_of(guard.name, lane)
@@ -61,6 +64,7 @@ class Judge:
         self._board = board
         self._publish = publish
         self._fingerprints = fingerprints
+        self._cache = cache
         self._worker_id = worker_id
         self._holder = holder_of(worker_id, os.getpid())
         self._in_hand: set[str] = set()
@@ -82,8 +86,10 @@ class Judge:
                     log.info("chunk_skipped", settled=delivery.settled, cancelled=delivery.cancelled)
                     return
                 isolate = delivery.deliveries >= ISOLATE_FROM_DELIVERY
-                verdicts = self._judge(chunk, queue_s=max(0.0, taken_at - chunk.enqueued_at), isolate=isolate)
+                verdicts, fresh = self._judge(chunk, queue_s=max(0.0, taken_at - chunk.enqueued_at), isolate=isolate)
                 self._publish(verdicts)
+                if self._cache is not None:
+                    self._cache.keep(fresh)
 
     @contextmanager
     def _held(self, chunk_id: str) -> Iterator[None]:
@@ -107,12 +113,14 @@ class Judge:
             except Exception as error:  # noqa: BLE001 - a loop's edge: the broker may be away, the loop must go on
                 log.warning("hold_failed", error=str(error))
 
-    def _judge(self, chunk: JudgeChunk, *, queue_s: float, isolate: bool) -> VerdictChunk:
+    def _judge(self, chunk: JudgeChunk, *, queue_s: float, isolate: bool) -> tuple[VerdictChunk, Mapping[bytes, bytes]]:
+        """The chunk's verdicts, and what the cache may keep of the device's answers."""
         started = time.perf_counter()
         windows, refused = self._render(chunk)
         rendered = time.perf_counter()
         prompts = [prompt for item_prompts in windows for prompt in item_prompts]
-        answers = iter(self._device.run(self._request(chunk, prompts, isolate=isolate)).answers if prompts else ())
+        answered = self._ask(chunk, prompts, isolate=isolate)
+        answers = iter(zip(answered.answers, answered.known, strict=True))
         verdicts = tuple(
             self._read(item, item_prompts, [next(answers) for _ in item_prompts])
             if item_prompts
@@ -120,7 +128,7 @@ class Judge:
             for item, item_prompts in zip(chunk.items, windows, strict=True)
         )
         device_s = time.perf_counter() - rendered
-        return VerdictChunk(
+        judged = VerdictChunk(
             run_id=chunk.run_id,
             chunk_no=chunk.chunk_no,
             iteration=chunk.iteration,
@@ -130,6 +138,16 @@ class Judge:
             timings=Timings(queue_s=queue_s, render_s=rendered - started, device_s=device_s),
             verdicts=verdicts,
         )
+        return judged, answered.fresh
+
+    def _ask(self, chunk: JudgeChunk, prompts: list[PromptIds], *, isolate: bool) -> Answered:
+        if not prompts:
+            return Answered([], [], {})
+        request = self._request(chunk, prompts, isolate=isolate)
+        if chunk.cache and self._cache is not None:
+            return self._cache.run(self._device, request, self._fingerprints[chunk.mode])
+        answers = self._device.run(request).answers
+        return Answered(answers, [False] * len(answers), {})
 
     def _render(self, chunk: JudgeChunk) -> tuple[list[list[PromptIds]], dict[int, str]]:
         """Prompts per item, and why an item has none. One item that cannot be asked must not cost its neighbours."""
@@ -149,20 +167,21 @@ class Judge:
 
     def _request(self, chunk: JudgeChunk, prompts: list[PromptIds], *, isolate: bool) -> DeviceRequest:
         guard = self._guard
+        request = DeviceRequest(Kind(chunk.mode.value), chunk.lane, prompts, iteration=chunk.iteration, isolate=isolate)
         if chunk.mode is Mode.SCORE:
-            return DeviceRequest(Kind.SCORE, chunk.lane, prompts, labels=guard.label_ids, isolate=isolate)
+            return replace(request, labels=guard.label_ids)
         if chunk.mode is Mode.CLASSIFY:
-            return DeviceRequest(Kind.CLASSIFY, chunk.lane, prompts, isolate=isolate)
-        return DeviceRequest(
-            Kind.GENERATE,
-            chunk.lane,
-            prompts,
+            return request
+        return replace(
+            request,
             stop_ids=guard.stop_ids,
             max_new_tokens=guard.max_new_tokens,
-            isolate=isolate,
+            verdict_ids=guard.verdict_ids if chunk.verdict_only else (),
         )
 
-    def _read(self, item: ChunkItem, prompts: Sequence[PromptIds], answers: Sequence[Answer]) -> Verdict:
+    def _read(self, item: ChunkItem, prompts: Sequence[PromptIds], answered: Sequence[tuple[Answer, bool]]) -> Verdict:
+        """An item's verdict from its prompts' answers, each with whether it was known before."""
+        answers = [answer for answer, _ in answered]
         tokens = sum(map(len, prompts))
         scores = [answer.logprobs for answer in answers if isinstance(answer, Scored)]
         reason = next((answer.reason for answer in answers if isinstance(answer, Dead)), None)
@@ -178,4 +197,5 @@ class Judge:
             verdict = self._guard.read_scores(item.seq, scores, single=single)
         else:
             verdict = self._guard.read_ids(item.seq, ids, single=single)
-        return verdict.model_copy(update={"prompt_tokens": tokens, "windows": len(prompts)})
+        cached = all(known for _, known in answered)
+        return verdict.model_copy(update={"prompt_tokens": tokens, "windows": len(prompts), "cached": cached})

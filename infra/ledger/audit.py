@@ -35,6 +35,7 @@ class Audit(NamedTuple):
     receipt: str
     wasted_items: int
     reattempted_chunks: int
+    cached_items: int
 
     @property
     def sound(self) -> bool:
@@ -114,6 +115,12 @@ _COUNTS: Final = {
                count(DISTINCT v.fingerprint) || ' fingerprints' AS found
         FROM verdicts v JOIN runs r ON r.id = v.run_id WHERE v.run_id = :run_id AND r.lane = 'bulk'
         """,
+    "only a run that allowed it was answered from the cache": """
+        SELECT CASE WHEN r.repeat = 1 AND (r.lane = 'live' OR r.spec @> '{"cache": true}') THEN 0 ELSE cached END
+               AS breaches, cached || ' from the cache' AS found
+        FROM runs r, LATERAL (SELECT count(*) AS cached FROM verdicts WHERE run_id = r.id AND cached) AS answered
+        WHERE r.id = :run_id
+        """,
 }
 
 
@@ -135,7 +142,7 @@ def audit(engine: sa.Engine, run_id: str) -> Audit:
         checks.append(_compare("the receipt is the one the run ended with", stored.receipt if stored else "", fresh))
         checks.append(_compare("the report counts what the run counts", stored.counts if stored else "", status.counts))
     wasted, again = _waste(engine, status.id)
-    return Audit(status.id, tuple(checks), fresh, wasted, again)
+    return Audit(status.id, tuple(checks), fresh, wasted, again, reading.cached_count(engine, status.id))
 
 
 def receipt(engine: sa.Engine, run_id: str) -> str:

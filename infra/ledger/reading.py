@@ -136,6 +136,13 @@ def dead_items(engine: sa.Engine, run_id: str, *, limit: int = 100) -> tuple[str
         return tuple(row.item_id for row in connection.execute(statement, {"run_id": run_id, "limit": limit}))
 
 
+def cached_count(engine: sa.Engine, run_id: str) -> int:
+    """How many judgements of a run came from the cache."""
+    statement = sa.text("SELECT count(*) FROM verdicts WHERE run_id = :run_id AND cached")
+    with engine.connect() as connection:
+        return int(connection.scalar(statement, {"run_id": run_id}) or 0)
+
+
 def throughput(engine: sa.Engine, status: RunStatus) -> Throughput:
     """Speed of a run by the ledger's clock, with the stage times of its chunks in seconds."""
     statement = sa.text(

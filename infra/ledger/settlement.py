@@ -49,14 +49,14 @@ _INSERT_VERDICTS: Final = sa.text(
     """
     WITH fresh AS (
         INSERT INTO verdicts (run_id, seq, iteration, outcome, label, p_unsafe, label_mass, categories, reason, raw,
-                              prompt_tokens, windows, attempt, fingerprint)
+                              prompt_tokens, windows, attempt, fingerprint, cached)
         SELECT :run_id, seq, :iteration, outcome, label, p_unsafe, label_mass, categories, reason, raw,
-               prompt_tokens, windows, :attempt, :fingerprint
+               prompt_tokens, windows, :attempt, :fingerprint, cached
         FROM unnest(CAST(:seqs AS bigint[]), CAST(:outcomes AS text[]), CAST(:labels AS text[]),
                     CAST(:p_unsafe AS float8[]), CAST(:label_mass AS float8[]), CAST(:categories AS text[]),
                     CAST(:reasons AS text[]), CAST(:raws AS text[]), CAST(:prompt_tokens AS int[]),
-                    CAST(:windows AS int[]))
-             AS v(seq, outcome, label, p_unsafe, label_mass, categories, reason, raw, prompt_tokens, windows)
+                    CAST(:windows AS int[]), CAST(:cached AS boolean[]))
+             AS v(seq, outcome, label, p_unsafe, label_mass, categories, reason, raw, prompt_tokens, windows, cached)
         ON CONFLICT DO NOTHING
         RETURNING outcome
     )
@@ -187,6 +187,7 @@ def _columns(chunk: VerdictChunk, *, keep_raw: bool) -> dict[str, object]:
         "raws": [_storable(verdict.raw) if keep_raw else None for verdict in verdicts],
         "prompt_tokens": [verdict.prompt_tokens for verdict in verdicts],
         "windows": [verdict.windows for verdict in verdicts],
+        "cached": [verdict.cached for verdict in verdicts],
     }
 
 
@@ -291,7 +292,7 @@ def verdict_of(engine: sa.Engine, run_id: str, seqs: Sequence[int]) -> dict[int,
     """The first iteration's settled verdicts among some items of a run."""
     statement = sa.text(
         """
-        SELECT seq, outcome, label, p_unsafe, label_mass, categories, reason, raw, prompt_tokens, windows
+        SELECT seq, outcome, label, p_unsafe, label_mass, categories, reason, raw, prompt_tokens, windows, cached
         FROM verdicts WHERE run_id = :run_id AND iteration = 0 AND seq = ANY(CAST(:seqs AS bigint[]))
         """
     )

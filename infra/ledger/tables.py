@@ -134,6 +134,7 @@ verdicts: Final = sa.Table(
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("fingerprint", sa.Text),
     sa.Column("settled_at", sa.DateTime(timezone=True), nullable=False, server_default=_NOW),
+    sa.Column("cached", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.CheckConstraint(_one_of("outcome", Outcome), name="outcome"),
     sa.CheckConstraint("(outcome = 'scored') = (label IS NOT NULL)", name="label"),
     sa.CheckConstraint("outcome <> 'dead' OR reason IS NOT NULL", name="reason"),

@@ -14,7 +14,7 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
-from schemas.runs import InvalidRow, Metric, MetricGroup, RunCounts, RunReport, RunState, Throughput
+from schemas.runs import InvalidRow, Metric, MetricGroup, RunReport, RunState, Throughput
 
 WIDE: Final = 116
 """From this many columns an interval stands beside its value, below that under it."""
@@ -60,7 +60,7 @@ def _parts(report: RunReport, *, wide: bool) -> Iterator[Text | Table]:
     else:
         yield _verdict_mix(report.groups)
         yield Text()
-    yield _counts(report.counts, report.spec.repeat)
+    yield _counts(report)
     yield from _losses(report)
     if report.throughput:
         yield _throughput(report.throughput)
@@ -215,14 +215,17 @@ def _mix_cells(group: MetricGroup, columns: Iterable[tuple[str, str]]) -> list[T
     return cells
 
 
-def _counts(counts: RunCounts, repeat: int) -> Text:
+def _counts(report: RunReport) -> Text:
+    counts = report.counts
     line = Text(f"{counts.accepted:,} accepted")
-    if repeat > 1:
-        line.append(f" × {repeat}")
+    if report.spec.repeat > 1:
+        line.append(f" × {report.spec.repeat}")
     line.append(f"{_GAP}{counts.scored:,} scored")
     for count, name in ((counts.unparseable, "unparseable"), (counts.dead, "dead")):
         line.append(_GAP)
         line.append(f"{count:,} {name}", style="red" if count else "")
+    if report.cached:
+        line.append(f"{_GAP}{report.cached:,} from the cache", style="yellow")
     if counts.pending:
         line.append(_GAP)
         line.append(f"{counts.pending:,} pending", style="yellow")

@@ -27,7 +27,7 @@ from tests.support.device import (
 from worker.device.client import DeviceClient
 from worker.device.engines.base import DeviceLost
 from worker.device.engines.fake import FakeEngine
-from worker.device.heartbeat import Heartbeat
+from worker.device.heartbeat import Heartbeat, read_pulse
 from worker.device.protocol import Hello, read_frame
 from worker.device.server import Server, listen
 from worker.device.spec import DeviceSpec
@@ -208,6 +208,74 @@ def test_what_a_client_left_behind_is_dropped(short_path: Path) -> None:
             left.result(TIMEOUT_S)
         engine.gate.set()
     assert len(engine.batches) == 1
+
+
+def test_equal_prompts_that_wait_together_are_one_row_and_all_are_answered(short_path: Path) -> None:
+    engine = RecordingEngine()
+    engine.gate.clear()
+    mine, other = prompt(6, 1), prompt(6, 2)
+    with serving(engine, short_path) as (server, path), ThreadPoolExecutor(4) as pool:
+        client = DeviceClient(path)
+        first = pool.submit(client.run, score_request([prompt(9, 7)]))
+        assert wait_until(lambda: len(engine.batches) == 1, timeout_s=TIMEOUT_S)
+        bulk = pool.submit(client.run, score_request([mine, other, mine]))
+        again = pool.submit(client.run, score_request([mine], iteration=1))
+        assert wait_until(lambda: len(server.waiting) == 4, timeout_s=TIMEOUT_S)
+        live = pool.submit(client.run, score_request([mine], lane=Lane.LIVE))
+        assert wait_until(lambda: len(server.waiting) == 5, timeout_s=TIMEOUT_S)
+        engine.gate.set()
+        assert bulk.result(TIMEOUT_S).answers == expected([mine, other, mine])
+        for job in (live, again):
+            assert job.result(TIMEOUT_S).answers == expected([mine])
+        first.result(TIMEOUT_S)
+    assert engine.batches[1] == [mine], "a live twin takes the bulk prompts along"
+    assert sorted(map(list, engine.batches[2])) == sorted(map(list, [mine, other])), "another judgement is another row"
+    pulse = read_pulse(short_path / "s.pulse")
+    assert (pulse.batches, pulse.items, pulse.rows, pulse.tokens) == (3, 6, 4, 9 + 3 * 6)
+
+
+def test_twins_of_a_prompt_that_kills_die_of_it_alone_and_together(short_path: Path) -> None:
+    def work(thread: int, client: DeviceClient) -> list[bool]:
+        prompts = [prompt(5, 16 * thread + at) for at in range(6)] + [directive("crash")] * 2
+        answers = client.run(score_request(prompts)).answers
+        assert answers[:6] == expected(prompts[:6])
+        return [isinstance(answer, Dead) and answer.attempts == 2 for answer in answers[6:]]
+
+    with KeptDevice(short_path, fake_batch_s=0.02) as device, ThreadPoolExecutor(2) as pool:
+        client = device.client(max_deaths=2)
+        dead = [job.result(TIMEOUT_S) for job in [pool.submit(work, thread, client) for thread in range(2)]]
+        starts = device.starts
+    assert dead == [[True, True]] * 2
+    assert starts <= 1 + 2 * 3, "twins in one request share their deaths"
+
+
+def test_a_twin_stays_when_the_one_who_came_first_leaves(short_path: Path) -> None:
+    engine = RecordingEngine()
+    engine.gate.clear()
+    with serving(engine, short_path) as (server, path), ThreadPoolExecutor(3) as pool:
+        leaving, staying = DeviceClient(path), DeviceClient(path)
+        first = pool.submit(staying.run, score_request([prompt(9)]))
+        assert wait_until(lambda: len(engine.batches) == 1, timeout_s=TIMEOUT_S)
+        left = pool.submit(leaving.run, score_request([prompt(5)]))
+        assert wait_until(lambda: len(server.waiting) == 1, timeout_s=TIMEOUT_S)
+        kept = pool.submit(DeviceClient(path).run, score_request([prompt(5)]))
+        assert wait_until(lambda: len(server.waiting) == 2, timeout_s=TIMEOUT_S)
+        leaving.close()
+        assert wait_until(lambda: len(server.waiting) == 1, timeout_s=TIMEOUT_S)
+        engine.gate.set()
+        assert kept.result(TIMEOUT_S).answers == expected([prompt(5)])
+        first.result(TIMEOUT_S)
+        with pytest.raises(DeviceError, match="closed"):
+            left.result(TIMEOUT_S)
+
+
+def test_twins_of_a_prompt_that_cannot_run_are_all_told_why(short_path: Path) -> None:
+    engine = RecordingEngine()
+    engine.break_on = lambda prompts: ValueError("bad id") if any(p[0] == 42 for p in prompts) else None
+    bad = array("i", [42, 1])
+    with serving(engine, short_path) as (_, path):
+        answers = DeviceClient(path).run(score_request([bad, prompt(5), bad])).answers
+    assert [isinstance(answer, Dead) for answer in answers] == [True, False, True]
 
 
 def test_a_lost_accelerator_ends_the_server(short_path: Path) -> None:

@@ -33,8 +33,10 @@ def directive(name: str, size: int = 5) -> array[int]:
     return array("i", [DIRECTIVES[name]]) + prompt(size - 1)
 
 
-def score_request(prompts: Sequence[array[int]], *, lane: Lane = Lane.BULK, isolate: bool = False) -> DeviceRequest:
-    return DeviceRequest(Kind.SCORE, lane, list(prompts), labels=LABELS, isolate=isolate)
+def score_request(
+    prompts: Sequence[array[int]], *, lane: Lane = Lane.BULK, isolate: bool = False, iteration: int = 0
+) -> DeviceRequest:
+    return DeviceRequest(Kind.SCORE, lane, list(prompts), labels=LABELS, isolate=isolate, iteration=iteration)
 
 
 class KeptDevice:

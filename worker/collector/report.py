@@ -23,6 +23,7 @@ def build_report(engine: sa.Engine, run_id: str) -> RunReport:
         throughput=reading.throughput(engine, status),
         dead_reasons=reading.dead_reasons(engine, run_id),
         dead_items=reading.dead_items(engine, run_id),
+        cached=reading.cached_count(engine, run_id),
         invalid_rows=reading.invalid_rows(engine, run_id),
         invalid_count=status.invalid_count,
         receipt=audit.receipt(engine, run_id),

@@ -72,5 +72,5 @@ def read_pulse(path: Path) -> Pulse:
         return Pulse()
     if len(content) < _LAYOUT.size:
         return Pulse()
-    deadline, *counts, busy_s = _LAYOUT.unpack_from(content)
-    return Pulse(deadline, *map(int, counts), busy_s)
+    deadline, batches, items, rows, tokens, padded_tokens, busy_s = _LAYOUT.unpack_from(content)
+    return Pulse(deadline, int(batches), int(items), int(rows), int(tokens), int(padded_tokens), busy_s)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from typing import Protocol, TypeAlias
 
@@ -48,6 +48,10 @@ class Guard(Protocol):
         """Ids that end a generation."""
 
     @property
+    def verdict_ids(self) -> tuple[tuple[int, ...], ...]:
+        """Sequences in a generation after which, one id later, nothing more can change its verdict; () if none do."""
+
+    @property
     def max_new_tokens(self) -> int:
         """Decoding budget of generate mode."""
 
@@ -81,6 +85,13 @@ def no_such_mode(guard: Guard, mode: Mode) -> GuardError:
 def common_length(rows: Sequence[PromptIds]) -> int:
     """How many leading ids all rows share."""
     return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False)))
+
+
+def without_extensions(sequences: Iterable[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+    """The sequences less those that begin with another one, in the order given."""
+    distinct = list(dict.fromkeys(map(tuple, sequences)))
+    known = set(distinct)
+    return tuple(row for row in distinct if not any(row[:end] in known for end in range(1, len(row))))
 
 
 def digest_of(*parts: str) -> str:

@@ -37,6 +37,7 @@ class FakeGuard:
     modes: Final = (Mode.SCORE, Mode.GENERATE)
     label_ids: Final = ((0,), (1,))
     stop_ids: Final[tuple[int, ...]] = ()
+    verdict_ids: Final[tuple[tuple[int, ...], ...]] = ()
     max_new_tokens: Final = 32
 
     def prefix_ids(self, mode: Mode) -> PromptIds:  # noqa: ARG002 - the Guard protocol's signature

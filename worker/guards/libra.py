@@ -19,7 +19,7 @@ from schemas.guards import Mode
 from schemas.items import Label
 from schemas.messages import ChunkItem
 from schemas.verdicts import Outcome, Verdict
-from worker.guards.base import PromptIds, common_length, digest_of, no_such_mode
+from worker.guards.base import PromptIds, common_length, digest_of, no_such_mode, without_extensions
 from worker.guards.chat import ChatTokenizer
 from worker.guards.checkpoint import context_tokens_of, generation_budget, generation_stop_ids
 from worker.guards.reading import worst
@@ -45,6 +45,9 @@ DIALOGUE: Final = """# 对话
 """
 PREFILL: Final = '{\n  "答案": "'
 WORDS: Final = {Label.SAFE: "安全", Label.UNSAFE: "不安全"}
+_OPENINGS: Final = (PREFILL, '{"答案": "', '{"答案":"', '{\n"答案": "', '{\n    "答案": "')
+_CLOSINGS: Final = ('"', '",', '",\n', '"\n', '"}', '"\n}', '"，')
+"""How an answer in the exact form begins and how its word is closed: what follows is the analysis."""
 
 MIN_LABEL_MASS: Final = 0.5
 """Below it something other than the two words is likelier than both together: the model did not answer."""
@@ -87,6 +90,7 @@ class LibraGuard:
         if min(self._rooms.values()) < _MIN_ROOM:
             raise GuardError(f"{folder}: a context of {context:,} tokens is too short for the instruction and a text")
         self.stop_ids = tuple(dict.fromkeys([*self._chat.stop_ids, *generation_stop_ids(folder)]))
+        self.verdict_ids = self._verdicts()
         self.prompt_digest = digest_of(self._chat.digest, INSTRUCTION, DIALOGUE, PREFILL, *WORDS.values(), str(context))
 
     def prefix_ids(self, mode: Mode) -> PromptIds:
@@ -144,6 +148,14 @@ class LibraGuard:
         if not all(labels):
             raise GuardError(f"the tokenizer of {self.name} cannot tell 安全 from 不安全")
         return answers[0][:shared], labels
+
+    def _verdicts(self) -> tuple[tuple[int, ...], ...]:
+        """The ids of every exact beginning of an answer, up to its word's closing quote."""
+        asked = self._chat.tail_ids("")
+        texts = [f"{opening}{word}{end}" for opening in _OPENINGS for word in WORDS.values() for end in _CLOSINGS]
+        rows = map(self._chat.tail_ids, texts)
+        # Where the turn's last token merges with the answer's first, a model's own answer has other ids.
+        return without_extensions(row[len(asked) :] for row in rows if row[: len(asked)] == asked)
 
     def _encode(self, dialogues: Sequence[tuple[str, str]], mode: Mode) -> list[PromptIds]:
         tail = self._tails[mode]

@@ -42,6 +42,7 @@ def form(card: GuardCard, folder: Path) -> Format:  # noqa: ARG001 - what all fa
             Choice(" Controversial", Label.UNSAFE, controversial=True),
         ),
         max_new_tokens=128,
+        verdicts=("Safety: Safe\n",),  # categories follow the other two
     )
 
 

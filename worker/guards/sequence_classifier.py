@@ -47,6 +47,7 @@ class SequenceClassifierGuard:
     modes: Final = (Mode.CLASSIFY,)
     label_ids: Final[tuple[tuple[int, ...], ...]] = ()
     stop_ids: Final[tuple[int, ...]] = ()
+    verdict_ids: Final[tuple[tuple[int, ...], ...]] = ()
     max_new_tokens: Final = 0
 
     def __init__(

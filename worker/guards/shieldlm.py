@@ -50,6 +50,7 @@ def form(card: GuardCard, folder: Path) -> Format:  # noqa: ARG001 - what all fa
             Choice(" 有争议", Label.UNSAFE, controversial=True),
         ),
         max_new_tokens=256,
+        verdicts=tuple(f"{head} {word}\n" for head, answers in _ANSWERS.items() for word in answers),
     )
 
 

@@ -17,7 +17,7 @@ from schemas.guards import Mode
 from schemas.items import Label
 from schemas.messages import ChunkItem
 from schemas.verdicts import Verdict
-from worker.guards.base import PromptIds, common_length, digest_of, no_such_mode
+from worker.guards.base import PromptIds, common_length, digest_of, no_such_mode, without_extensions
 from worker.guards.checkpoint import context_tokens_of, generation_budget, generation_stop_ids
 from worker.guards.prompt import Ask, Dialogue, Prompt
 from worker.guards.reading import Answer, Choice, from_answer, from_logprobs, worst
@@ -51,6 +51,8 @@ class Format:
     """The answer is made of control tokens."""
     turn_end_stops: bool = True
     """The control token after the user's text also ends the model's."""
+    verdicts: tuple[str, ...] = ()
+    """Beginnings of an answer after which nothing that may follow changes what `read` finds."""
 
     @property
     def modes(self) -> tuple[Mode, ...]:
@@ -87,6 +89,7 @@ class TemplateGuard:
         if min(limit - self._overhead(mode) for mode, limit in self._limits.items()) < MIN_ROOM:
             raise GuardError(f"{folder}: a context of {context:,} tokens is too short for the instruction and a text")
         self.stop_ids = self._stops(folder, prompts)
+        self.verdict_ids = self._verdicts(prompts)
         texts = [prompt.rendered + "\0" + prompt.ask.prefill for prompt in prompts]
         self.prompt_digest = digest_of(
             *texts, *(choice.text for choice in form.choices), self._words.digest, str(context)
@@ -179,6 +182,17 @@ class TemplateGuard:
         if self._form.one_token_choices and any(len(label) > 1 for label in labels):
             raise GuardError(f"the labels of {self.name} are not one token each; is it another model's tokenizer?")
         return labels
+
+    def _verdicts(self, prompts: Sequence[Prompt]) -> tuple[tuple[int, ...], ...]:
+        rows = []
+        for prompt in prompts:
+            asked = prompt.encode([("", "")])[0]
+            for text in self._form.verdicts:
+                row = prompt.encode([("", "")], text)[0]
+                # Where the prompt's last token merges with the answer's first, a model's own answer has other ids.
+                if row[: len(asked)] == asked:
+                    rows.append(row[len(asked) :])
+        return without_extensions(rows)
 
     def _stops(self, folder: Path, prompts: Sequence[Prompt]) -> tuple[int, ...]:
         eos = self._words.loaded.eos_token_id

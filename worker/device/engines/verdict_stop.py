@@ -14,7 +14,7 @@ import torch
 from transformers import StoppingCriteria
 
 
-class VerdictKnown(StoppingCriteria):  # type: ignore[misc]
+class VerdictKnown(StoppingCriteria):
     """Tells Hugging Face's generate which rows have just reached their end.
 
     It only sees the newest ids of a row, so it must be asked at each step; `prompt_tokens` is the padded length of
@@ -41,9 +41,10 @@ class VerdictKnown(StoppingCriteria):  # type: ignore[misc]
 def until_verdict(row: Sequence[int], verdict_ids: Sequence[Sequence[int]]) -> list[int]:
     """The row up to one id after the sequence of `verdict_ids` that ends first in it; whole if there is none."""
     ids = list(row)
-    ends = (
-        end
-        for end in range(1, len(ids))
-        if any(end >= len(sequence) and ids[end - len(sequence) : end] == list(sequence) for sequence in verdict_ids)
-    )
-    return ids[: next(ends, len(ids)) + 1]
+    by_last: dict[int, list[list[int]]] = defaultdict(list)
+    for sequence in verdict_ids:
+        by_last[sequence[-1]].append(list(sequence))
+    for end in range(1, len(ids)):
+        if any(ids[max(0, end - len(known)) : end] == known for known in by_last.get(ids[end - 1], ())):
+            return ids[: end + 1]
+    return ids

@@ -1,0 +1,123 @@
+"""A generation that ends with its verdict is the beginning of the whole one, whatever shares its batch."""
+
+from __future__ import annotations
+
+import random
+from array import array
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from producer.datasets import open_dataset, valid_items, validate  # noqa: E402
+from schemas.guards import Mode  # noqa: E402
+from schemas.messages import ChunkItem  # noqa: E402
+from worker.device.engines.transformers import TransformersEngine  # noqa: E402
+from worker.device.engines.verdict_stop import VerdictKnown, until_verdict  # noqa: E402
+from worker.guards.registry import load_guard, resolve_checkpoint  # noqa: E402
+
+VOCABULARY = 40
+SEQUENCES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=3), max_size=4)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> TransformersEngine:
+    """A random model of few ids, so that short sequences come up soon and at different places."""
+    torch.manual_seed(3)
+    config = transformers.Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.6,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    folder = tmp_path_factory.mktemp("model")
+    transformers.Qwen2ForCausalLM(config).save_pretrained(folder)
+    return TransformersEngine(folder)
+
+
+def prompts(count: int) -> list[array[int]]:
+    rng = random.Random(5)
+    return [array("i", [rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 20))]) for _ in range(count)]
+
+
+def count_steps(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    forward, steps = engine._model.forward, []
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        steps.append(1)
+        return forward(*arguments, **options)
+
+    monkeypatch.setattr(engine._model, "forward", counted)
+    return steps
+
+
+@pytest.mark.parametrize("stop_ids", [(), (1, 2)])
+def test_each_row_ends_one_id_after_the_first_sequence(engine: TransformersEngine, stop_ids: Sequence[int]) -> None:
+    asked = prompts(12)
+    whole = engine.generate(asked, max_new_tokens=20, stop_ids=stop_ids)
+    # The prompts' own ids are among the sequences: a verdict is looked for in what is new only.
+    sequences = [tuple(row[at : at + 2]) for at, row in enumerate(whole) if at % 2 and len(row) > at + 2]
+    sequences += [tuple(prompt[-2:]) for prompt in asked[:3]]
+
+    cut = engine.generate(asked, max_new_tokens=20, stop_ids=stop_ids, verdict_ids=sequences)
+
+    assert cut == [tuple(until_verdict(row, sequences)) for row in whole]
+    assert {len(row) < len(full) for row, full in zip(cut, whole, strict=True)} == {True, False}
+
+
+def test_nothing_is_decoded_once_every_row_has_its_verdict(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = prompts(6)
+    whole = engine.generate(asked, max_new_tokens=20, stop_ids=())
+    steps = count_steps(engine, monkeypatch)
+
+    engine.generate(asked, max_new_tokens=20, stop_ids=(), verdict_ids=[row[:2] for row in whole])
+
+    assert len(steps) == 3, "two ids of a sequence and one more"
+
+
+@given(st.lists(st.integers(0, 2), max_size=12), SEQUENCES)
+def test_a_row_is_cut_after_the_sequence_that_ends_first(row: list[int], sequences: list[list[int]]) -> None:
+    cut = until_verdict(row, sequences)
+
+    assert row[: len(cut)] == cut
+    ends = [end for s in sequences for end in range(len(s), len(row)) if row[end - len(s) : end] == s]
+    assert len(cut) == min((end + 1 for end in ends), default=len(row))
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=8), SEQUENCES, st.integers(0, 4))
+def test_the_criterion_ends_a_row_where_it_is_cut(row: list[int], sequences: list[list[int]], before: int) -> None:
+    known = VerdictKnown(sequences, prompt_tokens=before, device=torch.device("cpu"))
+    ids = torch.tensor([[0] * before + row])
+    ended = [length for length in range(1, len(row) + 1) if bool(known(ids[:, : before + length], None)[0])]
+
+    cut = until_verdict(row, sequences)
+    assert (ended[0] if ended else len(row)) == len(cut)
+
+
+def test_labels_of_the_demo_set_are_those_of_the_whole_texts() -> None:
+    guard = load_guard("libra-tiny")
+    engine = TransformersEngine(resolve_checkpoint("libra-tiny"), max_batch_tokens=65_536)
+    with open_dataset("demo") as dataset:
+        items = [row.item for row in valid_items(dataset, validate(dataset))][:48]
+    chunk = [ChunkItem(seq=at, question=item.question, response=item.response) for at, item in enumerate(items)]
+    asked = [window for windows in guard.render(chunk, Mode.GENERATE) for window in windows]
+    options: dict[str, Any] = {"max_new_tokens": guard.max_new_tokens, "stop_ids": guard.stop_ids}
+
+    whole = engine.generate(asked, **options)
+    cut = engine.generate(asked, **options, verdict_ids=guard.verdict_ids)
+
+    assert [guard.read_ids(0, [row]).label for row in cut] == [guard.read_ids(0, [row]).label for row in whole]
+    assert sum(map(len, cut)) < sum(map(len, whole))
