@@ -280,6 +280,7 @@ class Supervisor:
             "state": self._state,
             "pid": os.getpid(),
             "items": pulse.items,
+            "rows": pulse.rows,
             "busy_s": round(pulse.busy_s, 3),
         }
 

@@ -37,10 +37,11 @@ def device(**options: Any) -> Iterator[tuple[DeviceProcess, DeviceClient]]:
 def throughput(*, threads: int, chunks: int, batch_s: float = 0, item_s: float = 0) -> str:
     """Chunks of 64 x 300 ids from so many threads at once."""
     with device(fake_batch_s=batch_s, fake_item_s=item_s) as (process, client), ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda _: client.run(score_request(CHUNK)), range(threads)))
+        list(pool.map(lambda no: client.run(score_request(CHUNK, iteration=no)), range(threads)))
         before = process.stats()
         started = time.perf_counter()
-        list(pool.map(lambda _: client.run(score_request(CHUNK)), range(chunks)))
+        # An iteration each: else equal prompts that wait together would run once.
+        list(pool.map(lambda no: client.run(score_request(CHUNK, iteration=no)), range(chunks)))
         seconds = time.perf_counter() - started
         after = process.stats()
     batches, items = after.batches - before.batches, after.items - before.items
@@ -53,10 +54,10 @@ def live_latency(*, chunks: int, batch_s: float, item_s: float) -> str:
     took = []
     with device(fake_batch_s=batch_s, fake_item_s=item_s) as (_, client), ThreadPoolExecutor(4) as pool:
         begun = time.perf_counter()
-        bulk = [pool.submit(client.run, score_request(CHUNK)) for _ in range(chunks)]
+        bulk = [pool.submit(client.run, score_request(CHUNK, iteration=no)) for no in range(chunks)]
         while not all(job.done() for job in bulk):
             started = time.perf_counter()
-            client.run(score_request(CHUNK[:1], lane=Lane.LIVE))
+            client.run(score_request(CHUNK[:1], lane=Lane.LIVE, iteration=chunks))
             took.append((time.perf_counter() - started) * 1e3)
             time.sleep(0.02)
         rate = chunks * len(CHUNK) / (time.perf_counter() - begun)

@@ -23,7 +23,7 @@ def run(*, quick: bool) -> Iterator[Figure]:
     """Ten items a second through `LiveClient.judge`, whether or not the one before has come back."""
     seconds = _QUICK_SECONDS if quick else _SECONDS
     with rig() as found, found.fleet("--fake-batch-ms", "10", "--fake-item-ms", "2"):
-        client = LiveClient(found.services, guard=GUARD, tenant="benchmark")
+        client = LiveClient(found.services, guard=GUARD, tenant="benchmark", cache=False)
         client.judge(text_of(0, _TEXT_BYTES))
         alone = _latencies(client, seconds)
         source = write_items(found.folder / "bulk.jsonl", _BULK_ITEMS_PER_S * (seconds + 5), _TEXT_BYTES)

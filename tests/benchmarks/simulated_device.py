@@ -82,7 +82,7 @@ def _largest_mean() -> float:
     """Mean batch size of the planner when every item waits."""
     info, waiting = _engine().info, Waiting[None]()
     for ticket in range(1_000):
-        waiting.add(Entry(ticket, Lane.BULK, _TEXT_BYTES + 1, None, None))
+        waiting.add(Entry(ticket, Lane.BULK, _TEXT_BYTES + 1, None, ticket, [None]))
     sizes = []
     while batch := waiting.take(max_tokens=info.max_batch_tokens, max_items=info.max_batch_items):
         sizes.append(len(batch))

@@ -18,15 +18,16 @@ import sqlalchemy as sa
 from infra.broker import JUDGE, queue_of
 from infra.errors import DataError
 from infra.fleet import local_fleet
-from infra.ledger import reading
+from infra.ledger import intake, reading
 from infra.ledger.tables import items, runs
 from infra.process import wait_until
 from infra.services import Services, services
 from infra.settings import Settings
 from producer.client import LiveClient
+from producer.submit import seal, submit
 from schemas.items import MAX_ITEM_BYTES, Item
 from schemas.messages import Lane
-from schemas.runs import RunReport
+from schemas.runs import RunReport, RunSpec
 from schemas.verdicts import Outcome
 from tests.support.cli import Cli
 from tests.support.fleet import Fleet, children
@@ -446,6 +447,35 @@ def test_the_client_waits_for_the_settled_verdict(found: Services) -> None:
     verdict = LiveClient(found, guard="fake").judge("[[fake:unsafe]]", question="问题", timeout_s=30)
 
     assert (verdict.outcome, verdict.label) == (Outcome.SCORED, "unsafe")
+
+
+def test_what_was_judged_before_is_taken_from_the_cache_where_asked_and_marked(libra: Cli, found: Services) -> None:
+    bench = ("bench", "run", "good.jsonl", *GUARD, "--no-local", "--json")
+    fresh = RunReport.model_validate(libra.json(*bench, "--cache"), strict=False)
+    again = RunReport.model_validate(libra.json(*bench, "--cache"), strict=False)
+    plain = libra.json(*bench)
+    said = libra("bench", "report", again.name)
+    proof = libra.json("verify", again.name)
+    text = RECORDS[0]["response"]
+
+    assert (fresh.cached, again.cached, again.groups) == (0, 20, fresh.groups)
+    assert "cached" not in plain
+    assert "20 from the cache" in said.stdout
+    assert (proof["sound"], proof["cached_items"]) == (True, 20)
+    assert LiveClient(found, guard="fake").judge(text).cached
+    assert not LiveClient(found, guard="fake", cache=False).judge(text).cached
+
+
+def test_a_repeated_judgement_is_never_a_copy(libra: Cli, found: Services) -> None:
+    refused = libra("bench", "run", "good.jsonl", *GUARD, "--cache", "--repeat", "2")
+    spec = RunSpec(guard="fake", source="repeated", cache=True, repeat=2)
+    run_id = intake.create_run(found.engine, spec)
+    submit(found, run_id, spec, [Item(id=str(number), response="[[fake:safe]] 一再") for number in range(3)])
+    seal(found, run_id)
+
+    assert refused.returncode == 2
+    assert wait_until(lambda: reading.run_status(found.engine, run_id).state.ended, timeout_s=30)
+    assert reading.cached_count(found.engine, run_id) == 0
 
 
 def test_judge_prints_one_verdict_and_exits_with_7_where_there_is_none(libra: Cli) -> None:

@@ -34,6 +34,7 @@ PLANTED = {
     "a counter that was moved": "UPDATE runs SET scored = scored - 1, dead = dead + 1",
     "a chunk that was cut": "UPDATE chunks SET size = 2, settled = 2 WHERE chunk_no = 1",
     "a foreign fingerprint": "UPDATE verdicts SET fingerprint = 'other' WHERE seq = 7",
+    "an answer from a cache that was not allowed": "UPDATE verdicts SET cached = true WHERE seq = 4",
     "a report that was changed": "UPDATE runs SET report = jsonb_set(report, '{counts,scored}', '1')",
 }
 

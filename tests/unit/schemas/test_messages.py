@@ -1,0 +1,91 @@
+"""Messages of a fleet whose machines run several versions."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from pydantic import BaseModel
+
+from schemas.guards import Mode
+from schemas.messages import ChunkItem, JudgeChunk, Lane, MessageError, NewerVersionError, VerdictChunk, decode_chunk
+from schemas.runs import RunSpec
+from schemas.verdicts import Fingerprint, Outcome, Timings, Verdict
+
+FIRST = {
+    JudgeChunk: "version run_id chunk_no iteration attempt guard mode lane enqueued_at items",
+    VerdictChunk: "version run_id chunk_no iteration attempt worker fingerprint timings verdicts",
+    RunSpec: "guard checkpoint mode lane source shard_index shard_count limit repeat seed skip_invalid",
+    Verdict: "seq outcome label p_unsafe label_mass categories reason raw prompt_tokens windows",
+}
+"""What the first version of each knew, and refused to read more of."""
+
+
+def judge_chunk(**options: bool) -> JudgeChunk:
+    return JudgeChunk(
+        run_id="r",
+        chunk_no=3,
+        guard="fake",
+        mode=Mode.GENERATE,
+        lane=Lane.LIVE,
+        enqueued_at=1.5,
+        items=(ChunkItem(seq=0, question="", response="x"),),
+        **options,
+    )
+
+
+def verdict_chunk(*, cached: bool = False) -> VerdictChunk:
+    return VerdictChunk(
+        run_id="r",
+        chunk_no=3,
+        worker="w",
+        fingerprint=None,
+        timings=Timings(),
+        verdicts=(Verdict(seq=0, outcome=Outcome.UNPARSEABLE, cached=cached),),
+    )
+
+
+@pytest.mark.parametrize(
+    "model", [judge_chunk(), verdict_chunk(), verdict_chunk().verdicts[0], RunSpec(guard="fake", source="s")]
+)
+def test_what_uses_no_later_feature_holds_no_later_field(model: BaseModel) -> None:
+    assert set(json.loads(model.model_dump_json())) == set(FIRST[type(model)].split())
+
+
+@pytest.mark.parametrize(
+    "chunk", [judge_chunk(cache=True, verdict_only=True), judge_chunk(), verdict_chunk(cached=True)]
+)
+def test_a_message_is_read_back_as_it_was(chunk: JudgeChunk | VerdictChunk) -> None:
+    assert decode_chunk(type(chunk), chunk.model_dump_json()) == chunk
+
+
+def test_a_message_of_the_first_version_is_read_as_it_was_meant() -> None:
+    written = judge_chunk(cache=True, verdict_only=True).model_dump(mode="json", include=set(FIRST[JudgeChunk].split()))
+
+    chunk = decode_chunk(JudgeChunk, json.dumps(written))
+
+    assert (chunk.cache, chunk.verdict_only) == (False, False)
+
+
+def test_a_field_that_a_later_version_added_is_passed_over() -> None:
+    later = {**json.loads(judge_chunk(cache=True).model_dump_json()), "colour": "blue"}
+    later["items"][0]["language"] = "zh"
+
+    assert decode_chunk(JudgeChunk, json.dumps(later)) == judge_chunk(cache=True)
+
+
+def test_a_newer_message_version_and_a_malformed_message_are_refused_apart() -> None:
+    newer = {**json.loads(judge_chunk().model_dump_json()), "version": 2}
+    with pytest.raises(NewerVersionError):
+        decode_chunk(JudgeChunk, json.dumps(newer))
+    with pytest.raises(MessageError, match="lane"):
+        decode_chunk(JudgeChunk, json.dumps({**newer, "version": 1, "lane": "slow"}))
+
+
+def test_a_fingerprint_with_a_field_that_is_not_known_is_no_other_fingerprint() -> None:
+    fields = Fingerprint(guard="g", model="m", revision="r", prompt="p", mode=Mode.SCORE, dtype="d", engine="e")
+    chunk = json.loads(verdict_chunk().model_copy(update={"fingerprint": fields}).model_dump_json())
+    chunk["fingerprint"]["quantisation"] = "int8"
+
+    with pytest.raises(MessageError, match="quantisation"):
+        decode_chunk(VerdictChunk, json.dumps(chunk))
