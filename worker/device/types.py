@@ -21,7 +21,7 @@ class Kind(StrEnum):
 class DeviceRequest:
     """Prompts to run. `labels` matter in score, `stop_ids`, `max_new_tokens` and `verdict_ids` in generate.
 
-    A continuation may end one id after the first of the sequences `verdict_ids` in it: the verdict is known.
+    A continuation may end with the first of the sequences `verdict_ids` in it: the verdict is known.
     `isolate` asks for one batch per prompt (a chunk that was delivered too often). Prompts that are equal in
     all this and wait together run once, unless they belong to different judgements of a repeated run (`iteration`).
     """

@@ -49,7 +49,7 @@ class Guard(Protocol):
 
     @property
     def verdict_ids(self) -> tuple[tuple[int, ...], ...]:
-        """Sequences in a generation after which, one id later, nothing more can change its verdict; () if none do."""
+        """Sequences in a generation after which nothing can change its verdict; () if it may come late."""
 
     @property
     def max_new_tokens(self) -> int:

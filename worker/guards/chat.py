@@ -66,6 +66,10 @@ class ChatTokenizer:
         """Ids from the end of the user's text to the end of `prefill` in the assistant's turn."""
         return self._tail + self._words.text_ids(self._answer_lead + prefill)
 
+    def text_ids(self, text: str) -> PromptIds:
+        """The ids of a text that never holds a control token."""
+        return self._words.text_ids(text)
+
     def token_starts(self, text: str) -> list[int]:
         """The character at which each token of `text` starts: as many numbers as tokens, ascending."""
         return self._words.token_starts(text)

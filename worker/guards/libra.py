@@ -46,8 +46,8 @@ DIALOGUE: Final = """# 对话
 PREFILL: Final = '{\n  "答案": "'
 WORDS: Final = {Label.SAFE: "安全", Label.UNSAFE: "不安全"}
 _OPENINGS: Final = (PREFILL, '{"答案": "', '{"答案":"', '{\n"答案": "', '{\n    "答案": "')
-_CLOSINGS: Final = ('"', '",', '",\n', '"\n', '"}', '"\n}', '"，')
-"""How an answer in the exact form begins and how its word is closed: what follows is the analysis."""
+_CLOSINGS: Final = (",", ",\n", "，", "\n", "}", "\n}")
+"""How an answer in the exact form begins, and what after its word's closing quote shows that it was one."""
 
 MIN_LABEL_MASS: Final = 0.5
 """Below it something other than the two words is likelier than both together: the model did not answer."""
@@ -150,10 +150,13 @@ class LibraGuard:
         return answers[0][:shared], labels
 
     def _verdicts(self) -> tuple[tuple[int, ...], ...]:
-        """The ids of every exact beginning of an answer, up to its word's closing quote."""
+        """The ids of every exact beginning of an answer, up to what shows that its word has ended."""
         asked = self._chat.tail_ids("")
-        texts = [f"{opening}{word}{end}" for opening in _OPENINGS for word in WORDS.values() for end in _CLOSINGS]
-        rows = map(self._chat.tail_ids, texts)
+        rows = []
+        for answer in (f'{opening}{word}"' for opening in _OPENINGS for word in WORDS.values()):
+            # Quote and what follows are one token or two, as the model likes.
+            rows += [self._chat.tail_ids(answer + end) for end in _CLOSINGS]
+            rows += [self._chat.tail_ids(answer) + self._chat.text_ids(end) for end in _CLOSINGS]
         # Where the turn's last token merges with the answer's first, a model's own answer has other ids.
         return without_extensions(row[len(asked) :] for row in rows if row[: len(asked)] == asked)
 

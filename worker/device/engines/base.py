@@ -69,7 +69,7 @@ class Engine(Protocol):
     ) -> list[tuple[int, ...]]:
         """Greedy continuation of each prompt, without the stop id.
 
-        One that holds a sequence of `verdict_ids` may end one id after the first of them: the verdict is known.
+        It may end with the first of the sequences `verdict_ids` in it: the verdict is known.
 
         Raises:
             OutOfMemory: the batch is too large for the device.

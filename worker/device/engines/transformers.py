@@ -138,7 +138,7 @@ class TransformersEngine:
     ) -> list[tuple[int, ...]]:
         """Greedy continuation of each prompt, without the stop id: Hugging Face's own generate.
 
-        One that holds a sequence of `verdict_ids` ends one id after the first of them.
+        It ends with the first of the sequences `verdict_ids` in it, if any.
 
         Raises:
             OutOfMemory: the batch is too large for the device.

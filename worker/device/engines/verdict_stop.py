@@ -1,8 +1,4 @@
-"""Ends a generation once its verdict is known. Knows ids, not what they mean: the guard names the sequences.
-
-A row ends one id after the first of the sequences in it: what follows the verdict's closing quote, say, tells
-whether it closed it.
-"""
+"""Ends a generation once its verdict is known. Knows ids, not what they mean: the guard names the sequences."""
 
 from __future__ import annotations
 
@@ -32,19 +28,19 @@ class VerdictKnown(StoppingCriteria):
         """Whether each row is at its end, from ids of shape (n, tokens): (n,) bool."""
         ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
         for length, table in self._tables.items():
-            if input_ids.shape[1] - self._prompt_tokens > length:
-                newest = input_ids[:, None, -length - 1 : -1]
+            if input_ids.shape[1] - self._prompt_tokens >= length:
+                newest = input_ids[:, None, -length:]
                 ended |= (newest == table).all(dim=-1).any(dim=-1)
         return ended
 
 
 def until_verdict(row: Sequence[int], verdict_ids: Sequence[Sequence[int]]) -> list[int]:
-    """The row up to one id after the sequence of `verdict_ids` that ends first in it; whole if there is none."""
+    """The row up to the end of the sequence of `verdict_ids` that ends first in it; whole if there is none."""
     ids = list(row)
     by_last: dict[int, list[list[int]]] = defaultdict(list)
     for sequence in verdict_ids:
         by_last[sequence[-1]].append(list(sequence))
-    for end in range(1, len(ids)):
-        if any(ids[max(0, end - len(known)) : end] == known for known in by_last.get(ids[end - 1], ())):
-            return ids[: end + 1]
+    for end, last in enumerate(ids, 1):
+        if any(ids[max(0, end - len(known)) : end] == known for known in by_last.get(last, ())):
+            return ids[:end]
     return ids

@@ -17,8 +17,10 @@ transformers = pytest.importorskip("transformers")
 from producer.datasets import open_dataset, valid_items, validate  # noqa: E402
 from schemas.guards import Mode  # noqa: E402
 from schemas.messages import ChunkItem  # noqa: E402
+from tests.support.checkpoints import qwen_tokenizer_json, write_checkpoint  # noqa: E402
 from worker.device.engines.transformers import TransformersEngine  # noqa: E402
 from worker.device.engines.verdict_stop import VerdictKnown, until_verdict  # noqa: E402
+from worker.guards.libra import PREFILL, LibraGuard  # noqa: E402
 from worker.guards.registry import load_guard, resolve_checkpoint  # noqa: E402
 
 VOCABULARY = 40
@@ -63,7 +65,7 @@ def count_steps(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("stop_ids", [(), (1, 2)])
-def test_each_row_ends_one_id_after_the_first_sequence(engine: TransformersEngine, stop_ids: Sequence[int]) -> None:
+def test_each_row_ends_with_the_first_sequence_in_it(engine: TransformersEngine, stop_ids: Sequence[int]) -> None:
     asked = prompts(12)
     whole = engine.generate(asked, max_new_tokens=20, stop_ids=stop_ids)
     # The prompts' own ids are among the sequences: a verdict is looked for in what is new only.
@@ -85,16 +87,16 @@ def test_nothing_is_decoded_once_every_row_has_its_verdict(
 
     engine.generate(asked, max_new_tokens=20, stop_ids=(), verdict_ids=[row[:2] for row in whole])
 
-    assert len(steps) == 3, "two ids of a sequence and one more"
+    assert len(steps) == 2
 
 
 @given(st.lists(st.integers(0, 2), max_size=12), SEQUENCES)
-def test_a_row_is_cut_after_the_sequence_that_ends_first(row: list[int], sequences: list[list[int]]) -> None:
+def test_a_row_is_cut_where_the_first_sequence_ends(row: list[int], sequences: list[list[int]]) -> None:
     cut = until_verdict(row, sequences)
 
     assert row[: len(cut)] == cut
-    ends = [end for s in sequences for end in range(len(s), len(row)) if row[end - len(s) : end] == s]
-    assert len(cut) == min((end + 1 for end in ends), default=len(row))
+    ends = [end for s in sequences for end in range(len(s), len(row) + 1) if row[end - len(s) : end] == s]
+    assert len(cut) == min(ends, default=len(row))
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=8), SEQUENCES, st.integers(0, 4))
@@ -105,6 +107,51 @@ def test_the_criterion_ends_a_row_where_it_is_cut(row: list[int], sequences: lis
 
     cut = until_verdict(row, sequences)
     assert (ended[0] if ended else len(row)) == len(cut)
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> LibraGuard:
+    """Libra Guard with Qwen's own tokenizer."""
+    folder = write_checkpoint(tmp_path_factory.mktemp("qwen"), qwen_tokenizer_json())
+    return LibraGuard(folder, name="qwen", model="qwen")
+
+
+TAILS = st.text(st.sampled_from('{}":：,， \n分析安全不a'), max_size=20)
+ENDS = st.sampled_from([",", ",\n", "，", "\n", "}", "\n}", " ", "", " 或", ";", " ,", "]"])
+EXACT = st.builds(
+    "{}{}{}{}{}".format,
+    st.sampled_from(["", "", "```json\n", "好的：", "{}\n"]),
+    st.sampled_from([PREFILL, '{"答案": "', '{"答案":"']),
+    st.sampled_from(['安全"', '不安全"', "安全", '安全性"', '安全 "']),
+    ENDS,
+    TAILS,
+)
+LOOSE = st.builds(
+    "{{{}{}{}{}{}".format,
+    st.sampled_from(['"答案"', '"分析": "并非\\"答案\\"", "答案"', "'答案'", "“答案”"]),
+    st.sampled_from([": ", ":", "：", " : "]),
+    st.sampled_from(['"安全"', '"不安全"', '" 安全 "', "安全", "'不安全'"]),
+    ENDS,
+    TAILS,
+)
+
+
+@given(EXACT | LOOSE, st.integers(0, 40))
+def test_an_answer_that_stops_at_its_verdict_is_read_as_the_whole_one(qwen: LibraGuard, text: str, seam: int) -> None:
+    # A model may also write in two tokens what the tokenizer would merge.
+    whole = [token for piece in (text[:seam], text[seam:]) for token in qwen._chat.text_ids(piece)]
+
+    cut = until_verdict(whole, qwen.verdict_ids)
+
+    assert qwen.read_ids(0, [cut]).label is qwen.read_ids(0, [whole]).label
+
+
+@pytest.mark.parametrize("word", ["安全", "不安全"])
+@pytest.mark.parametrize("end", ['",\n  "分析": "', '"\n}', '"}'])
+def test_the_reference_form_is_cut_right_after_its_word(qwen: LibraGuard, word: str, end: str) -> None:
+    cut = until_verdict(qwen._chat.text_ids(f'{PREFILL}{word}{end}这段回答没有问题。"'), qwen.verdict_ids)
+
+    assert qwen._chat.decode(cut).rstrip() in (f'{PREFILL}{word}",', f'{PREFILL}{word}"', f'{PREFILL}{word}"}}')
 
 
 def test_labels_of_the_demo_set_are_those_of_the_whole_texts() -> None:
