@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 @click.option("--offload-folder", type=click.Path(file_okay=False), help="Where accelerate may offload weights.")
 @click.option("--max-batch-tokens", type=click.IntRange(min=16), help="Token budget of a batch. Default: by device.")
 @click.option("--max-batch-items", type=click.IntRange(min=1), help="Prompts in a batch, at most. Default: by device.")
+@click.option(
+    "--deterministic", is_flag=True, help="Batches of fixed shapes: no score depends on its neighbours. Slower."
+)
 @click.option("--trust-remote-code", is_flag=True, help="Run code that the checkpoint brings along.")
 @click.option(
     "--engine",
@@ -95,6 +98,7 @@ def _device_spec(settings: Settings, guard: str, location: str | None, options: 
         devices_per_worker=options["devices_per_worker"],
         offload_folder=Path(folder) if folder else None,
         trust_remote_code=options["trust_remote_code"],
+        deterministic=options["deterministic"],
         max_batch_tokens=options["max_batch_tokens"] or settings.max_batch_tokens,
         max_batch_items=options["max_batch_items"],
         batch_deadline_s=settings.batch_deadline_s if server is None else longest_batch_s(server.request_timeout_s),

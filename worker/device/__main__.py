@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any, TextIO
 
 from infra.errors import DeviceError, GuardError, LibraError, UsageError
@@ -43,14 +44,14 @@ def main(arguments: list[str]) -> int:
         return _fail(report, UsageError(f"bad device spec: {error}"))
     configure_logging(settings.log_level, settings.log_format, guard=spec.guard, device=spec.device)
     try:
-        engine = load_engine(spec)
+        engine = load_engine(spec, settings.state_dir / "budgets")
     except Exception as error:  # noqa: BLE001 - torch, transformers and safetensors each raise their own
         return _fail(report, GuardError(f"cannot load {spec.guard}: {type(error).__name__}: {error}"))
     return _serve(spec, engine, report)
 
 
-def load_engine(spec: DeviceSpec) -> Engine:
-    """The engine a spec asks for, with the prefix its guard's prompts share."""
+def load_engine(spec: DeviceSpec, budgets_folder: Path | None = None) -> Engine:
+    """The engine a spec asks for, with the prefix its guard's prompts share; budgets are kept in a folder, if any."""
     if spec.engine == "fake":
         from worker.device.engines.fake import FakeEngine  # noqa: PLC0415 - one engine per process
 
@@ -81,10 +82,17 @@ def load_engine(spec: DeviceSpec) -> Engine:
         from worker.device.engines.classifier import ClassifierEngine  # noqa: PLC0415
 
         return ClassifierEngine(checkpoint, **options)
+    from worker.device.engines.budget import BudgetBook  # noqa: PLC0415
     from worker.device.engines.transformers import TransformersEngine  # noqa: PLC0415
 
     prefix_ids = guard.prefix_ids(Mode.SCORE) if Mode.SCORE in spec.modes else ()
-    return TransformersEngine(checkpoint, prefix_ids=prefix_ids, **options)
+    return TransformersEngine(
+        checkpoint,
+        prefix_ids=prefix_ids,
+        deterministic=spec.deterministic,
+        budgets=BudgetBook(budgets_folder) if budgets_folder else None,
+        **options,
+    )
 
 
 def _on_server(spec: DeviceSpec, server: ServerSpec) -> Engine:

@@ -5,9 +5,9 @@ The rules, in order:
 1. Live goes before bulk. So that constant live traffic cannot starve bulk for ever, one batch in
    `LIVE_STREAK` goes to bulk while both wait (it is cut to the time slice, so live loses little).
 2. The oldest entry of the chosen lane is always in the batch: nothing starves within a lane.
-3. It is filled with its nearest neighbours in length that share its key, while the padded size
-   (prompts x longest) stays within the token budget. An entry above the budget goes alone.
-
+3. It is filled with its nearest neighbours in length that share its key, while its size stays within the
+   token budget: prompts x longest where the engine pads, their sum where it packs. An entry above the
+   budget goes alone.
 4. Equal prompts that wait at the same time are one entry: it runs once and answers all who ask. Once a
    live one is among them it is live.
 
@@ -20,7 +20,7 @@ from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from schemas.messages import Lane
 
@@ -45,15 +45,21 @@ class Entry(Generic[T]):
     items: list[T]
 
 
-def padded_tokens(batch: list[Entry[T]]) -> int:
-    """Size of a batch when every prompt is padded to the longest."""
+def size_tokens(batch: list[Entry[T]], *, packs: bool) -> int:
+    """Size of a batch as the device runs it: every prompt padded to the longest, or packed."""
+    if packs:
+        return sum(entry.tokens for entry in batch)
     return len(batch) * max((entry.tokens for entry in batch), default=0)
 
 
 class Waiting(Generic[T]):
-    """Entries that wait, by arrival and by length. Its length is the number of items. Not thread-safe."""
+    """Entries that wait, by arrival and by length. Its length is the number of items. Not thread-safe.
 
-    def __init__(self) -> None:
+    `packs`: batches run without padding.
+    """
+
+    def __init__(self, *, packs: bool = False) -> None:
+        self._packs = packs
         self._entries: dict[int, Entry[T]] = {}
         self._by_prompt: dict[tuple[Hashable, Hashable], Entry[T]] = {}
         # Tickets in order of arrival; those already taken are skipped when they reach the front.
@@ -99,7 +105,7 @@ class Waiting(Generic[T]):
     def take(self, *, max_tokens: int, max_items: int, bulk_cut_tokens: int | None = None) -> list[Entry[T]]:
         """Remove and return the next batch, sorted by length; empty if nothing waits.
 
-        `max_tokens` bounds the padded tokens; `bulk_cut_tokens` bounds a bulk batch further, for as
+        `max_tokens` bounds the batch's size; `bulk_cut_tokens` bounds a bulk batch further, for as
         long as live items wait or arrived lately.
         """
         anchor = self._choose()
@@ -108,7 +114,8 @@ class Waiting(Generic[T]):
         if anchor.lane is Lane.BULK and bulk_cut_tokens is not None:
             max_tokens = min(max_tokens, bulk_cut_tokens)
         queue = self._by_length[anchor.lane, anchor.key]
-        start, stop = _nearest(queue, (anchor.tokens, anchor.ticket), max_tokens, max_items)
+        bounds = _Bounds(max_tokens, max_items, self._packs)
+        start, stop = _nearest(queue, (anchor.tokens, anchor.ticket), bounds)
         return self._cut(anchor.lane, anchor.key, start, stop)
 
     def _choose(self) -> Entry[T] | None:
@@ -142,21 +149,32 @@ class Waiting(Generic[T]):
         return taken
 
 
-def _nearest(queue: list[tuple[int, int]], anchor: tuple[int, int], max_tokens: int, max_items: int) -> tuple[int, int]:
+class _Bounds(NamedTuple):
+    """How large a batch may be."""
+
+    tokens: int
+    items: int
+    packs: bool
+
+    def hold(self, count: int, longest: int, total: int) -> bool:
+        return count <= self.items and (total if self.packs else count * longest) <= self.tokens
+
+
+def _nearest(queue: list[tuple[int, int]], anchor: tuple[int, int], bounds: _Bounds) -> tuple[int, int]:
     """The slice of a queue sorted by length around the anchor that fits, grown from the nearest in length."""
     start = bisect_left(queue, anchor)
-    stop = start + 1
-    while stop - start < max_items:
-        count = stop - start + 1
-        longest = queue[stop - 1][0]
-        shorter_fits = start > 0 and count * longest <= max_tokens
-        longer_fits = stop < len(queue) and count * queue[stop][0] <= max_tokens
-        if shorter_fits and longer_fits:
-            shorter_fits = anchor[0] - queue[start - 1][0] <= queue[stop][0] - anchor[0]
-        if shorter_fits:
-            start -= 1
-        elif longer_fits:
-            stop += 1
+    stop, total = start + 1, anchor[0]
+    while True:
+        count, longest = stop - start + 1, queue[stop - 1][0]
+        shorter = queue[start - 1][0] if start > 0 else None
+        longer = queue[stop][0] if stop < len(queue) else None
+        shorter_fits = shorter is not None and bounds.hold(count, longest, total + shorter)
+        longer_fits = longer is not None and bounds.hold(count, longer, total + longer)
+        if shorter is not None and longer is not None and shorter_fits and longer_fits:
+            shorter_fits = anchor[0] - shorter <= longer - anchor[0]
+        if shorter is not None and shorter_fits:
+            start, total = start - 1, total + shorter
+        elif longer is not None and longer_fits:
+            stop, total = stop + 1, total + longer
         else:
-            break
-    return start, stop
+            return start, stop

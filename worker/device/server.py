@@ -21,7 +21,7 @@ from typing import Final
 from infra.errors import DeviceError
 from infra.log import get_logger
 from schemas.messages import Lane
-from worker.device.batching import Entry, Waiting, padded_tokens
+from worker.device.batching import Entry, Waiting, size_tokens
 from worker.device.engines.base import DeviceLost, Engine, OutOfMemory, PartlyAnswered
 from worker.device.heartbeat import Heartbeat
 from worker.device.protocol import (
@@ -123,7 +123,7 @@ class Server:
         self._heartbeat = heartbeat
         self._batch_deadline_s = batch_deadline_s
         self._changed = threading.Condition()
-        self.waiting: Waiting[_Prompt] = Waiting()
+        self.waiting: Waiting[_Prompt] = Waiting(packs=engine.info.packs)
         self._tickets = itertools.count()
         self._stopping = False
         self._live_expected_until = 0.0
@@ -207,8 +207,12 @@ class Server:
             *(request.kind, request.labels, request.stop_ids, request.max_new_tokens, request.verdict_ids),
             ids if request.alone else None,
         )
-        tokens = len(prompt.ids) + request.max_new_tokens
+        known = self._info.prefix_tokens if request.kind is Kind.SCORE else 0
+        tokens = max(1, len(prompt.ids) - known) + request.max_new_tokens
         return Entry(next(self._tickets), request.lane, tokens, key, ids, [prompt])
+
+    def _size(self, batch: _Batch) -> int:
+        return size_tokens(batch, packs=self._info.packs)
 
     # The engine's thread.
 
@@ -277,7 +281,7 @@ class Server:
         return rows
 
     def _account(self, batch: _Batch, infer_s: float) -> None:
-        padded = padded_tokens(batch)
+        padded = self._size(batch)
         if batch[0].lane is Lane.BULK:
             # Live batches are small, so that their fixed cost would make the device look slow.
             rate = padded / max(infer_s, 1e-6)
@@ -292,7 +296,7 @@ class Server:
     def _answer(
         self, batch: _Batch, asks: dict[_Ask, list[_Place]], rows: Sequence[Sequence[float]], infer_s: float
     ) -> None:
-        padded, tokens = padded_tokens(batch), sum(entry.tokens for entry in batch)
+        padded, tokens = self._size(batch), sum(entry.tokens for entry in batch)
         for ask, places in asks.items():
             if not places:
                 continue
@@ -312,7 +316,7 @@ class Server:
         """Halve the budget and the batch; a prompt that does not fit alone has no answer."""
         if len(batch) == 1:
             return _alone(batch, "the prompt alone does not fit into the device's memory")
-        self._budget = max(1, min(self._budget, padded_tokens(batch) // 2))
+        self._budget = max(1, min(self._budget, self._size(batch) // 2))
         log.warning("out_of_memory", rows=len(batch), budget_tokens=self._budget)
         middle = len(batch) // 2
         return [batch[middle:], batch[:middle]]

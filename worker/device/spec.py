@@ -56,6 +56,7 @@ class DeviceSpec(Frozen):
     dtype: DTypeName = "auto"
     offload_folder: Path | None = None
     trust_remote_code: bool = False
+    deterministic: bool = False
     max_batch_tokens: int | None = Field(default=None, ge=1)
     max_batch_items: int | None = Field(default=None, ge=1)
     batch_deadline_s: float = Field(default=120.0, gt=0)

@@ -32,7 +32,11 @@ class PartlyAnswered(DeviceError):  # noqa: N818 - likewise
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What the fingerprint and the batcher need to know of a loaded engine."""
+    """What the fingerprint and the batcher need to know of a loaded engine.
+
+    `packs`: prompts run without padding, so that a batch is as large as its prompts together. `prefix_tokens` is the
+    length of the shared prefix that scoring need not run again.
+    """
 
     engine: str
     dtype: str
@@ -41,6 +45,8 @@ class EngineInfo:
     max_batch_tokens: int
     max_batch_items: int
     context_tokens: int
+    packs: bool = False
+    prefix_tokens: int = 0
 
 
 class Engine(Protocol):

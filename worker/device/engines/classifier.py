@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from worker.device.engines.base import EngineInfo
-from worker.device.engines.transformers import (
+from worker.device.engines.loading import (
     CPU_BUDGET,
     CUDA_BUDGET,
     check_ids,

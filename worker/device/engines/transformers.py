@@ -6,43 +6,56 @@ Shapes: n prompts, T the longest, P the shared prefix, H the hidden size, V the 
 from __future__ import annotations
 
 import hashlib
+import platform
 from array import array
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
-from transformers.utils import logging as transformers_logging
 
-from infra.errors import GuardError
 from infra.log import get_logger
-from worker.device.engines.base import DeviceLost, EngineInfo, OutOfMemory
+from worker.device.engines.base import EngineInfo
+from worker.device.engines.budget import BudgetBook, fastest_budget
+from worker.device.engines.cpu import lay_out
+from worker.device.engines.loading import (
+    CPU_BUDGET,
+    CUDA_BUDGET,
+    TOLERANCE,
+    check_ids,
+    checkpoint_digest,
+    context_tokens_of,
+    device_errors,
+    dtype_of,
+    load_model,
+)
+from worker.device.engines.packing import PACKED, Pack
 from worker.device.engines.verdict_stop import VerdictKnown, until_verdict
 
 log = get_logger(__name__)
 
-CPU_BUDGET: Final = (2_048, 64)
-CUDA_BUDGET: Final = (16_384, 256)
-"""Tokens and items of a batch where nothing else is said."""
-
-TOLERANCE: Final = {torch.float32: 1e-4, torch.float16: 0.01, torch.bfloat16: 0.04}
-"""How far a short cut may lie from a plain forward: rms of the difference of all log-probabilities, in
-standard deviations of the plain ones. Rounding alone was measured at 2e-6, 0.001 and 0.01 on random models
-of 3 to 24 layers; a prefix one position off at 1.2 where the attention matters."""
-
-_DIGEST_BLOCKS: Final = 64
-_DIGEST_BLOCK_BYTES: Final = 4096
 _PAD: Final = 0
+_PROBE_TOKENS: Final = 128
+"""Length of the prompts that probe for a budget, beyond the shared prefix."""
+_CPU_PROBES: Final = (256, 8_192, 2.0)
+_CUDA_PROBES: Final = (2_048, 131_072, 2.0)
+"""Smallest and largest budget that is tried, and seconds after which a batch is large enough in any case."""
+_FIXED_STEP: Final = 64
+"""With fixed shapes, prompts are padded to a multiple of this."""
+
+
+_States = Sequence[tuple[torch.Tensor, torch.Tensor]]
+"""Keys and values of the prefix, per layer: (1, heads, P, head size)."""
 
 
 class TransformersEngine:
     """One causal language model, judged by its next-token probabilities or by what it writes.
 
-    Two short cuts are taken only where they matched a plain forward when the model was loaded: the LM
-    head on one hidden state per prompt, and the KV cache of the prefix that all prompts share.
+    Short cuts are taken only where they matched a plain forward when the model was loaded: prompts packed into one
+    row (or padded on the right), the LM head on one hidden state per prompt, and the KV cache of the prefix that
+    all prompts share.
     """
 
     def __init__(
@@ -56,12 +69,17 @@ class TransformersEngine:
         trust_remote_code: bool = False,
         revision: str | None = None,
         prefix_ids: Sequence[int] = (),
+        deterministic: bool = False,
+        budgets: BudgetBook | None = None,
         max_batch_tokens: int | None = None,
         max_batch_items: int | None = None,
     ) -> None:
         """Load the checkpoint.
 
         `spread` lets accelerate place the layers over all visible devices, the rest in `offload_folder`.
+        `deterministic`: batches have fixed shapes, so that no prompt's score depends on its neighbours.
+        Without `max_batch_tokens` the budget is looked up in `budgets`, or found by trying; without either it is
+        a constant.
 
         Raises:
             GuardError: the folder holds no safetensors, or they cannot be loaded.
@@ -81,12 +99,14 @@ class TransformersEngine:
         self._device = torch.device(device)
         self._head = self._model.get_output_embeddings()
         self._vocabulary = int(self._model.get_input_embeddings().weight.shape[0])
-        self._one_row = False
+        self._own_attention: str = self._model.config._attn_implementation
+        self._deterministic = deterministic
+        self._packs = self._one_row = False
         self._prefix = array("i")
         self._prefix_states: list[tuple[torch.Tensor, torch.Tensor]] = []
         tokens, items = CUDA_BUDGET if on_cuda else CPU_BUDGET
         self._info = EngineInfo(
-            engine="transformers",
+            engine="transformers-fixed-shapes" if deterministic else "transformers",
             dtype=str(self._dtype).removeprefix("torch."),
             device=device,
             revision=revision or checkpoint_digest(checkpoint),
@@ -95,6 +115,9 @@ class TransformersEngine:
             context_tokens=context_tokens_of(self._model.config),
         )
         self._take_short_cuts(array("i", prefix_ids))
+        if budgets is not None and max_batch_tokens is None and not deterministic:
+            found = budgets.recall(self._budget_key(), self._fastest_budget)
+            self._info = replace(self._info, max_batch_tokens=found)
 
     @property
     def info(self) -> EngineInfo:
@@ -146,6 +169,7 @@ class TransformersEngine:
             ValueError: an id is outside the vocabulary.
         """
         self._check_ids(prompts)
+        self._attend_by(self._own_attention)
         longest = max(len(prompt) for prompt in prompts)
         pad = stop_ids[0] if stop_ids else _PAD
         ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
@@ -204,15 +228,38 @@ class TransformersEngine:
         return len(prompt) > len(self._prefix) and prompt[: len(self._prefix)] == self._prefix
 
     @torch.inference_mode()
-    def _last_logits(
-        self, prompts: Sequence[array[int]], prefix_states: Sequence[tuple[torch.Tensor, torch.Tensor]]
-    ) -> torch.Tensor:
-        """Logits after the last id of each prompt, which continue the prefix if there is one: (n, V).
+    def _last_logits(self, prompts: Sequence[array[int]], prefix_states: _States) -> torch.Tensor:
+        """Logits after the last id of each prompt, which continue the prefix if there is one: (n, V)."""
+        if self._packs:
+            return self._packed_logits(prompts, prefix_states)
+        if self._deterministic:
+            return self._fixed_logits(prompts, prefix_states)
+        return self._padded_logits(prompts, prefix_states, longest=max(map(len, prompts)))
 
-        Padding lies on the right, where causal attention never looks from a real id: it needs no mask,
-        and positions simply count on from the prefix.
+    def _packed_logits(self, prompts: Sequence[array[int]], prefix_states: _States) -> torch.Tensor:
+        """Prompts one behind the other in a single row: nothing is computed that nobody asked for."""
+        self._attend_by(PACKED)
+        pack = Pack([len(prompt) for prompt in prompts], prefix_states)
+        row = array("i")
+        for prompt in prompts:
+            row += prompt
+        last = torch.tensor(pack.lengths).cumsum(0) - 1
+        logits: torch.Tensor = self._model(
+            input_ids=torch.frombuffer(row, dtype=torch.int32)[None].to(self._device, torch.long),
+            position_ids=pack.position_ids(self._device),
+            use_cache=False,
+            pack=pack,
+            logits_to_keep=last.to(self._device),
+        ).logits
+        return logits[0]
+
+    def _padded_logits(self, prompts: Sequence[array[int]], prefix_states: _States, *, longest: int) -> torch.Tensor:
+        """Padding lies on the right, where causal attention never looks from a real id.
+
+        It needs no mask, and positions simply count on from the prefix.
         """
-        n, longest = len(prompts), max(len(prompt) for prompt in prompts)
+        self._attend_by(self._own_attention)
+        n = len(prompts)
         padded = array("i")
         for prompt in prompts:
             padded += prompt + array("i", [_PAD]) * (longest - len(prompt))
@@ -230,25 +277,59 @@ class TransformersEngine:
         rows: torch.Tensor = self._head(hidden[torch.arange(n), last.to(hidden.device)])
         return rows
 
+    def _fixed_logits(self, prompts: Sequence[array[int]], prefix_states: _States) -> torch.Tensor:
+        """Every forward of a length has the same shape, whoever else is in the batch; free rows hold padding."""
+        logits: list[torch.Tensor] = [torch.empty(0)] * len(prompts)
+        by_length: dict[int, list[int]] = {}
+        for at, prompt in enumerate(prompts):
+            by_length.setdefault(-(-len(prompt) // _FIXED_STEP) * _FIXED_STEP, []).append(at)
+        filler = array("i", [_PAD])
+        for length, places in by_length.items():
+            rows = max(1, min(self._info.max_batch_items, self._info.max_batch_tokens // length))
+            for first in range(0, len(places), rows):
+                mine = places[first : first + rows]
+                batch = [prompts[at] for at in mine] + [filler] * (rows - len(mine))
+                found = self._padded_logits(batch, prefix_states, longest=length)
+                for at, row in zip(mine, found, strict=False):
+                    logits[at] = row
+        return torch.stack(logits)
+
+    def _attend_by(self, name: str) -> None:
+        if self._model.config._attn_implementation != name:
+            self._model.set_attn_implementation(name)
+
     def _check_ids(self, rows: Sequence[Sequence[int]]) -> None:
         check_ids(rows, self._vocabulary)
 
-    # Short cuts.
+    # What is settled when the model is loaded.
 
     def _take_short_cuts(self, prefix: array[int]) -> None:
         """Switch on what agrees with plain forwards of this very model, on synthetic prompts."""
         self._check_ids([prefix] if prefix else [])
         prompts = [prefix + self._synthetic(tokens) for tokens in (5, 17, 11)]
         with device_errors():
-            plain = torch.cat([self._last_logits([prompt], []) for prompt in prompts]).float().log_softmax(dim=-1)
-            if not self._agrees("batches padded on the right", prompts, plain):
-                self._info = replace(self._info, max_batch_items=1)
-            self._one_row = True
-            self._one_row = self._agrees("LM head on one row", prompts, plain)
+            plain = (
+                torch.cat([self._padded_logits([prompt], [], longest=len(prompt)) for prompt in prompts])
+                .float()
+                .log_softmax(dim=-1)
+            )
+            if self._device.type == "cpu":
+                lay_out(self._model)
+            self._packs = not self._deterministic
+            self._packs = self._packs and self._agrees("prompts packed into one row", prompts, plain)
+            if not self._packs:
+                self._take_padded_short_cuts(prompts, plain)
             if prefix:
                 self._prefix, self._prefix_states = prefix, self._states(prefix)
                 if not self._agrees("shared prefix", prompts, plain):
                     self._prefix, self._prefix_states = array("i"), []
+        self._info = replace(self._info, packs=self._packs, prefix_tokens=len(self._prefix))
+
+    def _take_padded_short_cuts(self, prompts: Sequence[array[int]], plain: torch.Tensor) -> None:
+        if not self._agrees("batches padded on the right", prompts, plain):
+            self._info = replace(self._info, max_batch_items=1)
+        self._one_row = True
+        self._one_row = self._agrees("LM head on one row", prompts, plain)
 
     def _agrees(self, name: str, prompts: Sequence[array[int]], plain: torch.Tensor) -> bool:
         try:
@@ -265,115 +346,34 @@ class TransformersEngine:
     @torch.inference_mode()
     def _states(self, prefix: array[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Keys and values of the prefix, per layer: (1, heads, P, head size)."""
+        self._attend_by(self._own_attention)
         ids = torch.tensor([list(prefix)], device=self._device)
         cache = self._model.base_model(input_ids=ids, use_cache=True).past_key_values
         return [(layer.keys, layer.values) for layer in cache.layers]
+
+    def _fastest_budget(self) -> int:
+        smallest, largest, patience_s = _CUDA_PROBES if self._device.type == "cuda" else _CPU_PROBES
+        prompt = self._prefix + self._synthetic(_PROBE_TOKENS)
+
+        def run(tokens: int) -> None:
+            with device_errors():
+                self._next_logprobs([prompt] * max(1, tokens // _PROBE_TOKENS)).sum().item()  # waits for the device
+
+        return fastest_budget(run, smallest=smallest, largest=largest, patience_s=patience_s)
+
+    def _budget_key(self) -> str:
+        """What the fastest budget depends on."""
+        on_cuda = self._device.type == "cuda"
+        name = (
+            torch.cuda.get_device_name(self._device) if on_cuda else f"{platform.machine()}-{torch.get_num_threads()}"
+        )
+        facts = (self._info, name, torch.__version__, len(self._prefix))
+        return hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()
 
     def _synthetic(self, tokens: int) -> array[int]:
         return array("i", [(7919 * step + 31 * tokens) % self._vocabulary for step in range(1, tokens + 1)])
 
 
-def checkpoint_digest(checkpoint: Path) -> str:
-    """16 hex characters that tell checkpoints apart, two trainings of one model too. Fast at any size.
-
-    Covers the config, and of each safetensors file the name, the size and samples spread over the content.
-
-    Raises:
-        GuardError: the folder holds no safetensors.
-    """
-    files = sorted(checkpoint.glob("*.safetensors"))
-    if not files:
-        raise GuardError(f"{checkpoint} holds no safetensors files")
-    digest = hashlib.blake2b(digest_size=8)
-    config = checkpoint / "config.json"
-    digest.update(config.read_bytes() if config.exists() else b"")
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"\0{path.name}\0{size}\0".encode())
-        with path.open("rb") as file:
-            for block in range(_DIGEST_BLOCKS):
-                file.seek(size * block // _DIGEST_BLOCKS)
-                digest.update(file.read(_DIGEST_BLOCK_BYTES))
-    return digest.hexdigest()
-
-
-def load_model(
-    auto: Any,  # noqa: ANN401 - transformers has no types
-    checkpoint: Path,
-    *,
-    dtype: torch.dtype,
-    device_map: str | dict[str, str],
-    offload_folder: Path | None,
-    trust_remote_code: bool,
-) -> Any:  # noqa: ANN401
-    """The checkpoint's model by this auto class, ready to run.
-
-    Raises:
-        GuardError: the folder holds no safetensors, or they cannot be loaded.
-    """
-    if not any(checkpoint.glob("*.safetensors")):
-        raise GuardError(f"{checkpoint} holds no safetensors files")
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        model: Any = auto.from_pretrained(
-            checkpoint,
-            dtype=dtype,
-            device_map=device_map,
-            offload_folder=offload_folder,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            local_files_only=True,
-        )
-    except (OSError, ValueError) as error:
-        raise GuardError(f"cannot load {checkpoint}: {error}") from error
-    return model.eval()
-
-
-def dtype_of(name: str, *, on_cuda: bool) -> torch.dtype:
-    """The dtype of this name; auto is bfloat16 on CUDA and float32 elsewhere.
-
-    Raises:
-        GuardError: not one that an engine runs in.
-    """
-    if name == "auto":
-        return torch.bfloat16 if on_cuda else torch.float32
-    dtype = getattr(torch, name)
-    if dtype not in TOLERANCE:
-        raise GuardError(f"dtype {name} is none of float32, bfloat16, float16")
-    return dtype  # type: ignore[no-any-return]
-
-
-def context_tokens_of(config: Any) -> int:  # noqa: ANN401 - transformers has no types
-    """The longest prompt that the model's positions allow."""
-    return int(getattr(config.get_text_config(decoder=True), "max_position_embeddings", 2048))
-
-
-def check_ids(rows: Sequence[Sequence[int]], vocabulary: int) -> None:
-    """On CUDA an id outside the vocabulary is a device-side assert, which costs the whole process.
-
-    Raises:
-        ValueError: there is one.
-    """
-    if any(min(row) < 0 or max(row) >= vocabulary for row in rows):
-        raise ValueError(f"an id lies outside the vocabulary of {vocabulary:,}")
-
-
 def _until(row: list[int], stops: set[int]) -> list[int]:
     """The ids before the first stop id."""
     return row[: next((at for at, token in enumerate(row) if token in stops), len(row))]
-
-
-@contextmanager
-def device_errors() -> Iterator[None]:
-    """Torch's errors in the engine's words."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        torch.cuda.empty_cache()
-        raise OutOfMemory(str(error)) from error
-    except RuntimeError as error:
-        if "can't allocate memory" in str(error) or "not enough memory" in str(error):
-            raise OutOfMemory(str(error)) from error
-        if "CUDA error" in str(error) or "device-side assert" in str(error):
-            raise DeviceLost(str(error)) from error
-        raise

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.messages import Lane
-from worker.device.batching import LIVE_STREAK, Entry, Waiting, padded_tokens
+from worker.device.batching import LIVE_STREAK, Entry, Waiting, size_tokens
 
 Prompt = tuple[Lane, int, str, int]
 """Lane, tokens, key, and which of the prompts of this length it is."""
@@ -28,8 +28,8 @@ def entry_of(ticket: int, prompt: Prompt) -> Entry[int]:
     return Entry(ticket, lane, tokens, key, (tokens, which), [ticket])
 
 
-def waiting_of(prompts: list[Prompt]) -> Waiting[int]:
-    waiting: Waiting[int] = Waiting()
+def waiting_of(prompts: list[Prompt], *, packs: bool = False) -> Waiting[int]:
+    waiting: Waiting[int] = Waiting(packs=packs)
     for ticket, prompt in enumerate(prompts):
         waiting.add(entry_of(ticket, prompt))
     return waiting
@@ -40,15 +40,15 @@ def alone(lane: Lane, tokens: int, ticket: int) -> Entry[int]:
     return Entry(ticket, lane, tokens, "a", ticket, [ticket])
 
 
-@given(ENTRIES | TWINS, st.integers(1, 2_000), st.integers(1, 16), st.none() | st.integers(1, 500))
+@given(ENTRIES | TWINS, st.integers(1, 2_000), st.integers(1, 16), st.none() | st.integers(1, 500), st.booleans())
 def test_every_item_comes_out_once_within_budget_and_with_its_own_kind(
-    prompts: list[Prompt], max_tokens: int, max_items: int, cut: int | None
+    prompts: list[Prompt], max_tokens: int, max_items: int, cut: int | None, packs: bool
 ) -> None:
-    waiting = waiting_of(prompts)
+    waiting = waiting_of(prompts, packs=packs)
     seen: Counter[int] = Counter()
     while batch := waiting.take(max_tokens=max_tokens, max_items=max_items, bulk_cut_tokens=cut):
         limit = max_tokens if cut is None or batch[0].lane is Lane.LIVE else min(max_tokens, cut)
-        assert len(batch) == 1 or padded_tokens(batch) <= limit
+        assert len(batch) == 1 or size_tokens(batch, packs=packs) <= limit
         assert len(batch) <= max_items
         assert len({(entry.lane, entry.key) for entry in batch}) == 1
         assert [entry.tokens for entry in batch] == sorted(entry.tokens for entry in batch)
@@ -154,3 +154,12 @@ def test_nothing_waits_in_an_empty_list() -> None:
     waiting: Waiting[int] = Waiting()
     assert waiting.take(max_tokens=1, max_items=1) == []
     assert not waiting.waits(Lane.LIVE)
+
+
+def test_where_prompts_are_packed_their_sum_counts_and_not_the_longest() -> None:
+    def sizes(*, packs: bool) -> list[int]:
+        waiting = waiting_of([(Lane.BULK, tokens, "a", tokens) for tokens in (10, 11, 90)], packs=packs)
+        return [len(batch) for batch in iter(lambda: waiting.take(max_tokens=120, max_items=9), [])]
+
+    assert sizes(packs=True) == [3]
+    assert sizes(packs=False) == [2, 1]

@@ -15,7 +15,8 @@ transformers = pytest.importorskip("transformers")
 
 from infra.errors import GuardError  # noqa: E402
 from worker.device.engines.base import DeviceLost, OutOfMemory  # noqa: E402
-from worker.device.engines.transformers import TransformersEngine, checkpoint_digest  # noqa: E402
+from worker.device.engines.loading import checkpoint_digest  # noqa: E402
+from worker.device.engines.transformers import TransformersEngine  # noqa: E402
 
 VOCABULARY = 301
 SHAPE = {

@@ -1,0 +1,162 @@
+"""Packed prompts see themselves and the prefix, and nothing else; whatever the architecture makes of attention."""
+
+from __future__ import annotations
+
+import random
+from array import array
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from worker.device.engines import packing  # noqa: E402
+from worker.device.engines.cpu import LaidOutLinear, lay_out  # noqa: E402
+from worker.device.engines.packing import Pack, packed_attention  # noqa: E402
+from worker.device.engines.transformers import TransformersEngine  # noqa: E402
+
+VOCABULARY = 301
+SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 12,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.3,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+}
+WINDOW = 16
+ARCHITECTURES = {
+    "Qwen2": {},
+    "Qwen3": {},
+    "Llama": {},
+    "Mistral": {"sliding_window": WINDOW},
+    "Gemma2": {"sliding_window": WINDOW, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0},
+    "Gemma3": {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    "Granite": {"logits_scaling": 2.0, "attention_multiplier": 0.5},
+    "Glm": {},
+}
+PREFIX = array("i", range(7, 27))
+LABELS = ((5,), (17,), (40,))
+
+
+def save(folder: Path, architecture: str) -> Path:
+    torch.manual_seed(0)
+    name = {"Gemma3": "Gemma3Text"}.get(architecture, architecture)
+    config = getattr(transformers, f"{name}Config")(**{**SHAPE, **ARCHITECTURES[architecture]})
+    getattr(transformers, f"{architecture}ForCausalLM")(config).save_pretrained(folder)
+    return folder
+
+
+def prompts(seed: int, *, prefix: bool = True) -> list[array[int]]:
+    rng = random.Random(seed)
+    lengths = [1, 2, 40, *(rng.randint(1, 60) for _ in range(6))]
+    head = PREFIX if prefix else array("i")
+    return [head + array("i", [rng.randrange(VOCABULARY) for _ in range(length)]) for length in lengths]
+
+
+def expected(folder: Path, prompt: array[int]) -> list[float]:
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    with torch.inference_mode():
+        row = model.eval()(torch.tensor([list(prompt)])).logits[0, -1].log_softmax(-1)
+    return [float(row[label[0]]) for label in LABELS]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_packed_scores_equal_one_plain_forward_per_prompt(tmp_path: Path, architecture: str) -> None:
+    folder = save(tmp_path, architecture)
+    engine = TransformersEngine(folder, prefix_ids=PREFIX)
+    batch = prompts(1) + prompts(2, prefix=False)
+
+    rows = engine.score(batch, LABELS)
+
+    assert engine.info.packs
+    assert engine.info.prefix_tokens == len(PREFIX)
+    for prompt, row in zip(batch, rows, strict=True):
+        assert row == pytest.approx(expected(folder, prompt), abs=2e-4)
+
+
+def test_long_prompts_are_packed_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "LONGEST_PRODUCT", 8)
+    folder = save(tmp_path, "Qwen2")
+
+    rows = TransformersEngine(folder, prefix_ids=PREFIX).score(prompts(3), LABELS)
+
+    for prompt, row in zip(prompts(3), rows, strict=True):
+        assert row == pytest.approx(expected(folder, prompt), abs=2e-4)
+
+
+def test_generation_after_packed_scores_is_what_it_was_before(tmp_path: Path) -> None:
+    engine = TransformersEngine(save(tmp_path, "Llama"), prefix_ids=PREFIX)
+    before = engine.generate(prompts(4), max_new_tokens=8, stop_ids=())
+    engine.score(prompts(4), LABELS)
+
+    assert engine.generate(prompts(4), max_new_tokens=8, stop_ids=()) == before
+
+
+@pytest.mark.parametrize("special", ["s_aux", "position_bias"])
+def test_attention_of_another_kind_is_refused_and_not_guessed(special: str) -> None:
+    module = torch.nn.Module()
+    module.layer_idx, module.is_causal = 0, True
+    states = torch.zeros(1, 2, 3, 4)
+
+    with pytest.raises(TypeError, match=special):
+        packed_attention(module, states, states, states, None, pack=Pack([3], []), **{special: torch.zeros(1)})
+
+
+@pytest.fixture(scope="module")
+def deterministic(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = save(tmp_path_factory.mktemp("fixed"), "Qwen2")
+    return folder, TransformersEngine(
+        folder, dtype="bfloat16", prefix_ids=PREFIX, deterministic=True, max_batch_tokens=256
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_with_fixed_shapes_no_score_depends_on_its_neighbours(deterministic: Any, seed: int) -> None:
+    _, engine = deterministic
+    batch = prompts(seed) + prompts(seed + 10, prefix=False)
+    alone = {tuple(prompt): engine.score([prompt], LABELS)[0] for prompt in batch}
+    random.Random(seed).shuffle(batch)
+
+    assert engine.score(batch, LABELS) == [alone[tuple(prompt)] for prompt in batch]
+
+
+def test_fixed_shapes_give_the_same_scores_within_rounding_and_another_fingerprint(deterministic: Any) -> None:
+    folder, engine = deterministic
+    packed = TransformersEngine(folder, dtype="bfloat16", prefix_ids=PREFIX)
+
+    for mine, other in zip(engine.score(prompts(5), LABELS), packed.score(prompts(5), LABELS), strict=True):
+        assert mine == pytest.approx(other, abs=0.15)
+    assert engine.info.engine != packed.info.engine
+
+
+def test_the_linear_layers_of_a_bfloat16_model_are_laid_out_and_answer_as_before() -> None:
+    torch.manual_seed(0)
+    model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**{**SHAPE, "initializer_range": 0.1}))
+    model = model.to(torch.bfloat16).eval()
+    ids = torch.arange(30)[None]
+    with torch.inference_mode():
+        before = model(ids).logits.float()
+        replaced = lay_out(model)
+        after = model(ids).logits.float()
+
+    assert float((before - after).norm() / before.norm()) < 0.03
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        assert replaced == SHAPE["num_hidden_layers"] * (4 + 3 + 1)
+        assert not isinstance(model.lm_head, LaidOutLinear), "the head is read one row per prompt"
+    else:
+        assert replaced == 0
+
+
+def test_other_dtypes_are_left_alone() -> None:
+    model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SHAPE)).eval()
+
+    assert lay_out(model) == 0

@@ -1,0 +1,176 @@
+"""Attention for prompts that lie one behind the other in a single row: no padding, and each sees itself alone.
+
+Transformers calls `packed_attention` in place of its own kernels, by the name `PACKED`. It knows nothing of
+models, prompts or labels. Shapes: T the ids of all prompts, n those of one, P the shared prefix before each of
+them, H query heads, K key heads, D the size of a head.
+
+On a CPU attention is written as matrix products, which there run at twice the speed of torch's own kernel for
+prompts of a few hundred ids (docs/decisions/0016). On CUDA it is torch's variable-length kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+PACKED: Final = "libra_packed"
+LONGEST_PRODUCT: Final = 1024
+"""Above so many ids a whole table of attention weights costs more memory than it saves time."""
+
+PrefixStates = Sequence[tuple[torch.Tensor, torch.Tensor]]
+"""Keys and values of the shared prefix per layer, each (1, K, P, D); empty: no prefix."""
+
+
+class Pack:
+    """Where the prompts of one row lie, and the states that come before each of them."""
+
+    def __init__(self, lengths: Sequence[int], prefix: PrefixStates) -> None:
+        self.lengths = tuple(lengths)
+        self._prefix = prefix
+        self._masks: dict[tuple[object, ...], torch.Tensor] = {}
+        self._offsets: dict[tuple[object, ...], torch.Tensor] = {}
+
+    @property
+    def prefix_tokens(self) -> int:
+        """P."""
+        return self._prefix[0][0].shape[2] if self._prefix else 0
+
+    def position_ids(self, device: torch.device) -> torch.Tensor:
+        """Every prompt counts on from the prefix: (1, T)."""
+        first = self.prefix_tokens
+        return torch.cat([torch.arange(first, first + n, device=device) for n in self.lengths])[None]
+
+    def extended(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """One prompt's keys and values behind those of the prefix: (1, K, P + n, D) each."""
+        if not self._prefix:
+            return key, value
+        keys, values = self._prefix[layer]
+        return torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
+
+    def extended_row(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same for a whole row: each prompt's behind its own copy of the prefix's."""
+        if not self._prefix:
+            return key, value
+        lengths = list(self.lengths)
+        pieces = zip(torch.split(key, lengths, dim=2), torch.split(value, lengths, dim=2), strict=True)
+        keys, values = zip(*(self.extended(layer, *piece) for piece in pieces), strict=True)
+        return torch.cat(keys, dim=2), torch.cat(values, dim=2)
+
+    def mask(self, n: int, like: torch.Tensor, window: int | None) -> torch.Tensor:
+        """0 where an id may look, -inf elsewhere: (n, P + n). The same for all layers of a kind."""
+        found = self._masks.get((n, window, like.device))
+        if found is None:
+            at = torch.arange(n, device=like.device)[:, None] + self.prefix_tokens
+            other = torch.arange(self.prefix_tokens + n, device=like.device)[None]
+            hidden = other > at if window is None else (other > at) | (other <= at - window)
+            found = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(hidden, float("-inf"))
+            self._masks[n, window, like.device] = found
+        return found
+
+    def offsets(self, device: torch.device, before: int) -> torch.Tensor:
+        """Where each prompt begins and the last one ends, with `before` ids ahead of each: (prompts + 1,) int32."""
+        found = self._offsets.get((device, before))
+        if found is None:
+            steps = torch.tensor([0, *(before + n for n in self.lengths)], dtype=torch.int32)
+            found = self._offsets[device, before] = steps.cumsum(0, dtype=torch.int32).to(device)
+        return found
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    pack: Pack,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **others: Any,  # noqa: ANN401 - whatever an architecture adds
+) -> tuple[torch.Tensor, None]:
+    """Causal attention within each prompt and on the prefix: (1, H, T, D) to (1, T, H, D).
+
+    Raises:
+        TypeError: the architecture wants something of attention that is not done here.
+    """
+    unknown = [name for name in ("s_aux", "position_bias", "head_mask") if others.get(name) is not None]
+    if unknown or attention_mask is not None or not getattr(module, "is_causal", True):
+        raise TypeError(f"packed attention is causal and plain: {unknown or 'no mask of its own'}")
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    if query.is_cuda and softcap is None and query.dtype is not torch.float32:
+        window = (-1 if sliding_window is None else sliding_window - 1, 0)
+        return _variable_length(query, *pack.extended_row(layer, key, value), pack, scale=scaling, window=window), None
+    soft = _Softmax(scaling if scaling is not None else query.shape[3] ** -0.5, softcap)
+    output = query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
+    begin = 0
+    for n in pack.lengths:
+        end = begin + n
+        keys, values = pack.extended(layer, key[:, :, begin:end], value[:, :, begin:end])
+        mask = pack.mask(n, query, sliding_window)
+        mine = query[:, :, begin:end]
+        if n <= LONGEST_PRODUCT or softcap is not None:
+            result = _products(mine[0], keys[0], values[0], mask, soft)
+        else:
+            result = scaled_dot_product_attention(mine, keys, values, attn_mask=mask, scale=scaling, enable_gqa=True)[0]
+        output[0, begin:end] = result.transpose(0, 1)
+        begin = end
+    return output, None
+
+
+class _Softmax(NamedTuple):
+    """What happens to a query's product with a key before the softmax."""
+
+    scale: float
+    cap: float | None
+
+
+def _products(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, soft: _Softmax
+) -> torch.Tensor:
+    """Attention of one prompt as two matrix products: (H, n, D). The query heads of a key head are one matrix."""
+    heads, n, size = query.shape
+    groups = heads // key.shape[0]
+    grouped = query.reshape(key.shape[0], groups * n, size)
+    allowed = mask.repeat(groups, 1).expand(key.shape[0], -1, -1)
+    if soft.cap is None:
+        scores = torch.baddbmm(allowed, grouped, key.transpose(1, 2), alpha=soft.scale)
+    else:
+        scores = torch.tanh(torch.bmm(grouped, key.transpose(1, 2)) * (soft.scale / soft.cap)) * soft.cap + allowed
+    return torch.bmm(scores.softmax(dim=-1), value).view(heads, n, value.shape[2])
+
+
+def _variable_length(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    pack: Pack,
+    *,
+    scale: float | None,
+    window: tuple[int, int],
+) -> torch.Tensor:
+    """All prompts at once by torch's flash attention for ragged rows: (1, T, H, D)."""
+    from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415 - not in every torch that runs on a CPU
+
+    before, longest = pack.prefix_tokens, max(pack.lengths)
+    output = varlen_attn(
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        pack.offsets(query.device, 0),
+        pack.offsets(query.device, before),
+        longest,
+        before + longest,
+        scale=scale,
+        window_size=window,
+        enable_gqa=True,
+    )
+    assert isinstance(output, torch.Tensor)  # noqa: S101 - a tuple only where more was asked for
+    return output[None]
+
+
+ALL_ATTENTION_FUNCTIONS.register(PACKED, packed_attention)
