@@ -17,7 +17,7 @@ from worker.device.engines.base import OutOfMemory
 log = get_logger(__name__)
 
 WORTH_IT: Final = 1.03
-"""A larger batch must be this much faster: it makes whoever comes next wait longer."""
+"""Each doubling must be this much faster: a large batch makes whoever comes next wait longer."""
 TRIES: Final = 2
 
 
@@ -47,7 +47,7 @@ def fastest_budget(
             best = min(best, max(smallest, tokens // 4))
             break
         rate = tokens / max(took_s, 1e-9)
-        if rate > best_rate * WORTH_IT:
+        if rate > best_rate * WORTH_IT ** (fruitless + 1):
             best, best_rate, fruitless = tokens, rate, 0
         else:
             fruitless += 1

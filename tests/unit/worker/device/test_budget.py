@@ -30,7 +30,7 @@ class Device:
 
 
 def test_a_device_with_a_cost_per_batch_gets_the_smallest_batch_that_hides_it() -> None:
-    assert Device(lambda tokens: 0.1 + tokens / 1_000).budget() == 4_096
+    assert Device(lambda tokens: 0.1 + tokens / 1_000).budget() == 2_048
 
 
 def test_a_device_that_is_no_faster_with_more_gets_the_smallest_batch() -> None:
@@ -47,7 +47,7 @@ def test_a_device_that_grows_slower_keeps_the_size_before() -> None:
 def test_trying_ends_with_the_first_batch_that_takes_too_long() -> None:
     device = Device(lambda tokens: 0.5 + tokens / 100_000)
 
-    assert device.budget(patience_s=0.51) == 2_048
+    assert device.budget(patience_s=0.51) == 1_024
 
 
 def test_a_device_that_runs_out_of_memory_keeps_half_of_what_fitted_free() -> None:

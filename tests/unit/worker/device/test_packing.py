@@ -32,7 +32,7 @@ SHAPE = {
     "eos_token_id": None,
     "pad_token_id": 0,
 }
-WINDOW = 16
+WINDOW = 32
 ARCHITECTURES = {
     "Qwen2": {},
     "Qwen3": {},
