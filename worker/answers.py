@@ -34,6 +34,11 @@ class Answered(NamedTuple):
     known: list[bool]
     fresh: Mapping[bytes, bytes]
 
+    @classmethod
+    def anew(cls, answers: list[Answer]) -> Answered:
+        """Answers that no cache has to do with."""
+        return cls(answers, [False] * len(answers), {})
+
 
 class AnswerCache:
     """Asks the device for what is not in the cache. Thread-safe."""
@@ -49,8 +54,7 @@ class AnswerCache:
             infra.errors.DeviceError: the device process did not come back in time.
         """
         if not self._may_keep(request.kind):
-            answers = device.run(request).answers
-            return Answered(answers, [False] * len(answers), {})
+            return Answered.anew(device.run(request).answers)
         keys = keys_of(fingerprint, request)
         found = [unpack(value, request) for value in self._cache.get(keys)]
         missing = [at for at, answer in enumerate(found) if answer is None]
