@@ -143,9 +143,17 @@ class Board:
         """Judged chunks that no collector has taken yet."""
         return self._redis.llen(self._prefix + VERDICTS)
 
+    def judged(self) -> set[str]:
+        """Ids of the chunks whose verdicts no collector has taken yet."""
+        return {chunk_id.rpartition("/")[0] for chunk_id in self._tasks_in(VERDICTS)}
+
     def queued(self, guard: str, lane: Lane) -> list[str]:
         """Ids of the chunks that wait in a queue, in no particular order."""
-        messages = cast("list[str]", self._redis.lrange(self._prefix + queue_of(guard, lane), 0, -1))
+        return self._tasks_in(queue_of(guard, lane))
+
+    def _tasks_in(self, queue: str) -> list[str]:
+        """Task ids of a queue's messages, each without its last part."""
+        messages = cast("list[str]", self._redis.lrange(self._prefix + queue, 0, -1))
         return [task.rpartition("/")[0] for task in map(task_of, messages) if task]
 
     def forget_queue(self, guard: str, lane: Lane) -> None:

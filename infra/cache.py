@@ -24,7 +24,9 @@ TIMEOUT_S: Final = 0.25
 PAUSE_S: Final = 5.0
 """After a failure, and between two looks at how full Redis is."""
 MEMORY_SHARE: Final = 0.5
-"""Of Redis' memory limit, if it has one: above it nothing is kept, so that a cache never fills up a broker."""
+"""Of Redis' memory limit: above it nothing is kept, so that a cache never fills up a broker."""
+UNSAID_LIMIT: Final = 2 << 30
+"""The limit, in bytes, that a Redis without one is taken to have."""
 
 log = get_logger(__name__)
 
@@ -71,8 +73,8 @@ class Cache:
         if self._clock() >= self._looks_from:
             self._looks_from = self._clock() + PAUSE_S
             memory = cast("dict[str, int]", self._redis.info("memory"))
-            limit = memory.get("maxmemory", 0)
-            self._has_room = not limit or memory["used_memory"] <= MEMORY_SHARE * limit
+            limit = memory.get("maxmemory") or UNSAID_LIMIT
+            self._has_room = memory["used_memory"] <= MEMORY_SHARE * limit
         return self._has_room
 
     @contextmanager

@@ -138,6 +138,13 @@ mode_option = click.option(
 )
 
 
+_shard_option = click.option(
+    "--shard",
+    metavar="I/N",
+    callback=_shard,
+    default="0/1",
+    help="Only every N-th row, beginning with row I (the first is 0).",
+)
 analysis_option = click.option(
     "--analysis", is_flag=True, help="In mode generate, let the model write on after its verdict."
 )
@@ -216,13 +223,7 @@ def takes_order(command: Command[R]) -> Command[R]:
         click.option(
             "--name", callback=_name, help="A name of your own; given again, the same command goes on with the run."
         ),
-        click.option(
-            "--shard",
-            metavar="I/N",
-            callback=_shard,
-            default="0/1",
-            help="Only every N-th row, beginning with row I (the first is 0).",
-        ),
+        _shard_option,
         click.option("--limit", type=click.IntRange(min=1), help="At most so many rows."),
         click.option("--seed", type=int, help="With --limit: a random sample by this seed, not the first rows."),
         click.option("--repeat", type=click.IntRange(min=1), default=1, help="Judge every item so many times."),

@@ -23,7 +23,8 @@ from worker.device.types import Answer, DeviceRequest, Generated, Kind, Scored
 
 _FORM: Final = "answers-1"
 """Changes with what `pack` writes, so that no version reads what another one wrote otherwise."""
-_KEY_BYTES: Final = 16
+_KEY_BYTES: Final = 24
+"""Whoever writes texts may look for two of one key, a harmless one to be judged first: 2^96 hashes are out of reach."""
 
 
 class Answered(NamedTuple):
@@ -32,6 +33,11 @@ class Answered(NamedTuple):
     answers: list[Answer]
     known: list[bool]
     fresh: Mapping[bytes, bytes]
+
+    @classmethod
+    def anew(cls, answers: list[Answer]) -> Answered:
+        """Answers that no cache has to do with."""
+        return cls(answers, [False] * len(answers), {})
 
 
 class AnswerCache:
@@ -48,8 +54,7 @@ class AnswerCache:
             infra.errors.DeviceError: the device process did not come back in time.
         """
         if not self._may_keep(request.kind):
-            answers = device.run(request).answers
-            return Answered(answers, [False] * len(answers), {})
+            return Answered.anew(device.run(request).answers)
         keys = keys_of(fingerprint, request)
         found = [unpack(value, request) for value in self._cache.get(keys)]
         missing = [at for at, answer in enumerate(found) if answer is None]

@@ -142,12 +142,11 @@ class Judge:
 
     def _ask(self, chunk: JudgeChunk, prompts: list[PromptIds], *, isolate: bool) -> Answered:
         if not prompts:
-            return Answered([], [], {})
+            return Answered.anew([])
         request = self._request(chunk, prompts, isolate=isolate)
         if chunk.cache and self._cache is not None:
             return self._cache.run(self._device, request, self._fingerprints[chunk.mode])
-        answers = self._device.run(request).answers
-        return Answered(answers, [False] * len(answers), {})
+        return Answered.anew(self._device.run(request).answers)
 
     def _render(self, chunk: JudgeChunk) -> tuple[list[list[PromptIds]], dict[int, str]]:
         """Prompts per item, and why an item has none. One item that cannot be asked must not cost its neighbours."""

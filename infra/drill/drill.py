@@ -144,10 +144,11 @@ class Drill:
         self._until(lambda: time.monotonic() >= ready_at, timeout_s=_HIT_S)
         self._send_live()
         hit: list[str] = []
-        before: set[str] = set()
+        looked, before, attempts = 0.0, set[str](), dict[str, int]()
 
         def struck() -> bool:
-            nonlocal before
+            nonlocal looked, before, attempts
+            looked, attempts = self._now(), self._attempts()
             before = self._caught(fault)
             hit.extend(filter(None, [self._hand.strike(fault)]))
             return bool(hit)
@@ -160,13 +161,21 @@ class Drill:
             pause_ends = time.monotonic() + planned.lasts_s
             self._until(lambda: time.monotonic() >= pause_ends, timeout_s=_HIT_S)
             self._hand.relent()
-        each = Struck(
-            len(self._struck) + 1, fault, hit[0], at, self._now(), before | self._patiently(self._books.in_flight)
-        )
+        over = self._now()
+        chunks = before | self._patiently(self._books.in_flight) | self._tried_again_since(attempts)
+        each = Struck(len(self._struck) + 1, fault, hit[0], looked, at, over, chunks)
         self._struck.append(each)
         self._until(lambda: self._recovered(each), timeout_s=self._options.lease_s + RECOVERY_GRACE_S + 30)
         took = "not recovered" if each.recovery_s is None else f"recovered after {each.recovery_s:.1f} s"
         self._say(f"{each.number}: {fault}, {each.hit}: {took}")
+
+    def _attempts(self) -> dict[str, int]:
+        return {chunk: end.attempt for chunk, end in self._books.ends().items()}
+
+    def _tried_again_since(self, before: dict[str, int]) -> set[str]:
+        """What a stopped consumer had taken while it could say nothing, and the reconciler put back meanwhile."""
+        now = self._patiently(self._attempts)
+        return {chunk for chunk, attempt in now.items() if attempt > before.get(chunk, 1)}
 
     def _caught(self, fault: Fault) -> set[str]:
         """What the fault is going to hit: a killed or emptied broker loses what is queued, too."""

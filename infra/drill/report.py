@@ -21,11 +21,15 @@ _AOF_WINDOW_S: Final = 2.0
 
 @dataclass
 class Struck:
-    """One fault. Times are epoch seconds by the ledger's clock; `chunks` were in flight when it came."""
+    """One fault. Times are epoch seconds by the ledger's clock.
+
+    `chunks` were in flight when it came; the look at them began at `looked`.
+    """
 
     number: int
     fault: Fault
     hit: str
+    looked: float
     at: float
     over: float
     chunks: set[str] = field(repr=False)
@@ -122,14 +126,13 @@ def broken_bounds(struck: Sequence[Struck], ends: Mapping[str, ChunkEnd], *, lea
 
 
 def _hit_by(each: Struck, ends: Mapping[str, ChunkEnd]) -> set[str]:
-    found = each.chunks.intersection(ends)
-    if each.fault in (Fault.VALKEY, Fault.FLUSH):
-        found |= {
-            chunk
-            for chunk, end in ends.items()
-            if end.settled_at is not None and each.at - _AOF_WINDOW_S <= end.settled_at <= each.over
-        }
-    return found
+    """Chunks in flight at the fault: those seen then, and those that settled from that look to the fault's end."""
+    forgotten_s = _AOF_WINDOW_S if each.fault in (Fault.VALKEY, Fault.FLUSH) else 0.0
+    return each.chunks.intersection(ends) | {
+        chunk
+        for chunk, end in ends.items()
+        if end.settled_at is not None and each.looked - forgotten_s <= end.settled_at <= each.over
+    }
 
 
 def show(report: DrillReport, out: Console) -> None:

@@ -32,6 +32,11 @@ class OverdueChunk(NamedTuple):
     chunk_no: int
     attempt: int
 
+    @property
+    def chunk_id(self) -> str:
+        """As `JudgeChunk` names it."""
+        return f"{self.run_id}/{self.chunk_no}"
+
 
 @contextmanager
 def reconciler_lock(engine: sa.Engine) -> Iterator[sa.Connection | None]:

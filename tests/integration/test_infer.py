@@ -84,7 +84,9 @@ def test_two_ranks_give_files_whose_metrics_equal_those_of_a_run(
     assert run_infer("--out_path", str(tmp_path / "whole")).exit_code == 0
 
     of_files = report_of(evaluate(str(tmp_path / "out"), str(data)), "out", "labels")
-    of_run = reading.stored_report(services.engine, reading.list_runs(services.engine)[0].id)
+    run = reading.list_runs(services.engine)[0]
+    assert (run.spec.cache, run.spec.verdict_only) == (False, False), "whole texts, each judged anew"
+    of_run = reading.stored_report(services.engine, run.id)
     assert of_run is not None
     assert everything(of_files) == everything(of_run)
     assert of_files.counts == of_run.counts

@@ -20,6 +20,7 @@ from infra.ledger.recovery import LaneKey
 from infra.ledger.tables import metadata
 from infra.process import wait_until
 from infra.services import Services
+from schemas.guards import Mode
 from schemas.items import Label
 from schemas.messages import JudgeChunk, Lane, MessageError
 from schemas.runs import RunState
@@ -67,6 +68,52 @@ def test_migrating_from_many_processes_at_once_is_safe(database_url: str) -> Non
         list(pool.map(migrate.upgrade, engines))
 
     assert migrate.current_revision(engines[0]) == migrate.HEAD
+
+
+def test_a_collector_older_than_the_mark_of_the_cache_goes_on_on_the_migrated_ledger(services: Services) -> None:
+    insert = (
+        "INSERT INTO verdicts (run_id, seq, iteration, outcome, label, prompt_tokens, windows, attempt) "
+        "VALUES ('r', 0, 0, 'scored', 'safe', 1, 1, 1)"
+    )
+    with services.engine.begin() as connection:
+        connection.execute(sa.text(insert))
+        assert connection.scalar(sa.text("SELECT cached FROM verdicts")) is False
+
+
+def test_a_verdict_keeps_its_mark_that_it_came_from_the_cache(services: Services) -> None:
+    run_id, (chunk,) = open_run(services, 3)
+    answer = verdicts_for(chunk)
+    marked = (answer.verdicts[0], answer.verdicts[1].model_copy(update={"cached": True}), answer.verdicts[2])
+
+    settlement.settle(services.engine, answer.model_copy(update={"verdicts": marked}))
+
+    found = settlement.verdict_of(services.engine, run_id, [0, 1, 2])
+    assert [found[seq].cached for seq in range(3)] == [False, True, False]
+    assert reading.cached_count(services.engine, run_id) == 1
+
+
+@pytest.mark.parametrize(("repeat", "cache"), [(1, True), (2, False)])
+def test_chunks_are_judged_as_their_run_says_also_when_they_were_lost(
+    services: Services, repeat: int, cache: bool
+) -> None:
+    asked = spec(repeat=repeat).model_copy(update={"cache": True, "verdict_only": True})
+    run_id = intake.create_run(services.engine, asked)
+    chunks = intake.accept(services.engine, run_id, asked, [items(2)])
+    with services.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        again = recovery.take_up(connection, recovery.OverdueChunk(run_id, 0, 1))
+
+    assert again is not None
+    assert [(chunk.cache, chunk.verdict_only) for chunk in (*chunks, again)] == [(cache, True)] * (repeat + 1)
+
+
+def test_live_traffic_that_is_judged_otherwise_has_a_run_of_its_own(services: Services) -> None:
+    usual = spec(lane=Lane.LIVE).model_copy(update={"mode": Mode.GENERATE, "cache": True, "verdict_only": True})
+    specs = [usual.model_copy(update=changes) for changes in ({}, {"cache": False}, {"verdict_only": False})]
+
+    runs = [intake.live_run(services.engine, each, tenant="t") for each in [*specs, *specs]]
+
+    assert len(set(runs)) == 3
+    assert runs[:3] == runs[3:]
 
 
 def test_accepted_items_become_chunks_that_carry_their_text_in_order(services: Services) -> None:

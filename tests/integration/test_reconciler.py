@@ -84,3 +84,15 @@ def test_no_lease_runs_out_while_verdicts_wait_in_a_long_queue(services: Service
 
     assert behind == [NOTHING] * 3
     assert sum(look.requeued for look in caught_up) == 2
+
+
+def test_a_chunk_whose_verdicts_wait_for_a_collector_is_not_lost(services: Services) -> None:
+    """A collector that starts slowly must not have judged again what it is about to settle."""
+    _, chunks = enqueued_run(services, 8)
+    services.board.forget_queue("fake", Lane.BULK)
+    services.publisher.settle(verdicts_for(chunks[0]))
+
+    found = looks(services, reconciler(services))
+
+    assert [look.requeued for look in found] == [0, 1, 0]
+    assert services.board.queued("fake", Lane.BULK) == [chunks[1].chunk_id]

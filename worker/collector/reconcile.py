@@ -67,8 +67,9 @@ class Reconciler:
             recovery.restart_leases(connection)
         for key in recovery.lanes_with_pending(connection):
             lost = self._lost(connection, key)
-            if lost:
-                again, dead = self._recover(connection, lost)
+            if lost:  # read only now: verdicts that still wait are as good as settled, and few by the rule above
+                judged = self._board.judged()
+                again, dead = self._recover(connection, [chunk for chunk in lost if chunk.chunk_id not in judged])
                 requeued, given_up = requeued + again, given_up + dead
         unfinished = recovery.unfinished(connection)
         for run_id in unfinished:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,25 +14,13 @@ from hypothesis import strategies as st
 from schemas.messages import Lane
 from schemas.retention import Retention
 from tests.support.make import FINGERPRINT
+from tests.support.store import Store
 from worker.answers import AnswerCache, keys_of, pack, unpack
 from worker.device.types import Answer, Dead, DeviceRequest, DeviceResult, Generated, Kind, Scored
 
 SCORE = DeviceRequest(Kind.SCORE, Lane.BULK, [array("i", [1, 2]), array("i", [3])], labels=((5,), (6, 7)))
 GENERATE = DeviceRequest(Kind.GENERATE, Lane.BULK, SCORE.prompts, max_new_tokens=8, stop_ids=(2,))
 CLASSIFY = DeviceRequest(Kind.CLASSIFY, Lane.BULK, SCORE.prompts)
-
-
-class Store:
-    """A cache in memory."""
-
-    def __init__(self) -> None:
-        self.values: dict[bytes, bytes] = {}
-
-    def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        return [self.values.get(key) for key in keys]
-
-    def put(self, values: Mapping[bytes, bytes]) -> None:
-        self.values.update(values)
 
 
 class Device:

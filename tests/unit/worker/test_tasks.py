@@ -1,4 +1,4 @@
-"""One chunk through a judge whose guard refuses some items."""
+"""One chunk through a judge: what is asked of the device, what is not, and what becomes of its answers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ import pytest
 from infra.errors import GuardError
 from schemas.guards import Mode
 from schemas.messages import ChunkItem, JudgeChunk, Lane, VerdictChunk
+from schemas.retention import Retention
 from schemas.verdicts import Fingerprint, Outcome
-from worker.device.types import DeviceRequest, DeviceResult, Scored
+from tests.support.store import Store
+from worker.answers import AnswerCache
+from worker.device.types import DeviceRequest, DeviceResult, Generated, Kind, Scored
 from worker.guards.base import PromptIds
 from worker.guards.fake import FakeGuard
 from worker.tasks import Judge
@@ -31,36 +34,60 @@ class Picky(FakeGuard):
         return [[array("i", [1])] for _ in items]
 
 
-def judged(*texts: str) -> VerdictChunk:
-    chunk = JudgeChunk(
+class Talkative(FakeGuard):
+    """Says its verdict first; each part of a text between bars is a window."""
+
+    verdict_ids = ((1, 2), (3,))
+
+    def render(self, items: Sequence[ChunkItem], mode: Mode) -> list[list[PromptIds]]:  # noqa: ARG002
+        return [[_ids(part) for part in item.response.split("|")] for item in items]
+
+
+def _ids(text: str) -> PromptIds:
+    return array("i", list(text.encode()))
+
+
+def chunk_of(*texts: str, **options: Any) -> JudgeChunk:
+    return JudgeChunk(
         run_id="r",
         chunk_no=0,
         lane=Lane.BULK,
         guard="fake",
-        mode=Mode.SCORE,
         enqueued_at=time.time(),
         items=tuple(ChunkItem(seq=seq, question="", response=text) for seq, text in enumerate(texts)),
+        **{"mode": Mode.SCORE, **options},
     )
+
+
+def judged(
+    chunk: JudgeChunk, guard: FakeGuard, *, memory: Store | None = None, asked: list[DeviceRequest] | None = None
+) -> VerdictChunk:
     published: list[VerdictChunk] = []
 
     def run(request: DeviceRequest) -> DeviceResult:
         assert request.prompts, "an empty request is no request"
+        if asked is not None:
+            asked.append(request)
+        if request.kind is Kind.GENERATE:
+            return DeviceResult([Generated(tuple(b"text")) for _ in request.prompts])
         return DeviceResult([Scored((-0.1, -3.0)) for _ in request.prompts])
 
     device: Any = SimpleNamespace(run=run)
+    store: Any = memory
     board = MagicMock()
     board.take.return_value = SimpleNamespace(settled=False, cancelled=False, deliveries=1)
     fingerprint = Fingerprint(
         guard="fake", model="m", revision="r", prompt="p", mode=Mode.SCORE, dtype="none", engine="fake"
     )
     judge = Judge(
-        guard=Picky(),
+        guard=guard,
         lane=Lane.BULK,
         device=device,
         board=board,
         publish=published.append,
-        fingerprints={Mode.SCORE: fingerprint},
+        fingerprints=dict.fromkeys(Mode, fingerprint),
         worker_id="w",
+        cache=AnswerCache(store, Retention.FULL) if store else None,
     )
     judge(chunk.model_dump_json())
     return published[0]
@@ -68,9 +95,45 @@ def judged(*texts: str) -> VerdictChunk:
 
 @pytest.mark.parametrize("texts", [("yes", "no", "yes"), ("no",), ("yes",)])
 def test_an_item_that_cannot_be_asked_costs_only_itself(texts: tuple[str, ...]) -> None:
-    verdicts = judged(*texts).verdicts
+    verdicts = judged(chunk_of(*texts), Picky()).verdicts
 
     for seq, (text, verdict) in enumerate(zip(texts, verdicts, strict=True)):
         assert verdict.seq == seq
         assert verdict.outcome is (Outcome.DEAD if text == "no" else Outcome.SCORED)
         assert verdict.reason == (f"item {seq} does not fit" if text == "no" else None)
+
+
+def test_an_item_is_marked_as_cached_only_where_all_its_prompts_were_known() -> None:
+    memory, asked = Store(), list[DeviceRequest]()
+    first = judged(chunk_of("a", "b|c", cache=True), Talkative(), memory=memory, asked=asked)
+    second = judged(chunk_of("b|c", "a|d", "a", cache=True), Talkative(), memory=memory, asked=asked)
+
+    assert [verdict.cached for verdict in first.verdicts] == [False, False]
+    assert [verdict.cached for verdict in second.verdicts] == [True, False, True]
+    assert [request.prompts for request in asked] == [[_ids("a"), _ids("b"), _ids("c")], [_ids("d")]]
+    one, other = first.verdicts[1], second.verdicts[0]
+    assert one.model_copy(update={"seq": 0, "cached": True}) == other
+
+
+def test_a_chunk_that_does_not_allow_it_neither_reads_the_cache_nor_fills_it() -> None:
+    memory, asked = Store(), list[DeviceRequest]()
+    judged(chunk_of("a"), Talkative(), memory=memory, asked=asked)
+    assert not memory.values
+
+    judged(chunk_of("a", cache=True), Talkative(), memory=memory, asked=asked)
+    plain = judged(chunk_of("a"), Talkative(), memory=memory, asked=asked)
+
+    assert len(asked) == 3
+    assert not plain.verdicts[0].cached
+
+
+@pytest.mark.parametrize(("verdict_only", "sequences"), [(True, ((1, 2), (3,))), (False, ())])
+def test_a_model_ends_with_its_verdict_only_where_the_chunk_says_so(
+    verdict_only: bool, sequences: tuple[tuple[int, ...], ...]
+) -> None:
+    asked: list[DeviceRequest] = []
+    chunk = chunk_of("a", mode=Mode.GENERATE, verdict_only=verdict_only, iteration=2)
+
+    judged(chunk, Talkative(), asked=asked)
+
+    assert (asked[0].verdict_ids, asked[0].iteration) == (sequences, 2)

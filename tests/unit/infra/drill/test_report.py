@@ -10,7 +10,7 @@ from infra.drill.report import Struck, broken_bounds, lines_of
 def struck(
     fault: Fault = Fault.WORKER, *, recovered: float | None = 15.0, chunks: tuple[str, ...] = ("r/0",)
 ) -> Struck:
-    return Struck(1, fault, "python 1", at=10.0, over=11.0, chunks=set(chunks), recovered=recovered)
+    return Struck(1, fault, "python 1", looked=9.9, at=10.0, over=11.0, chunks=set(chunks), recovered=recovered)
 
 
 def end(*, wasted: int = 0, attempt: int = 1, settled_at: float | None = 9.5) -> ChunkEnd:
@@ -38,6 +38,13 @@ def test_a_killed_broker_may_forget_what_had_just_been_acknowledged() -> None:
 
     assert broken_bounds([struck(Fault.VALKEY)], ends, lease_s=3) == []
     assert lines_of([struck(Fault.VALKEY)], ends, 0.0)[0].in_flight_items == 16
+
+
+def test_what_settled_between_the_look_and_the_end_of_a_fault_was_in_flight() -> None:
+    within, before = {"r/1": end(wasted=1, settled_at=9.95)}, {"r/1": end(wasted=1, settled_at=9.8)}
+
+    assert broken_bounds([struck()], within, lease_s=3) == []
+    assert len(broken_bounds([struck()], before, lease_s=3)) == 1
 
 
 def test_a_chunk_is_charged_to_the_first_fault_that_hit_it() -> None:

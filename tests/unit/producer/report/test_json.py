@@ -45,3 +45,11 @@ def test_a_number_that_json_does_not_know_is_refused() -> None:
 
     with pytest.raises(ValueError, match="JSON"):
         to_json(report().model_copy(update={"groups": (group,)}))
+
+
+def test_answers_from_the_cache_are_counted_and_absent_where_there_were_none() -> None:
+    cached = report().model_copy(update={"cached": 3})
+
+    assert json.loads(to_json(cached))["cached"] == 3
+    assert RunReport.model_validate_json(to_json(cached)) == cached
+    assert "cached" not in json.loads(to_json(report()))

@@ -190,3 +190,8 @@ def test_any_source_name_fits_the_width(name: str, width: int) -> None:
     output = text(report([judged("safe", "safe", source=name)]), width=width)
 
     assert all(cell_len(row) <= width for row in output.splitlines())
+
+
+def test_answers_from_the_cache_are_said_and_no_word_is_lost_on_none() -> None:
+    assert "1,234 from the cache" in text(report(cached=1_234))
+    assert "cache" not in text(report())

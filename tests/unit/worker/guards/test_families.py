@@ -262,10 +262,11 @@ ANSWERS = [
 ]
 
 
-def form_of(name: str, tmp_path: Path):
-    (tmp_path / "rules.txt").write_text("规则")
+def form_of(name: str, folder: Path = Path()):
     (card,) = (card for card in GUARDS.values() if card.name.lower() == name.lower())
-    return format_of(card, tmp_path)
+    if card.family is Family.CHINESE_GUARD:
+        (folder / "rules.txt").write_text("规则")
+    return format_of(card, folder)
 
 
 @pytest.mark.parametrize(("name", "text", "label", "categories"), ANSWERS)
@@ -276,6 +277,24 @@ def test_an_answer_is_read_exactly_or_not_at_all(
 
     assert (answer.label, answer.categories) == (label, categories)
     assert (answer.reason is None) == (label is not None)
+
+
+@pytest.mark.parametrize("name", ["shieldlm-14B-qwen", "qwen3guard-gen-8b"])
+@given(rest=st.text(max_size=30) | st.sampled_from(["[答案] 不安全", "Safety: Unsafe", "Categories: Violent"]))
+def test_nothing_after_a_known_verdict_changes_how_it_is_read(name: str, rest: str) -> None:
+    form = form_of(name)
+    for verdict in form.verdicts:
+        answer = form.read(verdict, False)
+        assert answer.label is not None
+        assert form.read(verdict + rest, False) == answer
+
+
+def test_only_guards_that_say_their_verdict_first_end_early(guards: dict[str, TemplateGuard]) -> None:
+    texts = {name: [guard._words.decode(ids) for ids in guard.verdict_ids] for name, guard in guards.items()}
+
+    assert {name: found for name, found in texts.items() if found} == {
+        name: ["Safety: Safe\n"] for name in texts if GUARDS[name].family is Family.QWEN3GUARD
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,47 @@
+"""What becomes of the options that say how much work a run may be spared."""
+
+from __future__ import annotations
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from producer.options import Order, takes_order
+from schemas.runs import RunSpec
+
+
+def ordered(*options: str) -> RunSpec | str:
+    """The spec that these options order, or what is said against them."""
+    orders: list[Order] = []
+
+    @click.command()
+    @takes_order
+    def command(*, order: Order) -> None:
+        orders.append(order)
+
+    done = CliRunner().invoke(command, ["demo", *options])
+    return orders[0].spec if orders else done.output
+
+
+@pytest.mark.parametrize(
+    ("options", "cache", "verdict_only"),
+    [
+        ([], False, False),
+        (["--cache"], True, False),
+        (["--mode", "generate"], False, True),
+        (["--mode", "generate", "--analysis"], False, False),
+        (["--mode", "score", "--analysis", "--no-cache"], False, False),
+    ],
+)
+def test_a_benchmark_is_judged_anew_and_writes_no_more_than_its_verdict(
+    options: list[str], cache: bool, verdict_only: bool
+) -> None:
+    spec = ordered(*options)
+
+    assert isinstance(spec, RunSpec)
+    assert (spec.cache, spec.verdict_only) == (cache, verdict_only)
+
+
+def test_a_repetition_cannot_be_taken_from_the_cache() -> None:
+    assert "goes with no --cache" in str(ordered("--repeat", "3", "--cache"))
+    assert isinstance(ordered("--repeat", "3"), RunSpec)
