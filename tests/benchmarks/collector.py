@@ -17,9 +17,9 @@ from schemas.items import Item, Label
 from schemas.messages import JudgeChunk, Lane, VerdictChunk
 from schemas.runs import RunSpec
 from schemas.verdicts import Fingerprint, Outcome, Timings, Verdict
-from tests.benchmarks.figures import Figure, median_figure
-from tests.benchmarks.processes import Meter
-from tests.benchmarks.rig import GUARD, rig, run_row, text_of
+from tests.benchmarks.kit.figures import Figure, median_figure
+from tests.benchmarks.kit.processes import Meter
+from tests.benchmarks.kit.rig import GUARD, rig, run_row, text_of
 
 _CHUNKS: Final = 640
 _CHUNK_ITEMS: Final = 64

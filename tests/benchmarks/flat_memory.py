@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from tests.benchmarks.figures import Figure
-from tests.benchmarks.processes import Meter, find_process, peak_rss
-from tests.benchmarks.rig import RunTimes, rig, write_items
+from tests.benchmarks.kit.figures import Figure
+from tests.benchmarks.kit.processes import Meter, find_process, peak_rss
+from tests.benchmarks.kit.rig import RunTimes, rig, write_items
 
 _SHORT: Final = 10_000
 _LONG: Final = 1_000_000

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from producer.client import LiveClient
-from tests.benchmarks.figures import Figure
-from tests.benchmarks.rig import GUARD, rig, text_of, write_items
+from tests.benchmarks.kit.figures import Figure
+from tests.benchmarks.kit.rig import GUARD, rig, text_of, write_items
 
 _PER_S: Final = 10
 _SECONDS: Final = 20

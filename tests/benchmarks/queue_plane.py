@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
-from tests.benchmarks.figures import Figure, median_figure
-from tests.benchmarks.processes import Meter
-from tests.benchmarks.rig import RunTimes, rig, write_items
+from tests.benchmarks.kit.figures import Figure, median_figure
+from tests.benchmarks.kit.processes import Meter
+from tests.benchmarks.kit.rig import RunTimes, rig, write_items
 
 _ITEMS: Final = 20_000
 _TEXT_BYTES: Final = 800

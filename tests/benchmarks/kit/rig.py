@@ -56,11 +56,16 @@ class Rig:
         self.folder = folder
 
     @contextmanager
-    def fleet(self, *worker_options: str) -> Iterator[None]:
-        """A worker of the fake guard and a collector, warm: they have judged a few thousand items."""
-        with local_fleet(self.services, GUARD, worker_options=["--devices", "cpu", *worker_options]):
+    def fleet(
+        self, *worker_options: str, guard: str = GUARD, warm_up_items: int = _WARM_UP_ITEMS
+    ) -> Iterator[None]:
+        """A worker of a guard and a collector, warm: they have judged so many items.
+
+        A guard's own checkpoint is a worker option: `--checkpoint`, FOLDER.
+        """
+        with local_fleet(self.services, guard, worker_options=["--devices", "cpu", *worker_options]):
             self.wait_for("collector")
-            self.judge(write_items(self.folder / "warm-up.jsonl", _WARM_UP_ITEMS, 100, prefix="warm"))
+            self.judge(write_items(self.folder / "warm-up.jsonl", warm_up_items, 100, prefix="warm"), guard=guard)
             self.analyze()
             try:
                 yield
@@ -86,15 +91,15 @@ class Rig:
         if not wait_until(lambda: any(facts["kind"] == kind for facts in board.workers()), timeout_s=_READY_S):
             raise TimeoutError(f"no {kind} after {_READY_S} s")
 
-    def judge(self, source: Path) -> RunTimes:
+    def judge(self, source: Path, *, guard: str = GUARD) -> RunTimes:
         """Take a file through the whole fleet, with a producer in a process of its own."""
-        with self.producer(source) as producer:
+        with self.producer(source, guard=guard) as producer:
             return producer.finish()
 
     @contextmanager
-    def producer(self, source: Path) -> Iterator[Producer]:
+    def producer(self, source: Path, *, guard: str = GUARD) -> Iterator[Producer]:
         """A producer process that has validated the file and submits it when told to."""
-        command = [sys.executable, "-m", "tests.benchmarks.producing", str(source), GUARD]
+        command = [sys.executable, "-m", "tests.benchmarks.kit.producing", str(source), guard]
         environment = self.services.environment()
         with subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -107,7 +112,7 @@ class Rig:
 
 
 class Producer:
-    """The parent's end of `tests.benchmarks.producing`."""
+    """The parent's end of `tests.benchmarks.kit.producing`."""
 
     def __init__(self, process: subprocess.Popen[str], engine: sa.Engine) -> None:
         self.pid = process.pid
