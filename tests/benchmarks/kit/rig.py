@@ -56,9 +56,7 @@ class Rig:
         self.folder = folder
 
     @contextmanager
-    def fleet(
-        self, *worker_options: str, guard: str = GUARD, warm_up_items: int = _WARM_UP_ITEMS
-    ) -> Iterator[None]:
+    def fleet(self, *worker_options: str, guard: str = GUARD, warm_up_items: int = _WARM_UP_ITEMS) -> Iterator[None]:
         """A worker of a guard and a collector, warm: they have judged so many items.
 
         A guard's own checkpoint is a worker option: `--checkpoint`, FOLDER.
@@ -77,6 +75,11 @@ class Rig:
         and no accident of when autovacuum came by."""
         with self.services.engine.begin() as connection:
             connection.execute(sa.text("ANALYZE"))
+
+    def scalar(self, query: str) -> Any:
+        """One value from the ledger."""
+        with self.services.engine.connect() as connection:
+            return connection.scalar(sa.text(query))
 
     def _say_trouble(self) -> None:
         """Show what the fleet's processes complained of: a figure from a fleet in trouble is none."""
@@ -126,6 +129,10 @@ class Producer:
             raise RuntimeError("the producer has no standard input")
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
+
+    def abandon(self) -> None:
+        """End the producer where it is; what it has submitted stays."""
+        self._process.kill()
 
     def finish(self, *, started: bool = False) -> RunTimes:
         """Submit, unless that has been started, and wait for the report."""
