@@ -178,6 +178,10 @@ class Board:
         self._redis.lpush(key, json.dumps({"queue": queue, "reason": reason, "body": body}, ensure_ascii=False))
         self._redis.ltrim(key, 0, _PARKED_KEPT - 1)
 
+    def parked_count(self) -> int:
+        """How many messages are set aside."""
+        return self._redis.llen(self._key("parked"))
+
     def parked(self) -> list[dict[str, str]]:
         """Messages set aside, newest first."""
         return [json.loads(entry) for entry in cast("list[str]", self._redis.lrange(self._key("parked"), 0, -1))]

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-_LAYOUT: Final = struct.Struct("<6d")
+_LAYOUT: Final = struct.Struct("<7d")
 
 
 @dataclass(frozen=True, slots=True)
 class Pulse:
     """What a device process has done since it started.
 
-    `deadline` is the CLOCK_MONOTONIC second by which the running batch should have ended, 0 when idle.
+    `deadline` is the CLOCK_MONOTONIC second by which the running batch should have ended, 0 when idle;
+    `budget_tokens` the token budget of a batch as it is now, 0 before the first one.
     """
 
     deadline: float = 0.0
@@ -27,6 +28,7 @@ class Pulse:
     tokens: int = 0
     padded_tokens: int = 0
     busy_s: float = 0.0
+    budget_tokens: int = 0
 
 
 class Heartbeat:
@@ -42,19 +44,22 @@ class Heartbeat:
         """A batch starts that should end by `deadline` (CLOCK_MONOTONIC seconds)."""
         struct.pack_into("<d", self._memory, 0, deadline)
 
-    def end(self, *, items: int = 0, tokens: int = 0, padded_tokens: int = 0, busy_s: float = 0.0) -> None:
+    def end(
+        self, *, items: int = 0, tokens: int = 0, padded_tokens: int = 0, busy_s: float = 0.0, budget_tokens: int = 0
+    ) -> None:
         """The batch ended; one without items failed and counts by its time only."""
         done = self._done
-        self._done = Pulse(
+        beat = self._done = Pulse(
             0.0,
             done.batches + bool(items),
             done.items + items,
             done.tokens + tokens,
             done.padded_tokens + padded_tokens,
             done.busy_s + busy_s,
+            budget_tokens or done.budget_tokens,
         )
-        beat = self._done
-        _LAYOUT.pack_into(self._memory, 0, 0.0, beat.batches, beat.items, beat.tokens, beat.padded_tokens, beat.busy_s)
+        counts = (beat.batches, beat.items, beat.tokens, beat.padded_tokens, beat.busy_s, beat.budget_tokens)
+        _LAYOUT.pack_into(self._memory, 0, 0.0, *counts)
 
 
 def read_pulse(path: Path) -> Pulse:
@@ -65,5 +70,5 @@ def read_pulse(path: Path) -> Pulse:
         return Pulse()
     if len(content) < _LAYOUT.size:
         return Pulse()
-    deadline, batches, items, tokens, padded_tokens, busy_s = _LAYOUT.unpack_from(content)
-    return Pulse(deadline, int(batches), int(items), int(tokens), int(padded_tokens), busy_s)
+    deadline, batches, items, tokens, padded_tokens, busy_s, budget_tokens = _LAYOUT.unpack_from(content)
+    return Pulse(deadline, int(batches), int(items), int(tokens), int(padded_tokens), busy_s, int(budget_tokens))

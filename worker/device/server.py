@@ -277,7 +277,9 @@ class Server:
         full = self._info.max_batch_tokens
         self._budget = min(full, self._budget + full // BUDGET_STEPS + 1)
         tokens = sum(entry.tokens for entry in batch)
-        self._heartbeat.end(items=len(batch), tokens=tokens, padded_tokens=padded, busy_s=infer_s)
+        self._heartbeat.end(
+            items=len(batch), tokens=tokens, padded_tokens=padded, busy_s=infer_s, budget_tokens=self._budget
+        )
 
     def _answer(
         self, batch: _Batch, asks: dict[_Ask, list[int]], rows: Sequence[Sequence[float]], infer_s: float
