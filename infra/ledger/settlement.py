@@ -339,11 +339,12 @@ def cancel(engine: sa.Engine, run_id: str) -> Settled:
 
 
 def judged_rows(engine: sa.Engine, run_id: str, *, fetch: int = 5_000) -> Iterator[Judged]:
-    """Every settled item of a run with its truth, streamed in item order (one row per iteration)."""
+    """Every settled item of a run with its truth, streamed highest p_unsafe first (one row per iteration)."""
     statement = sa.text(
         """
         SELECT i.source, i.category, i.subcategory, i.truth, v.outcome, v.label, v.p_unsafe
-        FROM verdicts v JOIN items i USING (run_id, seq) WHERE v.run_id = :run_id ORDER BY v.seq, v.iteration
+        FROM verdicts v JOIN items i USING (run_id, seq) WHERE v.run_id = :run_id
+        ORDER BY v.p_unsafe DESC NULLS LAST
         """
     )
     with engine.connect() as connection:

@@ -78,7 +78,7 @@ def planned_batches(
     prompts: Sequence[array[int]], *, max_batch_tokens: int, max_batch_items: int
 ) -> list[list[array[int]]]:
     """The batches that the planner forms of prompts that all wait at once: what the bare engine runs."""
-    waiting = Waiting[array[int]]()
+    waiting: Waiting[array[int]] = Waiting()
     for ticket, prompt in enumerate(sorted(prompts, key=len)):
         waiting.add(Entry(ticket, Lane.BULK, len(prompt), None, prompt))
     batches = []

@@ -161,12 +161,12 @@ class Producer:
 
 
 @contextmanager
-def rig() -> Iterator[Rig]:
-    """Embedded servers in a temporary folder, whatever servers are configured."""
+def rig(**settings: Any) -> Iterator[Rig]:
+    """Embedded servers in a temporary folder, whatever servers are configured; other settings by name."""
     with tempfile.TemporaryDirectory(prefix="libra-bench-") as name:
         folder = Path(name)
         folder.chmod(0o711)  # Postgres runs as nobody where we are root
-        with services(Settings(state_dir=folder / "state", redis_url=None, database_url=None)) as found:
+        with services(Settings(state_dir=folder / "state", redis_url=None, database_url=None, **settings)) as found:
             found.engine  # noqa: B018 - the ledger's tables, before anything is started that needs them
             yield Rig(found, folder)
             found.engine.dispose()
