@@ -31,7 +31,7 @@ def run(*, quick: bool) -> Iterator[Figure]:
 
 def _bare(items: int) -> BareRun:
     engine = FakeEngine(batch_s=_BATCH_MS / 1_000, item_s=_ITEM_MS / 1_000)
-    prompts = [array("i", text_of(number, _TEXT_BYTES).encode()) for number in range(items)]
+    prompts = [array("i", [0, *text_of(number, _TEXT_BYTES).encode()]) for number in range(items)]
     info = engine.info
     batches = planned_batches(prompts, max_batch_tokens=info.max_batch_tokens, max_batch_items=info.max_batch_items)
     started = time.monotonic()
