@@ -69,7 +69,7 @@ def fleet_share(
     yield median_figure(bench, "fleet / bare engine, same items", shares, "", at_least=at_least)
     yield median_figure(bench, "fleet", fleet_rates, "items/s")
     yield median_figure(bench, "bare engine", bare_rates, "items/s")
-    yield median_figure(bench, "share of the run in which the device worked", busy, "")
+    yield median_figure(bench, "share of the run in which the device worked", busy, "", at_least=at_least)
     note = f"bare engine: {alone.items / alone.batches:.1f}"
     yield median_figure(bench, "batch size of the fleet", fills, "items", note=note)
 
