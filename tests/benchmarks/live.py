@@ -33,21 +33,27 @@ _BESIDE_BULK_P99_MS: Final = 150
 
 def run(*, quick: bool) -> Iterator[Figure]:
     """A hundred items a second through `LiveClient.judge`, then the same beside a bulk run."""
-    seconds = _QUICK_SECONDS if quick else _SECONDS
     with rig() as found, found.fleet("--fake-batch-ms", "10", "--fake-item-ms", "2"):
         client = LiveClient(found.services, guard=GUARD, tenant="benchmark")
-        _latencies_ms(client, _WARM_UP_S, seed=0)
-        yield from _figures("alone", _latencies_ms(client, seconds, seed=1), _ALONE_P50_MS, _ALONE_P99_MS)
-        source = write_items(found.folder / "bulk.jsonl", _BULK_ITEMS, _TEXT_BYTES)
-        with found.producer(source) as producer:
-            producer.start()
-            time.sleep(_WARM_UP_S)
-            before = _bulk_settled(found)
-            took_ms = _latencies_ms(client, seconds, seed=2)
-            drained = _bulk_settled(found) - before
-            producer.abandon()
-        yield from _figures("beside bulk", took_ms, None, _BESIDE_BULK_P99_MS)
-        yield Figure("live", "the bulk run beside it", drained / seconds, "items/s")
+        try:
+            yield from _measure(found, client, _QUICK_SECONDS if quick else _SECONDS)
+        finally:
+            client.close()
+
+
+def _measure(found: Rig, client: LiveClient, seconds: int) -> Iterator[Figure]:
+    _latencies_ms(client, _WARM_UP_S, seed=0)
+    yield from _figures("alone", _latencies_ms(client, seconds, seed=1), _ALONE_P50_MS, _ALONE_P99_MS)
+    source = write_items(found.folder / "bulk.jsonl", _BULK_ITEMS, _TEXT_BYTES)
+    with found.producer(source) as producer:
+        producer.start()
+        time.sleep(_WARM_UP_S)
+        before = _bulk_settled(found)
+        took_ms = _latencies_ms(client, seconds, seed=2)
+        drained = _bulk_settled(found) - before
+        producer.abandon()
+    yield from _figures("beside bulk", took_ms, None, _BESIDE_BULK_P99_MS)
+    yield Figure("live", "the bulk run beside it", drained / seconds, "items/s")
 
 
 def _figures(name: str, took_ms: list[float], p50_bar: float | None, p99_bar: float) -> Iterator[Figure]:
