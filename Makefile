@@ -14,6 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 SEED ?= 1
+BENCH ?=
 
 .PHONY: help setup demo test lint check bench drill fuzz clean
 
@@ -45,11 +46,8 @@ lint: $(STAMP) ## Style, types and import rules
 
 check: lint test ## Everything CI checks
 
-bench: $(STAMP) ## Run the measurements in tests/benchmarks
-	$(BIN)/pytest tests/benchmarks -m bench -s --timeout 0
-	$(BIN)/python -m tests.benchmarks --json out/benchmarks.json
-	@set -e; for file in tests/benchmarks/bench_*.py; do \
-	  echo "== $$file"; $(BIN)/python -m tests.benchmarks.$$(basename $$file .py); done
+bench: $(STAMP) ## Measure everything in tests/benchmarks beside its bar (BENCH: some by name)
+	$(BIN)/python -m tests.benchmarks $(BENCH) --json out/benchmarks.json
 
 drill: $(STAMP) ## Break a fleet a hundred times and prove that nothing was lost (SEED=1)
 	$(BIN)/libra drill --faults 100 --items 20000 --seed $(SEED) --out out/drill-$(SEED).json

@@ -17,7 +17,7 @@ from redis.client import PubSub
 from infra.broker import VERDICTS, connect_redis, queue_of
 from infra.settings import Settings
 from infra.unacked import enqueued_at, requeue, task_of
-from schemas.messages import Lane
+from schemas.messages import Lane, VerdictChunk
 
 HELD_FOR_S: Final = 6
 """A chunk counts as held this long after its consumer last said so (it says so every third of that)."""
@@ -109,12 +109,13 @@ class Board:
         """Chunks that a live consumer works on."""
         return cast("list[str]", self._redis.eval(_HELD, 1, self._key("held", queue), str(HELD_FOR_S)))
 
-    def note_settled(self, run_id: str, chunk_id: str, seqs: Sequence[int]) -> None:
-        """Tell those who wait, and let a redelivered copy of the chunk be skipped."""
+    def note_settled(self, chunks: Sequence[VerdictChunk]) -> None:
+        """Tell those who wait, and let redelivered copies of the chunks be skipped."""
         with self._redis.pipeline(transaction=False) as pipe:
-            pipe.set(self._key("settled", chunk_id), 1, ex=self._remember_s)
-            pipe.delete(self._key("deliveries", chunk_id))
-            pipe.publish(self._key("run", run_id), json.dumps(list(seqs)))
+            for chunk in chunks:
+                pipe.set(self._key("settled", chunk.chunk_id), 1, ex=self._remember_s)
+                pipe.delete(self._key("deliveries", chunk.chunk_id))
+                pipe.publish(self._key("run", chunk.run_id), json.dumps([verdict.seq for verdict in chunk.verdicts]))
             pipe.execute()
 
     def note_ended(self, run_id: str) -> None:
@@ -194,6 +195,10 @@ class Board:
         key = self._key("parked")
         self._redis.lpush(key, json.dumps({"queue": queue, "reason": reason, "body": body}, ensure_ascii=False))
         self._redis.ltrim(key, 0, _PARKED_KEPT - 1)
+
+    def parked_count(self) -> int:
+        """How many messages are set aside."""
+        return self._redis.llen(self._key("parked"))
 
     def parked(self) -> list[dict[str, str]]:
         """Messages set aside, newest first."""

@@ -44,7 +44,7 @@ class Settings(BaseSettings):
 
     bulk_threads: int = Field(4, ge=1, description="bulk chunks a consumer holds at once")
     live_threads: int = Field(8, ge=1, description="live chunks a consumer holds at once")
-    collector_threads: int = Field(2, ge=1, description="verdict chunks a collector settles at once")
+    collector_threads: int = Field(16, ge=1, description="verdict chunks a collector holds at once")
     visibility_timeout_s: int = Field(900, ge=10, description="Celery redelivers an unacknowledged chunk after this")
     bulk_lease_s: float = Field(60, gt=0, description="a dispatched bulk chunk nobody holds is lost after this")
     live_lease_s: float = Field(10, gt=0, description="the same for live chunks")

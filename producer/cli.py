@@ -228,6 +228,8 @@ def judge(
             verdict = client.judge(text, question=question, timeout_s=timeout_s)
         except ValidationError as error:
             raise DataError(_why_no_item(error)) from error
+        finally:
+            client.close()
         print_verdict(verdict, as_json=as_json)
     if verdict.outcome is Outcome.DEAD:
         raise RunError("the text could not be judged")

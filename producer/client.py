@@ -2,29 +2,33 @@
 
 with LiveClient.open(guard="libra-tiny") as client:
     verdict = client.judge("要审核的文本")
+
+Keep one client for a service's life and call it from as many threads as you like: it keeps one subscription, and
+what many threads ask at the same time is accepted together.
 """
 
 from __future__ import annotations
 
-import json
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from infra.errors import RunError
 from infra.ledger import intake, settlement
 from infra.services import Services, services
 from infra.settings import Settings, load_settings
+from infra.together import Together
+from producer.settled import SettledWatch
 from producer.submit import cut_chunks
 from schemas.guards import Mode
 from schemas.items import Item
-from schemas.messages import Lane
+from schemas.messages import JudgeChunk, Lane
 from schemas.runs import RunSpec
 from schemas.verdicts import Verdict
-
-_LEDGER_POLL_S: Final = 1.0
 
 
 class Ticket(NamedTuple):
@@ -33,6 +37,14 @@ class Ticket(NamedTuple):
     run_id: str
     seq: int
     item_id: str
+
+
+class _Awaited(NamedTuple):
+    """An item on its way, who follows it, and its verdict to come."""
+
+    ticket: Ticket
+    watch: SettledWatch
+    verdict: Future[Verdict]
 
 
 class LiveClient:
@@ -62,6 +74,11 @@ class LiveClient:
             cache=cache,
             verdict_only=mode is Mode.GENERATE and not analysis,
         )
+        self._send_together = Together(self._send, at_most=services.settings.chunk_items)
+        self._lock = threading.Lock()
+        self._run_id: str | None = None
+        self._run_ends_at = 0.0
+        self._watch: SettledWatch | None = None
 
     @classmethod
     @contextmanager
@@ -77,7 +94,18 @@ class LiveClient:
     ) -> Iterator[LiveClient]:
         """A client on the configured servers (or the embedded ones)."""
         with services(settings or load_settings()) as found:
-            yield cls(found, guard=guard, mode=mode, tenant=tenant, cache=cache, analysis=analysis)
+            client = cls(found, guard=guard, mode=mode, tenant=tenant, cache=cache, analysis=analysis)
+            try:
+                yield client
+            finally:
+                client.close()
+
+    def close(self) -> None:
+        """Stop following what settles; call it once nobody waits for a verdict."""
+        with self._lock:
+            if self._watch is not None:
+                self._watch.close()
+                self._watch = None
 
     def submit(self, items: Sequence[Item]) -> list[Ticket]:
         """Accept items into the ledger and put them on the live lane; a ticket for each, in the order given.
@@ -85,20 +113,9 @@ class LiveClient:
         Raises:
             DataError: an item id was used before in the day's run.
         """
-        engine = self._services.engine
-        run_id = intake.live_run(engine, self._spec, tenant=self._tenant)
-        return self._enqueue(run_id, items)
-
-    def _enqueue(self, run_id: str, items: Sequence[Item]) -> list[Ticket]:
-        settings = self._services.settings
-        groups = cut_chunks(items, max_items=settings.chunk_items, max_bytes=settings.chunk_bytes)
-        chunks = intake.accept(self._services.engine, run_id, self._spec, groups)
-        for chunk in chunks:
-            self._services.publisher.judge(chunk)
-        accepted = [item.id for group in groups for item in group]
-        seqs = [wire.seq for chunk in chunks for wire in chunk.items]
-        seq_of = dict(zip(accepted, seqs, strict=True))
-        return [Ticket(run_id, seq_of[item.id], item.id) for item in items]
+        tickets, chunks = self._accept(self._todays_run(), items)
+        self._enqueue(chunks)
+        return tickets
 
     def judge(self, response: str, *, question: str = "", timeout_s: float = 30) -> Verdict:
         """The settled verdict on one text (or on a response to a question).
@@ -107,19 +124,56 @@ class LiveClient:
             pydantic.ValidationError: the text is empty or too long.
             RunError: no verdict within the time-out; the item stays accepted and will settle.
         """
+        deadline = time.monotonic() + timeout_s
         item = Item(id=uuid.uuid4().hex, question=question, response=response)
-        run_id = intake.live_run(self._services.engine, self._spec, tenant=self._tenant)
-        with self._services.board.watching(run_id) as settled:
-            (ticket,) = self._enqueue(run_id, [item])
-            deadline = time.monotonic() + timeout_s
-            while (left_s := deadline - time.monotonic()) > 0:
-                message = settled.get_message(timeout=min(left_s, _LEDGER_POLL_S))
-                if message is None or ticket.seq in json.loads(message["data"]):
-                    verdict = self.verdict(ticket)
-                    if verdict is not None:
-                        return verdict
-        raise RunError(f"no verdict within {timeout_s:g} s; item {item.id} in run {run_id} will still settle")
+        awaited = self._send_together(item)
+        try:
+            return awaited.verdict.result(max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            awaited.watch.forget(awaited.ticket.seq)
+        raise RunError(
+            f"no verdict within {timeout_s:g} s; item {item.id} in run {awaited.ticket.run_id} will still settle"
+        )
 
     def verdict(self, ticket: Ticket) -> Verdict | None:
         """The verdict of a submitted item, or None while it is pending."""
         return settlement.verdict_of(self._services.engine, ticket.run_id, [ticket.seq]).get(ticket.seq)
+
+    def _send(self, items: list[Item]) -> list[_Awaited]:
+        """Accept what several threads ask, expect its verdicts, then enqueue it."""
+        run_id = self._todays_run()
+        watch = self._watching(run_id)
+        tickets, chunks = self._accept(run_id, items)
+        verdicts = watch.expect([ticket.seq for ticket in tickets])
+        self._enqueue(chunks)
+        return [_Awaited(ticket, watch, verdict) for ticket, verdict in zip(tickets, verdicts, strict=True)]
+
+    def _accept(self, run_id: str, items: Sequence[Item]) -> tuple[list[Ticket], list[JudgeChunk]]:
+        settings = self._services.settings
+        groups = cut_chunks(items, max_items=settings.chunk_items, max_bytes=settings.chunk_bytes)
+        chunks = intake.accept(self._services.engine, run_id, self._spec, groups)
+        accepted = [item.id for group in groups for item in group]
+        seqs = [wire.seq for chunk in chunks for wire in chunk.items]
+        seq_of = dict(zip(accepted, seqs, strict=True))
+        return [Ticket(run_id, seq_of[item.id], item.id) for item in items], chunks
+
+    def _enqueue(self, chunks: Sequence[JudgeChunk]) -> None:
+        for chunk in chunks:
+            self._services.publisher.judge(chunk)
+
+    def _todays_run(self) -> str:
+        """The day's run, asked of the ledger once a day."""
+        with self._lock:
+            if self._run_id is None or time.monotonic() >= self._run_ends_at:
+                self._run_id, ends_in_s = intake.todays_run(self._services.engine, self._spec, tenant=self._tenant)
+                self._run_ends_at = time.monotonic() + ends_in_s
+            return self._run_id
+
+    def _watching(self, run_id: str) -> SettledWatch:
+        """Who follows the run; yesterday's ends when its last verdict is there."""
+        with self._lock:
+            if self._watch is None or self._watch.run_id != run_id:
+                if self._watch is not None:
+                    self._watch.close()
+                self._watch = SettledWatch(self._services, run_id)
+            return self._watch

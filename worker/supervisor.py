@@ -29,6 +29,7 @@ from infra.settings import Settings
 from schemas.messages import Lane
 from worker.app import ConsumerSpec
 from worker.device.heartbeat import Pulse
+from worker.device.pace import Pace
 from worker.device.spec import DeviceSpec
 from worker.device.watch import DeviceProcess
 from worker.tasks import holder_of
@@ -86,6 +87,7 @@ class _Post:
         self._device: DeviceProcess | None = None
         self._consumers: dict[Lane, subprocess.Popen[bytes]] = {}
         self._device_restarts = _Restarts()
+        self._pace = Pace()
         self._consumer_restarts = {spec.lane: _Restarts() for spec in consumers}
 
     def start_device(self) -> None:
@@ -187,9 +189,17 @@ class _Post:
         if self._device is not None:
             self._device.stop(_DEVICE_GRACE_S)
 
-    def pulse(self) -> Pulse:
-        """What the device process has done since it started."""
-        return self._device.stats() if self._device else Pulse()
+    def facts(self) -> dict[str, object]:
+        """What the device is, has done since it started, and did over the last minute."""
+        pulse = self._device.stats() if self._device else Pulse()
+        return {
+            "device": self._visible or self._device_spec.device,
+            "items": pulse.items,
+            "rows": pulse.rows,
+            "busy_s": round(pulse.busy_s, 3),
+            "budget_tokens": pulse.budget_tokens or self._device_spec.max_batch_tokens,
+            **self._pace.look(time.monotonic(), pulse),
+        }
 
 
 class Supervisor:
@@ -272,16 +282,13 @@ class Supervisor:
             log.warning("announce_failed", error=str(error))
 
     def _facts(self, post: _Post) -> dict[str, object]:
-        pulse = post.pulse()
         return {
             "id": post.worker_id,
             "kind": "worker",
             "guard": self._guard,
             "state": self._state,
             "pid": os.getpid(),
-            "items": pulse.items,
-            "rows": pulse.rows,
-            "busy_s": round(pulse.busy_s, 3),
+            **post.facts(),
         }
 
     def _withdraw(self) -> None:

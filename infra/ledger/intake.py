@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import secrets
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
@@ -18,32 +19,29 @@ from schemas.runs import InvalidRow, RunSpec, RunState
 
 _INVALID_ROWS_KEPT: Final = 1_000
 
+# One statement, so that the run's row is locked for as short as can be: live items of one tenant all pass here.
 _ACCEPT: Final = sa.text(
     """
-    UPDATE runs SET accepted = accepted + :items, chunks = chunks + :chunks
-    WHERE id = :run_id AND state = 'open'
-    RETURNING accepted - :items AS first_seq, chunks - :chunks AS first_chunk,
-              extract(epoch FROM now())::float8 AS enqueued_at
-    """
-)
-
-_INSERT_ITEMS: Final = sa.text(
-    """
-    INSERT INTO items (run_id, seq, item_id, question, response, truth, source, category, subcategory, content_hash)
-    SELECT :run_id, :first_seq + row - 1, item_id, question, response, truth, source, category, subcategory, hash
-    FROM unnest(CAST(:ids AS text[]), CAST(:questions AS text[]), CAST(:responses AS text[]), CAST(:truths AS text[]),
-                CAST(:sources AS text[]), CAST(:categories AS text[]), CAST(:subcategories AS text[]),
-                CAST(:hashes AS bytea[]))
-         WITH ORDINALITY AS i(item_id, question, response, truth, source, category, subcategory, hash, row)
-    """
-)
-
-_INSERT_CHUNKS: Final = sa.text(
-    """
-    INSERT INTO chunks (run_id, chunk_no, iteration, first_seq, size)
-    SELECT :run_id, chunk_no, iteration, first_seq, size
-    FROM unnest(CAST(:chunk_nos AS bigint[]), CAST(:iterations AS int[]), CAST(:first_seqs AS bigint[]),
-                CAST(:sizes AS int[])) AS c(chunk_no, iteration, first_seq, size)
+    WITH run AS (
+        UPDATE runs SET accepted = accepted + :item_count, chunks = chunks + :chunk_count
+        WHERE id = :run_id AND state = 'open'
+        RETURNING accepted - :item_count AS first_seq, chunks - :chunk_count AS first_chunk,
+                  extract(epoch FROM now())::float8 AS enqueued_at
+    ), new_items AS (
+        INSERT INTO items (run_id, seq, item_id, question, response, truth, source, category, subcategory, content_hash)
+        SELECT :run_id, run.first_seq + i.row - 1, item_id, question, response, truth, source, category, subcategory,
+               hash
+        FROM run, unnest(CAST(:ids AS text[]), CAST(:questions AS text[]), CAST(:responses AS text[]),
+                         CAST(:truths AS text[]), CAST(:sources AS text[]), CAST(:categories AS text[]),
+                         CAST(:subcategories AS text[]), CAST(:hashes AS bytea[]))
+             WITH ORDINALITY AS i(item_id, question, response, truth, source, category, subcategory, hash, row)
+    ), new_chunks AS (
+        INSERT INTO chunks (run_id, chunk_no, iteration, first_seq, size)
+        SELECT :run_id, run.first_chunk + c.row - 1, iteration, run.first_seq + start, size
+        FROM run, unnest(CAST(:iterations AS int[]), CAST(:starts AS bigint[]), CAST(:sizes AS int[]))
+             WITH ORDINALITY AS c(iteration, start, size, row)
+    )
+    SELECT first_seq, first_chunk, enqueued_at FROM run
     """
 )
 
@@ -97,25 +95,21 @@ def accept(engine: sa.Engine, run_id: str, spec: RunSpec, groups: Sequence[Seque
         RunError: the run is not open.
         DataError: an item id is in the run already.
     """
-    batch = [item for group in groups for item in group]
-    counts = {"run_id": run_id, "items": len(batch), "chunks": len(groups) * spec.repeat}
+    columns = {"run_id": run_id, **_item_columns(groups), **_chunk_columns(groups, spec.repeat)}
     try:
-        with engine.begin() as connection:
-            row = connection.execute(_ACCEPT, counts).one_or_none()
-            if row is None:
-                raise RunError(f"run {run_id} takes no more items: it is sealed, cancelled or gone")
-            connection.execute(_INSERT_ITEMS, _item_columns(run_id, row.first_seq, batch))
-            chunks = list(_cut(run_id, spec, groups, row))
-            connection.execute(_INSERT_CHUNKS, _chunk_columns(run_id, chunks))
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            row = connection.execute(_ACCEPT, columns).one_or_none()
     except IntegrityError as error:
         raise DataError(f"an item id is in run {run_id} already: {_detail(error)}") from error
-    return chunks
+    if row is None:
+        raise RunError(f"run {run_id} takes no more items: it is sealed, cancelled or gone")
+    return list(_cut(run_id, spec, groups, row))
 
 
-def _item_columns(run_id: str, first_seq: int, batch: Sequence[Item]) -> dict[str, object]:
+def _item_columns(groups: Sequence[Sequence[Item]]) -> dict[str, object]:
+    batch = [item for group in groups for item in group]
     return {
-        "run_id": run_id,
-        "first_seq": first_seq,
+        "item_count": len(batch),
         "ids": [item.id for item in batch],
         "questions": [item.question for item in batch],
         "responses": [item.response for item in batch],
@@ -124,6 +118,22 @@ def _item_columns(run_id: str, first_seq: int, batch: Sequence[Item]) -> dict[st
         "categories": [item.category for item in batch],
         "subcategories": [item.subcategory for item in batch],
         "hashes": [item.content_hash for item in batch],
+    }
+
+
+def _chunk_columns(groups: Sequence[Sequence[Item]], repeat: int) -> dict[str, object]:
+    """A chunk per group and iteration; `starts` count from the first item accepted now."""
+    starts = [0, *itertools.accumulate(map(len, groups))][: len(groups)]
+    chunks = [
+        (iteration, start, len(group))
+        for start, group in zip(starts, groups, strict=True)
+        for iteration in range(repeat)
+    ]
+    return {
+        "chunk_count": len(chunks),
+        "iterations": [iteration for iteration, _, _ in chunks],
+        "starts": [start for _, start, _ in chunks],
+        "sizes": [size for _, _, size in chunks],
     }
 
 
@@ -151,16 +161,6 @@ def _cut(
             )
             chunk_no += 1
         first_seq += len(group)
-
-
-def _chunk_columns(run_id: str, chunks: Sequence[JudgeChunk]) -> dict[str, object]:
-    return {
-        "run_id": run_id,
-        "chunk_nos": [chunk.chunk_no for chunk in chunks],
-        "iterations": [chunk.iteration for chunk in chunks],
-        "first_seqs": [chunk.items[0].seq for chunk in chunks],
-        "sizes": [len(chunk.items) for chunk in chunks],
-    }
 
 
 def _detail(error: IntegrityError) -> str:
@@ -193,23 +193,42 @@ def accepted_hashes(engine: sa.Engine, run_id: str, item_ids: Sequence[str]) -> 
         return {row.item_id: bytes(row.content_hash) for row in rows}
 
 
-def live_run(engine: sa.Engine, spec: RunSpec, *, tenant: str) -> str:
-    """The id of today's unsealed run of a tenant and guard (by the ledger's clock), opened where there is none.
+class LiveRun(NamedTuple):
+    """An unsealed run of live traffic, and for how many seconds more it is today's."""
+
+    id: str
+    ends_in_s: float
+
+
+def todays_run(engine: sa.Engine, spec: RunSpec, *, tenant: str) -> LiveRun:
+    """Today's unsealed run of a tenant and guard (by the ledger's clock), opened where there is none.
 
     Traffic that is judged otherwise has a run of its own: what is lost is judged again as its run says.
     """
     analysed = spec.mode is Mode.GENERATE and not spec.verdict_only
     otherwise = ("-analysis" if analysed else "") + ("" if spec.cache else "-uncached")
+    today = sa.text(
+        """
+        SELECT to_char(now, 'YYYYMMDD') AS day,
+               extract(epoch FROM date_trunc('day', now) + interval '1 day' - now)::float8 AS ends_in_s
+        FROM (SELECT now() AT TIME ZONE 'UTC' AS now) AS clock
+        """
+    )
     with engine.begin() as connection:
-        day = connection.scalar(sa.text("SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYYMMDD')"))
+        day, ends_in_s = connection.execute(today).one()
         name = f"live-{tenant}-{spec.guard}-{spec.mode}{otherwise}-{day}"
         known = connection.scalar(sa.text("SELECT id FROM runs WHERE name = :name"), {"name": name})
     if known is not None:
-        return str(known)
+        return LiveRun(str(known), ends_in_s)
     try:
-        return create_run(engine, spec, name=name)
+        return LiveRun(create_run(engine, spec, name=name), ends_in_s)
     except UsageError:
-        return live_run(engine, spec, tenant=tenant)
+        return todays_run(engine, spec, tenant=tenant)
+
+
+def live_run(engine: sa.Engine, spec: RunSpec, *, tenant: str) -> str:
+    """The id of today's unsealed run of a tenant and guard."""
+    return todays_run(engine, spec, tenant=tenant).id
 
 
 def ledger_now(engine: sa.Engine) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import sqlalchemy as sa
@@ -39,31 +39,62 @@ class FingerprintMismatchError(LibraError):
     """The chunk was judged by another guard fingerprint than the one pinned on its run."""
 
 
-_LOCK_CHUNK: Final = sa.text(
+_LOCK_CHUNKS: Final = sa.text(
     """
-    SELECT first_seq, size, iteration FROM chunks WHERE run_id = :run_id AND chunk_no = :chunk_no FOR UPDATE
+    WITH known AS (
+        INSERT INTO fingerprints (digest, body)
+        SELECT digest, CAST(body AS jsonb)
+        FROM unnest(CAST(:digests AS text[]), CAST(:bodies AS text[])) AS f(digest, body)
+        WHERE NOT EXISTS (SELECT 1 FROM fingerprints k WHERE k.digest = f.digest)
+        ON CONFLICT DO NOTHING
+    )
+    SELECT run_id, chunk_no, first_seq, size, iteration FROM chunks
+    WHERE (run_id, chunk_no) IN (SELECT * FROM unnest(CAST(:run_ids AS text[]), CAST(:chunk_nos AS bigint[])))
+    ORDER BY run_id, chunk_no FOR UPDATE
     """
 )
 
 _INSERT_VERDICTS: Final = sa.text(
     """
-    WITH fresh AS (
+    WITH chunk AS (
+        SELECT * FROM unnest(CAST(:run_ids AS text[]), CAST(:chunk_nos AS bigint[]), CAST(:iterations AS int[]),
+                             CAST(:attempts AS int[]), CAST(:fingerprints AS text[]), CAST(:workers AS text[]),
+                             CAST(:queue_s AS real[]), CAST(:render_s AS real[]), CAST(:device_s AS real[]),
+                             CAST(:sizes AS int[]))
+             WITH ORDINALITY AS c(run_id, chunk_no, iteration, attempt, fingerprint, worker, queue_s, render_s,
+                                  device_s, verdicts, place)
+    ), verdict AS (
+        SELECT * FROM unnest(CAST(:places AS bigint[]), CAST(:seqs AS bigint[]), CAST(:outcomes AS text[]),
+                             CAST(:labels AS text[]), CAST(:p_unsafe AS float8[]), CAST(:label_mass AS float8[]),
+                             CAST(:categories AS text[]), CAST(:reasons AS text[]), CAST(:raws AS text[]),
+                             CAST(:prompt_tokens AS int[]), CAST(:windows AS int[]))
+             AS v(place, seq, outcome, label, p_unsafe, label_mass, categories, reason, raw, prompt_tokens, windows)
+    ), fresh AS (
         INSERT INTO verdicts (run_id, seq, iteration, outcome, label, p_unsafe, label_mass, categories, reason, raw,
                               prompt_tokens, windows, attempt, fingerprint, cached)
-        SELECT :run_id, seq, :iteration, outcome, label, p_unsafe, label_mass, categories, reason, raw,
-               prompt_tokens, windows, :attempt, :fingerprint, cached
-        FROM unnest(CAST(:seqs AS bigint[]), CAST(:outcomes AS text[]), CAST(:labels AS text[]),
-                    CAST(:p_unsafe AS float8[]), CAST(:label_mass AS float8[]), CAST(:categories AS text[]),
-                    CAST(:reasons AS text[]), CAST(:raws AS text[]), CAST(:prompt_tokens AS int[]),
-                    CAST(:windows AS int[]), CAST(:cached AS boolean[]))
-             AS v(seq, outcome, label, p_unsafe, label_mass, categories, reason, raw, prompt_tokens, windows, cached)
+        SELECT run_id, seq, iteration, outcome, label, p_unsafe, label_mass, categories, reason, raw,
+               prompt_tokens, windows, attempt, fingerprint, cached
+        FROM verdict JOIN chunk USING (place)
         ON CONFLICT DO NOTHING
-        RETURNING outcome
+        RETURNING run_id, seq, iteration, outcome
+    ), counted AS (
+        SELECT place, count(outcome) AS inserted,
+               count(*) FILTER (WHERE outcome = 'scored') AS scored,
+               count(*) FILTER (WHERE outcome = 'unparseable') AS unparseable,
+               count(*) FILTER (WHERE outcome = 'dead') AS dead
+        FROM (SELECT DISTINCT place, seq FROM verdict) AS named
+             JOIN chunk USING (place) LEFT JOIN fresh USING (run_id, seq, iteration)
+        GROUP BY place
+    ), touched AS (
+        UPDATE chunks SET settled = chunks.settled + inserted, wasted = wasted + verdicts - inserted,
+                          worker = CASE WHEN inserted > 0 THEN chunk.worker ELSE chunks.worker END,
+                          queue_s = CASE WHEN inserted > 0 THEN chunk.queue_s ELSE chunks.queue_s END,
+                          render_s = CASE WHEN inserted > 0 THEN chunk.render_s ELSE chunks.render_s END,
+                          device_s = CASE WHEN inserted > 0 THEN chunk.device_s ELSE chunks.device_s END
+        FROM chunk JOIN counted USING (place)
+        WHERE chunks.run_id = chunk.run_id AND chunks.chunk_no = chunk.chunk_no
     )
-    SELECT count(*) FILTER (WHERE outcome = 'scored') AS scored,
-           count(*) FILTER (WHERE outcome = 'unparseable') AS unparseable,
-           count(*) FILTER (WHERE outcome = 'dead') AS dead
-    FROM fresh
+    SELECT run_id, inserted, scored, unparseable, dead FROM chunk JOIN counted USING (place) ORDER BY place
     """
 )
 
@@ -77,20 +108,8 @@ _INSERT_DEAD: Final = sa.text(
         ON CONFLICT DO NOTHING
         RETURNING outcome
     )
-    SELECT 0 AS scored, 0 AS unparseable, count(*) AS dead FROM fresh
+    SELECT count(*) AS dead FROM fresh
     """
-)
-
-_TOUCH_CHUNK: Final = sa.text(
-    """
-    UPDATE chunks SET settled = settled + :inserted, worker = :worker,
-                      queue_s = :queue_s, render_s = :render_s, device_s = :device_s
-    WHERE run_id = :run_id AND chunk_no = :chunk_no
-    """
-)
-
-_NOTE_WASTE: Final = sa.text(
-    "UPDATE chunks SET wasted = wasted + :wasted WHERE run_id = :run_id AND chunk_no = :chunk_no"
 )
 
 _COUNT_IN: Final = sa.text(
@@ -111,25 +130,43 @@ def settle(engine: sa.Engine, chunk: VerdictChunk, *, retention: Retention = Ret
         MessageError: the chunk is not in the ledger, or names items that are not its own.
         FingerprintMismatchError: nothing was written; the chunk stays pending.
     """
-    fingerprint = chunk.fingerprint
-    if fingerprint is not None:
-        _know_fingerprint(engine, fingerprint)
-    key = {"run_id": chunk.run_id, "chunk_no": chunk.chunk_no}
+    (outcome,) = settle_all(engine, [chunk], retention=retention)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def settle_all(
+    engine: sa.Engine, chunks: Sequence[VerdictChunk], *, retention: Retention = Retention.FULL
+) -> list[Settled | Exception]:
+    """Settle several chunks in one transaction; gives each its outcome: what changed, or the error `settle` raises.
+
+    A chunk that is refused costs the others nothing but a transaction each; so do two copies of one chunk. Where a
+    run reached its count, the last of its chunks says so.
+    """
+    if len(chunks) == 1 or len({chunk.chunk_id for chunk in chunks}) == len(chunks):
+        try:
+            return list(_settle_together(engine, chunks, retention))
+        except (MessageError, FingerprintMismatchError) as error:
+            if len(chunks) == 1:
+                return [error]
+    return [outcome for chunk in chunks for outcome in settle_all(engine, [chunk], retention=retention)]
+
+
+def _settle_together(engine: sa.Engine, chunks: Sequence[VerdictChunk], retention: Retention) -> list[Settled]:
     with engine.begin() as connection:
-        _require_own_items(connection.execute(_LOCK_CHUNK, key).one_or_none(), chunk)
-        fresh = connection.execute(_INSERT_VERDICTS, _columns(chunk, keep_raw=not retention.scrubs)).one()
-        inserted = fresh.scored + fresh.unparseable + fresh.dead
-        wasted = len(chunk.verdicts) - inserted
-        if wasted:
-            connection.execute(_NOTE_WASTE, {**key, "wasted": wasted})
-        if not inserted:
-            return Settled(0, finished=False)
-        connection.execute(
-            _TOUCH_CHUNK, {**key, "inserted": inserted, "worker": chunk.worker, **chunk.timings.model_dump()}
-        )
-        finished = _count_in(connection, chunk.run_id, fresh, fingerprint)
-        scrub_settled(connection, chunk.run_id, [verdict.seq for verdict in chunk.verdicts], retention)
-    return Settled(inserted, finished)
+        _lock(connection, chunks)
+        fresh = connection.execute(_INSERT_VERDICTS, _columns(chunks, keep_raw=not retention.scrubs)).all()
+        finished: dict[int, bool] = {}
+        for run_id, places in _places_by_run(chunks).items():
+            if counts := _Fresh.total([fresh[place] for place in places]):
+                fingerprints = {chunks[place].fingerprint for place in places if fresh[place].inserted}
+                finished[places[-1]] = _count_in(connection, run_id, counts, fingerprints)
+        if retention.scrubs:
+            for chunk, row in zip(chunks, fresh, strict=True):
+                if row.inserted:
+                    scrub_settled(connection, chunk.run_id, [verdict.seq for verdict in chunk.verdicts], retention)
+    return [Settled(row.inserted, finished=finished.get(place, False)) for place, row in enumerate(fresh)]
 
 
 def settle_dead(
@@ -146,23 +183,28 @@ def settle_dead(
     )
     with engine.begin() as connection:
         spans = [range(row.first_seq, row.first_seq + row.size) for row in connection.execute(lock, key)]
-        fresh = connection.execute(_INSERT_DEAD, {**key, "reason": reason}).one()
+        fresh = _Fresh(dead=connection.execute(_INSERT_DEAD, {**key, "reason": reason}).scalar_one())
         connection.execute(close, key)
-        finished = _count_in(connection, run_id, fresh, None)
+        finished = _count_in(connection, run_id, fresh)
         scrub_settled(connection, run_id, list(itertools.chain.from_iterable(spans)), retention)
     return Settled(fresh.dead, finished)
 
 
-def _know_fingerprint(engine: sa.Engine, fingerprint: Fingerprint) -> None:
-    statement = sa.text(
-        "INSERT INTO fingerprints (digest, body) SELECT :digest, CAST(:body AS jsonb) "
-        "WHERE NOT EXISTS (SELECT 1 FROM fingerprints WHERE digest = :digest) ON CONFLICT DO NOTHING"
-    )
-    with engine.begin() as connection:
-        connection.execute(statement, {"digest": fingerprint.digest, "body": fingerprint.model_dump_json()})
+def _lock(connection: sa.Connection, chunks: Sequence[VerdictChunk]) -> None:
+    """Lock the chunks, in an order that all share, and see that they hold the items they bring verdicts on."""
+    known = {f.digest: f.model_dump_json() for f in {chunk.fingerprint for chunk in chunks} if f is not None}
+    values = {
+        "digests": sorted(known),
+        "bodies": [known[digest] for digest in sorted(known)],
+        "run_ids": [chunk.run_id for chunk in chunks],
+        "chunk_nos": [chunk.chunk_no for chunk in chunks],
+    }
+    rows = {(row.run_id, row.chunk_no): row for row in connection.execute(_LOCK_CHUNKS, values)}
+    for chunk in chunks:
+        _require_own_items(rows.get((chunk.run_id, chunk.chunk_no)), chunk)
 
 
-def _require_own_items(row: sa.Row[tuple[int, int, int]] | None, chunk: VerdictChunk) -> None:
+def _require_own_items(row: sa.Row[tuple[str, int, int, int, int]] | None, chunk: VerdictChunk) -> None:
     if row is None:
         raise MessageError(f"chunk {chunk.chunk_id} is not in the ledger")
     own = range(row.first_seq, row.first_seq + row.size)
@@ -170,13 +212,29 @@ def _require_own_items(row: sa.Row[tuple[int, int, int]] | None, chunk: VerdictC
         raise MessageError(f"chunk {chunk.chunk_id} carries verdicts of items that are not its own")
 
 
-def _columns(chunk: VerdictChunk, *, keep_raw: bool) -> dict[str, object]:
-    verdicts = chunk.verdicts
+def _places_by_run(chunks: Sequence[VerdictChunk]) -> dict[str, list[int]]:
+    """Positions of each run's chunks; the runs in an order that all share, for their rows are locked in it."""
+    places: dict[str, list[int]] = {}
+    for place, chunk in sorted(enumerate(chunks), key=lambda pair: (pair[1].run_id, pair[0])):
+        places.setdefault(chunk.run_id, []).append(place)
+    return places
+
+
+def _columns(chunks: Sequence[VerdictChunk], *, keep_raw: bool) -> dict[str, object]:
+    placed = [(place, verdict) for place, chunk in enumerate(chunks, start=1) for verdict in chunk.verdicts]
+    verdicts = [verdict for _, verdict in placed]
     return {
-        "run_id": chunk.run_id,
-        "iteration": chunk.iteration,
-        "attempt": chunk.attempt,
-        "fingerprint": chunk.fingerprint.digest if chunk.fingerprint else None,
+        "run_ids": [chunk.run_id for chunk in chunks],
+        "chunk_nos": [chunk.chunk_no for chunk in chunks],
+        "iterations": [chunk.iteration for chunk in chunks],
+        "attempts": [chunk.attempt for chunk in chunks],
+        "fingerprints": [chunk.fingerprint.digest if chunk.fingerprint else None for chunk in chunks],
+        "workers": [chunk.worker for chunk in chunks],
+        "queue_s": [chunk.timings.queue_s for chunk in chunks],
+        "render_s": [chunk.timings.render_s for chunk in chunks],
+        "device_s": [chunk.timings.device_s for chunk in chunks],
+        "sizes": [len(chunk.verdicts) for chunk in chunks],
+        "places": [place for place, _ in placed],
         "seqs": [verdict.seq for verdict in verdicts],
         "outcomes": [verdict.outcome.value for verdict in verdicts],
         "labels": [verdict.label.value if verdict.label else None for verdict in verdicts],
@@ -196,20 +254,35 @@ def _storable(text: str | None) -> str | None:
     return None if text is None else text.replace("\x00", "\N{REPLACEMENT CHARACTER}")
 
 
+class _Fresh(NamedTuple):
+    """Items of a run that settle now, by outcome."""
+
+    scored: int = 0
+    unparseable: int = 0
+    dead: int = 0
+
+    def __bool__(self) -> bool:
+        return any(self)
+
+    @classmethod
+    def total(cls, rows: Sequence[sa.Row[tuple[str, int, int, int, int]]]) -> _Fresh:
+        """The sum over some chunks."""
+        return cls(sum(row.scored for row in rows), sum(row.unparseable for row in rows), sum(row.dead for row in rows))
+
+
 def _count_in(
-    connection: sa.Connection, run_id: str, fresh: sa.Row[tuple[int, int, int]], fingerprint: Fingerprint | None
+    connection: sa.Connection, run_id: str, fresh: _Fresh, fingerprints: Collection[Fingerprint | None] = ()
 ) -> bool:
-    values = {
-        "run_id": run_id,
-        "inserted": fresh.scored + fresh.unparseable + fresh.dead,
-        "scored": fresh.scored,
-        "unparseable": fresh.unparseable,
-        "dead": fresh.dead,
-        "pin": fingerprint.digest if fingerprint else None,
-    }
-    run = connection.execute(_COUNT_IN, values).one()
-    if fingerprint and run.lane == "bulk" and run.fingerprint != fingerprint.digest:
-        raise FingerprintMismatchError(f"run {run_id} is pinned to {run.fingerprint}, judged by {fingerprint.digest}")
+    """Move the run's counters; says whether the run, sealed, reached its count.
+
+    Raises:
+        FingerprintMismatchError: a bulk run is pinned to another fingerprint than one of these.
+    """
+    digests = sorted(fingerprint.digest for fingerprint in fingerprints if fingerprint)
+    pin = digests[0] if digests else None
+    run = connection.execute(_COUNT_IN, {"run_id": run_id, "inserted": sum(fresh), "pin": pin, **fresh._asdict()}).one()
+    if run.lane == "bulk" and (others := [digest for digest in digests if digest != run.fingerprint]):
+        raise FingerprintMismatchError(f"run {run_id} is pinned to {run.fingerprint}, judged by {others[0]}")
     return bool(run.finished)
 
 
@@ -267,11 +340,12 @@ def cancel(engine: sa.Engine, run_id: str) -> Settled:
 
 
 def judged_rows(engine: sa.Engine, run_id: str, *, fetch: int = 5_000) -> Iterator[Judged]:
-    """Every settled item of a run with its truth, streamed in item order (one row per iteration)."""
+    """Every settled item of a run with its truth, streamed highest p_unsafe first (one row per iteration)."""
     statement = sa.text(
         """
         SELECT i.source, i.category, i.subcategory, i.truth, v.outcome, v.label, v.p_unsafe
-        FROM verdicts v JOIN items i USING (run_id, seq) WHERE v.run_id = :run_id ORDER BY v.seq, v.iteration
+        FROM verdicts v JOIN items i USING (run_id, seq) WHERE v.run_id = :run_id
+        ORDER BY v.p_unsafe DESC NULLS LAST
         """
     )
     with engine.connect() as connection:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import fsum
 from random import Random
 from typing import Final, NamedTuple
 
 from infra.metrics.bootstrap import percentiles, resample
 from infra.metrics.counts import COUNT_METRICS, Confusion, reason_undefined
-from infra.metrics.scores import Ranking, auroc_interval, calibration, ranking
+from infra.metrics.scores import Ranking, RankSums, auroc_interval, calibration
 from infra.metrics.tally import Judged, Slice, Tally
 from schemas.runs import Interval, Metric, MetricGroup
 
@@ -43,7 +44,23 @@ class _Measured(NamedTuple):
     auroc_variance: float | None
 
 
-def measure(rows: Iterable[Judged], *, seed: int = 0, resamples: int = RESAMPLES) -> tuple[MetricGroup, ...]:
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The rows of one group: counted by the tallies of its cells, ranked as a whole."""
+
+    tallies: list[Tally] = field(default_factory=list)
+    ranks: RankSums = field(default_factory=RankSums)
+
+
+_Path = tuple[str, ...]
+"""A group's kind, and its name or the names above each other that make it."""
+
+_ALL: Final[_Path] = ("all", "all")
+
+
+def measure(
+    rows: Iterable[Judged], *, seed: int = 0, resamples: int = RESAMPLES, in_score_order: bool = False
+) -> tuple[MetricGroup, ...]:
     """All metrics of a run, as RunReport.groups describes them.
 
     Intervals are at 95 %: bootstrap percentiles for the metrics over counts, DeLong for auroc. They take rows for
@@ -51,62 +68,78 @@ def measure(rows: Iterable[Judged], *, seed: int = 0, resamples: int = RESAMPLES
     equal groups.
 
     Args:
-        rows: Verdicts with their truth, in any order; read once.
+        rows: Verdicts with their truth; read once.
         seed: Of the bootstrap.
         resamples: Bootstrap resamples per group.
+        in_score_order: The rows come by p_unsafe, highest first, and no row is kept. Else they are sorted in memory.
 
     Raises:
-        ValueError: a scored row has no label, or a row that is not scored has one.
+        ValueError: a scored row has no label, or a row that is not scored has one; or the order is not as said.
     """
-    cells: defaultdict[tuple[str, str, str], Tally] = defaultdict(Tally)
-    for row in rows:
-        cells[row[:3]].add(row)
+    parts = _parts(rows if in_score_order else sorted(rows, key=_score, reverse=True))
 
-    def measured(kind: str, name: str, tallies: Iterable[Tally]) -> _Measured:
+    def measured(path: _Path) -> _Measured:
+        kind, name = path[0], "/".join(path[1:])
         rng = Random(f"{seed}/{kind}/{name}")  # noqa: S311  statistics, not secrets
-        return _measure_slice(kind, name, Tally.sliced(tallies), rng, resamples)
+        return _measure_slice(kind, name, parts.get(path, _Part()), rng, resamples)
 
-    sources = [measured("source", *part) for part in _sources(cells)]
+    sources = [measured(path) for path in sorted(_of_kind(parts, "source"), key=_place)]
     return (
         _average(sources),
         *(source.group for source in sources),
-        measured("all", "all", cells.values()).group,
-        *(measured("category", *part).group for part in _scenarios(cells, depth=1)),
-        *(measured("subcategory", *part).group for part in _scenarios(cells, depth=2)),
+        measured(_ALL).group,
+        *(measured(path).group for path in sorted(_of_kind(parts, "category"))),
+        *(measured(path).group for path in sorted(_of_kind(parts, "subcategory"))),
         _baseline(sources),
     )
 
 
-_Cells = dict[tuple[str, str, str], Tally]
-_Part = tuple[str, list[Tally]]
+def _score(row: Judged) -> float:
+    return -1.0 if row.p_unsafe is None else row.p_unsafe
 
 
-def _sources(cells: _Cells) -> list[_Part]:
-    parts: dict[str, list[Tally]] = defaultdict(list)
-    for (source, _, _), tally in cells.items():
-        parts[source].append(tally)
-    return sorted(parts.items(), key=lambda part: (_place(part[0]), part[0]))
+def _parts(rows: Iterable[Judged]) -> dict[_Path, _Part]:
+    """The rows by group: each is counted once, in its cell, and ranked in every group that the cell is part of."""
+    parts: defaultdict[_Path, _Part] = defaultdict(_Part)
+    cells: dict[tuple[str, str, str], Tally] = {}
+    for row in rows:
+        cell = row[:3]
+        if cell not in cells:
+            of_cell = [parts[path] for path in _paths(*cell)]
+            cells[cell] = Tally([part.ranks for part in of_cell])
+            for part in of_cell:
+                part.tallies.append(cells[cell])
+        cells[cell].add(row)
+    return parts
 
 
-def _place(source: str) -> int:
-    return SOURCE_ORDER.index(source) if source in SOURCE_ORDER else len(SOURCE_ORDER)
+def _paths(source: str, category: str, subcategory: str) -> Iterator[_Path]:
+    """The groups that a row is part of; those of a scenario only where it has one."""
+    yield "source", source
+    yield _ALL
+    if category:
+        yield "category", category
+        if subcategory:
+            yield "subcategory", category, subcategory
 
 
-def _scenarios(cells: _Cells, *, depth: int) -> list[_Part]:
-    """Parts by category (depth 1) or by category and sub-category (depth 2), by name; rows without one are left out."""
-    parts: dict[tuple[str, ...], list[Tally]] = defaultdict(list)
-    for (_, *names), tally in cells.items():
-        if all(names[:depth]):
-            parts[tuple(names[:depth])].append(tally)
-    return [("/".join(path), tallies) for path, tallies in sorted(parts.items())]
+def _of_kind(parts: Mapping[_Path, _Part], kind: str) -> list[_Path]:
+    return [path for path in parts if path[0] == kind]
 
 
-def _measure_slice(kind: str, name: str, part: Slice, rng: Random, resamples: int) -> _Measured:
-    confusion = part.confusion
+def _place(path: _Path) -> tuple[int, str]:
+    """Where a source stands: the benchmark's own in its order, any others by name."""
+    source = path[1]
+    return SOURCE_ORDER.index(source) if source in SOURCE_ORDER else len(SOURCE_ORDER), source
+
+
+def _measure_slice(kind: str, name: str, part: _Part, rng: Random, resamples: int) -> _Measured:
+    rows = Tally.sliced(part.tallies)
+    confusion = rows.confusion
     draws = list(resample(rng, confusion, resamples))
     replicates = {metric: [rule.formula(draw) for draw in draws] for metric, rule in COUNT_METRICS.items()}
-    rank = ranking(part.scores_of_unsafe, part.scores_of_safe)
-    metrics = (*_of_counts(confusion, replicates), *_of_scores(part, rank), *_of_ends(part))
+    rank = part.ranks.ranking()
+    metrics = (*_of_counts(confusion, replicates), *_of_scores(rows, rank), *_of_ends(rows))
     group = MetricGroup(kind=kind, name=name, metrics=metrics)
     return _Measured(group, confusion, replicates, rank.variance if rank else None)
 
@@ -127,7 +160,7 @@ def _interval(bounds: tuple[float, float] | None) -> Interval | None:
 
 def _of_scores(part: Slice, rank: Ranking | None) -> Iterator[Metric]:
     unsafe, safe = part.scores_of_unsafe, part.scores_of_safe
-    n = len(unsafe) + len(safe)
+    n = unsafe.count + safe.count
     fit = calibration(unsafe, safe)
     missing = _ONE_CLASS if n else _NO_SCORES
     if rank:

@@ -1,13 +1,12 @@
-"""Rows counted: all that is kept of them is a dozen counters per slice and 8 bytes per score."""
+"""Rows counted: all that is kept of them is a few dozen sums per slice, however many there are."""
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from typing import Final, NamedTuple
 
 from infra.metrics.counts import Confusion
+from infra.metrics.scores import RankSums, ScoreSums
 from schemas.items import Label
 from schemas.verdicts import Outcome
 
@@ -39,13 +38,13 @@ class Ends(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """The rows of one slice by truth, and the scores of those with a truth and a label, ascending."""
+    """The rows of one slice by truth, and the scores of those with a truth and a label, summed up."""
 
     of_unknown: Ends
     of_safe: Ends
     of_unsafe: Ends
-    scores_of_unsafe: Sequence[float]
-    scores_of_safe: Sequence[float]
+    scores_of_unsafe: ScoreSums
+    scores_of_safe: ScoreSums
 
     @property
     def ends(self) -> Ends:
@@ -70,20 +69,21 @@ _OF_UNKNOWN, _OF_SAFE, _OF_UNSAFE = range(0, 3 * _ENDS, _ENDS)
 
 
 class Tally:
-    """Counts rows as they stream by."""
+    """Counts rows as they stream by, highest score first; ranks them in every slice that they are part of."""
 
-    __slots__ = ("_counts", "_scores_of_safe", "_scores_of_unsafe")
+    __slots__ = ("_counts", "_ranks", "_scores_of_safe", "_scores_of_unsafe")
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Sequence[RankSums] = ()) -> None:
         self._counts = [0] * (3 * _ENDS)
-        self._scores_of_safe = array("d")
-        self._scores_of_unsafe = array("d")
+        self._ranks = ranks
+        self._scores_of_safe = ScoreSums(unsafe=False)
+        self._scores_of_unsafe = ScoreSums(unsafe=True)
 
     def add(self, row: Judged) -> None:
         """Count one row.
 
         Raises:
-            ValueError: a scored row has no label, or another row has one.
+            ValueError: a scored row has no label, or another row has one; or its score is above that of the row before.
         """
         truth, outcome = row.truth, row.outcome
         if (outcome == Outcome.SCORED) is (row.label is None):
@@ -91,7 +91,10 @@ class Tally:
         if outcome == Outcome.SCORED:
             end = _UNSAFE if row.label == Label.UNSAFE else _SAFE
             if truth is not None and row.p_unsafe is not None:
-                (self._scores_of_unsafe if truth == Label.UNSAFE else self._scores_of_safe).append(row.p_unsafe)
+                unsafe = truth == Label.UNSAFE
+                (self._scores_of_unsafe if unsafe else self._scores_of_safe).add(row.p_unsafe)
+                for ranks in self._ranks:
+                    ranks.add(row.p_unsafe, unsafe=unsafe)
         else:
             end = _DEAD if outcome == Outcome.DEAD else _UNPARSEABLE
         self._counts[end + (_OF_UNKNOWN if truth is None else _OF_UNSAFE if truth == Label.UNSAFE else _OF_SAFE)] += 1
@@ -105,6 +108,6 @@ class Tally:
             Ends(*counts[_OF_UNKNOWN:_OF_SAFE]),
             Ends(*counts[_OF_SAFE:_OF_UNSAFE]),
             Ends(*counts[_OF_UNSAFE:]),
-            array("d", sorted(chain.from_iterable(tally._scores_of_unsafe for tally in tallies))),
-            array("d", sorted(chain.from_iterable(tally._scores_of_safe for tally in tallies))),
+            ScoreSums.merged((tally._scores_of_unsafe for tally in tallies), unsafe=True),
+            ScoreSums.merged((tally._scores_of_safe for tally in tallies), unsafe=False),
         )

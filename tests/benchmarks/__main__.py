@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks [name …] [--json out.json] [--quick]`: measure, show, exit 1 where a bar is missed."""
+"""`python -m tests.benchmarks [NAME …] [--json FILE] [--quick]`: measure, show, exit 1 where a bar is missed."""
 
 from __future__ import annotations
 
@@ -6,17 +6,24 @@ import argparse
 import importlib
 import json
 import os
+import pkgutil
 import sys
+import time
 from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
 
-from tests.benchmarks.figures import Figure, show
-from tests.benchmarks.machine import machine_facts
-from tests.benchmarks.processes import adopt_orphans
+import tests.benchmarks
+from tests.benchmarks.kit.figures import Figure, show
+from tests.benchmarks.kit.machine import machine_facts
+from tests.benchmarks.kit.processes import adopt_orphans
 
-NAMES: Final = ("queue_plane", "flat_memory", "simulated_device", "collector", "live", "spared")
+NAMES: Final = sorted(
+    module.name
+    for module in pkgutil.iter_modules(tests.benchmarks.__path__)
+    if not module.ispkg and not module.name.startswith("_")
+)
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
 
@@ -24,7 +31,7 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
 def main() -> int:
     """Run the benchmarks that are named, or all of them."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="name", choices=[[], *NAMES], help=", ".join(NAMES))
+    parser.add_argument("names", nargs="*", metavar="NAME", choices=[[], *NAMES], help=", ".join(NAMES))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and machine facts to this file")
     parser.add_argument("--quick", action="store_true", help="fewer runs and items; the bars are the same")
     options = parser.parse_args()
@@ -44,7 +51,9 @@ def main() -> int:
 
 def _measure(name: str, *, quick: bool) -> list[Figure]:
     module: Any = importlib.import_module(f"tests.benchmarks.{name}")
+    started = time.monotonic()
     figures = list(module.run(quick=quick))
+    console.print(f"[bold]{name}[/]: {time.monotonic() - started:.0f} s")
     show(figures, console)
     return figures
 
@@ -54,6 +63,7 @@ def _write(path: Path, facts: dict[str, Any], figures: list[Figure]) -> None:
         "machine": {**facts, "load_after": [round(value, 2) for value in os.getloadavg()]},
         "figures": [figure.to_json() for figure in figures],
     }
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 

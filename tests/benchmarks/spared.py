@@ -17,7 +17,7 @@ from infra.settings import Settings
 from producer.datasets import open_dataset, valid_items, validate
 from schemas.guards import Mode
 from schemas.messages import ChunkItem, Lane
-from tests.benchmarks.figures import Figure, median_figure
+from tests.benchmarks.kit.figures import Figure, median_figure
 from tests.support.make import FINGERPRINT
 from worker.answers import keys_of, pack
 from worker.device.engines.transformers import TransformersEngine

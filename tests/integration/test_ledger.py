@@ -189,6 +189,47 @@ def test_concurrent_collectors_finish_a_run_exactly_once(services: Services) -> 
     assert counts(services, run_id) == (160, 160, 0)
 
 
+def test_chunks_settled_together_settle_as_if_alone_and_the_last_one_finishes_the_run(services: Services) -> None:
+    runs = [open_run(services, 12) for _ in range(2)]
+    for run_id, _ in runs:
+        intake.seal(services.engine, run_id)
+    messages = [verdicts_for(chunk) for pair in zip(*(chunks for _, chunks in runs), strict=True) for chunk in pair]
+    settlement.settle(services.engine, messages[0])
+
+    outcomes = settlement.settle_all(services.engine, messages)
+
+    assert outcomes == [(0, False), (4, False), (4, False), (4, False), (4, True), (4, True)]
+    assert [counts(services, run_id) for run_id, _ in runs] == [(12, 12, 0)] * 2
+
+
+def test_a_refused_chunk_costs_those_settled_with_it_nothing(services: Services) -> None:
+    run_id, chunks = open_run(services, 12)
+    other = FINGERPRINT.model_copy(update={"dtype": "float16"})
+    messages = [
+        verdicts_for(chunks[0]),
+        verdicts_for(chunks[1], seqs=[0]),
+        verdicts_for(chunks[1], fingerprint=other),
+        verdicts_for(chunks[2]),
+    ]
+
+    good, foreign, mismatch, last = settlement.settle_all(services.engine, messages)
+
+    assert (good, last) == ((4, False), (4, False))
+    assert isinstance(foreign, MessageError)
+    assert isinstance(mismatch, settlement.FingerprintMismatchError)
+    assert counts(services, run_id) == (12, 8, 4)
+
+
+def test_two_copies_of_a_chunk_at_once_and_an_item_named_twice_settle_once(services: Services) -> None:
+    run_id, chunks = open_run(services, 8)
+    twice = verdicts_for(chunks[1], seqs=[4, 5, 4])
+
+    outcomes = settlement.settle_all(services.engine, [verdicts_for(chunks[0]), verdicts_for(chunks[0]), twice])
+
+    assert [outcome.inserted for outcome in outcomes if isinstance(outcome, settlement.Settled)] == [4, 0, 2]
+    assert counts(services, run_id) == (8, 6, 2)
+
+
 def test_verdicts_of_foreign_items_are_refused(services: Services) -> None:
     _, chunks = open_run(services, 8)
 

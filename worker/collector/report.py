@@ -19,7 +19,7 @@ def build_report(engine: sa.Engine, run_id: str) -> RunReport:
         spec=status.spec,
         counts=status.counts,
         fingerprint=reading.fingerprint_body(engine, status.fingerprint),
-        groups=measure(settlement.judged_rows(engine, run_id)),
+        groups=measure(settlement.judged_rows(engine, run_id), in_score_order=True),
         throughput=reading.throughput(engine, status),
         dead_reasons=reading.dead_reasons(engine, run_id),
         dead_items=reading.dead_items(engine, run_id),

@@ -7,7 +7,7 @@ keeps what it holds (its prefetch bounds it) and tries again.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
 import sqlalchemy as sa
@@ -21,12 +21,15 @@ from infra.ledger import settlement
 from infra.ledger.retention import scrub_run
 from infra.log import get_logger
 from infra.patience import forgiving
+from infra.together import Together
 from schemas.messages import VerdictChunk, decode_chunk
 from schemas.retention import Retention
 from worker.collector.report import build_report
 
 _RETRY_MAX_S: Final = 1.0
 """Well below any lease, or what waits here would be taken for lost once the ledger is back."""
+_JOINT_CHUNKS: Final = 16
+"""Verdict chunks in one transaction, at most."""
 _PASSING_SQLSTATES: Final = ("08", "40", "53", "55", "57")
 """Postgres error classes that pass by themselves: connection, rollback, resources, locks, shutdown."""
 
@@ -57,6 +60,7 @@ class Collector:
         self._finalize_lease_s = finalize_lease_s
         self._retention = retention
         self._stopping = stopping
+        self._settle_together = Together(self._settle_all, at_most=_JOINT_CHUNKS)
 
     def settle(self, body: str) -> None:
         """Settle one verdict chunk.
@@ -68,16 +72,22 @@ class Collector:
         chunk = decode_chunk(VerdictChunk, body)
         with structlog.contextvars.bound_contextvars(run=chunk.run_id, chunk=chunk.chunk_no):
             try:
-                settled = self._patiently(lambda: settlement.settle(self._engine, chunk, retention=self._retention))
+                settled = self._settle_together(chunk)
             except settlement.FingerprintMismatchError as error:
                 log.error("verdicts_refused", reason=str(error), worker=chunk.worker)
                 return
             if settled.inserted < len(chunk.verdicts):
                 log.info("duplicates_suppressed", items=len(chunk.verdicts) - settled.inserted)
-            with forgiving("settled"):
-                self._board.note_settled(chunk.run_id, chunk.chunk_id, [verdict.seq for verdict in chunk.verdicts])
             if settled.finished:
                 self._publisher.finalize(chunk.run_id)
+
+    def _settle_all(self, chunks: list[VerdictChunk]) -> Sequence[settlement.Settled | Exception]:
+        """One transaction for what waits together, then word to those who wait for it."""
+        outcomes = self._patiently(lambda: settlement.settle_all(self._engine, chunks, retention=self._retention))
+        settled = [chunk for chunk, outcome in zip(chunks, outcomes, strict=True) if not isinstance(outcome, Exception)]
+        with forgiving("settled"):
+            self._board.note_settled(settled)
+        return outcomes
 
     def finalize(self, run_id: str) -> None:
         """Compute and store a run's metrics, unless somebody else does or did.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-_LAYOUT: Final = struct.Struct("<7d")
+_LAYOUT: Final = struct.Struct("<8d")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Pulse:
 
     `deadline` is the CLOCK_MONOTONIC second by which the running batch should have ended, 0 when idle. `items`
     counts prompts that were answered, `rows` those that ran (equal ones that wait together run once), and so do
-    `tokens` and `padded_tokens`.
+    `tokens` and `padded_tokens`. `budget_tokens` is the token budget of a batch as it is now, 0 before the first one.
     """
 
     deadline: float = 0.0
@@ -30,6 +30,7 @@ class Pulse:
     tokens: int = 0
     padded_tokens: int = 0
     busy_s: float = 0.0
+    budget_tokens: int = 0
 
 
 class Heartbeat:
@@ -46,11 +47,18 @@ class Heartbeat:
         struct.pack_into("<d", self._memory, 0, deadline)
 
     def end(
-        self, *, items: int = 0, rows: int = 0, tokens: int = 0, padded_tokens: int = 0, busy_s: float = 0.0
+        self,
+        *,
+        items: int = 0,
+        rows: int = 0,
+        tokens: int = 0,
+        padded_tokens: int = 0,
+        busy_s: float = 0.0,
+        budget_tokens: int = 0,
     ) -> None:
         """The batch ended; one without items failed and counts by its time only."""
         done = self._done
-        self._done = Pulse(
+        beat = self._done = Pulse(
             0.0,
             done.batches + bool(items),
             done.items + items,
@@ -58,10 +66,11 @@ class Heartbeat:
             done.tokens + tokens,
             done.padded_tokens + padded_tokens,
             done.busy_s + busy_s,
+            budget_tokens or done.budget_tokens,
         )
         beat = self._done
         counts = (beat.batches, beat.items, beat.rows, beat.tokens, beat.padded_tokens)
-        _LAYOUT.pack_into(self._memory, 0, 0.0, *counts, beat.busy_s)
+        _LAYOUT.pack_into(self._memory, 0, 0.0, *counts, beat.busy_s, beat.budget_tokens)
 
 
 def read_pulse(path: Path) -> Pulse:
@@ -72,5 +81,5 @@ def read_pulse(path: Path) -> Pulse:
         return Pulse()
     if len(content) < _LAYOUT.size:
         return Pulse()
-    deadline, batches, items, rows, tokens, padded_tokens, busy_s = _LAYOUT.unpack_from(content)
-    return Pulse(deadline, int(batches), int(items), int(rows), int(tokens), int(padded_tokens), busy_s)
+    deadline, batches, items, rows, tokens, padded_tokens, busy_s, budget = _LAYOUT.unpack_from(content)
+    return Pulse(deadline, int(batches), int(items), int(rows), int(tokens), int(padded_tokens), busy_s, int(budget))

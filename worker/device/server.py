@@ -291,7 +291,14 @@ class Server:
         full = self._info.max_batch_tokens
         self._budget = min(full, self._budget + full // BUDGET_STEPS + 1)
         items, tokens = sum(len(entry.items) for entry in batch), sum(entry.tokens for entry in batch)
-        self._heartbeat.end(items=items, rows=len(batch), tokens=tokens, padded_tokens=padded, busy_s=infer_s)
+        self._heartbeat.end(
+            items=items,
+            rows=len(batch),
+            tokens=tokens,
+            padded_tokens=padded,
+            busy_s=infer_s,
+            budget_tokens=self._budget,
+        )
 
     def _answer(
         self, batch: _Batch, asks: dict[_Ask, list[_Place]], rows: Sequence[Sequence[float]], infer_s: float

@@ -44,10 +44,10 @@ def rows_of(source: str, counts: tuple[int, int, int, int]) -> list[Judged]:
 
 
 def stream(count: int) -> Iterator[Judged]:
-    """Calibrated scores over 3 sources, 7 scenarios and 39 sub-categories."""
+    """Calibrated scores over 3 sources, 7 scenarios and 39 sub-categories, highest first."""
     rng = random.Random(5)
     for number in range(count):
-        p = rng.random()
+        p = 1 - (number + rng.random()) / count
         truth = Label.UNSAFE if rng.random() < p else Label.SAFE
         label = Label.UNSAFE if p > 0.5 else Label.SAFE
         subcategory = rng.randrange(39)

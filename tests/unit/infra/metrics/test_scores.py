@@ -1,12 +1,50 @@
 from collections.abc import Sequence
+from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.metrics.scores import auroc_interval, calibration, ranking
+from infra.metrics.scores import Calibration, Ranking, RankSums, ScoreSums, auroc_interval, calibration
+from tests.unit.infra.metrics.in_memory import calibration_in_memory, ranking_in_memory
 
 scores = st.lists(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 1.0]) | st.floats(0, 1), min_size=1, max_size=25)
+
+
+def ranking(unsafe: Sequence[float], safe: Sequence[float]) -> Ranking | None:
+    sums = RankSums()
+    for score, is_unsafe in sorted([*((p, True) for p in unsafe), *((p, False) for p in safe)], reverse=True):
+        sums.add(score, unsafe=is_unsafe)
+    return sums.ranking()
+
+
+def calibrated(unsafe: Sequence[float], safe: Sequence[float]) -> Calibration | None:
+    """From two sums each, as if the rows came from two cells."""
+    parts = [(ScoreSums(unsafe=True), ScoreSums(unsafe=False)) for _ in range(2)]
+    for truth, scores_of in enumerate((unsafe, safe)):
+        for number, score in enumerate(scores_of):
+            parts[number % 2][truth].add(score)
+    return calibration(
+        ScoreSums.merged((part[0] for part in parts), unsafe=True),
+        ScoreSums.merged((part[1] for part in parts), unsafe=False),
+    )
+
+
+many = st.integers(0, 3_000).flatmap(lambda seed: st.just([Random(f"{seed}/{n}").random() for n in range(3_000)]))
+
+
+@given(scores | many, scores | many)
+def test_streamed_and_in_memory_give_the_same_digits(unsafe: list[float], safe: list[float]) -> None:
+    assert ranking(unsafe, safe) == ranking_in_memory(sorted(unsafe), sorted(safe))
+    assert calibrated(unsafe, safe) == calibration_in_memory(sorted(unsafe), sorted(safe))
+
+
+def test_rows_out_of_order_are_refused_rather_than_ranked_wrongly() -> None:
+    sums = RankSums()
+    sums.add(0.5, unsafe=True)
+
+    with pytest.raises(ValueError, match="not in the order"):
+        sums.add(0.6, unsafe=False)
 
 
 def win(unsafe: float, safe: float) -> float:
@@ -60,7 +98,7 @@ def test_ece_and_brier_follow_their_definitions(unsafe: list[float], safe: list[
         bins.setdefault(number, []).append((p, truth))
     gaps = [abs(sum(p for p, _ in part) - sum(t for _, t in part)) for part in bins.values()]
 
-    measured = calibration(sorted(unsafe), sorted(safe))
+    measured = calibrated(unsafe, safe)
 
     assert measured.ece == pytest.approx(sum(gaps) / len(rows), abs=1e-12)
     assert measured.brier == pytest.approx(sum((p - t) ** 2 for p, t in rows) / len(rows), abs=1e-12)
@@ -73,7 +111,7 @@ def test_one_class_alone_cannot_be_ranked(unsafe: list[float], safe: list[float]
 
 def test_a_perfect_guard_is_calibrated_and_ranks_all() -> None:
     assert ranking([1.0, 1.0], [0.0, 0.0])[:2] == (1, 1)
-    assert calibration([1.0, 1.0], [0.0, 0.0]) == (0, 0)
+    assert calibrated([1.0, 1.0], [0.0, 0.0]) == (0, 0)
 
 
 def test_a_score_that_is_the_same_for_all_ranks_as_chance() -> None:

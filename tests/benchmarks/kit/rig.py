@@ -56,11 +56,14 @@ class Rig:
         self.folder = folder
 
     @contextmanager
-    def fleet(self, *worker_options: str) -> Iterator[None]:
-        """A worker of the fake guard and a collector, warm: they have judged a few thousand items."""
-        with local_fleet(self.services, GUARD, worker_options=["--devices", "cpu", *worker_options]):
+    def fleet(self, *worker_options: str, guard: str = GUARD, warm_up_items: int = _WARM_UP_ITEMS) -> Iterator[None]:
+        """A worker of a guard and a collector, warm: they have judged so many items.
+
+        A guard's own checkpoint is a worker option: `--checkpoint`, FOLDER.
+        """
+        with local_fleet(self.services, guard, worker_options=["--devices", "cpu", *worker_options]):
             self.wait_for("collector")
-            self.judge(write_items(self.folder / "warm-up.jsonl", _WARM_UP_ITEMS, 100, prefix="warm"))
+            self.judge(write_items(self.folder / "warm-up.jsonl", warm_up_items, 100, prefix="warm"), guard=guard)
             self.analyze()
             try:
                 yield
@@ -72,6 +75,11 @@ class Rig:
         and no accident of when autovacuum came by."""
         with self.services.engine.begin() as connection:
             connection.execute(sa.text("ANALYZE"))
+
+    def scalar(self, query: str) -> Any:
+        """One value from the ledger."""
+        with self.services.engine.connect() as connection:
+            return connection.scalar(sa.text(query))
 
     def _say_trouble(self) -> None:
         """Show what the fleet's processes complained of: a figure from a fleet in trouble is none."""
@@ -86,15 +94,15 @@ class Rig:
         if not wait_until(lambda: any(facts["kind"] == kind for facts in board.workers()), timeout_s=_READY_S):
             raise TimeoutError(f"no {kind} after {_READY_S} s")
 
-    def judge(self, source: Path) -> RunTimes:
+    def judge(self, source: Path, *, guard: str = GUARD) -> RunTimes:
         """Take a file through the whole fleet, with a producer in a process of its own."""
-        with self.producer(source) as producer:
+        with self.producer(source, guard=guard) as producer:
             return producer.finish()
 
     @contextmanager
-    def producer(self, source: Path) -> Iterator[Producer]:
+    def producer(self, source: Path, *, guard: str = GUARD) -> Iterator[Producer]:
         """A producer process that has validated the file and submits it when told to."""
-        command = [sys.executable, "-m", "tests.benchmarks.producing", str(source), GUARD]
+        command = [sys.executable, "-m", "tests.benchmarks.kit.producing", str(source), guard]
         environment = self.services.environment()
         with subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -107,7 +115,7 @@ class Rig:
 
 
 class Producer:
-    """The parent's end of `tests.benchmarks.producing`."""
+    """The parent's end of `tests.benchmarks.kit.producing`."""
 
     def __init__(self, process: subprocess.Popen[str], engine: sa.Engine) -> None:
         self.pid = process.pid
@@ -121,6 +129,10 @@ class Producer:
             raise RuntimeError("the producer has no standard input")
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
+
+    def abandon(self) -> None:
+        """End the producer where it is; what it has submitted stays."""
+        self._process.kill()
 
     def finish(self, *, started: bool = False) -> RunTimes:
         """Submit, unless that has been started, and wait for the report."""
@@ -149,12 +161,12 @@ class Producer:
 
 
 @contextmanager
-def rig() -> Iterator[Rig]:
-    """Embedded servers in a temporary folder, whatever servers are configured."""
+def rig(**settings: Any) -> Iterator[Rig]:
+    """Embedded servers in a temporary folder, whatever servers are configured; other settings by name."""
     with tempfile.TemporaryDirectory(prefix="libra-bench-") as name:
         folder = Path(name)
         folder.chmod(0o711)  # Postgres runs as nobody where we are root
-        with services(Settings(state_dir=folder / "state", redis_url=None, database_url=None)) as found:
+        with services(Settings(state_dir=folder / "state", redis_url=None, database_url=None, **settings)) as found:
             found.engine  # noqa: B018 - the ledger's tables, before anything is started that needs them
             yield Rig(found, folder)
             found.engine.dispose()

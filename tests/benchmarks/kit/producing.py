@@ -1,6 +1,6 @@
 """The producer as a process of its own: what `libra bench run` does, with a word at each step.
 
-    python -m tests.benchmarks.producing SOURCE GUARD
+    python -m tests.benchmarks.kit.producing SOURCE GUARD
 
 Prints `ready` (validated, nothing submitted), waits for a line, submits, prints `submitted`, waits for the report,
 prints `done`, waits for the end of its input, so that it can be looked at before it ends. Each word is a JSON line.

@@ -23,7 +23,7 @@ import psutil
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _KINDS: Final = (
-    ("tests.benchmarks.producing", "producer"),
+    ("tests.benchmarks.kit.producing", "producer"),
     ("infra.cli worker", "supervisor"),
     ("worker.device", "device process"),
     ('"lane": "live"', "live consumer"),

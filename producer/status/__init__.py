@@ -1,0 +1,1 @@
+"""`libra status`: the fleet at a glance, and what is wrong with it."""

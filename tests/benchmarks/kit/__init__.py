@@ -1,0 +1,1 @@
+"""What benchmarks are built on: figures, a fleet of real processes, what processes cost, facts of the machine."""

@@ -1,0 +1,54 @@
+"""The live client alone with the servers: it waits for the ledger, whether or not anybody tells it to look."""
+
+from __future__ import annotations
+
+import base64
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import redis
+
+from infra.broker import queue_of
+from infra.errors import RunError
+from infra.ledger import reading, settlement
+from infra.process import wait_until
+from infra.services import Services
+from producer.client import LiveClient
+from schemas.messages import JudgeChunk, Lane, decode_chunk
+from tests.support.make import verdicts_for
+
+
+def accepted(services: Services) -> int:
+    return sum(run.counts.accepted for run in reading.open_runs(services.engine))
+
+
+def test_a_verdict_arrives_although_the_notice_of_it_was_lost(services: Services) -> None:
+    client = LiveClient(services, guard="fake")
+    with ThreadPoolExecutor(3) as pool:
+        futures = [pool.submit(client.judge, f"文本 {number}") for number in range(3)]
+        assert wait_until(lambda: accepted(services) == 3, timeout_s=20)
+        assert wait_until(lambda: sum(len(chunk.items) for chunk in _queued(services)) == 3, timeout_s=20)
+        for chunk in _queued(services):
+            settlement.settle(services.engine, verdicts_for(chunk))
+
+        assert [future.result(20).label for future in futures] == ["safe"] * 3
+    client.close()
+
+
+def test_an_item_without_a_verdict_in_time_is_named_and_stays_accepted(services: Services) -> None:
+    client = LiveClient(services, guard="fake")
+
+    with pytest.raises(RunError, match="will still settle"):
+        client.judge("文本", timeout_s=0.05)
+
+    assert accepted(services) == 1
+    client.close()
+
+
+def _queued(services: Services) -> list[JudgeChunk]:
+    """The chunks on the live lane, taken off it by nobody."""
+    with redis.Redis.from_url(services.redis_url, decode_responses=True) as client:
+        messages = client.lrange(f"libra:{queue_of('fake', Lane.LIVE)}", 0, -1)
+    bodies = [json.loads(base64.b64decode(json.loads(message)["body"]))[0][0] for message in messages]
+    return [decode_chunk(JudgeChunk, body) for body in bodies]

@@ -1,0 +1,54 @@
+"""`libra status` on a real small fleet: with nobody there, then at work, then done."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from infra.ledger import intake
+from infra.services import Services
+from producer.status.command import status
+from producer.submit import seal, submit
+from tests.support.fleet import Fleet
+from tests.support.make import items, spec
+
+
+@pytest.fixture
+def configured(services: Services, monkeypatch: pytest.MonkeyPatch) -> Services:
+    monkeypatch.setenv("LIBRA_REDIS_URL", services.redis_url)
+    monkeypatch.setenv("LIBRA_DATABASE_URL", services.database_url)
+    return services
+
+
+def test_status_follows_a_run_from_an_unserved_queue_to_its_end(configured: Services, fleet: Fleet) -> None:
+    run_id = intake.create_run(configured.engine, spec())
+    submit(configured, run_id, spec(), items(2_000))
+    seal(configured, run_id)
+
+    alone = json.loads(CliRunner().invoke(status, ["--json"]).stdout)
+    shown = CliRunner().invoke(status).stdout
+    fleet.start_collector()
+    fleet.start_worker("--fake-item-ms", "1")
+    fleet.wait(lambda: _facts()["runs"] == [])
+    done = _facts()
+
+    assert alone["queues"][0]["waiting"] == 32
+    assert alone["queues"][0]["oldest_s"] > 0
+    assert "no worker serves fake" in alone["troubles"][0]
+    assert "no collector runs" in alone["troubles"][1]
+    assert "! 32 chunks wait on guard.fake.bulk and no worker serves fake" in shown.replace("\n", " ")
+    assert [(run["settled"], run["pending"]) for run in alone["runs"]] == [(0, 2_000)]
+    assert (len(done["workers"]), len(done["collectors"]), done["troubles"]) == (1, 1, [])
+    fleet.wait(lambda: (_facts()["workers"][0]["busy_share"] or 0) > 0)
+    worker = _facts()["workers"][0]
+    assert 0 < worker["busy_share"] <= 1
+    assert worker["items_per_s"] > 0
+    assert 0 <= worker["padding_share"] < 0.5
+    assert (worker["device"], worker["budget_tokens"]) == ("cpu", 16_384)
+
+
+def _facts() -> dict[str, Any]:
+    return json.loads(CliRunner().invoke(status, ["--json"]).stdout)
