@@ -79,6 +79,7 @@ def test_help_shows_every_command_even_where_an_extra_is_missing(tmp_path: Path)
 
     assert shown.returncode == 0
     assert {"bench", "judge", "guards", "worker", "collector"} <= set(shown.stdout.split())
+    assert "\\b" not in Cli(tmp_path)("bench", "--help").stdout
 
 
 # Formats
