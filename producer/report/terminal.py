@@ -243,9 +243,9 @@ def _throughput(throughput: Throughput) -> Text:
         ("device", throughput.device_p50_s, throughput.device_p95_s),
     )
     known = [
-        f"{name} {_seconds(p50)} / {_seconds(p95)}" for name, p50, p95 in stages if p50 is not None and p95 is not None
+        f"{name} {_seconds(p50)}/{_seconds(p95)}" for name, p50, p95 in stages if p50 is not None and p95 is not None
     ]
-    return Text(_GAP.join(facts + known) + (" (p50 / p95)" if known else ""))
+    return Text(_GAP.join(facts + known) + (" (p50/p95)" if known else ""))
 
 
 def _seconds(seconds: float) -> str:

@@ -152,7 +152,7 @@ def test_there_is_no_colour_when_the_output_is_not_a_terminal() -> None:
 
 
 def test_throughput_shows_what_is_known() -> None:
-    assert "812.5 items/s · 7.0 s · device 310 ms / 1.9 s (p50 / p95)\n" in text(report())
+    assert "812.5 items/s · 7.0 s · device 310 ms/1.9 s (p50/p95)\n" in text(report())
     assert "7.0 s\n" in text(report(throughput=Throughput(seconds=7.04, items_per_s=None)))
 
 
