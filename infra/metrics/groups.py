@@ -8,7 +8,7 @@ balanced accuracy and the four counts. In the other view such a row abstains: co
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import fsum
 from random import Random
@@ -18,6 +18,7 @@ from infra.metrics.bootstrap import percentiles, resample
 from infra.metrics.counts import COUNT_METRICS, Confusion, reason_undefined
 from infra.metrics.scores import Ranking, auroc_interval, calibration, ranking
 from infra.metrics.tally import Judged, Slice, Tally
+from schemas.items import Label
 from schemas.runs import Interval, Metric, MetricGroup
 
 LEVEL: Final = 0.95
@@ -59,8 +60,11 @@ def measure(rows: Iterable[Judged], *, seed: int = 0, resamples: int = RESAMPLES
         ValueError: a scored row has no label, or a row that is not scored has one.
     """
     cells: defaultdict[tuple[str, str, str], Tally] = defaultdict(Tally)
+    disputed: Counter[tuple[str, Label | None]] = Counter()
     for row in rows:
         cells[row[:3]].add(row)
+        if row.controversial and row.label == Label.UNSAFE:
+            disputed[row.source, row.truth] += 1
 
     def measured(kind: str, name: str, tallies: Iterable[Tally]) -> _Measured:
         rng = Random(f"{seed}/{kind}/{name}")  # noqa: S311  statistics, not secrets
@@ -74,6 +78,7 @@ def measure(rows: Iterable[Judged], *, seed: int = 0, resamples: int = RESAMPLES
         *(measured("category", *part).group for part in _scenarios(cells, depth=1)),
         *(measured("subcategory", *part).group for part in _scenarios(cells, depth=2)),
         _baseline(sources),
+        *([_loose(sources, disputed)] if disputed else []),
     )
 
 
@@ -213,11 +218,27 @@ def _mean_auroc_bounds(mean: float, variances: Sequence[float | None]) -> tuple[
 
 def _baseline(sources: Sequence[_Measured]) -> MetricGroup:
     """The average of a guard that calls everything unsafe: what any guard has to beat."""
-    constant = []
+    truths = [source.confusion for source in sources]
+    constant = [Confusion(tp=truth.tp + truth.fn, fp=truth.fp + truth.tn) for truth in truths]
+    return _average_of_counts("baseline", "constant unsafe", sources, constant)
+
+
+def _loose(sources: Sequence[_Measured], disputed: Mapping[tuple[str, Label | None], int]) -> MetricGroup:
+    """The average of the loose reading, to which a controversial verdict is safe."""
+    loose = []
     for source in sources:
-        truth = source.confusion
-        confusion = Confusion(tp=truth.tp + truth.fn, fp=truth.fp + truth.tn)
+        strict, name = source.confusion, source.group.name
+        missed, cleared = disputed.get((name, Label.UNSAFE), 0), disputed.get((name, Label.SAFE), 0)
+        loose.append(Confusion(strict.tp - missed, strict.fn + missed, strict.fp - cleared, strict.tn + cleared))
+    return _average_of_counts("loose", "loose reading", sources, loose)
+
+
+def _average_of_counts(
+    kind: str, name: str, sources: Sequence[_Measured], confusions: Sequence[Confusion]
+) -> MetricGroup:
+    """The average over sources whose counts were others, without intervals."""
+    measured = []
+    for source, confusion in zip(sources, confusions, strict=True):
         group = MetricGroup(kind="source", name=source.group.name, metrics=tuple(_of_counts(confusion, {})))
-        constant.append(_Measured(group, confusion, {}, None))
-    metrics = tuple(_mean_metric(name, constant) for name in COUNT_METRICS)
-    return MetricGroup(kind="baseline", name="constant unsafe", metrics=metrics)
+        measured.append(_Measured(group, confusion, {}, None))
+    return MetricGroup(kind=kind, name=name, metrics=tuple(_mean_metric(metric, measured) for metric in COUNT_METRICS))

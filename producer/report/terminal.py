@@ -137,7 +137,7 @@ def _headline(groups: Sequence[MetricGroup], notes: _Footnotes, *, wide: bool) -
     table.add_section()
     for group in _of_kind(groups, "average"):
         table.add_row(*_metric_row("Average", group, _HEADLINE, notes, wide=wide), style="bold")
-    for group in _of_kind(groups, "baseline"):
+    for group in [*_of_kind(groups, "loose"), *_of_kind(groups, "baseline")]:
         table.add_row(*_metric_row(_clean(group.name), group, _HEADLINE, notes, wide=wide), style="dim")
     return table
 

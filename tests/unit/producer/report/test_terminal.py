@@ -167,6 +167,16 @@ def test_invalid_rows_are_listed_and_the_rest_counted() -> None:
     assert "… and 1,195 more" in output
 
 
+def test_a_controversial_verdict_is_reported_by_both_readings() -> None:
+    rows = [judged("safe", "unsafe")._replace(controversial=True), judged("unsafe", "unsafe")]
+
+    output = text(report(rows))
+
+    assert "0.5000" in line(output, "Average")
+    assert "1.0000" in line(output, "loose reading")
+    assert "loose" not in text(report(rows[1:]))
+
+
 def test_many_sources_are_cut_and_the_rest_counted() -> None:
     output = text(report([judged("safe", "safe", source=f"tenant-{number:03}") for number in range(50)]))
 
