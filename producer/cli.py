@@ -236,4 +236,5 @@ def _standard_input() -> str:
 
 def _why_no_item(error: ValidationError) -> str:
     details = error.errors(include_input=False, include_url=False)
-    return "; ".join(detail["msg"].removeprefix("Value error, ") for detail in details)
+    said = [(".".join(map(str, detail["loc"])), detail["msg"].removeprefix("Value error, ")) for detail in details]
+    return "; ".join(f"{field}: {message}" if field else message for field, message in said)
