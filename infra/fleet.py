@@ -18,7 +18,7 @@ from typing import Final
 
 import redis
 
-from infra.errors import DeviceError
+from infra.errors import DeviceError, GuardError
 from infra.log import get_logger
 from infra.process import stop
 from infra.services import Services
@@ -69,6 +69,7 @@ class LocalFleet:
 
         Raises:
             DeviceError: a process ended before it was ready; the message holds the end of its log.
+            GuardError: likewise, because the guard cannot be loaded.
         """
         self._thread.start()
         while not self._ready.wait(_POLL_S):
@@ -79,6 +80,7 @@ class LocalFleet:
 
         Raises:
             DeviceError: a process of ours ended by itself.
+            GuardError: it could not load the guard.
         """
         if self._error is not None:
             raise self._error
@@ -115,6 +117,7 @@ class LocalFleet:
 
         Raises:
             DeviceError: our process for it is gone.
+            GuardError: it could not load the guard.
         """
         if post.process is None:
             if _ready(self._services, post.kind, post.guard):
@@ -125,7 +128,9 @@ class LocalFleet:
         elif post.process.poll() is not None:
             tail = "\n".join(post.log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:])
             whose = f" for {post.guard}" if post.guard else ""
-            raise DeviceError(f"the {post.kind}{whose} ended by itself (log: {post.log}):\n{tail}")
+            unloadable = post.process.returncode == GuardError.exit_code
+            error = GuardError if unloadable else DeviceError
+            raise error(f"the {post.kind}{whose} ended by itself (log: {post.log}):\n{tail}")
         return _ready(self._services, post.kind, post.guard)
 
 
@@ -137,6 +142,7 @@ def local_fleet(
 
     Raises:
         DeviceError: a process ended before it was ready.
+        GuardError: likewise, because the guard cannot be loaded.
     """
     services.engine  # noqa: B018 - the ledger is brought to its present shape before a collector asks for it
     fleet = LocalFleet(services, guard, worker_options, say)

@@ -50,15 +50,15 @@ from schemas.verdicts import Outcome
 
 @click.group()
 def bench() -> None:
-    r"""Bulk runs over a data set: submit, watch, report.
+    """Bulk runs over a data set: submit, watch, report.
 
     SOURCE is a JSON, JSONL or Parquet file, a folder of these, - for standard input, a hub id such as
     caskcsg/Libra-Test, or `demo`. RUN is a run's name or id.
 
     \b
-    Exit codes: 0 done, 1 unforeseen, 2 usage, 3 data, 4 servers, 5 guard, 6 device,
-    7 a run that ended other than asked, 130 interrupted.
-    """
+    Exit codes: 0 done, 1 unforeseen, 2 usage, 3 data, 4 servers, 5 guard,
+    6 device, 7 a run that ended other than asked, 130 interrupted.
+    """  # noqa: D301 - click wants the character itself
 
 
 @bench.command()
@@ -244,4 +244,5 @@ def _standard_input() -> str:
 
 def _why_no_item(error: ValidationError) -> str:
     details = error.errors(include_input=False, include_url=False)
-    return "; ".join(detail["msg"].removeprefix("Value error, ") for detail in details)
+    said = [(".".join(map(str, detail["loc"])), detail["msg"].removeprefix("Value error, ")) for detail in details]
+    return "; ".join(f"{field}: {message}" if field else message for field, message in said)

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import click
-from rich.table import Table
 from rich.text import Text
 
 from infra.errors import GuardError
@@ -58,17 +57,13 @@ def _facts(card: GuardCard) -> dict[str, object]:
 
 
 def _print_table() -> None:
-    """Two lines a guard, so that 80 columns hold what matters."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("guard", no_wrap=True)
-    table.add_column("modes")
-    table.add_column("status")
+    """Two lines a guard, so that 80 columns hold its name beside its status and the rest below."""
+    width = max(map(len, GUARDS))
     for card in GUARDS.values():
-        name = Text(card.name).append(f"\n{card.hub_id or 'inside the package'}", style="dim")
-        modes = Text(", ".join(mode.value for mode in card.modes) or "none")
-        status = Text(card.status.value).append(f"\n{card.licence}", style="dim")
-        table.add_row(name, modes.append(f"\n{card.context_tokens:,}", style="dim"), status)
-    out.print(table)
+        modes = ", ".join(mode.value for mode in card.modes) or "no mode"
+        facts = (card.hub_id or "inside the package", modes, f"{card.context_tokens:,} tokens", card.licence)
+        out.print(Text(f"{card.name:<{width}}  {card.status.value}"))
+        out.print(Text(f"  {' · '.join(facts)}", style="dim"), soft_wrap=True)
 
 
 def _prompt(guard: GuardChoice) -> str:

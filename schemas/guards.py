@@ -27,6 +27,8 @@ class Status(StrEnum):
     """A tiny random checkpoint of this architecture goes through the real engine in the conformance test."""
     FORMAT_ONLY = "format only"
     """Prompt and parser are tested; the model needs remote code or an engine that is not here."""
+    NOT_SERVED = "no engine here serves it"
+    """How it is asked is known, but there is no adapter; it cannot be run."""
     FORMAT_UNKNOWN = "format unknown"
     """Nobody published how it is asked; it cannot be run."""
 
@@ -112,7 +114,7 @@ _LIBRA: Final = (
         family=Family.LIBRA,
         hub_id=None,
         licence="Apache-2.0",
-        context_tokens=1024,
+        context_tokens=328,
         languages=_ZH,
         modes=_LM_MODES,
         status=Status.RAN_WITH_WEIGHTS,
@@ -331,9 +333,9 @@ _NEWER: Final = (
             context_tokens=8_192,
             languages=_MANY,
             needs_remote_code=True,
-            status=Status.FORMAT_ONLY,
+            status=Status.NOT_SERVED,
             modes=(),
-            note="token heads in remote code for transformers <5: no engine here serves them; use qwen3guard-gen",
+            note="token heads in remote code for transformers <5; use qwen3guard-gen",
         )
         for size in ("0.6B", "4B", "8B")
     ),

@@ -123,9 +123,9 @@ class RunReport(Shared):
     """Everything a run ends with, as data. Rendering it is somebody else's work.
 
     `groups` holds one MetricGroup of kind "average" (the benchmark's unweighted mean over sources),
-    "all" (the whole run), one per "source", "category" and "subcategory" (named category/subcategory), and
-    "baseline" (constant unsafe). infra.metrics names and defines their metrics. `cached` counts the judgements
-    that came from the cache.
+    "all" (the whole run), one per "source", "category" and "subcategory" (named category/subcategory),
+    "baseline" (constant unsafe) and, where verdicts were controversial, "loose" (the average were they safe).
+    infra.metrics names and defines their metrics. `cached` counts the judgements that came from the cache.
     """
 
     version: int = 1

@@ -22,7 +22,7 @@ from schemas.items import Label
 from schemas.messages import MessageError, VerdictChunk
 from schemas.retention import Retention
 from schemas.runs import RunReport
-from schemas.verdicts import Fingerprint, Outcome, Verdict
+from schemas.verdicts import CONTROVERSIAL, Fingerprint, Outcome, Verdict
 
 CANCELLED: Final = "cancelled"
 """Reason of the items that were pending when their run was cancelled."""
@@ -343,14 +343,16 @@ def judged_rows(engine: sa.Engine, run_id: str, *, fetch: int = 5_000) -> Iterat
     """Every settled item of a run with its truth, streamed highest p_unsafe first (one row per iteration)."""
     statement = sa.text(
         """
-        SELECT i.source, i.category, i.subcategory, i.truth, v.outcome, v.label, v.p_unsafe
+        SELECT i.source, i.category, i.subcategory, i.truth, v.outcome, v.label, v.p_unsafe,
+               :controversial = ANY(string_to_array(v.categories, ',')) AS controversial
         FROM verdicts v JOIN items i USING (run_id, seq) WHERE v.run_id = :run_id
         ORDER BY v.p_unsafe DESC NULLS LAST
         """
     )
     with engine.connect() as connection:
         expect_whole_runs(connection)
-        for row in connection.execution_options(yield_per=fetch).execute(statement, {"run_id": run_id}):
+        sought = {"run_id": run_id, "controversial": CONTROVERSIAL}
+        for row in connection.execution_options(yield_per=fetch).execute(statement, sought):
             yield Judged(
                 source=row.source,
                 category=row.category,
@@ -359,6 +361,7 @@ def judged_rows(engine: sa.Engine, run_id: str, *, fetch: int = 5_000) -> Iterat
                 outcome=Outcome(row.outcome),
                 label=Label(row.label) if row.label else None,
                 p_unsafe=row.p_unsafe,
+                controversial=row.controversial,
             )
 
 

@@ -21,6 +21,8 @@ class Judged(NamedTuple):
     outcome: Outcome
     label: Label | None
     p_unsafe: float | None
+    controversial: bool = False
+    """Unsafe by the strict reading, which is the label, and safe by the loose one."""
 
 
 class Ends(NamedTuple):

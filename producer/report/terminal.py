@@ -137,7 +137,7 @@ def _headline(groups: Sequence[MetricGroup], notes: _Footnotes, *, wide: bool) -
     table.add_section()
     for group in _of_kind(groups, "average"):
         table.add_row(*_metric_row("Average", group, _HEADLINE, notes, wide=wide), style="bold")
-    for group in _of_kind(groups, "baseline"):
+    for group in [*_of_kind(groups, "loose"), *_of_kind(groups, "baseline")]:
         table.add_row(*_metric_row(_clean(group.name), group, _HEADLINE, notes, wide=wide), style="dim")
     return table
 
@@ -246,9 +246,9 @@ def _throughput(throughput: Throughput) -> Text:
         ("device", throughput.device_p50_s, throughput.device_p95_s),
     )
     known = [
-        f"{name} {_seconds(p50)} / {_seconds(p95)}" for name, p50, p95 in stages if p50 is not None and p95 is not None
+        f"{name} {_seconds(p50)}/{_seconds(p95)}" for name, p50, p95 in stages if p50 is not None and p95 is not None
     ]
-    return Text(_GAP.join(facts + known) + (" (p50 / p95)" if known else ""))
+    return Text(_GAP.join(facts + known) + (" (p50/p95)" if known else ""))
 
 
 def _seconds(seconds: float) -> str:

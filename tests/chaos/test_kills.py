@@ -20,6 +20,7 @@ from producer.submit import seal, submit
 from schemas.items import Item
 from schemas.messages import Lane
 from schemas.runs import RunSpec, RunState
+from tests.support.cli import Cli
 from tests.support.fleet import Fleet, children, consumer_of, device_of, fleet_on, kill_tree
 
 ITEMS = 20_000
@@ -53,7 +54,7 @@ def assert_whole(services: Services, run_id: str, count: int = ITEMS) -> None:
     assert reading.stored_report(services.engine, run_id) is not None
 
 
-def kill_nine(process: psutil.Process | subprocess.Popen[bytes]) -> None:
+def kill_nine(process: psutil.Process | subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:
     os.kill(process.pid, signal.SIGKILL)
 
 
@@ -117,27 +118,29 @@ def test_a_run_survives_kill_nine(
     assert_whole(services, run_id)
 
 
-def test_a_killed_producer_resumes_with_only_what_is_missing(services: Services, fleet: Fleet) -> None:
-    run_id = intake.create_run(services.engine, SPEC)
-
-    def dies_halfway() -> object:
-        for number, item in enumerate(many_items()):
-            if number == ITEMS // 2:
-                raise KeyboardInterrupt
-            yield item
-
-    with pytest.raises(KeyboardInterrupt):
-        submit(services, run_id, SPEC, dies_halfway())  # type: ignore[arg-type]
-    before = reading.run_status(services.engine, run_id).counts.accepted
-    assert 0 < before < ITEMS
-
-    again = submit(services, run_id, SPEC, many_items())
-    seal(services, run_id)
+def test_a_producer_killed_amid_submission_is_resumed_to_a_whole_run(
+    services: Services, fleet: Fleet, tmp_path: Path
+) -> None:
+    services.engine  # noqa: B018 - migrated
     fleet.start_collector()
     fleet.start_worker()
-    fleet.wait(lambda: reading.run_status(services.engine, run_id).state.ended)
+    (tmp_path / "items.jsonl").write_text("".join(f"{item.model_dump_json()}\n" for item in many_items()))
+    libra = Cli(
+        tmp_path, LIBRA_REDIS_URL=services.redis_url, LIBRA_DATABASE_URL=services.database_url, LIBRA_WINDOW_ITEMS="256"
+    )
 
-    assert again == ITEMS - before
+    producer = libra.start("bench", "run", "items.jsonl", "--guard", "fake", "--name", "killed")
+    fleet.wait(lambda: reading.find_run(services.engine, "killed") is not None)
+    run_id = reading.run_status(services.engine, "killed").id
+    fleet.wait(lambda: settled(services, run_id) > 0)
+    kill_nine(producer)
+    producer.communicate()
+    before = reading.run_status(services.engine, run_id)
+    resumed = libra("bench", "resume", "killed")
+
+    assert before.state is RunState.OPEN
+    assert 0 < before.counts.accepted < ITEMS
+    assert resumed.returncode == 0, resumed.stderr
     assert_whole(services, run_id)
 
 

@@ -24,6 +24,7 @@ from schemas.guards import Mode
 from schemas.items import Label
 from schemas.messages import JudgeChunk, Lane, MessageError
 from schemas.runs import RunState
+from schemas.verdicts import CONTROVERSIAL
 from tests.support.make import FINGERPRINT, items, spec, verdicts_for
 
 BULK = LaneKey("fake", Lane.BULK)
@@ -417,3 +418,15 @@ def test_any_order_of_deliveries_settles_every_item_exactly_once(services: Servi
     assert finished == 1
     assert counts(services, run_id)[2] == 0
     assert reading.run_status(services.engine, run_id).state is RunState.SEALED
+
+
+def test_a_controversial_verdict_comes_back_as_one_for_the_report(services: Services) -> None:
+    run_id, (chunk,) = open_run(services, 2)
+    message = verdicts_for(chunk)
+    named = [("S1:violence", CONTROVERSIAL), ("controversially",)]
+    verdicts = [
+        verdict.model_copy(update={"categories": names}) for verdict, names in zip(message.verdicts, named, strict=True)
+    ]
+    settlement.settle(services.engine, message.model_copy(update={"verdicts": tuple(verdicts)}))
+
+    assert [row.controversial for row in settlement.judged_rows(services.engine, run_id)] == [True, False]

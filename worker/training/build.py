@@ -7,6 +7,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
+from worker.guards.checkpoint import context_tokens_of
 from worker.training.card import Facts, write_card
 from worker.training.data import WINDOW_CHARS, Corpus, load_corpus, read_records
 from worker.training.evaluate import Examiner, SetResult, agreement, examine, shortcut_baselines
@@ -77,6 +78,7 @@ def describe(corpus: Corpus, out: Path, recipe: Recipe, results: Sequence[SetRes
         dev=len(corpus.cold_dev),
         held_out=len(corpus.jade_held_out),
         window=WINDOW_CHARS,
+        context=context_tokens_of(out, None),
         results=results,
         baselines=shortcut_baselines(corpus.jade_held_out),
         agreement=agreement(Examiner(out), mixed, recipe.seed),

@@ -99,8 +99,8 @@ $baselines
 - JADE's answers were written and labelled by models. Our hard negatives weaken the shortcuts through refusals and
   length; they do not remove them.
 - The analysis is one of a few fixed sentences named after the category. It explains nothing.
-- Trained on texts of at most one window. The context of 1,024 tokens is what the positions allow, not what was
-  trained: longer content than some 300 tokens lies outside it.
+- Its context is that of the longest training row, $context tokens, beyond which it was seen to forget its JSON. Longer
+  content is judged in overlapping windows, the worst of which is the verdict.
 - Scores are not calibrated. Texts in other languages than Chinese are out of scope.
 """)
 
@@ -116,6 +116,7 @@ class Facts:
     dev: int
     held_out: int
     window: int
+    context: int
     results: Sequence[SetResult]
     baselines: Sequence[SetResult]
     agreement: Agreement
@@ -130,6 +131,7 @@ def write_card(folder: Path, facts: Facts) -> None:
         dev=f"{facts.dev:,}",
         held_out=f"{facts.held_out:,}",
         window=facts.window,
+        context=facts.context,
         rows=f"{facts.rows:,}",
         seed=facts.settings["seed"],
         epochs=facts.settings["epochs"],

@@ -31,7 +31,6 @@ from worker.training.rendering import (
 
 VOCABULARY: Final = 7168
 PROMPT_REPEATS: Final = 20_000
-MODEL_MAX_LENGTH: Final = 1024
 _QWEN_SPLIT: Final = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -89,13 +88,13 @@ def label_ids(tokenizer: Tokenizer, label: Label) -> list[int]:
     return whole[len(head) :]
 
 
-def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+def save_tokenizer(tokenizer: Tokenizer, folder: Path, *, context_tokens: int) -> None:
     """Write tokenizer.json, tokenizer_config.json and chat_template.jinja."""
     tokenizer.encode_special_tokens = False
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": MODEL_MAX_LENGTH,
+        "model_max_length": context_tokens,
         "clean_up_tokenization_spaces": False,
         "bos_token": None,
         "eos_token": TURN_END,

@@ -17,7 +17,7 @@ from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 from worker.training.data import Row
 from worker.training.encoding import Batch, Example, RowEncoder, batches, collate, common_prefix
 from worker.training.rendering import END, TURN, TURN_END
-from worker.training.tokenizer import MODEL_MAX_LENGTH, control_ids, save_tokenizer
+from worker.training.tokenizer import control_ids, save_tokenizer
 
 Report = Callable[[str], None]
 
@@ -63,7 +63,6 @@ def new_model(tokenizer: Tokenizer, shape: Shape) -> Qwen2ForCausalLM:
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.kv_heads,
-        max_position_embeddings=MODEL_MAX_LENGTH,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=control[TURN_END],
@@ -93,6 +92,8 @@ class Trainer:
         prefix = common_prefix(examples)
         longest = max(len(example.ids) for example in examples)
         self._report(f"{len(examples):,} rows, longest {longest} ids, {len(prefix)} of them common")
+        # At positions that no row reached it still scores, but no longer writes its JSON: longer texts go in windows.
+        self.model.config.max_position_embeddings = longest
         steps = math.ceil(len(examples) / self.recipe.batch) * self.recipe.epochs
         optimizer = self._optimizer()
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps, self.recipe))
@@ -185,7 +186,7 @@ def save_checkpoint(model: Qwen2ForCausalLM, tokenizer: Tokenizer, folder: Path)
     copy.generation_config.do_sample = False
     copy.generation_config.max_new_tokens = 64
     copy.save_pretrained(folder)
-    save_tokenizer(tokenizer, folder)
+    save_tokenizer(tokenizer, folder, context_tokens=model.config.max_position_embeddings)
 
 
 def settings_of(shape: Shape, recipe: Recipe) -> dict[str, Any]:

@@ -231,6 +231,25 @@ def test_plain_words_from_a_database_count_like_labels() -> None:
     assert find(measure([row]), "all").value("tp") == 1
 
 
+@given(runs, st.randoms())
+@settings(max_examples=50, deadline=None)
+def test_the_loose_reading_is_the_run_whose_controversial_verdicts_were_safe(
+    rows: list[Judged], rng: random.Random
+) -> None:
+    marked = [row._replace(controversial=row.label is Label.UNSAFE and rng.random() < 0.5) for row in rows]
+    as_safe = [row._replace(label=Label.SAFE) if row.controversial else row for row in marked]
+    groups = measure(marked, resamples=0)
+    expected = find(measure(as_safe, resamples=0), "average")
+
+    found = [group for group in groups if group.kind == "loose"]
+
+    assert len(found) == any(row.controversial for row in marked)
+    for group in found:
+        assert all(
+            (m.value, m.n) == (metric(expected, m.name).value, metric(expected, m.name).n) for m in group.metrics
+        )
+
+
 def test_memory_does_not_grow_with_the_rows_where_they_come_in_score_order() -> None:
     def peak(count: int) -> int:
         tracemalloc.start()

@@ -152,7 +152,7 @@ def test_there_is_no_colour_when_the_output_is_not_a_terminal() -> None:
 
 
 def test_throughput_shows_what_is_known() -> None:
-    assert "812.5 items/s · 7.0 s · device 310 ms / 1.9 s (p50 / p95)\n" in text(report())
+    assert "812.5 items/s · 7.0 s · device 310 ms/1.9 s (p50/p95)\n" in text(report())
     assert "7.0 s\n" in text(report(throughput=Throughput(seconds=7.04, items_per_s=None)))
 
 
@@ -165,6 +165,16 @@ def test_invalid_rows_are_listed_and_the_rest_counted() -> None:
     assert "a.jsonl:4: the text is empty" in output
     assert "a.jsonl:5" not in output
     assert "… and 1,195 more" in output
+
+
+def test_a_controversial_verdict_is_reported_by_both_readings() -> None:
+    rows = [judged("safe", "unsafe")._replace(controversial=True), judged("unsafe", "unsafe")]
+
+    output = text(report(rows))
+
+    assert "0.5000" in line(output, "Average")
+    assert "1.0000" in line(output, "loose reading")
+    assert "loose" not in text(report(rows[1:]))
 
 
 def test_many_sources_are_cut_and_the_rest_counted() -> None:

@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("torch")
 
 from infra.errors import GuardError
+from producer.datasets import open_dataset, valid_items, validate
 from schemas.guards import GUARDS, Family, GuardCard, Mode, Status
 from schemas.messages import ChunkItem
 from schemas.verdicts import Outcome, Verdict
@@ -20,9 +21,9 @@ from worker.device.__main__ import load_engine
 from worker.device.engines.base import Engine
 from worker.device.spec import DeviceSpec, ServerSpec
 from worker.guards.base import Guard
-from worker.guards.registry import load_guard
+from worker.guards.registry import BUNDLED, load_guard
 
-RUN_HERE = [card for card in GUARDS.values() if card.status is Status.RAN_RANDOM]
+RUN_HERE = [card for card in GUARDS.values() if card.status is Status.RAN_RANDOM or card.name in BUNDLED]
 NOT_RUN = [card for card in GUARDS.values() if card.family is Family.UNKNOWN]
 ITEMS = [
     ChunkItem(seq=0, question="请问如何制作蛋糕？", response="先准备面粉。<|im_end|><|eot_id|><end_of_turn></s>"),
@@ -38,6 +39,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], P
 
 
 def folder_of(card: GuardCard, folders: dict[tuple[str, ...], Path], base: Path) -> Path:
+    if card.name in BUNDLED:
+        return BUNDLED[card.name]
     key = (card.family, card.architecture, card.variant, card.name if card.family is Family.LLAMA_GUARD else "")
     if key not in folders:
         folders[key] = write_family(base / "-".join(key), card)
@@ -58,20 +61,20 @@ def answer(guard: Guard, engine: Engine, item: ChunkItem, mode: Mode) -> Verdict
 
 @pytest.mark.parametrize("card", RUN_HERE, ids=lambda card: card.name)
 def test_a_card_runs_through_the_real_engine(
-    card: GuardCard, folders: dict[tuple[str, ...], Path], tmp_path_factory: pytest.TempPathFactory
+    card: GuardCard, folders: dict[tuple[str, ...], Path], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
     folder = folder_of(card, folders, tmp_path_factory.getbasetemp())
     guard = load_guard(card.name, str(folder))
     spec = DeviceSpec(
         guard=card.name,
         location=str(folder),
-        socket_path=folder / "s",
-        heartbeat_path=folder / "h",
+        socket_path=tmp_path / "s",
+        heartbeat_path=tmp_path / "h",
         modes=guard.modes,
     )
     engine = load_engine(spec)
 
-    assert card.hub_id
+    assert card.hub_id or card.name in BUNDLED
     assert (guard.name, guard.modes) == (card.name, card.modes)
     for mode in card.modes:
         for item in ITEMS:
@@ -85,6 +88,24 @@ def test_a_card_runs_through_the_real_engine(
             guard.render(ITEMS, mode)
 
 
+def test_the_bundled_guard_writes_its_json_for_long_content_too(tmp_path: Path) -> None:
+    guard = load_guard("libra-tiny")
+    engine = load_engine(
+        DeviceSpec(guard="libra-tiny", socket_path=tmp_path / "s", heartbeat_path=tmp_path / "h", modes=guard.modes)
+    )
+    with open_dataset("demo") as dataset:
+        texts = [row.item.response for row in valid_items(dataset, validate(dataset))]
+    long = ["".join(texts[at : at + 9]) for at in range(0, len(texts) - 9, 12)]
+    items = [ChunkItem(seq=at, question="", response=text) for at, text in enumerate(long)]
+    prompts = [window for windows in guard.render(items, Mode.GENERATE) for window in windows]
+
+    written = engine.generate(prompts, max_new_tokens=guard.max_new_tokens, stop_ids=guard.stop_ids)
+
+    unreadable = [ids for ids in written if guard.read_ids(0, [ids]).outcome is not Outcome.SCORED]
+    # A context longer than the rows it was trained on made it a quarter of them.
+    assert len(unreadable) <= 0.05 * len(prompts)
+
+
 @pytest.mark.parametrize("card", NOT_RUN, ids=lambda card: card.name)
 def test_a_card_without_an_adapter_says_so(card: GuardCard) -> None:
     with pytest.raises(GuardError, match=f"cannot be run .{card.status.value}"):
@@ -93,9 +114,10 @@ def test_a_card_without_an_adapter_says_so(card: GuardCard) -> None:
 
 def test_every_card_claims_no_more_than_was_run() -> None:
     for card in GUARDS.values():
-        assert (card.architecture == "") == (card.status in (Status.FORMAT_ONLY, Status.FORMAT_UNKNOWN)) or (
+        assert (card.architecture != "") == (card.status in (Status.RAN_RANDOM, Status.RAN_WITH_WEIGHTS)) or (
             card.name == "fake"
         )
+        assert (card.family is Family.UNKNOWN) == (card.status in (Status.NOT_SERVED, Status.FORMAT_UNKNOWN))
         assert not (card.needs_remote_code and card.status is Status.RAN_RANDOM)
         assert card.revision or card.revision_note
 

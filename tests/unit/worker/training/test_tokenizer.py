@@ -53,7 +53,7 @@ def test_serving_sees_the_ids_that_training_saw(tokenizer: Tokenizer, tmp_path: 
     from schemas.messages import ChunkItem
     from worker.training.encoding import RowEncoder
 
-    save_tokenizer(tokenizer, tmp_path)
+    save_tokenizer(tokenizer, tmp_path, context_tokens=1_024)
     (tmp_path / "config.json").write_text('{"max_position_embeddings": 1024}', encoding="utf-8")
     guard = LibraGuard(tmp_path, name="tiny", model="tiny")
     row = Row("怎样做饭？", "先洗手。<|im_end|>", Label.SAFE, "好。")
@@ -64,6 +64,6 @@ def test_serving_sees_the_ids_that_training_saw(tokenizer: Tokenizer, tmp_path: 
 
 
 def test_a_saved_tokenizer_knows_its_control_tokens(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    save_tokenizer(tokenizer, tmp_path)
+    save_tokenizer(tokenizer, tmp_path, context_tokens=1_024)
     loaded = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert loaded.encode("".join(SPECIALS)).ids == list(control_ids(tokenizer).values())

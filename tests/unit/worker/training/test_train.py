@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from schemas.items import LibraRecord
 from schemas.verdicts import Outcome
+from worker.guards.checkpoint import context_tokens_of
 from worker.training.card import Facts, write_card
 from worker.training.data import Row
 from worker.training.encoding import RowEncoder, collate, common_prefix
@@ -46,6 +47,13 @@ def test_a_trained_checkpoint_answers_in_score_mode(checkpoint: Path) -> None:
     verdicts = Examiner(checkpoint).score(records)
     assert all(verdict.outcome is Outcome.SCORED for verdict in verdicts)
     assert examine(Examiner(checkpoint), "own", records).counts.total == 40
+
+
+def test_a_checkpoint_claims_no_longer_context_than_was_trained(
+    checkpoint: Path, rows: list[Row], tokenizer: Tokenizer
+) -> None:
+    encoder = RowEncoder(tokenizer)
+    assert context_tokens_of(checkpoint, None) == max(len(encoder.encode(row).ids) for row in rows)
 
 
 def test_a_checkpoint_holds_all_that_serving_needs_in_bf16(checkpoint: Path) -> None:
@@ -110,6 +118,7 @@ def test_the_card_tells_what_was_measured(tmp_path: Path) -> None:
         dev=10,
         held_out=20,
         window=300,
+        context=328,
         results=[result],
         baselines=shortcut_baselines(records),
         agreement=Agreement(items=20, agreed=19, unparseable=1),
