@@ -28,12 +28,13 @@ from producer.bench import connected, fleet_for
 from producer.critic import Judgement, critic_fields, read_critic
 from producer.datasets.raw import RawRecord, raw_records
 from producer.datasets.records import RowError
+from producer.examples import draw_examples
 from producer.options import FleetChoice, GuardChoice, takes_fleet
 from producer.outfile import OutFile
 from producer.show import err, say
 from producer.submit import seal, submit
 from producer.watch import progress_line, wait_for_end
-from schemas.guards import GUARDS, Mode
+from schemas.guards import GUARDS, Family, Mode
 from schemas.runs import RunSpec, RunState
 from schemas.verdicts import Outcome
 
@@ -101,10 +102,17 @@ def _problem(record: RawRecord, first_at: dict[str, str]) -> str | None:
     show_default=True,
     help="Bounds the prompts in a batch of a local worker if given; else batches are planned by tokens.",
 )
-@click.option("--seed", type=int, default=42, show_default=True, help="Kept with the run; decoding is greedy.")
+@click.option("--seed", type=int, default=42, show_default=True, help="Draws the examples; decoding is greedy.")
 @click.option("--out_path", type=click.Path(file_okay=False, path_type=Path), default="./outputs", show_default=True)
 @click.option("--num_itera", type=click.IntRange(min=1), default=1, show_default=True, help="Judgements per row.")
-@click.option("--few_shot", type=click.IntRange(min=0), default=0, show_default=True, help="Only 0 can be done.")
+@click.option(
+    "--few_shot",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Worked examples in each prompt, drawn by the seed.",
+)
+@click.option("--few_shot_path", help="The data set that they are drawn from: rows with labels.")
 @click.option("--is_instruct", type=click.IntRange(0, 1), default=1, show_default=True, help="Only 1 can be done.")
 @click.option("--machine_rank", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--machine_num", type=click.IntRange(min=1), default=1, show_default=True)
@@ -118,32 +126,62 @@ def infer(
     out_path: Path,
     num_itera: int,
     few_shot: int,
+    few_shot_path: str | None,
     is_instruct: int,
     machine_rank: int,
     machine_num: int,
     fleet: FleetChoice,
 ) -> None:
     """Judge a data set into files with the `critic` field; options as of the benchmark's inference.py."""
-    if few_shot:
-        raise UsageError("--few_shot: prompts with worked examples are not made; leave it at 0")
     if not is_instruct:
         raise UsageError("--is_instruct 0: a prompt outside the checkpoint's chat template is not made; leave it at 1")
     if machine_rank >= machine_num:
         raise UsageError(f"--machine_rank {machine_rank} of {machine_num}: the first is 0, the last {machine_num - 1}")
     guard = guard_of(base_model)
+    shots = _Shots.of(guard, few_shot, few_shot_path)
     rows = Slice.of(data_path, machine_rank, machine_num)
     name = f"{machine_rank}-of-{machine_num}"
     spec = RunSpec(
         guard=guard.name,
         checkpoint=guard.checkpoint,
         mode=Mode.GENERATE,
-        source=f"{Path(data_path).resolve()} ({name})",
+        source=f"{Path(data_path).resolve()} ({name}){shots.said if shots else ''}",
         repeat=num_itera,
         seed=seed,
+        examples=draw_examples(shots.path, shots.count, seed=seed, judged=data_path) if shots else (),
     )
     given = click.get_current_context().get_parameter_source("batch_size") is not ParameterSource.DEFAULT
     options = ("--max-batch-items", str(batch_size)) if given and batch_size else ()
     _Inference(rows, spec, OutFile(out_path / f"{name}.jsonl"), out_path / f"{name}.run").carry_out(fleet, options)
+
+
+@dataclass(frozen=True)
+class _Shots:
+    """How many worked examples are wanted, and where from."""
+
+    count: int
+    path: str
+
+    @classmethod
+    def of(cls, guard: GuardChoice, count: int, path: str | None) -> _Shots | None:
+        """What the options ask for; None where it is no examples.
+
+        Raises:
+            UsageError: one option lacks the other, or the guard's format has no place for examples.
+        """
+        if bool(count) != (path is not None):
+            raise UsageError("--few_shot N takes N examples from --few_shot_path FILE: give both, or neither")
+        if path is None:
+            return None
+        known = GUARDS.get(guard.name)
+        if known and known.family is not Family.LIBRA:
+            raise UsageError(f"--few_shot: {guard.name} has no form for worked examples; only Libra Guard's format has")
+        return cls(count, path)
+
+    @property
+    def said(self) -> str:
+        """For the run's source."""
+        return f", {self.count:,} examples from {Path(self.path).resolve()}"
 
 
 def guard_of(base_model: str) -> GuardChoice:

@@ -11,7 +11,7 @@ from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-from schemas.base import Frozen
+from schemas.base import Frozen, Shared
 
 MAX_ITEM_BYTES: Final = 512 * 1024
 """Longest question plus response, in UTF-8 bytes; half a chunk, so that an item always fits one message."""
@@ -95,6 +95,15 @@ class Item(Frozen):
         digest.update(question)
         digest.update(self.response.encode())
         return digest.digest()
+
+
+class Example(Shared):
+    """A dialogue with its right verdict: shown to a guard before what it is to judge. `analysis` may be empty."""
+
+    question: str
+    response: str
+    label: Label
+    analysis: str = ""
 
 
 class LibraRecord(BaseModel):

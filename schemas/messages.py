@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import json
 from enum import StrEnum
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, ClassVar, Final, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from schemas.base import ADDED, Shared
 from schemas.guards import Mode
+from schemas.items import Example
 from schemas.verdicts import Fingerprint, Timings, Verdict
 
 WIRE_VERSION: Final = 1
+EXAMPLES_VERSION: Final = 2
+"""Of chunks with worked examples: who does not know these would ask another question and not notice."""
 
 
 class Lane(StrEnum):
@@ -48,9 +51,12 @@ class JudgeChunk(Shared):
 
     `enqueued_at` is the ledger's clock in epoch seconds: the reconciler's watermark reads it. With `cache` what a
     device answered before may be taken again; with `verdict_only` a model may stop writing once its verdict is known.
+    `examples` are shown to the guard before each item; such a chunk is of version 2.
     """
 
-    version: Literal[1] = WIRE_VERSION
+    NEWEST: ClassVar[int] = EXAMPLES_VERSION
+
+    version: Literal[1, 2] = WIRE_VERSION
     run_id: str
     chunk_no: int = Field(ge=0)
     iteration: int = Field(default=0, ge=0)
@@ -62,6 +68,13 @@ class JudgeChunk(Shared):
     items: tuple[ChunkItem, ...] = Field(min_length=1)
     cache: bool = Field(default=False, **ADDED)
     verdict_only: bool = Field(default=False, **ADDED)
+    examples: tuple[Example, ...] = Field(default=(), **ADDED)
+
+    @model_validator(mode="after")
+    def _examples_are_announced(self) -> JudgeChunk:
+        if self.examples and self.version < EXAMPLES_VERSION:
+            raise ValueError(f"a chunk with examples is of version {EXAMPLES_VERSION}")
+        return self
 
     @property
     def chunk_id(self) -> str:
@@ -71,6 +84,8 @@ class JudgeChunk(Shared):
 
 class VerdictChunk(Shared):
     """The verdicts of one judged chunk on their way to the collector."""
+
+    NEWEST: ClassVar[int] = WIRE_VERSION
 
     version: Literal[1] = WIRE_VERSION
     run_id: str
@@ -101,8 +116,8 @@ def decode_chunk(kind: type[ChunkT], body: str) -> ChunkT:
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
-        if _version_of(body) > WIRE_VERSION:
-            raise NewerVersionError(f"message version {_version_of(body)}, this reader knows {WIRE_VERSION}") from error
+        if _version_of(body) > kind.NEWEST:
+            raise NewerVersionError(f"message version {_version_of(body)}, this reader knows {kind.NEWEST}") from error
         details = error.errors(include_input=False, include_url=False)
         where = ", ".join(f"{'.'.join(map(str, d['loc'])) or 'body'}: {d['msg']}" for d in details[:3])
         raise MessageError(f"not a {kind.__name__}: {where}") from error

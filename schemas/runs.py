@@ -8,8 +8,8 @@ from pydantic import Field
 
 from schemas.base import ADDED, Frozen, Shared
 from schemas.guards import Mode
-from schemas.items import ItemId
-from schemas.messages import Lane
+from schemas.items import Example, ItemId
+from schemas.messages import EXAMPLES_VERSION, WIRE_VERSION, ChunkItem, JudgeChunk, Lane
 
 
 class RunState(StrEnum):
@@ -33,6 +33,7 @@ class RunSpec(Shared):
     `checkpoint` is what a worker started for this run loads in place of the guard's own (folder or hub id).
     `cache`: what a device answered before may be taken again; never where every item is judged several times.
     `verdict_only`: a model may stop writing once its verdict is known.
+    `examples` are shown to the guard before each item, in this order.
     """
 
     guard: str
@@ -48,11 +49,39 @@ class RunSpec(Shared):
     skip_invalid: bool = False
     cache: bool = Field(default=False, **ADDED)
     verdict_only: bool = Field(default=False, **ADDED)
+    examples: tuple[Example, ...] = Field(default=(), **ADDED)
 
     @property
     def uses_cache(self) -> bool:
         """Whether its chunks may be answered from the cache: a second judgement that is a copy would say nothing."""
         return self.cache and self.repeat == 1
+
+    def chunk(
+        self,
+        run_id: str,
+        chunk_no: int,
+        items: tuple[ChunkItem, ...],
+        *,
+        iteration: int,
+        enqueued_at: float,
+        attempt: int = 1,
+    ) -> JudgeChunk:
+        """A chunk of this run as it travels: to be judged as the run says, the first time and ever after."""
+        return JudgeChunk(
+            version=EXAMPLES_VERSION if self.examples else WIRE_VERSION,
+            run_id=run_id,
+            chunk_no=chunk_no,
+            iteration=iteration,
+            attempt=attempt,
+            guard=self.guard,
+            mode=self.mode,
+            lane=self.lane,
+            enqueued_at=enqueued_at,
+            items=items,
+            cache=self.uses_cache,
+            verdict_only=self.verdict_only,
+            examples=self.examples,
+        )
 
 
 class InvalidRow(Frozen):

@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Final
+from functools import lru_cache
+from typing import Final, NamedTuple
 
 import structlog
 
@@ -33,9 +34,19 @@ from worker.guards.base import Guard, PromptIds
 ISOLATE_FROM_DELIVERY: Final = 3
 """A chunk delivered this often has seen workers die: its items run one by one."""
 
+_EXAMPLE_SETS: Final = 8
+"""Runs with worked examples at the same time for which a guard is kept prepared."""
 _NO_NUMBER: Final = "the model's scores are not numbers (NaN): its arithmetic overflowed"
 
 log = get_logger(__name__)
+
+
+class _Rendered(NamedTuple):
+    """Prompts per item, why an item has none, and by which guard exactly they are asked."""
+
+    windows: list[list[PromptIds]]
+    refused: dict[int, str]
+    fingerprint: Fingerprint
 
 
 def holder_of(worker_id: str, pid: int) -> str:
@@ -59,6 +70,7 @@ class Judge:
         cache: AnswerCache | None = None,
     ) -> None:
         self._guard = guard
+        self._shown = lru_cache(maxsize=_EXAMPLE_SETS)(guard.shown)
         self._queue = queue_of(guard.name, lane)
         self._device = device
         self._board = board
@@ -116,10 +128,10 @@ class Judge:
     def _judge(self, chunk: JudgeChunk, *, queue_s: float, isolate: bool) -> tuple[VerdictChunk, Mapping[bytes, bytes]]:
         """The chunk's verdicts, and what the cache may keep of the device's answers."""
         started = time.perf_counter()
-        windows, refused = self._render(chunk)
+        windows, refused, fingerprint = self._render(chunk)
         rendered = time.perf_counter()
         prompts = [prompt for item_prompts in windows for prompt in item_prompts]
-        answered = self._ask(chunk, prompts, isolate=isolate)
+        answered = self._ask(chunk, prompts, fingerprint, isolate=isolate)
         answers = iter(zip(answered.answers, answered.known, strict=True))
         verdicts = tuple(
             self._read(item, item_prompts, [next(answers) for _ in item_prompts])
@@ -134,31 +146,44 @@ class Judge:
             iteration=chunk.iteration,
             attempt=chunk.attempt,
             worker=self._worker_id,
-            fingerprint=self._fingerprints[chunk.mode],
+            fingerprint=fingerprint,
             timings=Timings(queue_s=queue_s, render_s=rendered - started, device_s=device_s),
             verdicts=verdicts,
         )
         return judged, answered.fresh
 
-    def _ask(self, chunk: JudgeChunk, prompts: list[PromptIds], *, isolate: bool) -> Answered:
+    def _ask(self, chunk: JudgeChunk, prompts: list[PromptIds], fingerprint: Fingerprint, *, isolate: bool) -> Answered:
         if not prompts:
             return Answered.anew([])
         request = self._request(chunk, prompts, isolate=isolate)
         if chunk.cache and self._cache is not None:
-            return self._cache.run(self._device, request, self._fingerprints[chunk.mode])
+            return self._cache.run(self._device, request, fingerprint)
         return Answered.anew(self._device.run(request).answers)
 
-    def _render(self, chunk: JudgeChunk) -> tuple[list[list[PromptIds]], dict[int, str]]:
+    def _render(self, chunk: JudgeChunk) -> _Rendered:
+        """The chunk's prompts, after its examples if it has some."""
+        fingerprint = self._fingerprints[chunk.mode]
+        if not chunk.examples:
+            return _Rendered(*self._prompts(self._guard, chunk), fingerprint)
+        try:
+            guard = self._shown(chunk.examples)
+        except GuardError as error:
+            log.warning("examples_refused", reason=str(error))
+            return _Rendered([[] for _ in chunk.items], {item.seq: str(error) for item in chunk.items}, fingerprint)
+        fingerprint = fingerprint.model_copy(update={"prompt": guard.prompt_digest})
+        return _Rendered(*self._prompts(guard, chunk), fingerprint)
+
+    def _prompts(self, guard: Guard, chunk: JudgeChunk) -> tuple[list[list[PromptIds]], dict[int, str]]:
         """Prompts per item, and why an item has none. One item that cannot be asked must not cost its neighbours."""
         try:
-            return self._guard.render(chunk.items, chunk.mode), {}
+            return guard.render(chunk.items, chunk.mode), {}
         except GuardError as error:
             log.warning("chunk_rendered_singly", reason=str(error))
         windows: list[list[PromptIds]] = []
         refused: dict[int, str] = {}
         for item in chunk.items:
             try:
-                windows += self._guard.render([item], chunk.mode)
+                windows += guard.render([item], chunk.mode)
             except GuardError as error:
                 windows.append([])
                 refused[item.seq] = str(error)

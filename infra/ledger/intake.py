@@ -147,18 +147,7 @@ def _cut(
             for offset, item in enumerate(group)
         )
         for iteration in range(spec.repeat):
-            yield JudgeChunk(
-                run_id=run_id,
-                chunk_no=chunk_no,
-                iteration=iteration,
-                guard=spec.guard,
-                mode=spec.mode,
-                lane=spec.lane,
-                enqueued_at=place.enqueued_at,
-                items=wire,
-                cache=spec.uses_cache,
-                verdict_only=spec.verdict_only,
-            )
+            yield spec.chunk(run_id, chunk_no, wire, iteration=iteration, enqueued_at=place.enqueued_at)
             chunk_no += 1
         first_seq += len(group)
 

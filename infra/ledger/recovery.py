@@ -138,18 +138,9 @@ def take_up(connection: sa.Connection, lost: OverdueChunk) -> JudgeChunk | None:
     if not items:
         return None
     spec = RunSpec.model_validate(row.spec, strict=False)
-    return JudgeChunk(
-        run_id=lost.run_id,
-        chunk_no=lost.chunk_no,
-        iteration=row.iteration,
-        attempt=row.attempt,
-        guard=spec.guard,
-        mode=spec.mode,
-        lane=spec.lane,
-        enqueued_at=row.at,
-        items=tuple(ChunkItem(seq=item.seq, question=item.question, response=item.response) for item in items),
-        cache=spec.uses_cache,
-        verdict_only=spec.verdict_only,
+    wire = tuple(ChunkItem(seq=item.seq, question=item.question, response=item.response) for item in items)
+    return spec.chunk(
+        lost.run_id, lost.chunk_no, wire, iteration=row.iteration, enqueued_at=row.at, attempt=row.attempt
     )
 
 

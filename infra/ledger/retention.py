@@ -23,6 +23,7 @@ _JUDGED_ONCE: Final = """
     AND seq = ANY(CAST(:seqs AS bigint[])) AND (SELECT repeat FROM runs WHERE id = :run_id) = 1
 """
 _OF_A_WHOLE_RUN: Final = " AND (SELECT settled = expected FROM runs WHERE id = :run_id)"
+_SCRUB_EXAMPLES: Final = "UPDATE runs SET spec = spec - 'examples' WHERE id = :run_id AND settled = expected"
 
 _ENDED: Final = """
     SELECT id FROM runs WHERE state IN ('complete', 'cancelled') AND completed_at < now() - :age
@@ -67,6 +68,7 @@ def scrub_run(engine: sa.Engine, run_id: str, retention: Retention) -> int:
         connection.execute(
             sa.text("UPDATE verdicts SET raw = NULL WHERE run_id = :run_id AND raw IS NOT NULL"), {"run_id": run_id}
         )
+        connection.execute(sa.text(_SCRUB_EXAMPLES), {"run_id": run_id})
     return scrubbed
 
 

@@ -165,7 +165,9 @@ def test_a_file_of_other_data_is_left_alone(run_infer: Infer, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--few_shot", "2"), "--few_shot: prompts with worked examples are not made"),
+        (("--few_shot", "2"), "give both, or neither"),
+        (("--few_shot_path", "examples.json"), "give both, or neither"),
+        (("--few_shot", "2", "--few_shot_path", "examples.json"), "fake has no form for worked examples"),
         (("--is_instruct", "0"), "--is_instruct 0"),
         (("--machine_rank", "2", "--machine_num", "2"), "the first is 0, the last 1"),
         (("--base_model", "no-such"), "no guard"),

@@ -16,7 +16,7 @@ def build_report(engine: sa.Engine, run_id: str) -> RunReport:
         run_id=status.id,
         name=status.name,
         state=RunState.CANCELLED if status.cancelled else RunState.COMPLETE,
-        spec=status.spec,
+        spec=status.spec.model_copy(update={"examples": ()}),  # texts; their source and digest stay
         counts=status.counts,
         fingerprint=reading.fingerprint_body(engine, status.fingerprint),
         groups=measure(settlement.judged_rows(engine, run_id), in_score_order=True),

@@ -13,6 +13,7 @@ from typing import Protocol, TypeAlias
 
 from infra.errors import GuardError
 from schemas.guards import Mode
+from schemas.items import Example
 from schemas.messages import ChunkItem
 from schemas.verdicts import Verdict
 
@@ -65,6 +66,13 @@ class Guard(Protocol):
             GuardError: the guard has no such mode, or an item cannot be asked about.
         """
 
+    def shown(self, examples: Sequence[Example]) -> Guard:
+        """The same guard, in whose prompts these examples stand before each item; another prompt digest.
+
+        Raises:
+            GuardError: it has no form for worked examples, or they leave no room for a text.
+        """
+
     def read_scores(self, seq: int, windows: Sequence[Sequence[float]], *, single: bool = False) -> Verdict:
         """A verdict from natural-log probabilities, a row per prompt: of `label_ids` or of a classifier's classes.
 
@@ -80,6 +88,11 @@ def no_such_mode(guard: Guard, mode: Mode) -> GuardError:
     return GuardError(
         f"{guard.name} has no mode {mode.value}; it has {', '.join(known.value for known in guard.modes)}"
     )
+
+
+def no_examples(guard: Guard) -> GuardError:
+    """What to raise where a guard without a form for worked examples is shown some."""
+    return GuardError(f"{guard.name} has no form for worked examples")
 
 
 def common_length(rows: Sequence[PromptIds]) -> int:

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from schemas.guards import Mode
-from schemas.items import Label
+from schemas.items import Example, Label
 from schemas.messages import ChunkItem
 from schemas.verdicts import Outcome, Verdict
-from worker.guards.base import PromptIds, no_such_mode
+from worker.guards.base import PromptIds, no_examples, no_such_mode
 from worker.guards.fake_protocol import DIRECTIVES
 from worker.guards.reading import worst
 
@@ -49,6 +49,10 @@ class FakeGuard:
         if mode not in self.modes:
             raise no_such_mode(self, mode)
         return [[_ids(f"{item.question}\n{item.response}")] for item in items]
+
+    def shown(self, examples: Sequence[Example]) -> FakeGuard:  # noqa: ARG002 - the Guard protocol's signature
+        """No format of its kind has a place for examples."""
+        raise no_examples(self)
 
     def read_scores(
         self,

@@ -11,12 +11,13 @@ import math
 import re
 from array import array
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, Final
 
 from infra.errors import GuardError
 from schemas.guards import Mode
-from schemas.items import Label
+from schemas.items import Example, Label
 from schemas.messages import ChunkItem
 from schemas.verdicts import Outcome, Verdict
 from worker.guards.base import PromptIds, common_length, digest_of, no_such_mode, without_extensions
@@ -39,9 +40,13 @@ INSTRUCTION: Final = """# 背景\x20
 }
 
 """
-DIALOGUE: Final = """# 对话
-人类的问题：{}
-大语言模型的回答：{}
+_DIALOGUE_LINES: Final = "人类的问题：{}\n大语言模型的回答：{}"
+DIALOGUE: Final = f"# 对话\n{_DIALOGUE_LINES}\n"
+EXAMPLE: Final = """# Query:
+{}
+
+# Output:
+{}
 """
 PREFILL: Final = '{\n  "答案": "'
 WORDS: Final = {Label.SAFE: "安全", Label.UNSAFE: "不安全"}
@@ -86,12 +91,25 @@ class LibraGuard:
         self._tails: dict[Mode, PromptIds] = {Mode.SCORE: score_tail, Mode.GENERATE: self._chat.tail_ids("")}
         answer_tokens = {Mode.SCORE: max(map(len, self.label_ids)), Mode.GENERATE: self.max_new_tokens}
         self._limits = {mode: context - tokens for mode, tokens in answer_tokens.items()}
-        self._rooms = {mode: limit - len(self._encode([("", "")], mode)[0]) for mode, limit in self._limits.items()}
+        self._examples: tuple[Example, ...] = ()
+        self._rooms = self._rooms_left()
         if min(self._rooms.values()) < _MIN_ROOM:
             raise GuardError(f"{folder}: a context of {context:,} tokens is too short for the instruction and a text")
         self.stop_ids = tuple(dict.fromkeys([*self._chat.stop_ids, *generation_stop_ids(folder)]))
         self.verdict_ids = self._verdicts()
         self.prompt_digest = digest_of(self._chat.digest, INSTRUCTION, DIALOGUE, PREFILL, *WORDS.values(), str(context))
+
+    def shown(self, examples: Sequence[Example]) -> LibraGuard:
+        """The same guard with these examples in its prompts, in the reference's place and form."""
+        other = copy(self)
+        other._examples = tuple(examples)
+        other._rooms = other._rooms_left()
+        if min(other._rooms.values()) < _MIN_ROOM:
+            raise GuardError(
+                f"{self.name}: {len(examples)} examples are too long; beside them its context leaves no room for a text"
+            )
+        other.prompt_digest = digest_of(self.prompt_digest, *map(example_block, examples))
+        return other
 
     def prefix_ids(self, mode: Mode) -> PromptIds:
         """The ids that prompts share whatever their text begins with."""
@@ -160,14 +178,26 @@ class LibraGuard:
         # Where the turn's last token merges with the answer's first, a model's own answer has other ids.
         return without_extensions(row[len(asked) :] for row in rows if row[: len(asked)] == asked)
 
+    def _rooms_left(self) -> dict[Mode, int]:
+        """Tokens of content that the context has room for, by mode."""
+        return {mode: limit - len(self._encode([("", "")], mode)[0]) for mode, limit in self._limits.items()}
+
     def _encode(self, dialogues: Sequence[tuple[str, str]], mode: Mode) -> list[PromptIds]:
         tail = self._tails[mode]
-        return [user + tail for user in self._chat.encode_users([user_turn(*dialogue) for dialogue in dialogues])]
+        turns = [user_turn(*dialogue, examples=self._examples) for dialogue in dialogues]
+        return [user + tail for user in self._chat.encode_users(turns)]
 
 
-def user_turn(question: str, response: str) -> str:
-    """The user's message, character by character the reference's (no few-shot examples)."""
-    return f"{INSTRUCTION}\n{DIALOGUE.format(question, response)}"
+def user_turn(question: str, response: str, *, examples: Sequence[Example] = ()) -> str:
+    """The user's message, character by character the reference's: instruction, examples, dialogue."""
+    return "\n".join([INSTRUCTION, *map(example_block, examples), DIALOGUE.format(question, response)])
+
+
+def example_block(example: Example) -> str:
+    """A worked example in the reference's frame: the dialogue without its heading, the answer in the form asked for."""
+    answer = {"答案": WORDS[example.label], "分析": example.analysis}
+    query = _DIALOGUE_LINES.format(example.question, example.response)
+    return EXAMPLE.format(query, json.dumps(answer, ensure_ascii=False, indent=2))
 
 
 def read_answer(text: str) -> Label | None:

@@ -14,10 +14,10 @@ from typing import Any, Final
 
 from infra.errors import GuardError
 from schemas.guards import Mode
-from schemas.items import Label
+from schemas.items import Example, Label
 from schemas.messages import ChunkItem
 from schemas.verdicts import Outcome, Verdict
-from worker.guards.base import PromptIds, digest_of, no_such_mode
+from worker.guards.base import PromptIds, digest_of, no_examples, no_such_mode
 from worker.guards.checkpoint import context_tokens_of, read_json
 from worker.guards.reading import worst
 from worker.guards.vocabulary import Vocabulary
@@ -80,6 +80,10 @@ class SequenceClassifierGuard:
         if mode not in self.modes:
             raise no_such_mode(self, mode)
         return [self._render(item.model_copy(update={"question": ""})) for item in items]
+
+    def shown(self, examples: Sequence[Example]) -> SequenceClassifierGuard:  # noqa: ARG002 - the Guard protocol's signature
+        """No format of its kind has a place for examples."""
+        raise no_examples(self)
 
     def read_scores(
         self,

@@ -14,10 +14,10 @@ from typing import Final
 
 from infra.errors import GuardError
 from schemas.guards import Mode
-from schemas.items import Label
+from schemas.items import Example, Label
 from schemas.messages import ChunkItem
 from schemas.verdicts import Verdict
-from worker.guards.base import PromptIds, common_length, digest_of, no_such_mode, without_extensions
+from worker.guards.base import PromptIds, common_length, digest_of, no_examples, no_such_mode, without_extensions
 from worker.guards.checkpoint import context_tokens_of, generation_budget, generation_stop_ids
 from worker.guards.prompt import Ask, Dialogue, Prompt
 from worker.guards.reading import Answer, Choice, from_answer, from_logprobs, worst
@@ -107,6 +107,10 @@ class TemplateGuard:
         if mode not in self.modes:
             raise no_such_mode(self, mode)
         return [self._render(item, mode) for item in items]
+
+    def shown(self, examples: Sequence[Example]) -> TemplateGuard:  # noqa: ARG002 - the Guard protocol's signature
+        """No format of its kind has a place for examples."""
+        raise no_examples(self)
 
     def read_scores(self, seq: int, windows: Sequence[Sequence[float]], *, single: bool = False) -> Verdict:
         """The worst prompt's verdict; `windows` holds log-probabilities of the choices."""

@@ -8,6 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from schemas.guards import Mode
+from schemas.items import Example, Label
 from schemas.messages import ChunkItem, JudgeChunk, Lane, MessageError, NewerVersionError, VerdictChunk, decode_chunk
 from schemas.runs import RunSpec
 from schemas.verdicts import Fingerprint, Outcome, Timings, Verdict
@@ -75,11 +76,30 @@ def test_a_field_that_a_later_version_added_is_passed_over() -> None:
 
 
 def test_a_newer_message_version_and_a_malformed_message_are_refused_apart() -> None:
-    newer = {**json.loads(judge_chunk().model_dump_json()), "version": 2}
+    newer = {**json.loads(judge_chunk().model_dump_json()), "version": 3}
     with pytest.raises(NewerVersionError):
         decode_chunk(JudgeChunk, json.dumps(newer))
     with pytest.raises(MessageError, match="lane"):
         decode_chunk(JudgeChunk, json.dumps({**newer, "version": 1, "lane": "slow"}))
+
+
+def test_a_reader_that_knows_no_examples_does_not_pass_them_over() -> None:
+    spec = RunSpec(guard="libra-tiny", source="s", examples=(Example(question="问", response="答", label=Label.SAFE),))
+    items = judge_chunk().items
+
+    chunk = spec.chunk("r", 0, items, iteration=0, enqueued_at=1.5)
+
+    assert decode_chunk(JudgeChunk, chunk.model_dump_json()) == chunk
+    assert (chunk.version, chunk.examples) == (2, spec.examples), "readers of version 1 park it"
+    plain = RunSpec(guard="libra-tiny", source="s").chunk("r", 0, items, iteration=0, enqueued_at=1.5)
+    assert plain.version == 1
+    with pytest.raises(MessageError, match="examples"):
+        decode_chunk(JudgeChunk, json.dumps({**json.loads(chunk.model_dump_json()), "version": 1}))
+
+
+def test_a_newer_verdict_is_parked_as_newer() -> None:
+    with pytest.raises(NewerVersionError, match="knows 1"):
+        decode_chunk(VerdictChunk, json.dumps({**json.loads(verdict_chunk().model_dump_json()), "version": 2}))
 
 
 def test_a_fingerprint_with_a_field_that_is_not_known_is_no_other_fingerprint() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from infra.errors import GuardError
 from schemas.guards import Mode
+from schemas.items import Example, Label
 from schemas.messages import ChunkItem, JudgeChunk, Lane, VerdictChunk
 from schemas.retention import Retention
 from schemas.verdicts import Fingerprint, Outcome
@@ -101,6 +102,44 @@ def test_an_item_that_cannot_be_asked_costs_only_itself(texts: tuple[str, ...]) 
         assert verdict.seq == seq
         assert verdict.outcome is (Outcome.DEAD if text == "no" else Outcome.SCORED)
         assert verdict.reason == (f"item {seq} does not fit" if text == "no" else None)
+
+
+class Shown(FakeGuard):
+    """Asks after its examples."""
+
+    def __init__(self, examples: Sequence[Example] = ()) -> None:
+        self._examples = examples
+
+    @property
+    def prompt_digest(self) -> str:  # type: ignore[override]
+        return "".join(one.response for one in self._examples)
+
+    def shown(self, examples: Sequence[Example]) -> Shown:
+        return Shown(examples)
+
+    def render(self, items: Sequence[ChunkItem], mode: Mode) -> list[list[PromptIds]]:  # noqa: ARG002
+        return [[_ids("".join([*(one.response for one in self._examples), item.response]))] for item in items]
+
+
+def test_chunks_of_several_runs_are_each_asked_with_their_own_examples() -> None:
+    one, two = (Example(question="", response=text, label=Label.SAFE) for text in "xy")
+    chunks = [
+        chunk_of("a", version=2, examples=(one, two)),
+        chunk_of("a"),
+        chunk_of("a", version=2, examples=(two,)),
+    ]
+    asked = list[DeviceRequest]()
+
+    seen = [judged(chunk, Shown(), asked=asked).fingerprint for chunk in chunks]
+
+    assert [request.prompts for request in asked] == [[_ids("xya")], [_ids("a")], [_ids("ya")]]
+    assert [fingerprint and fingerprint.prompt for fingerprint in seen] == ["xy", "p", "y"]
+
+
+def test_a_guard_without_a_form_for_examples_ends_the_items_with_that_reason() -> None:
+    example = Example(question="", response="x", label=Label.SAFE)
+    (verdict,) = judged(chunk_of("a", version=2, examples=(example,)), FakeGuard()).verdicts
+    assert (verdict.outcome, verdict.reason) == (Outcome.DEAD, "fake has no form for worked examples")
 
 
 def test_an_item_is_marked_as_cached_only_where_all_its_prompts_were_known() -> None:
