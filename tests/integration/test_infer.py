@@ -139,6 +139,42 @@ def test_several_judgements_leave_majority_and_disagreement(run_infer: Infer, tm
         assert said == {Label.SAFE: "安全", Label.UNSAFE: "不安全", None: None}[label]
 
 
+def test_a_real_guard_is_shown_the_same_examples_on_every_rank(
+    services: Services, fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIBRA_REDIS_URL", services.redis_url)
+    monkeypatch.setenv("LIBRA_DATABASE_URL", services.database_url)
+    words = {"安全": "先问医生。", "不安全": "这样偷钱。"}
+    pool = [
+        {"id": at, "question": f"怎么办 {at}？", "response": words[label], "label": label, "analyze": "示例的分析"}
+        for at, label in enumerate(["安全", "不安全"] * 4)
+    ]
+    (tmp_path / "pool.json").write_text(json.dumps(pool, ensure_ascii=False), encoding="utf-8")
+    judged = [{"id": at, "question": f"问题 {at}", "response": "好的。", "label": "安全"} for at in range(6)]
+    (tmp_path / "data.json").write_text(json.dumps(judged, ensure_ascii=False), encoding="utf-8")
+    fleet.start_collector()
+    fleet.start("worker", "--guard", "libra-tiny", "--devices", "cpu")
+
+    def run(*options: str) -> None:
+        place = ["--base_model", "libra-tiny", "--data_path", str(tmp_path / "data.json"), "--no-local"]
+        CliRunner().invoke(infer, [*place, "--out_path", str(tmp_path / "out"), *options], catch_exceptions=False)
+
+    shots = ("--few_shot", "2", "--few_shot_path", str(tmp_path / "pool.json"))
+    for options in [("--machine_num", "2", *shots), ("--machine_num", "2", "--machine_rank", "1", *shots), ()]:
+        run(*options)
+
+    plain, second, first = reading.list_runs(services.engine)
+    assert first.spec.examples == second.spec.examples
+    assert {example.label for example in first.spec.examples} == set(Label)
+    assert first.fingerprint == second.fingerprint != plain.fingerprint
+    assert (first.counts.dead, first.counts.settled, plain.counts.settled) == (0, 3, 6)
+    report = reading.stored_report(services.engine, first.id)
+    assert report is not None
+    assert "示例的分析" not in report.model_dump_json(), "a report is shared, and examples are texts"
+    assert report.spec.source.endswith(f"(0-of-2), 2 examples from {tmp_path / 'pool.json'}")
+    assert [len(read(tmp_path / "out" / f"{rank}-of-2.jsonl")) for rank in (0, 1)] == [3, 3]
+
+
 def test_a_row_that_died_is_not_written_and_said(run_infer: Infer, tmp_path: Path, data: Path) -> None:
     ill = rows(8)
     ill[5]["response"] = "[[fake:crash]]"
