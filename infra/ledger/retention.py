@@ -42,6 +42,11 @@ _RAW_OF_LIVE: Final = """
 """
 
 
+_TOLD: Final = "DELETE FROM outbox WHERE state <> 'pending' AND settled_at < now() - :age"
+
+_BESIDE_ITEMS: Final = ("verdicts", "submissions", "decisions", "reviews", "disagreements", "outbox")
+
+
 class Purged(NamedTuple):
     """What a purge changed."""
 
@@ -74,7 +79,7 @@ def purge(engine: sa.Engine, older_than: timedelta, *, delete: bool = False) -> 
     """Scrub the texts of runs that ended so long ago, and of live items that settled so long ago.
 
     With `delete`, such runs go altogether, verdicts and reports included. Hashes stay where the items stay, and so does
-    the receipt.
+    the receipt. What was told to platforms so long ago leaves the outbox.
     """
     items = 0
     with engine.connect() as connection:
@@ -84,6 +89,7 @@ def purge(engine: sa.Engine, older_than: timedelta, *, delete: bool = False) -> 
     with engine.begin() as connection:
         items += connection.execute(sa.text(_SETTLED_LIVE), {"age": older_than}).rowcount
         connection.execute(sa.text(_RAW_OF_LIVE), {"age": older_than})
+        connection.execute(sa.text(_TOLD), {"age": older_than})
     return Purged(len(runs), items)
 
 
@@ -91,6 +97,7 @@ def _delete(engine: sa.Engine, run_id: str) -> int:
     key = {"run_id": run_id}
     with engine.begin() as connection:
         items = connection.execute(sa.text("DELETE FROM items WHERE run_id = :run_id"), key).rowcount
-        connection.execute(sa.text("DELETE FROM verdicts WHERE run_id = :run_id"), key)
+        for table in _BESIDE_ITEMS:
+            connection.execute(sa.text(f"DELETE FROM {table} WHERE run_id = :run_id"), key)  # noqa: S608 - our own names
         connection.execute(sa.text("DELETE FROM runs WHERE id = :run_id"), key)
     return items

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from infra.errors import UsageError
 from infra.ledger import outbox
+from infra.ledger.connection import expect_whole_runs
 from schemas.items import Label
 from schemas.policy import Action, surface_of
 from schemas.verdicts import Outcome
@@ -121,7 +122,8 @@ _JUDGED: Final = sa.text(
         SELECT * FROM unnest(CAST(:run_ids AS text[]), CAST(:seqs AS bigint[])) AS w(run_id, seq)
     ), places AS (
         SELECT run_id, seq, run_id AS by_run, seq AS by_seq, 0 AS rank FROM wanted
-        UNION ALL SELECT g.run_id, g.seq, g.child_run_id, g.child_seq, 1 FROM disagreements g JOIN wanted USING (run_id, seq)
+        UNION ALL
+        SELECT g.run_id, g.seq, g.child_run_id, g.child_seq, 1 FROM disagreements g JOIN wanted USING (run_id, seq)
     )
     SELECT p.run_id, p.seq, r.guard, v.outcome, v.label, v.p_unsafe, v.categories, v.fingerprint
     FROM places p JOIN runs r ON r.id = p.by_run
@@ -300,19 +302,19 @@ def _review(row: sa.Row[tuple[object, ...]]) -> Review:
     )
 
 
-def note_disagreements(engine: sa.Engine, child_run_id: str) -> int:
-    """Where a child run's guard gave another label than the parent's (both gave one); returns how many are new."""
+def note_disagreements(engine: sa.Engine, child_run_id: str, parent: str) -> int:
+    """Where a child run's guard gave another label than its parent's (both gave one); returns how many are new."""
     statement = sa.text(
         """
         INSERT INTO disagreements (run_id, seq, child_run_id, child_seq)
         SELECT i.run_id, i.seq, c.run_id, c.seq
-        FROM runs r JOIN items c ON c.run_id = r.id JOIN verdicts cv ON cv.run_id = c.run_id AND cv.seq = c.seq
-        JOIN items i ON i.run_id = r.parent AND i.item_id = c.item_id
+        FROM items c JOIN verdicts cv USING (run_id, seq)
+        JOIN items i ON i.run_id = :parent AND i.item_id = c.item_id
         JOIN verdicts v ON v.run_id = i.run_id AND v.seq = i.seq
-        WHERE r.id = :run_id AND cv.iteration = 0 AND v.iteration = 0 AND v.label <> cv.label
+        WHERE c.run_id = :child AND cv.iteration = 0 AND v.iteration = 0 AND v.label <> cv.label
         ON CONFLICT DO NOTHING
         """
     )
     with engine.begin() as connection:
-        connection.execute(sa.text("SET LOCAL enable_nestloop = off"))
-        return connection.execute(statement, {"run_id": child_run_id}).rowcount
+        expect_whole_runs(connection)
+        return connection.execute(statement, {"child": child_run_id, "parent": parent}).rowcount
