@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 import sqlalchemy as sa
 
 from infra.ledger import outbox
+from infra.ledger.connection import expect_whole_runs
 from infra.ledger.policies import active_policies
 from schemas.items import Label
 from schemas.policy import Action, Decision, Policy, decide, surface_of
@@ -294,6 +295,52 @@ def stored_verdict(row: sa.Row[tuple[object, ...]]) -> Judged:
         reason=row.reason,
     )
     return Judged(verdict, row.iteration, row.fingerprint)
+
+
+class Stored(NamedTuple):
+    """A stored verdict to try a policy on; `action` is the current one, texts are empty unless asked for."""
+
+    run_id: str
+    seq: int
+    item_id: str
+    surface: str
+    judged: Judged
+    action: Action | None
+    question: str
+    response: str
+
+
+_TRY: Final = """
+    SELECT v.run_id, v.seq, v.iteration, v.outcome, v.label, v.p_unsafe, v.categories, v.reason, v.fingerprint,
+           i.item_id, i.source, s.metadata, d.action, CASE WHEN :texts THEN i.question ELSE '' END AS question,
+           CASE WHEN :texts THEN i.response ELSE '' END AS response
+    FROM {verdicts} v JOIN items i USING (run_id, seq) LEFT JOIN submissions s USING (run_id, seq)
+    LEFT JOIN decisions d ON d.run_id = v.run_id AND d.seq = v.seq AND d.iteration = v.iteration
+                          AND d.superseded_at IS NULL
+"""
+_TRY_RUN: Final = _TRY.format(verdicts="verdicts") + "WHERE v.run_id = :run_id ORDER BY v.seq, v.iteration"
+_TRY_SAMPLE: Final = _TRY.format(
+    verdicts="""(
+        SELECT * FROM verdicts WHERE iteration = 0
+        ORDER BY hashtextextended(run_id || '/' || seq, :seed) LIMIT :sample)"""
+)
+
+
+def verdicts_to_try(
+    engine: sa.Engine, *, run_id: str | None = None, sample: int = 0, seed: int = 0, texts: bool = False
+) -> Iterator[Stored]:
+    """The verdicts of a run, or without one a random sample of all that are stored, streamed."""
+    values = {"run_id": run_id, "texts": texts, "sample": sample, "seed": seed}
+    statement = _TRY_RUN if run_id else _TRY_SAMPLE
+    with engine.connect() as connection:
+        if run_id:
+            expect_whole_runs(connection)
+        for row in connection.execution_options(yield_per=_FETCH).execute(sa.text(statement), values):
+            surface = surface_of(row.metadata, row.source)
+            action = Action(row.action) if row.action else None
+            yield Stored(
+                row.run_id, row.seq, row.item_id, surface, stored_verdict(row), action, row.question, row.response
+            )
 
 
 def standing_of(engine: sa.Engine, run_id: str, seqs: Sequence[int]) -> dict[int, Standing]:

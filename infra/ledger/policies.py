@@ -69,7 +69,7 @@ def put_policy(engine: sa.Engine, policy: Policy) -> bool:
         stored: str | None = connection.scalar(known, key)
         if stored is not None and _parsed(stored) != policy:
             raise UsageError(
-                f"version {policy.version} of policy {policy.policy} is stored with other rules, which decisions may name; "
+                f"version {policy.version} of policy {policy.policy} is stored with other rules; "
                 "give the changed policy another version"
             )
         connection.execute(rest, key)
