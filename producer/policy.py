@@ -1,4 +1,4 @@
-"""`libra policy`: try a policy on stored verdicts, put it into force, decide stored verdicts anew. No GPU takes part."""
+"""`libra policy`: try a policy on stored verdicts, put it into force, decide anew. No GPU takes part."""
 
 from __future__ import annotations
 

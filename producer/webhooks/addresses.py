@@ -19,9 +19,19 @@ IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _LONGEST_URL: Final = 2_000
-_CLOUD: Final = (ipaddress.ip_network("168.63.129.16/32"),)
-"""Public by its number, yet a cloud's inside: Azure's platform address."""
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+_UNICAST_V6: Final = ipaddress.ip_network("2000::/3")
+_SPECIAL: Final = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "168.63.129.16/32",  # public by its number, yet a cloud's inside: Azure's platform address
+        "192.0.0.0/24",  # with Oracle's platform address
+        "192.88.99.0/24",
+        "2001::/23",
+        "3fff::/20",
+    )
+)
+"""What IANA's special-purpose registries keep out of the internet and Python's `is_global` (3.11) lets through."""
 
 
 class RefusedAddressError(UsageError):
@@ -83,9 +93,9 @@ def refusal(address: IpAddress) -> str | None:
     inner = _embedded(address)
     if inner is not None:
         return refusal(inner)
-    if any(address in network for network in _CLOUD):
-        return f"{address} is a cloud's platform address"
-    if address.is_multicast or not address.is_global:
+    inside = address.is_multicast or address.is_reserved or not address.is_global
+    unassigned = address.version == 6 and address not in _UNICAST_V6
+    if inside or unassigned or any(address in network for network in _SPECIAL):
         return f"{address} is not a public address"
     return None
 
