@@ -36,7 +36,7 @@ def checked(url: str, allowed: Allowed = NOBODY) -> list[str]:
         "2130706433",
         "0x7f000001",
         "0177.0.0.1",
-        "0.0.0.0",
+        "0.0.0.0",  # noqa: S104 - refused, not bound
         "10.1.2.3",
         "172.16.0.1",
         "192.168.1.1",
