@@ -16,6 +16,7 @@ from infra.errors import UsageError
 from infra.ledger import endpoints as addresses
 from infra.ledger import outbox
 from infra.ledger.endpoints import Endpoint
+from infra.presence import announced
 from infra.services import services
 from infra.settings import load_settings
 from producer.bench import connected
@@ -42,7 +43,7 @@ def send() -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with services(settings) as found:
+    with services(settings) as found, announced(found.board, "webhooks"):
         Sender(found.engine, settings).run(stop)
 
 
