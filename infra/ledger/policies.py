@@ -7,11 +7,13 @@ version never changes, which is why its parsed form may be kept.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
 from typing import Final, NamedTuple
 
 import sqlalchemy as sa
+from pydantic import ValidationError
 
 from infra.errors import UsageError
 from schemas.policy import Policy
@@ -36,11 +38,17 @@ def _parsed(body: str) -> Policy:
 
 
 def active_policies(connection: sa.Connection, names: Iterable[str]) -> dict[str, Policy]:
-    """The active versions of these policies by name; a name that was never put is missing."""
+    """The active versions of these policies by name.
+
+    A name that was never put is missing, and so is one whose active version was put by a newer release of ours with
+    rules that this one does not know: a fleet is upgraded machine by machine.
+    """
     wanted = list(names)
-    if not wanted:
-        return {}
-    return {row.name: _parsed(row.body) for row in connection.execute(_ACTIVE, {"names": wanted})}
+    found: dict[str, Policy] = {}
+    for row in connection.execute(_ACTIVE, {"names": wanted}) if wanted else ():
+        with suppress(ValidationError):
+            found[row.name] = _parsed(row.body)
+    return found
 
 
 def is_known(engine: sa.Engine, name: str) -> bool:

@@ -123,6 +123,17 @@ def test_a_policy_that_is_not_there_means_review(services: Services) -> None:
 
 
 @pytest.mark.usefixtures("default")
+def test_a_policy_of_a_newer_form_means_review_and_holds_no_verdict_up(services: Services) -> None:
+    with services.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE policies SET body = body || '{\"rule_of_tomorrow\": 1}'"))
+    chunk = submitted(services, 1)
+
+    settlement.settle(services.engine, judged(chunk, [0.01]))
+
+    assert actions(services, chunk.run_id) == [("review", "default", None)]
+
+
+@pytest.mark.usefixtures("default")
 def test_items_of_bench_runs_are_not_decided(services: Services) -> None:
     run_id = intake.create_run(services.engine, spec())
     (chunk,) = intake.accept(services.engine, run_id, spec(), [items(3)])
