@@ -14,6 +14,7 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
+from schemas.access import Role
 from schemas.runs import RunState
 from schemas.verdicts import Outcome
 
@@ -31,7 +32,7 @@ _NOW: Final = sa.text("now()")
 _ZERO: Final = sa.text("0")
 
 
-def _one_of(column: str, values: type[RunState] | type[Outcome] | tuple[str, ...]) -> str:
+def _one_of(column: str, values: type[RunState] | type[Outcome] | type[Role] | tuple[str, ...]) -> str:
     return f"{column} IN ({', '.join(repr(str(value)) for value in values)})"
 
 
@@ -137,4 +138,91 @@ verdicts: Final = sa.Table(
     sa.CheckConstraint(_one_of("outcome", Outcome), name="outcome"),
     sa.CheckConstraint("(outcome = 'scored') = (label IS NOT NULL)", name="label"),
     sa.CheckConstraint("outcome <> 'dead' OR reason IS NOT NULL", name="reason"),
+)
+
+api_keys: Final = sa.Table(
+    "api_keys",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("digest", sa.LargeBinary, nullable=False, unique=True),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("role", sa.Text, nullable=False),
+    sa.Column("note", sa.Text, nullable=False, server_default=""),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=_NOW),
+    sa.Column("revoked_at", sa.DateTime(timezone=True)),
+    sa.CheckConstraint(_one_of("role", Role), name="role"),
+)
+
+submissions: Final = sa.Table(
+    "submissions",
+    metadata,
+    sa.Column("run_id", sa.Text, primary_key=True),
+    sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("custom_id", sa.Text),
+    sa.Column("policy", sa.Text),
+    sa.Column("callback_url", sa.Text),
+    sa.Column("metadata", JSONB),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=_NOW),
+)
+
+feeds: Final = sa.Table(
+    "feeds",
+    metadata,
+    sa.Column("tenant", sa.Text, primary_key=True),
+    sa.Column("last_n", sa.BigInteger, nullable=False),
+)
+
+feed_entries: Final = sa.Table(
+    "feed_entries",
+    metadata,
+    sa.Column("tenant", sa.Text, primary_key=True),
+    sa.Column("n", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("seq", sa.BigInteger, nullable=False),
+)
+sa.Index("ix_feed_entries_run_id_seq", feed_entries.c.run_id, feed_entries.c.seq)
+
+idempotency_keys: Final = sa.Table(
+    "idempotency_keys",
+    metadata,
+    sa.Column("tenant", sa.Text, primary_key=True),
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("request_hash", sa.LargeBinary, nullable=False),
+    sa.Column("made", JSONB, nullable=False),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=_NOW),
+)
+sa.Index("ix_idempotency_keys_created_at", idempotency_keys.c.created_at)
+
+files: Final = sa.Table(
+    "files",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("filename", sa.Text, nullable=False),
+    sa.Column("purpose", sa.Text, nullable=False),
+    sa.Column("content", sa.LargeBinary, nullable=False),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=_NOW),
+)
+
+batches: Final = sa.Table(
+    "batches",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("input_file_id", sa.Text, nullable=False),
+    sa.Column("endpoint", sa.Text, nullable=False),
+    sa.Column("metadata", JSONB),
+    sa.Column("run_id", sa.Text),
+    sa.Column("errors", JSONB),
+    sa.Column("cancelling_at", sa.DateTime(timezone=True)),
+    sa.Column("failed_at", sa.DateTime(timezone=True)),
+    sa.Column("submitted_at", sa.DateTime(timezone=True)),
+    sa.Column("lease_until", sa.DateTime(timezone=True)),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=_NOW),
+)
+sa.Index(
+    "ix_batches_waiting",
+    batches.c.created_at,
+    postgresql_where=sa.and_(batches.c.submitted_at.is_(None), batches.c.failed_at.is_(None)),
 )
