@@ -7,8 +7,8 @@ from typing import Annotated, Final
 
 from pydantic import StringConstraints
 
-Tenant = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", strict=True)]
-"""Whose items these are; a key belongs to one."""
+Tenant = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_]{0,62}$", strict=True)]
+"""Whose items these are; a key belongs to one. No hyphen: run names have one after the tenant."""
 
 
 class Scope(StrEnum):

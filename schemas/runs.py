@@ -31,6 +31,7 @@ class RunSpec(Frozen):
     """What the user asked for. `source` says where the items came from, as given on the command line.
 
     `checkpoint` is what a worker started for this run loads in place of the guard's own (folder or hub id).
+    `tenant` is whose run it is, if it came through the gateway or the live client.
     """
 
     guard: str
@@ -44,6 +45,7 @@ class RunSpec(Frozen):
     repeat: int = Field(default=1, ge=1)
     seed: int | None = None
     skip_invalid: bool = False
+    tenant: str | None = None
 
 
 class InvalidRow(Frozen):

@@ -91,6 +91,7 @@ def _delete(engine: sa.Engine, run_id: str) -> int:
     key = {"run_id": run_id}
     with engine.begin() as connection:
         items = connection.execute(sa.text("DELETE FROM items WHERE run_id = :run_id"), key).rowcount
-        connection.execute(sa.text("DELETE FROM verdicts WHERE run_id = :run_id"), key)
+        for table in ("verdicts", "submissions", "feed_entries"):
+            connection.execute(sa.text(f"DELETE FROM {table} WHERE run_id = :run_id"), key)  # noqa: S608
         connection.execute(sa.text("DELETE FROM runs WHERE id = :run_id"), key)
     return items

@@ -181,7 +181,7 @@ feed_entries: Final = sa.Table(
     sa.Column("run_id", sa.Text, nullable=False),
     sa.Column("seq", sa.BigInteger, nullable=False),
 )
-sa.Index("ix_feed_entries_run_id_seq", feed_entries.c.run_id, feed_entries.c.seq)
+sa.Index("ix_feed_entries_run_id_seq", feed_entries.c.run_id, feed_entries.c.seq, unique=True)
 
 idempotency_keys: Final = sa.Table(
     "idempotency_keys",

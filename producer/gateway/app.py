@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -11,7 +12,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from infra.services import Services
-from producer.gateway import ops
+from producer.gateway import items, moderations, ops, runs
 from producer.gateway.frame import BodyLimit, Frame
 from producer.gateway.problems import answer_errors
 from producer.gateway.state import Gateway, KnowsPolicy, no_policies
@@ -36,16 +37,20 @@ def build_app(
     app.state.gateway = gateway
     answer_errors(app)
     _surround(app, gateway)
-    app.include_router(ops.router)
+    for routes in (ops, moderations, items, runs):
+        app.include_router(routes.router)
     return app
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     gateway: Gateway = app.state.gateway
+    listening = asyncio.create_task(gateway.awaited.run())
     try:
         yield
     finally:
+        await gateway.intake.close()
+        listening.cancel()
         gateway.pool.close()
 
 

@@ -19,7 +19,7 @@ from schemas.runs import RunSpec
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65_535), default=8000, show_default=True, help="0: any that is free.")
+@click.option("--port", type=click.IntRange(1, 65_535), default=8000, show_default=True)
 @guard_option
 @takes_fleet
 def gateway(*, host: str, port: int, guard: GuardChoice, fleet: FleetChoice) -> None:

@@ -21,7 +21,7 @@ def _tenant(_: click.Context, __: click.Parameter, value: str | None) -> str | N
     try:
         return None if value is None else _TENANT.validate_python(value)
     except ValidationError as error:
-        raise click.BadParameter("lower-case letters, digits, - and _; 63 at most, a letter or digit first") from error
+        raise click.BadParameter("lower-case letters, digits and _; 63 at most, a letter or digit first") from error
 
 
 @click.group()

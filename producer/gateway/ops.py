@@ -12,12 +12,12 @@ import sqlalchemy as sa
 from fastapi import APIRouter, Depends
 from fastapi.responses import Response
 
-from infra.board import Board
 from infra.errors import ServerError
 from infra.ledger.intake import ledger_now
 from producer.gateway.metrics import CONTENT_TYPE
 from producer.gateway.problems import ProblemError
 from producer.gateway.state import Gateway, gateway_of
+from producer.pressure import oldest_age_s
 from schemas.messages import Lane
 
 _ANSWER_WITHIN_S: Final = 3.0
@@ -98,11 +98,6 @@ def _look_at_queues(gateway: Gateway) -> None:
         metrics.workers.labels(guard).set(guards[guard])
         for lane in Lane:
             metrics.queue_chunks.labels(guard, lane).set(board.queue_length(guard, lane))
-            metrics.queue_age_s.labels(guard, lane).set(_age_s(gateway, board, guard, lane))
+            metrics.queue_age_s.labels(guard, lane).set(oldest_age_s(gateway.services, board, guard, lane))
     metrics.collectors.set(_ready_collectors(announced))
     metrics.verdict_chunks.set(board.verdicts_waiting())
-
-
-def _age_s(gateway: Gateway, board: Board, guard: str, lane: Lane) -> float:
-    oldest = board.oldest_enqueued_at(guard, lane)
-    return max(0.0, ledger_now(gateway.services.engine) - oldest) if oldest else 0.0

@@ -72,7 +72,7 @@ def _create_feed() -> None:
         _text("run_id", nullable=False),
         _number("seq", nullable=False),
     )
-    op.create_index("ix_feed_entries_run_id_seq", "feed_entries", ["run_id", "seq"])
+    op.create_index("ix_feed_entries_run_id_seq", "feed_entries", ["run_id", "seq"], unique=True)
 
 
 def _create_batches() -> None:
