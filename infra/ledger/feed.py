@@ -7,12 +7,13 @@ promises, and reading on from the last number seen misses nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
+from infra.ledger.connection import expect_whole_runs
 from infra.ledger.settled import verdict_from
 from schemas.verdicts import Verdict
 
@@ -59,6 +60,9 @@ _ITEMS: Final = sa.text(
 )
 
 
+_RUN: Final = sa.text(f"SELECT {_ITEM_COLUMNS} FROM {_ITEM_TABLES} WHERE s.run_id = :run_id ORDER BY s.seq")  # noqa: S608
+
+
 class SubmittedItem(NamedTuple):
     """An item as its submitter knows it; `verdict` and what follows is None while it is pending."""
 
@@ -92,6 +96,14 @@ def submitted_items(engine: sa.Engine, run_id: str, seqs: Sequence[int]) -> dict
     with engine.connect() as connection:
         rows = connection.execute(_ITEMS, {"run_id": run_id, "seqs": list(seqs)}).mappings()
         return {row["seq"]: _item(row) for row in rows}
+
+
+def run_items(engine: sa.Engine, run_id: str, *, fetch: int = 2_000) -> Iterator[SubmittedItem]:
+    """All items of a run that were submitted with a tenant's name, streamed in order."""
+    with engine.connect() as connection:
+        expect_whole_runs(connection)
+        for row in connection.execution_options(yield_per=fetch).execute(_RUN, {"run_id": run_id}).mappings():
+            yield _item(row)
 
 
 def _item(row: sa.RowMapping) -> SubmittedItem:

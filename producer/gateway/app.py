@@ -12,7 +12,8 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from infra.services import Services
-from producer.gateway import items, moderations, ops, runs
+from producer.gateway import batches, items, moderations, ops, runs
+from producer.gateway.batch_worker import BatchWorker
 from producer.gateway.frame import BodyLimit, Frame
 from producer.gateway.problems import answer_errors
 from producer.gateway.state import Gateway, KnowsPolicy, no_policies
@@ -37,7 +38,7 @@ def build_app(
     app.state.gateway = gateway
     answer_errors(app)
     _surround(app, gateway)
-    for routes in (ops, moderations, items, runs):
+    for routes in (ops, moderations, items, batches, runs):
         app.include_router(routes.router)
     return app
 
@@ -46,9 +47,12 @@ def build_app(
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     gateway: Gateway = app.state.gateway
     listening = asyncio.create_task(gateway.awaited.run())
+    worker = BatchWorker(gateway)
+    worker.start()
     try:
         yield
     finally:
+        worker.stop()
         await gateway.intake.close()
         listening.cancel()
         gateway.pool.close()

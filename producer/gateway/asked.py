@@ -73,6 +73,16 @@ class AskedItem(Asked):
             raise ValueError("a question goes with a response, not with a text")
         return self
 
+    @property
+    def main_field(self) -> str:
+        """Which field holds what is judged."""
+        return "text" if self.text is not None else "response"
+
+    @property
+    def main(self) -> str:
+        """What is judged."""
+        return (self.text if self.text is not None else self.response) or ""
+
 
 class Parcel(NamedTuple):
     """Items of a request in its order, with what was said of each, by the item's id."""
@@ -89,10 +99,9 @@ def parcel_of(asked: Sequence[AskedItem], principal: Principal, gateway: Gateway
     """
     parcel = Parcel([], {})
     for at, one in enumerate(asked):
-        if one.policy is not None and not gateway.knows_policy(one.policy):
-            raise BadFieldError(f"items.{at}.policy", f"no policy named {one.policy!r}")
-        main = "text" if one.text is not None else "response"
-        item = item_of(one.text or one.response or "", one.question, fields={"response": main}, where=f"items.{at}.")
+        where = f"items.{at}."
+        require_policy(one, gateway, where=where)
+        item = item_of(one.main, one.question, fields={"response": one.main_field}, where=where)
         parcel.items.append(item)
         parcel.submissions[item.id] = Submission(
             principal.tenant, one.custom_id, one.policy, one.callback_url, one.metadata
@@ -100,14 +109,26 @@ def parcel_of(asked: Sequence[AskedItem], principal: Principal, gateway: Gateway
     return parcel
 
 
-def item_of(response: str, question: str = "", *, fields: Mapping[str, str], where: str = "") -> Item:
+def require_policy(one: AskedItem, gateway: Gateway, *, where: str) -> None:
+    """See that an item's policy is known.
+
+    Raises:
+        ProblemError: 422, it is not.
+    """
+    if one.policy is not None and not gateway.knows_policy(one.policy):
+        raise BadFieldError(f"{where}policy", f"no policy named {one.policy!r}")
+
+
+def item_of(
+    response: str, question: str = "", *, fields: Mapping[str, str], where: str = "", item_id: str | None = None
+) -> Item:
     """A new item.
 
     Raises:
         ProblemError: 422; `fields` and `where` say how the caller calls an item's fields.
     """
     try:
-        return Item(id=uuid.uuid4().hex, question=question, response=response)
+        return Item(id=item_id or uuid.uuid4().hex, question=question, response=response)
     except ValidationError as error:
         detail = error.errors(include_input=False, include_url=False)[0]
         name = str(detail["loc"][0]) if detail["loc"] else "response"

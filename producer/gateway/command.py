@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from typing import Final
 
 import click
 import uvicorn
@@ -15,6 +16,9 @@ from producer.options import FleetChoice, GuardChoice, guard_option, mode_for, t
 from producer.show import say
 from schemas.messages import Lane
 from schemas.runs import RunSpec
+
+_KEEP_ALIVE_S: Final = 75
+"""Longer than the 60 s after which load balancers close an idle connection, so that none is closed under a request."""
 
 
 @click.command()
@@ -40,6 +44,7 @@ def gateway(*, host: str, port: int, guard: GuardChoice, fleet: FleetChoice) -> 
             log_config=None,
             access_log=False,
             server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=int(settings.drain_s),
         )
         say(f"gateway on http://{host}:{port}")
