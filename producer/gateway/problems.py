@@ -108,6 +108,8 @@ async def _invalid(request: Request, error: Exception) -> Response:
 def _field_error(detail: Mapping[str, Any]) -> dict[str, str]:
     if detail["type"] == "json_invalid":
         return {"field": "body", "detail": "not valid JSON"}
+    if detail["type"] == "model_attributes_type" and tuple(detail["loc"]) == ("body",):
+        return {"field": "body", "detail": "not a JSON object sent with Content-Type: application/json"}
     message = str(detail["msg"]).removeprefix("Value error, ")[:_SHOWN_CHARS]
     return {"field": field_name(detail["loc"]), "detail": message}
 
