@@ -57,6 +57,8 @@ class Asked(BaseModel):
 class AskedItem(Asked):
     """One item: a `text`, or a `response` with or without the `question` that it answers."""
 
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["text"]}, {"required": ["response"]}]})
+
     text: str | None = None
     question: str = ""
     response: str | None = None

@@ -51,11 +51,13 @@ class AskedBatch(Asked):
 
 @router.post("/files")
 async def upload_file(
-    *, principal: Submitter, gateway: Here, file: Annotated[UploadFile, File()], purpose: Annotated[str, Form()]
+    *,
+    principal: Submitter,
+    gateway: Here,
+    file: Annotated[UploadFile, File()],
+    purpose: Annotated[Literal["batch"], Form()],
 ) -> dict[str, Any]:
     """Upload a JSONL file for a batch."""
-    if purpose != "batch":
-        raise BadFieldError("purpose", "only batch")
     content = await file.read()
     if not content:
         raise BadFieldError("file", "empty")

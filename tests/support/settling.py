@@ -15,7 +15,9 @@ from tests.support.make import FINGERPRINT
 def chunks_pending(services: Services) -> list[sa.Row[tuple[str, int, int, int]]]:
     """Chunks of the ledger that have unsettled items."""
     with services.engine.connect() as connection:
-        statement = "SELECT run_id, chunk_no, first_seq, size FROM chunks WHERE settled < size ORDER BY run_id, chunk_no"
+        statement = (
+            "SELECT run_id, chunk_no, first_seq, size FROM chunks WHERE settled < size ORDER BY run_id, chunk_no"
+        )
         return list(connection.execute(sa.text(statement)))
 
 
