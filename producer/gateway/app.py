@@ -9,8 +9,11 @@ from importlib.metadata import version
 from typing import Final
 
 from fastapi import FastAPI
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.middleware.cors import CORSMiddleware
 
+from infra.ledger.submissions import forget_old_keys
+from infra.log import get_logger
 from infra.services import Services
 from producer.gateway import batches, items, moderations, ops, runs
 from producer.gateway.batch_worker import BatchWorker
@@ -20,6 +23,9 @@ from producer.gateway.state import Gateway, KnowsPolicy, no_policies
 from producer.options import DEFAULT_GUARD
 
 UPLOAD_PATH: Final = "/v1/files"
+_FORGET_EVERY_S: Final = 3_600
+
+log = get_logger(__name__)
 
 
 def build_app(
@@ -33,6 +39,8 @@ def build_app(
         description="Content moderation on your own GPUs. Errors are problem documents (RFC 9457).",
         docs_url=None,  # these pages load their scripts from elsewhere
         redoc_url=None,
+        # Its records of failures quote what was sent, which is user text; our own metrics are at /metrics.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
         lifespan=_lifespan,
     )
     app.state.gateway = gateway
@@ -47,6 +55,7 @@ def build_app(
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     gateway: Gateway = app.state.gateway
     listening = asyncio.create_task(gateway.awaited.run())
+    forgetting = asyncio.create_task(_forget_old_keys(gateway))
     worker = BatchWorker(gateway)
     worker.start()
     try:
@@ -55,7 +64,19 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         worker.stop()
         await gateway.intake.close()
         listening.cancel()
+        forgetting.cancel()
         gateway.pool.close()
+
+
+async def _forget_old_keys(gateway: Gateway) -> None:
+    """Idempotency keys are remembered as long as the setting says, or up to an hour longer."""
+    keep_s = gateway.settings.idempotency_keep_s
+    while True:
+        try:
+            await gateway.pool.run(forget_old_keys, gateway.services.engine, older_than_s=keep_s)
+        except SQLAlchemyError as error:
+            log.warning("keys_not_forgotten", error=type(error).__name__)
+        await asyncio.sleep(_FORGET_EVERY_S)
 
 
 def _surround(app: FastAPI, gateway: Gateway) -> None:

@@ -77,6 +77,7 @@ class Intake:
         self._metrics = metrics
         self._gather_s = gather_s
         self._gathered: dict[Stream, list[_Request]] = {}
+        self._next_at: dict[Stream, float] = {}
         self._at_work: set[asyncio.Task[None]] = set()
         self._runs: dict[Stream, tuple[float, str]] = {}
 
@@ -125,14 +126,17 @@ class Intake:
         task.add_done_callback(self._at_work.discard)
 
     async def _commit_gathered(self, stream: Stream) -> None:
-        """Commit what gathers, until nothing more does; what arrives during a commit shares the next one."""
-        await asyncio.sleep(self._gather_s)
+        """Commit what gathers, until nothing more does.
+
+        Commits of a stream begin no closer than `gather_s`: a lone request is committed at once, what follows shares.
+        """
+        await asyncio.sleep(max(0.0, self._next_at.get(stream, 0.0) - time.monotonic()))
         while requests := self._gathered[stream]:
+            self._next_at[stream] = time.monotonic() + self._gather_s
             taken = _take(requests, _MOST_ITEMS)
             del requests[: len(taken)]
-            started = time.monotonic()
             await self._commit(stream, taken)
-            await asyncio.sleep(max(0.0, self._gather_s - (time.monotonic() - started)))
+            await asyncio.sleep(max(0.0, self._next_at[stream] - time.monotonic()))
         del self._gathered[stream]
 
     async def _commit(self, stream: Stream, requests: Sequence[_Request], once: Once | None = None) -> None:

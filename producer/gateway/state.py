@@ -79,7 +79,7 @@ class Gateway:
         )
 
 
-def gateway_of(request: Request) -> Gateway:
-    """The gateway that serves this request."""
+async def gateway_of(request: Request) -> Gateway:
+    """The gateway that serves this request; not a plain function, which would be called in a thread."""
     gateway: Gateway = request.app.state.gateway
     return gateway
