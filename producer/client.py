@@ -41,7 +41,7 @@ class LiveClient:
     def __init__(self, services: Services, *, guard: str, mode: Mode = Mode.SCORE, tenant: str = "default") -> None:
         self._services = services
         self._tenant = tenant
-        self._spec = RunSpec(guard=guard, mode=mode, lane=Lane.LIVE, source=f"live:{tenant}")
+        self._spec = RunSpec(guard=guard, mode=mode, lane=Lane.LIVE, source=f"live:{tenant}", tenant=tenant)
 
     @classmethod
     @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import sqlalchemy as sa
@@ -89,8 +89,17 @@ def create_run(engine: sa.Engine, spec: RunSpec, *, run_id: str | None = None, n
     return run_id
 
 
-def accept(engine: sa.Engine, run_id: str, spec: RunSpec, groups: Sequence[Sequence[Item]]) -> list[JudgeChunk]:
+def accept(
+    engine: sa.Engine,
+    run_id: str,
+    spec: RunSpec,
+    groups: Sequence[Sequence[Item]],
+    *,
+    also: Callable[[sa.Connection, int], None] | None = None,
+) -> list[JudgeChunk]:
     """Commit items, one group per chunk, and return the chunks to enqueue, once per iteration.
+
+    `also` is called in the same transaction with the first item's number; the others follow in the order of the groups.
 
     Raises:
         RunError: the run is not open.
@@ -106,6 +115,8 @@ def accept(engine: sa.Engine, run_id: str, spec: RunSpec, groups: Sequence[Seque
             connection.execute(_INSERT_ITEMS, _item_columns(run_id, row.first_seq, batch))
             chunks = list(_cut(run_id, spec, groups, row))
             connection.execute(_INSERT_CHUNKS, _chunk_columns(run_id, chunks))
+            if also is not None:
+                also(connection, row.first_seq)
     except IntegrityError as error:
         raise DataError(f"an item id is in run {run_id} already: {_detail(error)}") from error
     return chunks

@@ -41,10 +41,16 @@ _RAW_OF_LIVE: Final = """
     WHERE r.id = v.run_id AND r.lane = 'live' AND v.raw IS NOT NULL AND v.settled_at < now() - :age
 """
 
+_FILES: Final = """
+    DELETE FROM files f WHERE created_at < now() - :age
+      AND NOT EXISTS (SELECT 1 FROM batches b WHERE b.input_file_id = f.id
+                      AND b.submitted_at IS NULL AND b.failed_at IS NULL)
+"""
+
 
 _TOLD: Final = "DELETE FROM outbox WHERE state <> 'pending' AND settled_at < now() - :age"
 
-_BESIDE_ITEMS: Final = ("verdicts", "submissions", "decisions", "reviews", "disagreements", "outbox")
+_BESIDE_ITEMS: Final = ("verdicts", "submissions", "decisions", "reviews", "disagreements", "outbox", "feed_entries")
 
 
 class Purged(NamedTuple):
@@ -78,8 +84,9 @@ def scrub_run(engine: sa.Engine, run_id: str, retention: Retention) -> int:
 def purge(engine: sa.Engine, older_than: timedelta, *, delete: bool = False) -> Purged:
     """Scrub the texts of runs that ended so long ago, and of live items that settled so long ago.
 
-    With `delete`, such runs go altogether, verdicts and reports included. Hashes stay where the items stay, and so does
-    the receipt. What was told to platforms so long ago leaves the outbox.
+    Uploaded files of that age go whole, unless a batch still needs one, and so does what was told to platforms so long
+    ago. With `delete`, such runs go altogether, verdicts and reports included. Hashes stay where the items stay, and so
+    does the receipt.
     """
     items = 0
     with engine.connect() as connection:
@@ -90,6 +97,7 @@ def purge(engine: sa.Engine, older_than: timedelta, *, delete: bool = False) -> 
         items += connection.execute(sa.text(_SETTLED_LIVE), {"age": older_than}).rowcount
         connection.execute(sa.text(_RAW_OF_LIVE), {"age": older_than})
         connection.execute(sa.text(_TOLD), {"age": older_than})
+        connection.execute(sa.text(_FILES), {"age": older_than})
     return Purged(len(runs), items)
 
 

@@ -2,13 +2,12 @@
 
 One transaction writes the verdicts and moves the run's counters by what was really inserted; the row
 lock on the run orders concurrent collectors, so the one that brings the count to its end sees it. Locks
-are always taken in the order chunk, verdicts, run.
+are always taken in the order chunk, verdicts, run, feed.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
@@ -17,7 +16,9 @@ import sqlalchemy as sa
 from infra.errors import LibraError, UsageError
 from infra.ledger import decisions
 from infra.ledger.connection import expect_whole_runs
+from infra.ledger.feed import append_to_feeds
 from infra.ledger.retention import scrub_settled
+from infra.ledger.settled import verdict_from
 from infra.metrics import Judged
 from schemas.items import Label
 from schemas.messages import MessageError, VerdictChunk
@@ -107,7 +108,7 @@ _COUNT_IN: Final = sa.text(
                     unparseable = unparseable + :unparseable, fingerprint = coalesce(fingerprint, :pin),
                     settled_at = CASE WHEN settled + :inserted = expected THEN now() ELSE settled_at END
     WHERE id = :run_id
-    RETURNING lane, fingerprint, state = 'sealed' AND settled = expected AS finished
+    RETURNING lane, fingerprint, state = 'sealed' AND settled = expected AS finished, spec->>'tenant' AS tenant
     """
 )
 
@@ -138,9 +139,12 @@ def settle(engine: sa.Engine, chunk: VerdictChunk, *, retention: Retention = Ret
         )
         if fresh.seqs:
             decisions.decide_settled(connection, chunk.run_id, _judged(chunk, fresh.seqs))
-        finished = _count_in(connection, chunk.run_id, fresh, fingerprint)
-        scrub_settled(connection, chunk.run_id, [verdict.seq for verdict in chunk.verdicts], retention)
-    return Settled(inserted, finished)
+        run = _count_in(connection, chunk.run_id, fresh, fingerprint)
+        seqs = [verdict.seq for verdict in chunk.verdicts]
+        scrub_settled(connection, chunk.run_id, seqs, retention)
+        if run.tenant is not None:
+            append_to_feeds(connection, chunk.run_id, seqs)
+    return Settled(inserted, bool(run.finished))
 
 
 def settle_dead(
@@ -161,9 +165,12 @@ def settle_dead(
         connection.execute(close, key)
         if fresh.seqs:
             decisions.decide_settled(connection, run_id, _died(fresh.seqs, fresh.iterations, reason))
-        finished = _count_in(connection, run_id, fresh, None)
-        scrub_settled(connection, run_id, list(itertools.chain.from_iterable(spans)), retention)
-    return Settled(fresh.dead, finished)
+        run = _count_in(connection, run_id, fresh, None)
+        seqs = list(itertools.chain.from_iterable(spans))
+        scrub_settled(connection, run_id, seqs, retention)
+        if run.tenant is not None:
+            append_to_feeds(connection, run_id, seqs)
+    return Settled(fresh.dead, bool(run.finished))
 
 
 def _know_fingerprint(engine: sa.Engine, fingerprint: Fingerprint) -> None:
@@ -227,7 +234,7 @@ def _storable(text: str | None) -> str | None:
 
 def _count_in(
     connection: sa.Connection, run_id: str, fresh: sa.Row[tuple[int, int, int]], fingerprint: Fingerprint | None
-) -> bool:
+) -> sa.Row[tuple[str, str, bool, str]]:
     values = {
         "run_id": run_id,
         "inserted": fresh.scored + fresh.unparseable + fresh.dead,
@@ -239,7 +246,7 @@ def _count_in(
     run = connection.execute(_COUNT_IN, values).one()
     if fingerprint and run.lane == "bulk" and run.fingerprint != fingerprint.digest:
         raise FingerprintMismatchError(f"run {run_id} is pinned to {run.fingerprint}, judged by {fingerprint.digest}")
-    return bool(run.finished)
+    return run
 
 
 def begin_finalizing(engine: sa.Engine, run_id: str, *, lease_s: float) -> bool:
@@ -327,9 +334,4 @@ def verdict_of(engine: sa.Engine, run_id: str, seqs: Sequence[int]) -> dict[int,
     )
     with engine.connect() as connection:
         rows = connection.execute(statement, {"run_id": run_id, "seqs": list(seqs)}).mappings()
-        return {row["seq"]: _verdict(dict(row)) for row in rows}
-
-
-def _verdict(row: dict[str, object]) -> Verdict:
-    row["categories"] = [name for name in str(row["categories"]).split(",") if name]
-    return Verdict.model_validate_json(json.dumps(row))
+        return {row["seq"]: verdict_from(dict(row)) for row in rows}

@@ -15,6 +15,7 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
+from schemas.access import Role
 from schemas.items import Label
 from schemas.policy import Action
 from schemas.runs import RunState
@@ -143,6 +144,19 @@ verdicts: Final = sa.Table(
     sa.CheckConstraint(_one_of("outcome", Outcome), name="outcome"),
     sa.CheckConstraint("(outcome = 'scored') = (label IS NOT NULL)", name="label"),
     sa.CheckConstraint("outcome <> 'dead' OR reason IS NOT NULL", name="reason"),
+)
+
+api_keys: Final = sa.Table(
+    "api_keys",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("digest", sa.LargeBinary, nullable=False, unique=True),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("role", sa.Text, nullable=False),
+    sa.Column("note", sa.Text, nullable=False, server_default=""),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=_NOW),
+    sa.Column("revoked_at", sa.DateTime(timezone=True)),
+    sa.CheckConstraint(_one_of("role", Role), name="role"),
 )
 
 submissions: Final = sa.Table(
@@ -285,3 +299,64 @@ outbox: Final = sa.Table(
 sa.Index("ix_outbox_due", outbox.c.next_at, postgresql_where=outbox.c.state == sa.literal_column("'pending'"))
 sa.Index("ix_outbox_item", outbox.c.run_id, outbox.c.seq)
 sa.Index("ix_outbox_tenant", outbox.c.tenant, outbox.c.created_at)
+
+feeds: Final = sa.Table(
+    "feeds",
+    metadata,
+    sa.Column("tenant", sa.Text, primary_key=True),
+    sa.Column("last_n", sa.BigInteger, nullable=False),
+)
+
+feed_entries: Final = sa.Table(
+    "feed_entries",
+    metadata,
+    sa.Column("tenant", sa.Text, primary_key=True),
+    sa.Column("n", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("seq", sa.BigInteger, nullable=False),
+)
+sa.Index("ix_feed_entries_run_id_seq", feed_entries.c.run_id, feed_entries.c.seq, unique=True)
+
+idempotency_keys: Final = sa.Table(
+    "idempotency_keys",
+    metadata,
+    sa.Column("tenant", sa.Text, primary_key=True),
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("request_hash", sa.LargeBinary, nullable=False),
+    sa.Column("made", JSONB, nullable=False),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=_NOW),
+)
+sa.Index("ix_idempotency_keys_created_at", idempotency_keys.c.created_at)
+
+files: Final = sa.Table(
+    "files",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("filename", sa.Text, nullable=False),
+    sa.Column("purpose", sa.Text, nullable=False),
+    sa.Column("content", sa.LargeBinary, nullable=False),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=_NOW),
+)
+
+batches: Final = sa.Table(
+    "batches",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("input_file_id", sa.Text, nullable=False),
+    sa.Column("endpoint", sa.Text, nullable=False),
+    sa.Column("metadata", JSONB),
+    sa.Column("run_id", sa.Text),
+    sa.Column("errors", JSONB),
+    sa.Column("cancelling_at", sa.DateTime(timezone=True)),
+    sa.Column("failed_at", sa.DateTime(timezone=True)),
+    sa.Column("submitted_at", sa.DateTime(timezone=True)),
+    sa.Column("lease_until", sa.DateTime(timezone=True)),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=_NOW),
+)
+sa.Index(
+    "ix_batches_waiting",
+    batches.c.created_at,
+    postgresql_where=sa.and_(batches.c.submitted_at.is_(None), batches.c.failed_at.is_(None)),
+)

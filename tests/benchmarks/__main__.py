@@ -16,7 +16,7 @@ from tests.benchmarks.figures import Figure, show
 from tests.benchmarks.machine import machine_facts
 from tests.benchmarks.processes import adopt_orphans
 
-NAMES: Final = ("queue_plane", "flat_memory", "simulated_device", "collector", "live")
+NAMES: Final = ("queue_plane", "flat_memory", "simulated_device", "collector", "live", "gateway")
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
 
