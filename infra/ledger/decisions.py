@@ -17,7 +17,7 @@ from infra.ledger import outbox
 from infra.ledger.connection import expect_whole_runs
 from infra.ledger.outbox import told_metadata
 from infra.ledger.policies import active_policies
-from schemas.items import Label
+from schemas.items import Label, submitted_name
 from schemas.policy import Action, Decision, Policy, decide, surface_of
 from schemas.verdicts import Outcome, Verdict
 from schemas.webhooks import Event, JudgedItem
@@ -253,7 +253,7 @@ def _letter(
     data = JudgedItem(
         run_id=subject.run_id,
         seq=subject.seq,
-        id=subject.item_id,
+        id=submitted_name(subject.run_id, subject.seq),
         custom_id=subject.custom_id,
         metadata=subject.metadata,
         iteration=judged.iteration,

@@ -13,7 +13,7 @@ from infra.errors import UsageError
 from infra.ledger import outbox
 from infra.ledger.connection import expect_whole_runs
 from infra.ledger.outbox import told_metadata
-from schemas.items import Label
+from schemas.items import Label, submitted_name
 from schemas.policy import Action, surface_of
 from schemas.verdicts import Outcome
 from schemas.webhooks import Event, HumanReview
@@ -209,7 +209,7 @@ def _review_item(row: sa.Row[tuple[object, ...]], why: Why, judgements: Sequence
 
 _LOCK: Final = sa.text(
     """
-    SELECT i.item_id, s.tenant, s.custom_id, s.callback_url, s.metadata
+    SELECT s.tenant, s.custom_id, s.callback_url, s.metadata
     FROM items i JOIN submissions s USING (run_id, seq) WHERE i.run_id = :run_id AND i.seq = :seq FOR UPDATE OF i
     """
 )
@@ -266,7 +266,7 @@ def decide(
         data = HumanReview(
             run_id=run_id,
             seq=seq,
-            id=item.item_id,
+            id=submitted_name(run_id, seq),
             custom_id=item.custom_id,
             label=label,
             action=action,

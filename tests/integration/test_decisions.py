@@ -156,7 +156,7 @@ def test_a_letter_tells_the_verdict_and_the_action_and_never_the_text(services: 
     assert letter["data"] == {
         "run_id": chunk.run_id,
         "seq": 0,
-        "id": "item-0",
+        "id": f"item_{chunk.run_id}_0",
         "custom_id": "custom-0",
         "metadata": {"surface": "comment", "user": 7},
         "iteration": 0,
@@ -186,6 +186,15 @@ def test_a_stored_version_never_changes_and_the_newest_put_is_in_force(services:
     assert in_force == second
     assert (back, policies.stored_policy(services.engine, "default").policy) == (False, first)
     assert len(policies.stored_policies(services.engine)) == 2
+
+
+def test_a_name_is_known_once_it_is_put_and_unknown_ones_are_not_asked_for_each_time(services: Services) -> None:
+    patient, eager = policies.PolicyNames(services.engine, keep_s=60), policies.PolicyNames(services.engine, keep_s=0)
+    before = [known("default") for known in (patient, eager)]
+    policies.put_policy(services.engine, policy_of())
+
+    assert before == [False, False]
+    assert (patient("default"), eager("default"), eager("other")) == (False, True, False)
 
 
 def renew(services: Services, rules: Policy) -> list[decisions.Change]:
