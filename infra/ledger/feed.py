@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from infra.ledger.connection import expect_whole_runs
 from infra.ledger.settled import verdict_from
+from schemas.policy import Action
 from schemas.verdicts import Verdict
 
 _APPEND: Final = sa.text(
@@ -40,11 +41,16 @@ _APPEND: Final = sa.text(
 _ITEM_COLUMNS: Final = """
     s.run_id, s.seq, s.tenant, s.custom_id, s.policy, s.metadata, s.created_at, r.guard,
     v.outcome, v.label, v.p_unsafe, v.label_mass, v.categories, v.reason, v.raw, v.prompt_tokens, v.windows,
-    v.fingerprint, v.settled_at
+    v.fingerprint, v.settled_at, coalesce(h.action, d.action) AS action, d.policy AS decided_by, d.policy_version,
+    h.action IS NOT NULL AS by_human, d.reason AS decision_reason
 """
 _ITEM_TABLES: Final = """
     submissions s JOIN runs r ON r.id = s.run_id
     LEFT JOIN verdicts v ON v.run_id = s.run_id AND v.seq = s.seq AND v.iteration = 0
+    LEFT JOIN decisions d ON d.run_id = s.run_id AND d.seq = s.seq AND d.iteration = 0 AND d.superseded_at IS NULL
+    LEFT JOIN LATERAL (
+        SELECT w.action FROM reviews w WHERE w.run_id = s.run_id AND w.seq = s.seq ORDER BY w.id DESC LIMIT 1
+    ) AS h ON true
 """
 
 _PAGE: Final = sa.text(
@@ -63,8 +69,21 @@ _ITEMS: Final = sa.text(
 _RUN: Final = sa.text(f"SELECT {_ITEM_COLUMNS} FROM {_ITEM_TABLES} WHERE s.run_id = :run_id ORDER BY s.seq")  # noqa: S608
 
 
+class Decided(NamedTuple):
+    """The action that holds now: a human's before a policy's. `policy` is the one that decided, if any did."""
+
+    action: Action
+    by_human: bool
+    policy: str | None
+    policy_version: int | None
+    reason: str | None
+
+
 class SubmittedItem(NamedTuple):
-    """An item as its submitter knows it; `verdict` and what follows is None while it is pending."""
+    """An item as its submitter knows it; `verdict` and what follows is None while it is pending.
+
+    `decided` is None as well where no policy applies and no human has decided.
+    """
 
     run_id: str
     seq: int
@@ -77,6 +96,7 @@ class SubmittedItem(NamedTuple):
     verdict: Verdict | None
     fingerprint: str | None
     settled_at: datetime | None
+    decided: Decided | None
 
 
 def append_to_feeds(connection: sa.Connection, run_id: str, seqs: Sequence[int]) -> None:
@@ -119,4 +139,15 @@ def _item(row: sa.RowMapping) -> SubmittedItem:
         verdict=verdict_from(dict(row)) if row["outcome"] else None,
         fingerprint=row["fingerprint"],
         settled_at=row["settled_at"],
+        decided=_decided(row) if row["action"] else None,
+    )
+
+
+def _decided(row: sa.RowMapping) -> Decided:
+    return Decided(
+        action=Action(row["action"]),
+        by_human=row["by_human"],
+        policy=row["decided_by"],
+        policy_version=row["policy_version"],
+        reason=row["decision_reason"],
     )

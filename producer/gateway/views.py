@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from infra.ledger.feed import SubmittedItem
+from infra.ledger.feed import Decided, SubmittedItem
 from producer.gateway.problems import NoSuchThingError
 from producer.gateway.verdicts_awaited import Place
+from schemas.items import submitted_name
 from schemas.verdicts import Outcome, Verdict
 
 _ITEM_ID: Final = re.compile(r"item_(r[0-9a-f]{10})_([0-9]{1,18})")
@@ -15,7 +16,7 @@ _ITEM_ID: Final = re.compile(r"item_(r[0-9a-f]{10})_([0-9]{1,18})")
 
 def item_id(place: Place) -> str:
     """An item's name over HTTP."""
-    return f"item_{place.run_id}_{place.seq}"
+    return submitted_name(place.run_id, place.seq)
 
 
 def place_of(name: str) -> Place:
@@ -44,6 +45,18 @@ def item_view(item: SubmittedItem) -> dict[str, Any]:
         "created_at": item.created_at.isoformat(),
         "settled_at": item.settled_at.isoformat() if item.settled_at else None,
         "verdict": verdict_view(item.verdict, item.fingerprint) if item.verdict else None,
+        "decision": decision_view(item.decided) if item.decided else None,
+    }
+
+
+def decision_view(decided: Decided) -> dict[str, Any]:
+    """What to do about an item, and who says so."""
+    return {
+        "action": decided.action.value,
+        "by": "human" if decided.by_human else "policy",
+        "policy": decided.policy,
+        "policy_version": decided.policy_version,
+        "reason": decided.reason,
     }
 
 
