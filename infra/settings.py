@@ -40,6 +40,7 @@ class Settings(BaseSettings):
 
     live_high_water_age_s: float = Field(5, gt=0, description="the gateway answers 429 while a live chunk is older")
 
+    api_key: SecretStr | None = Field(None, description="key with which `libra submit` asks a gateway")
     gateway_wait_s: float = Field(10, gt=0, le=300, description="how long a moderation waits before it answers 202")
     gateway_gather_ms: float = Field(20, ge=0, le=1000, description="commits of a tenant's items begin no closer")
     gateway_threads: int = Field(6, ge=2, description="threads for the ledger and the broker, per gateway")
