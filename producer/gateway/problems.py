@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 
-from infra.errors import LibraError, ServerError
+from infra.errors import LibraError, RunError, ServerError
 from infra.log import get_logger
 
 MEDIA_TYPE: Final = "application/problem+json"
@@ -77,6 +77,7 @@ def answer_errors(app: FastAPI) -> None:
     app.add_exception_handler(ProblemError, _problem)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(RunError, _closed)
     app.add_exception_handler(ServerError, _unavailable)
     app.add_exception_handler(DBAPIError, _unavailable)
     app.add_exception_handler(redis.RedisError, _unavailable)
@@ -131,6 +132,13 @@ async def _http(request: Request, error: Exception) -> Response:
     return ProblemError(error.status_code, kind, error.detail, field=field, headers=error.headers).response(
         _id_of(request)
     )
+
+
+async def _closed(request: Request, error: Exception) -> Response:
+    """Somebody cancelled the tenant's run of the day."""
+    log.warning("run_closed", error=str(error))
+    problem = ProblemError(503, "run-closed", "today's run was ended by an operator", headers={"Retry-After": "60"})
+    return problem.response(_id_of(request))
 
 
 async def _unavailable(request: Request, error: Exception) -> Response:
