@@ -54,7 +54,8 @@ def build_app(
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     gateway: Gateway = app.state.gateway
-    listening = asyncio.create_task(gateway.awaited.run())
+    await gateway.pool.run(lambda: gateway.intake)  # what can be wrong with the servers is wrong at the start
+    gateway.awaited.start()
     forgetting = asyncio.create_task(_forget_old_keys(gateway))
     worker = BatchWorker(gateway)
     worker.start()
@@ -63,7 +64,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         worker.stop()
         await gateway.intake.close()
-        listening.cancel()
+        gateway.awaited.stop()
         forgetting.cancel()
         gateway.pool.close()
 
