@@ -18,7 +18,7 @@ from infra.services import Services
 from producer.gateway import batches, items, moderations, ops, runs
 from producer.gateway.batch_worker import BatchWorker
 from producer.gateway.frame import BodyLimit, Frame
-from producer.gateway.problems import answer_errors
+from producer.gateway.problems import IN_OPENAPI, answer_errors
 from producer.gateway.state import Gateway, KnowsPolicy, no_policies
 from producer.options import DEFAULT_GUARD
 
@@ -47,7 +47,7 @@ def build_app(
     answer_errors(app)
     _surround(app, gateway)
     for routes in (ops, moderations, items, batches, runs):
-        app.include_router(routes.router)
+        app.include_router(routes.router, responses={"default": IN_OPENAPI})
     return app
 
 

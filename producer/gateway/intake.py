@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from infra.errors import RunError
+from infra.errors import LibraError, RunError
 from infra.ledger.submissions import Once, Submission, accept_submitted
 from infra.log import get_logger
 from infra.services import Services
@@ -28,7 +28,6 @@ from schemas.verdicts import Verdict
 
 _MOST_ITEMS: Final = 1_024
 """In one commit: a flood is committed in pieces, between which other tenants have their turn."""
-
 
 log = get_logger(__name__)
 
@@ -133,7 +132,8 @@ class Intake:
         try:
             await self._pool.run(self._let_in_and_commit, asyncio.get_running_loop(), stream, requests, once)
         except Exception as error:  # noqa: BLE001 - a task's edge: it is raised where the requests wait
-            log.warning("not_accepted", error=type(error).__name__)
+            if not isinstance(error, LibraError):
+                log.warning("intake_failed", error=type(error).__name__)
             for request in requests:
                 _refuse(request, error)
 

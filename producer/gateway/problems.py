@@ -16,7 +16,29 @@ from starlette.exceptions import HTTPException
 from infra.errors import LibraError, RunError, ServerError
 from infra.log import get_logger
 
-MEDIA_TYPE: Final = "application/problem+json"
+MEDIAIN_OPENAPI: Final[dict[str, Any]] = {
+    "description": "A problem document (RFC 9457)",
+    "content": {
+        MEDIA_TYPE: {
+            "schema": {
+                "type": "object",
+                "required": ["type", "title", "status", "detail"],
+                "properties": {
+                    "type": {"type": "string", "description": "a URN; its last part is stable"},
+                    "title": {"type": "string"},
+                    "status": {"type": "integer"},
+                    "detail": {"type": "string"},
+                    "field": {"type": "string", "description": "the place that is wrong, such as items.0.text"},
+                    "errors": {"type": "array", "items": {"type": "object"}},
+                    "request_id": {"type": "string"},
+                },
+            }
+        }
+    },
+}
+"""How the OpenAPI document describes every error."""
+
+_TYPE: Final = "application/problem+json"
 _TYPE: Final = "urn:libra-fleet:problem:"
 _ERRORS_SHOWN: Final = 20
 _SHOWN_CHARS: Final = 300
