@@ -16,7 +16,8 @@ from starlette.exceptions import HTTPException
 from infra.errors import LibraError, RunError, ServerError
 from infra.log import get_logger
 
-MEDIAIN_OPENAPI: Final[dict[str, Any]] = {
+MEDIA_TYPE: Final = "application/problem+json"
+IN_OPENAPI: Final[dict[str, Any]] = {
     "description": "A problem document (RFC 9457)",
     "content": {
         MEDIA_TYPE: {
@@ -38,7 +39,6 @@ MEDIAIN_OPENAPI: Final[dict[str, Any]] = {
 }
 """How the OpenAPI document describes every error."""
 
-_TYPE: Final = "application/problem+json"
 _TYPE: Final = "urn:libra-fleet:problem:"
 _ERRORS_SHOWN: Final = 20
 _SHOWN_CHARS: Final = 300
