@@ -18,7 +18,7 @@ from infra.services import Services
 from producer.gateway import batches, items, moderations, ops, runs
 from producer.gateway.batch_worker import BatchWorker
 from producer.gateway.frame import BodyLimit, Frame
-from producer.gateway.problems import answer_errors
+from producer.gateway.problems import IN_OPENAPI, answer_errors
 from producer.gateway.state import Gateway, KnowsPolicy, no_policies
 from producer.options import DEFAULT_GUARD
 
@@ -47,14 +47,15 @@ def build_app(
     answer_errors(app)
     _surround(app, gateway)
     for routes in (ops, moderations, items, batches, runs):
-        app.include_router(routes.router)
+        app.include_router(routes.router, responses={"default": IN_OPENAPI})
     return app
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     gateway: Gateway = app.state.gateway
-    listening = asyncio.create_task(gateway.awaited.run())
+    await gateway.pool.run(lambda: gateway.intake)  # what can be wrong with the servers is wrong at the start
+    gateway.awaited.start()
     forgetting = asyncio.create_task(_forget_old_keys(gateway))
     worker = BatchWorker(gateway)
     worker.start()
@@ -63,7 +64,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         worker.stop()
         await gateway.intake.close()
-        listening.cancel()
+        gateway.awaited.stop()
         forgetting.cancel()
         gateway.pool.close()
 
