@@ -33,6 +33,8 @@ class RunSpec(Shared):
     `checkpoint` is what a worker started for this run loads in place of the guard's own (folder or hub id).
     `cache`: what a device answered before may be taken again; never where every item is judged several times.
     `verdict_only`: a model may stop writing once its verdict is known.
+    `parent` is the id of the run whose items a child run judges anew.
+    `tenant` is whose run it is, if it came through the gateway or the live client.
     """
 
     guard: str
@@ -48,6 +50,8 @@ class RunSpec(Shared):
     skip_invalid: bool = False
     cache: bool = Field(default=False, **ADDED)
     verdict_only: bool = Field(default=False, **ADDED)
+    parent: str | None = Field(default=None, **ADDED)
+    tenant: str | None = Field(default=None, **ADDED)
 
     @property
     def uses_cache(self) -> bool:
