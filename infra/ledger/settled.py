@@ -22,4 +22,5 @@ def verdict_from(row: Mapping[str, Any]) -> Verdict:
         raw=row["raw"],
         prompt_tokens=row["prompt_tokens"],
         windows=row["windows"],
+        cached=row["cached"],
     )

@@ -8,7 +8,6 @@ are always taken in the order chunk, verdicts, run, feed.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Collection, Iterator, Sequence
 from typing import Final, NamedTuple
 
@@ -73,8 +72,9 @@ _INSERT_VERDICTS: Final = sa.text(
         SELECT * FROM unnest(CAST(:places AS bigint[]), CAST(:seqs AS bigint[]), CAST(:outcomes AS text[]),
                              CAST(:labels AS text[]), CAST(:p_unsafe AS float8[]), CAST(:label_mass AS float8[]),
                              CAST(:categories AS text[]), CAST(:reasons AS text[]), CAST(:raws AS text[]),
-                             CAST(:prompt_tokens AS int[]), CAST(:windows AS int[]))
-             AS v(place, seq, outcome, label, p_unsafe, label_mass, categories, reason, raw, prompt_tokens, windows)
+                             CAST(:prompt_tokens AS int[]), CAST(:windows AS int[]), CAST(:cached AS boolean[]))
+             AS v(place, seq, outcome, label, p_unsafe, label_mass, categories, reason, raw, prompt_tokens, windows,
+                  cached)
     ), fresh AS (
         INSERT INTO verdicts (run_id, seq, iteration, outcome, label, p_unsafe, label_mass, categories, reason, raw,
                               prompt_tokens, windows, attempt, fingerprint, cached)

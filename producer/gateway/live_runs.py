@@ -26,7 +26,13 @@ class Stream(NamedTuple):
     def spec(self) -> RunSpec:
         """The run's spec."""
         return RunSpec(
-            guard=self.guard, mode=self.mode, lane=Lane.LIVE, source=f"live:{self.tenant}", tenant=self.tenant
+            guard=self.guard,
+            mode=self.mode,
+            lane=Lane.LIVE,
+            source=f"live:{self.tenant}",
+            tenant=self.tenant,
+            cache=True,
+            verdict_only=self.mode is Mode.GENERATE,
         )
 
 
