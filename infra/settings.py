@@ -70,6 +70,17 @@ class Settings(BaseSettings):
     max_batch_tokens: int | None = Field(None, ge=16, description="token budget of a batch; none: by the engine")
     batch_deadline_s: float = Field(120, gt=0, description="a batch that runs longer is killed")
     max_item_deaths: int = Field(2, ge=1, description="a prompt that kills the device this often, alone, is dead")
+    webhook_allow: str | None = Field(
+        None, description="hosts and networks inside that webhooks may reach, by http as well; commas between"
+    )
+    webhook_retry_s: tuple[float, ...] = Field(
+        (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400),
+        description="seconds before each further attempt at a webhook, as a JSON list",
+    )
+    webhook_timeout_s: float = Field(15, gt=0, description="a webhook's receiver must have answered by then")
+    webhook_connections: int = Field(32, ge=1, description="webhooks a sender sends at once")
+    webhook_poll_s: float = Field(1, gt=0, description="how often a sender looks for webhooks that are due")
+
     drain_s: float = Field(60, gt=0, description="how long SIGTERM waits for work in hand")
     wait_for_servers_s: float = Field(30, ge=0, description="how long a start waits for Redis and Postgres")
 

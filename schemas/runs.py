@@ -32,6 +32,7 @@ class RunSpec(Frozen):
 
     `checkpoint` is what a worker started for this run loads in place of the guard's own (folder or hub id).
     `tenant` is whose run it is, if it came through the gateway or the live client.
+    `parent` is the id of the run whose items a child run judges anew.
     """
 
     guard: str
@@ -46,6 +47,7 @@ class RunSpec(Frozen):
     seed: int | None = None
     skip_invalid: bool = False
     tenant: str | None = None
+    parent: str | None = None
 
 
 class InvalidRow(Frozen):

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from enum import StrEnum
+from typing import Final
 
 from pydantic import Field, model_validator
 
 from schemas.base import Frozen
 from schemas.guards import Mode
 from schemas.items import Label
+
+CONTROVERSIAL: Final = "controversial"
+"""The category that marks a verdict as unsafe by the strict reading and safe by the loose one."""
 
 
 class Outcome(StrEnum):

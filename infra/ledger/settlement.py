@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 import sqlalchemy as sa
 
 from infra.errors import LibraError, UsageError
+from infra.ledger import decisions
 from infra.ledger.connection import expect_whole_runs
 from infra.ledger.feed import append_to_feeds
 from infra.ledger.retention import scrub_settled
@@ -42,7 +43,10 @@ class FingerprintMismatchError(LibraError):
 
 _LOCK_CHUNK: Final = sa.text(
     """
-    SELECT first_seq, size, iteration FROM chunks WHERE run_id = :run_id AND chunk_no = :chunk_no FOR UPDATE
+    SELECT first_seq, size, iteration, EXISTS (
+        SELECT 1 FROM submissions s
+        WHERE s.run_id = c.run_id AND s.seq BETWEEN c.first_seq AND c.first_seq + c.size - 1) AS submitted
+    FROM chunks c WHERE run_id = :run_id AND chunk_no = :chunk_no FOR UPDATE
     """
 )
 
@@ -59,11 +63,12 @@ _INSERT_VERDICTS: Final = sa.text(
                     CAST(:windows AS int[]))
              AS v(seq, outcome, label, p_unsafe, label_mass, categories, reason, raw, prompt_tokens, windows)
         ON CONFLICT DO NOTHING
-        RETURNING outcome
+        RETURNING seq, outcome
     )
     SELECT count(*) FILTER (WHERE outcome = 'scored') AS scored,
            count(*) FILTER (WHERE outcome = 'unparseable') AS unparseable,
-           count(*) FILTER (WHERE outcome = 'dead') AS dead
+           count(*) FILTER (WHERE outcome = 'dead') AS dead,
+           array_agg(seq) FILTER (WHERE CAST(:submitted AS boolean)) AS seqs
     FROM fresh
     """
 )
@@ -76,9 +81,12 @@ _INSERT_DEAD: Final = sa.text(
         FROM chunks c, generate_series(c.first_seq, c.first_seq + c.size - 1) AS s(seq)
         WHERE c.run_id = :run_id AND c.chunk_no = ANY(CAST(:chunk_nos AS bigint[]))
         ON CONFLICT DO NOTHING
-        RETURNING outcome
+        RETURNING seq, iteration
     )
-    SELECT 0 AS scored, 0 AS unparseable, count(*) AS dead FROM fresh
+    SELECT 0 AS scored, 0 AS unparseable, count(*) AS dead,
+           array_agg(seq) FILTER (WHERE submitted."any") AS seqs,
+           array_agg(iteration) FILTER (WHERE submitted."any") AS iterations
+    FROM fresh, (SELECT EXISTS (SELECT 1 FROM submissions WHERE run_id = :run_id)) AS submitted("any")
     """
 )
 
@@ -117,8 +125,9 @@ def settle(engine: sa.Engine, chunk: VerdictChunk, *, retention: Retention = Ret
         _know_fingerprint(engine, fingerprint)
     key = {"run_id": chunk.run_id, "chunk_no": chunk.chunk_no}
     with engine.begin() as connection:
-        _require_own_items(connection.execute(_LOCK_CHUNK, key).one_or_none(), chunk)
-        fresh = connection.execute(_INSERT_VERDICTS, _columns(chunk, keep_raw=not retention.scrubs)).one()
+        place = _own_place(connection.execute(_LOCK_CHUNK, key).one_or_none(), chunk)
+        columns = _columns(chunk, keep_raw=not retention.scrubs)
+        fresh = connection.execute(_INSERT_VERDICTS, {**columns, "submitted": place.submitted}).one()
         inserted = fresh.scored + fresh.unparseable + fresh.dead
         wasted = len(chunk.verdicts) - inserted
         if wasted:
@@ -128,6 +137,8 @@ def settle(engine: sa.Engine, chunk: VerdictChunk, *, retention: Retention = Ret
         connection.execute(
             _TOUCH_CHUNK, {**key, "inserted": inserted, "worker": chunk.worker, **chunk.timings.model_dump()}
         )
+        if fresh.seqs:
+            decisions.decide_settled(connection, chunk.run_id, _judged(chunk, fresh.seqs))
         run = _count_in(connection, chunk.run_id, fresh, fingerprint)
         seqs = [verdict.seq for verdict in chunk.verdicts]
         scrub_settled(connection, chunk.run_id, seqs, retention)
@@ -152,6 +163,8 @@ def settle_dead(
         spans = [range(row.first_seq, row.first_seq + row.size) for row in connection.execute(lock, key)]
         fresh = connection.execute(_INSERT_DEAD, {**key, "reason": reason}).one()
         connection.execute(close, key)
+        if fresh.seqs:
+            decisions.decide_settled(connection, run_id, _died(fresh.seqs, fresh.iterations, reason))
         run = _count_in(connection, run_id, fresh, None)
         seqs = list(itertools.chain.from_iterable(spans))
         scrub_settled(connection, run_id, seqs, retention)
@@ -169,12 +182,29 @@ def _know_fingerprint(engine: sa.Engine, fingerprint: Fingerprint) -> None:
         connection.execute(statement, {"digest": fingerprint.digest, "body": fingerprint.model_dump_json()})
 
 
-def _require_own_items(row: sa.Row[tuple[int, int, int]] | None, chunk: VerdictChunk) -> None:
+def _judged(chunk: VerdictChunk, seqs: Sequence[int]) -> list[decisions.Judged]:
+    """The verdicts of a chunk that were new."""
+    fresh = set(seqs)
+    fingerprint = chunk.fingerprint.digest if chunk.fingerprint else None
+    return [decisions.Judged(v, chunk.iteration, fingerprint) for v in chunk.verdicts if v.seq in fresh]
+
+
+def _died(seqs: Sequence[int], iterations: Sequence[int], reason: str) -> list[decisions.Judged]:
+    return [
+        decisions.Judged(Verdict(seq=seq, outcome=Outcome.DEAD, reason=reason), iteration, None)
+        for seq, iteration in zip(seqs, iterations, strict=True)
+    ]
+
+
+def _own_place(
+    row: sa.Row[tuple[int, int, int, bool]] | None, chunk: VerdictChunk
+) -> sa.Row[tuple[int, int, int, bool]]:
     if row is None:
         raise MessageError(f"chunk {chunk.chunk_id} is not in the ledger")
     own = range(row.first_seq, row.first_seq + row.size)
     if row.iteration != chunk.iteration or any(verdict.seq not in own for verdict in chunk.verdicts):
         raise MessageError(f"chunk {chunk.chunk_id} carries verdicts of items that are not its own")
+    return row
 
 
 def _columns(chunk: VerdictChunk, *, keep_raw: bool) -> dict[str, object]:

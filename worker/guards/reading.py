@@ -13,10 +13,7 @@ from typing import Final
 
 from schemas.items import Label
 from schemas.taxonomy import scenario_by_code
-from schemas.verdicts import Outcome, Verdict
-
-CONTROVERSIAL: Final = "controversial"
-"""The category of a verdict that is unsafe by the strict reading and safe by the loose one."""
+from schemas.verdicts import CONTROVERSIAL, Outcome, Verdict
 
 MIN_LABEL_MASS: Final = 0.5
 """Below it something other than the labels is likelier than all of them: the model did not answer."""

@@ -13,8 +13,9 @@ from typing import Final
 from infra.errors import GuardError
 from schemas.guards import GuardCard
 from schemas.items import Label
+from schemas.verdicts import CONTROVERSIAL
 from worker.guards.prompt import QUESTION, RESPONSE, Ask
-from worker.guards.reading import CONTROVERSIAL, SAFE, Answer, Choice, lines_of, unreadable, unsafe
+from worker.guards.reading import SAFE, Answer, Choice, lines_of, unreadable, unsafe
 from worker.guards.template_guard import Format
 
 PROMPT: Final = (
