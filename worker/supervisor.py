@@ -281,6 +281,7 @@ class Supervisor:
             "pid": os.getpid(),
             "items": pulse.items,
             "busy_s": round(pulse.busy_s, 3),
+            "clock_s": round(time.monotonic(), 3),  # two announcements tell the share of time that was busy
         }
 
     def _withdraw(self) -> None:
