@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import jinja2
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
@@ -17,10 +18,29 @@ FRAGMENT: Final = "x-console-fragment"
 
 _HERE: Final = Path(__file__).parent
 _STATIC_TYPES: Final = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
-STATIC: Final = {
-    path.name: (path.read_bytes(), _STATIC_TYPES[path.suffix])
-    for path in sorted((_HERE / "static").iterdir())
-    if path.suffix in _STATIC_TYPES
+_FOR_GOOD: Final = "max-age=31536000, immutable"
+
+
+class Asset(NamedTuple):
+    """A file of ours that pages load; its address changes with its content."""
+
+    address: str
+    content: bytes
+    media_type: str
+
+    def response(self) -> Response:
+        """The file, to be kept for good."""
+        return Response(self.content, media_type=self.media_type, headers={"Cache-Control": _FOR_GOOD})
+
+
+def _asset(path: Path) -> Asset:
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()[:12]
+    return Asset(f"{PATH}/static/{path.name}?{digest}", content, _STATIC_TYPES[path.suffix])
+
+
+ASSETS: Final = {
+    path.name: _asset(path) for path in sorted((_HERE / "static").iterdir()) if path.suffix in _STATIC_TYPES
 }
 
 _HEADERS: Final = {
@@ -32,8 +52,8 @@ _HEADERS: Final = {
     b"x-content-type-options": b"nosniff",
     b"referrer-policy": b"same-origin",
     b"cross-origin-opener-policy": b"same-origin",
-    b"cache-control": b"no-store",
 }
+_NOT_KEPT: Final = (b"cache-control", b"no-store")
 
 _ENVIRONMENT: Final = jinja2.Environment(
     loader=jinja2.FileSystemLoader(_HERE / "templates"),
@@ -46,7 +66,7 @@ _ENVIRONMENT: Final = jinja2.Environment(
 
 def render(template: str, words: Words, *, status: int = 200, **values: object) -> Response:
     """A page, or a part of one."""
-    html = _ENVIRONMENT.get_template(template).render(say=words, console=PATH, **values)
+    html = _ENVIRONMENT.get_template(template).render(say=words, console=PATH, assets=ASSETS, **values)
     return HTMLResponse(html, status, {"Content-Language": words.language})
 
 
@@ -69,7 +89,8 @@ class ConsoleHeaders:
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *_HEADERS.items()]
+                kept = any(name == _NOT_KEPT[0] for name, _ in message["headers"])
+                message["headers"] = [*message["headers"], *_HEADERS.items(), *([] if kept else [_NOT_KEPT])]
             await send(message)
 
         await self._app(scope, receive, answer)

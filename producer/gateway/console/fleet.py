@@ -1,0 +1,236 @@
+"""What an operator wants to know, asked of board and ledger: lanes, workers, the mix of verdicts, runs. Blocking.
+
+A server that is away leaves its part of the picture out (None) and the rest in place.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple, TypeVar
+
+import redis
+import sqlalchemy as sa
+
+from infra.errors import ServerError
+from infra.ledger import mix, reading
+from infra.ledger.mix import MixBar
+from infra.ledger.reading import RunStatus
+from infra.settings import Settings
+from producer.gateway.state import Gateway
+from producer.pressure import oldest_age_s
+from schemas.messages import Lane
+from schemas.runs import RunReport
+
+BARS: Final = 48
+BAR_S: Final = 1_800
+
+_RUNS_SHOWN: Final = 10
+_MIX_KEPT_S: Final = 10.0
+_SHARE_OVER_S: Final = 60.0
+_REPORTS_KEPT: Final = 200
+_AWAY: Final = (redis.RedisError, sa.exc.SQLAlchemyError, ServerError)
+
+T = TypeVar("T")
+
+
+class LaneFacts(NamedTuple):
+    """A queue: chunks that wait, the age of the oldest, and whether that is above the high-water mark."""
+
+    guard: str
+    lane: Lane
+    chunks: int
+    age_s: float
+    late: bool
+
+
+class WorkerFacts(NamedTuple):
+    """A worker's device (or a collector, which has none). `busy`: its share of the last minute, None until known."""
+
+    id: str
+    kind: str
+    guard: str | None
+    state: str
+    items: int | None
+    busy: float | None
+
+
+class RunFacts(NamedTuple):
+    """A run with its progress (None until a total is known) and, once it has ended, its averages over sources."""
+
+    status: RunStatus
+    total: int
+    items_per_s: float | None
+    accuracy: float | None
+    f1_unsafe: float | None
+
+
+class Column(NamedTuple):
+    """One bar of the chart: from where to where (0 to 1, from above) each kind of verdict reaches."""
+
+    bar: MixBar
+    parts: tuple[tuple[str, float, float], ...]
+
+
+class Chart(NamedTuple):
+    """The mix of verdicts as columns, the busiest of them as high as the picture, and the totals."""
+
+    columns: tuple[Column, ...]
+    highest: int
+    totals: MixBar
+
+
+class FleetFacts(NamedTuple):
+    """Everything; None for what could not be asked."""
+
+    lanes: Sequence[LaneFacts] | None
+    verdict_chunks: int | None
+    workers: Sequence[WorkerFacts] | None
+    chart: Chart | None
+    runs: Sequence[RunFacts] | None
+    now: datetime
+
+
+class BusyShares:
+    """The share of time that devices were busy, from what their workers announced within the last minute.
+
+    Both clocks are the worker's own, so that late or missed announcements do not matter.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._heard: dict[str, list[tuple[float, float]]] = {}
+
+    def shares(self, announced: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """Shares by worker id, for those that were heard twice."""
+        with self._lock:
+            self._heard = {str(facts["id"]): self._with(facts) for facts in announced if "clock_s" in facts}
+            return {name: _share(heard) for name, heard in self._heard.items() if len(heard) > 1}
+
+    def _with(self, facts: Mapping[str, Any]) -> list[tuple[float, float]]:
+        clock_s, busy_s = float(facts["clock_s"]), float(facts["busy_s"])
+        before = [
+            (at, busy)
+            for at, busy in self._heard.get(str(facts["id"]), [])
+            # A device process that began anew counts from zero, a worker on a rebooted machine has another clock.
+            if clock_s - _SHARE_OVER_S <= at < clock_s and busy <= busy_s
+        ]
+        return [*before, (clock_s, busy_s)]
+
+
+def _share(heard: Sequence[tuple[float, float]]) -> float:
+    (first_at, first_busy), (last_at, last_busy) = heard[0], heard[-1]
+    return min(1.0, (last_busy - first_busy) / (last_at - first_at))
+
+
+class Fleet:
+    """Asks, and remembers what need not be asked again."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._busy = BusyShares()
+        self._mixes: dict[str | None, tuple[float, Chart]] = {}
+        self._averages: dict[str, tuple[float | None, float | None]] = {}
+
+    def facts(self, tenant: str | None) -> FleetFacts:
+        """The fleet as it is now, with the verdicts and runs of one tenant, or of all (None)."""
+        board = self._gateway.board
+        runs = _or_none(lambda: self._runs(tenant))
+        announced = _or_none(board.workers)
+        return FleetFacts(
+            lanes=None if announced is None else _or_none(lambda: self._lanes(announced, runs or ())),
+            verdict_chunks=_or_none(board.verdicts_waiting),
+            workers=None if announced is None else self._workers(announced),
+            chart=_or_none(lambda: self._chart(tenant)),
+            runs=runs,
+            now=datetime.now(UTC),
+        )
+
+    def _lanes(self, announced: Sequence[Mapping[str, Any]], runs: Sequence[RunFacts]) -> list[LaneFacts]:
+        guards = {self._gateway.default_guard}
+        guards |= {str(facts["guard"]) for facts in announced if facts.get("kind") == "worker"}
+        guards |= {run.status.spec.guard for run in runs if not run.status.state.ended}
+        return [self._lane(guard, lane) for guard in sorted(guards) for lane in (Lane.LIVE, Lane.BULK)]
+
+    def _lane(self, guard: str, lane: Lane) -> LaneFacts:
+        board = self._gateway.board
+        age_s = oldest_age_s(self._gateway.services, board, guard, lane)
+        late = age_s > _high_water_s(self._gateway.settings, lane)
+        return LaneFacts(guard, lane, board.queue_length(guard, lane), age_s, late)
+
+    def _workers(self, announced: Sequence[Mapping[str, Any]]) -> list[WorkerFacts]:
+        busy = self._busy.shares(announced)
+        found = [
+            WorkerFacts(
+                id=str(facts.get("id", "")),
+                kind=str(facts.get("kind", "")),
+                guard=facts.get("guard"),
+                state=str(facts.get("state", "")),
+                items=facts.get("items"),
+                busy=busy.get(str(facts.get("id", ""))),
+            )
+            for facts in announced
+        ]
+        return sorted(found, key=lambda worker: (worker.kind != "worker", worker.guard or "", worker.id))
+
+    def _chart(self, tenant: str | None) -> Chart:
+        until, chart = self._mixes.get(tenant, (0.0, None))
+        if chart is None or time.monotonic() >= until:
+            chart = chart_of(mix.verdict_mix(self._gateway.services.engine, tenant, bars=BARS, bar_s=BAR_S))
+            self._mixes[tenant] = (time.monotonic() + _MIX_KEPT_S, chart)
+        return chart
+
+    def _runs(self, tenant: str | None) -> list[RunFacts]:
+        found = reading.list_runs(self._gateway.services.engine, limit=_RUNS_SHOWN, tenant=tenant)
+        return [self._run(status) for status in found]
+
+    def _run(self, status: RunStatus) -> RunFacts:
+        counts = status.counts
+        accuracy, f1_unsafe = self._averages_of(status) if status.state.ended else (None, None)
+        total = status.expected if status.expected is not None else counts.accepted * status.spec.repeat
+        # A run of live traffic waits for callers most of the time: its speed would say nothing.
+        timed = status.spec.lane is Lane.BULK and status.seconds > 0 and counts.settled > 0
+        return RunFacts(status, total, counts.settled / status.seconds if timed else None, accuracy, f1_unsafe)
+
+    def _averages_of(self, status: RunStatus) -> tuple[float | None, float | None]:
+        if status.id not in self._averages:
+            if len(self._averages) >= _REPORTS_KEPT:
+                self._averages.clear()
+            self._averages[status.id] = _averages(reading.stored_report(self._gateway.services.engine, status.id))
+        return self._averages[status.id]
+
+
+def chart_of(bars: Sequence[MixBar]) -> Chart:
+    """Bars as a picture."""
+    highest = max(bar.total for bar in bars)
+    sums = {kind: sum(getattr(bar, kind) for bar in bars) for kind in MixBar._fields[1:]}
+    return Chart(tuple(_column(bar, max(1, highest)) for bar in bars), highest, MixBar(bars[0].begins_at, **sums))
+
+
+def _column(bar: MixBar, highest: int) -> Column:
+    parts: list[tuple[str, float, float]] = []
+    bottom = 1.0
+    for kind in MixBar._fields[1:]:
+        height = getattr(bar, kind) / highest
+        if height:
+            bottom -= height
+            parts.append((kind, bottom, height))
+    return Column(bar, tuple(parts))
+
+
+def _averages(report: RunReport | None) -> tuple[float | None, float | None]:
+    group = next((group for group in report.groups if group.kind == "average"), None) if report else None
+    return (group.value("accuracy"), group.value("f1_unsafe")) if group else (None, None)
+
+
+def _high_water_s(settings: Settings, lane: Lane) -> float:
+    return settings.live_high_water_age_s if lane is Lane.LIVE else settings.high_water_age_s
+
+
+def _or_none(question: Callable[[], T]) -> T | None:
+    try:
+        return question()
+    except _AWAY:
+        return None
