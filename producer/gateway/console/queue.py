@@ -26,13 +26,13 @@ class Entry(NamedTuple):
 class QueuePage(NamedTuple):
     """`current` is the item in front; `waits` says whether it waits or was decided (`history`, the newest first)."""
 
-    entries: Sequence[Entry]
-    current: Entry | None
-    waits: bool
-    previous: str | None
-    following: str | None
-    history: Sequence[Review]
     now: datetime
+    entries: Sequence[Entry]
+    current: Entry | None = None
+    waits: bool = True
+    previous: str | None = None
+    following: str | None = None
+    history: Sequence[Review] = ()
 
     @property
     def full(self) -> bool:
@@ -45,20 +45,18 @@ def queue_page(engine: sa.Engine, tenant: str | None, wanted: Place | None = Non
     now = datetime.now(UTC)
     # Moderators of one day share a sample: what one decided is not asked of the next.
     queue = reviews.review_queue(engine, tenant, SHOWN, seed=now.toordinal())
-    entries = [Entry(item_id(Place(item.run_id, item.seq)), item) for item in queue]
-    names = [entry.name for entry in entries]
+    page = QueuePage(now, [Entry(item_id(Place(item.run_id, item.seq)), item) for item in queue])
+    names = [entry.name for entry in page.entries]
     name = item_id(wanted) if wanted else None
-    if wanted and name not in names:
-        decided = _decided(engine, tenant, wanted)
-        if decided:
-            history = reviews.review_history(engine, wanted.run_id, wanted.seq)
-            return QueuePage(entries, decided, False, None, names[0] if names else None, history, now)
-    if not entries:
-        return QueuePage((), None, False, None, None, (), now)
+    decided = _decided(engine, tenant, wanted) if wanted and name not in names else None
+    if wanted and decided:
+        history = reviews.review_history(engine, wanted.run_id, wanted.seq)
+        return page._replace(current=decided, waits=False, history=history, following=names[0] if names else None)
+    if not names:
+        return page
     at = names.index(name) if name in names else 0
-    previous = names[at - 1] if at else None
     following = names[at + 1] if at + 1 < len(names) else None
-    return QueuePage(entries, entries[at], True, previous, following, (), now)
+    return page._replace(current=page.entries[at], previous=names[at - 1] if at else None, following=following)
 
 
 def _decided(engine: sa.Engine, tenant: str | None, wanted: Place) -> Entry | None:

@@ -134,6 +134,7 @@ async def review(
 
 @router.post(PATH + "/decide", dependencies=[OurForm])
 async def decide(
+    *,
     request: Request,
     words: AnyWords,
     visitor: LoggedIn,
@@ -168,6 +169,7 @@ async def decide(
 
 @router.post(PATH + "/try", dependencies=[OurForm])
 async def try_one(
+    *,
     request: Request,
     words: AnyWords,
     visitor: LoggedIn,
