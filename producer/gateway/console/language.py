@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
@@ -13,6 +13,7 @@ import yaml
 from schemas.taxonomy import find_scenario, find_subcategory
 
 _FILE: Final = Path(__file__).with_name("strings.yaml")
+_JUST_NOW_S: Final = 10
 
 
 class Language(StrEnum):
@@ -79,4 +80,5 @@ class Words:
 
     def age(self, moment: datetime, now: datetime) -> str:
         """How long ago."""
-        return self("time.ago", span=self.duration(max(timedelta(), now - moment).total_seconds()))
+        seconds = (now - moment).total_seconds()
+        return self("time.ago", span=self.duration(seconds)) if seconds >= _JUST_NOW_S else self("time.just_now")
