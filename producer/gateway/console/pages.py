@@ -17,7 +17,11 @@ FRAGMENT: Final = "x-console-fragment"
 """A request with this header is our own script's and wants a part of the page."""
 
 _HERE: Final = Path(__file__).parent
-_STATIC_TYPES: Final = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
+_STATIC_TYPES: Final = {
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
 _FOR_GOOD: Final = "max-age=31536000, immutable"
 
 

@@ -52,14 +52,13 @@ def waiting(services: Services) -> JudgeChunk:
     settlement.settle(engine, judged(chunk, scores, categories=("gambling", "S11")))
     _dispute(services, chunk, seq=6)
     order = spec()
-    for prefix, count, settled in (("nightly", 120, 120), ("weekly", 64, 20)):
+    for prefix, count, ended in (("nightly", 120, True), ("weekly", 64, False)):
         run_id = intake.create_run(engine, order)
         (bulk,) = intake.accept(engine, run_id, order, [items(count, prefix=prefix)])
-        if settled == count:
+        if ended:
             intake.seal(engine, run_id)
-        scores = [0.9 if seq % 2 or not seq % 9 else 0.2 for seq in range(settled)]
-        part = bulk.model_copy(update={"items": bulk.items[:settled]})
-        settlement.settle(engine, judged(part, scores))
+            scores = [0.9 if seq % 2 or not seq % 9 else 0.2 for seq in range(count)]
+            settlement.settle(engine, judged(bulk, scores))
     with engine.begin() as connection:  # the day's verdicts came one after the other
         connection.exec_driver_sql(
             "UPDATE verdicts SET settled_at = now() - make_interval(mins => mod(seq * 37, 1400)::int)"
