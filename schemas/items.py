@@ -97,6 +97,11 @@ class Item(Frozen):
         return digest.digest()
 
 
+def submitted_name(run_id: str, seq: int) -> str:
+    """What an item that came through the gateway is called outside: over HTTP and in webhooks."""
+    return f"item_{run_id}_{seq}"
+
+
 class LibraRecord(BaseModel):
     """A row of Libra Bench as published (caskcsg/Libra-Test), of either era.
 

@@ -25,7 +25,7 @@ class Event(StrEnum):
 
 
 class _AboutAnItem(Frozen):
-    """Which item: `id` within its run, `custom_id` and `metadata` as the platform gave them."""
+    """Which item: `id` as over HTTP (`GET /v1/items/{id}`), `custom_id` and `metadata` as the platform gave them."""
 
     run_id: str
     seq: int

@@ -15,8 +15,9 @@ import sqlalchemy as sa
 
 from infra.ledger import outbox
 from infra.ledger.connection import expect_whole_runs
+from infra.ledger.outbox import told_metadata
 from infra.ledger.policies import active_policies
-from schemas.items import Label
+from schemas.items import Label, submitted_name
 from schemas.policy import Action, Decision, Policy, decide, surface_of
 from schemas.verdicts import Outcome, Verdict
 from schemas.webhooks import Event, JudgedItem
@@ -140,7 +141,7 @@ def rule(subject: Subject, verdict: Verdict, policies: dict[str, Policy]) -> Rul
         return None
     policy = policies.get(subject.policy)
     if policy is None:
-        unknown = Decision(Action.REVIEW, "the policy is not in the ledger")
+        unknown = Decision(Action.REVIEW, "the policy is not in the ledger, or of a form this version cannot read")
         return Ruling(unknown, subject.policy, None)
     return Ruling(decide(policy, verdict, surface=subject.surface), policy.policy, policy.version)
 
@@ -252,7 +253,7 @@ def _letter(
     data = JudgedItem(
         run_id=subject.run_id,
         seq=subject.seq,
-        id=subject.item_id,
+        id=submitted_name(subject.run_id, subject.seq),
         custom_id=subject.custom_id,
         metadata=subject.metadata,
         iteration=judged.iteration,
@@ -271,6 +272,7 @@ def _letter(
 
 
 def _subject(row: sa.Row[tuple[object, ...]]) -> Subject:
+    metadata = told_metadata(row.metadata)
     return Subject(
         run_id=row.run_id,
         seq=row.seq,
@@ -278,9 +280,9 @@ def _subject(row: sa.Row[tuple[object, ...]]) -> Subject:
         custom_id=row.custom_id,
         policy=row.policy,
         callback_url=row.callback_url,
-        metadata=row.metadata or {},
+        metadata=metadata,
         item_id=row.item_id,
-        surface=surface_of(row.metadata, row.source),
+        surface=surface_of(metadata, row.source),
     )
 
 
@@ -336,7 +338,7 @@ def verdicts_to_try(
         if run_id:
             expect_whole_runs(connection)
         for row in connection.execution_options(yield_per=_FETCH).execute(sa.text(statement), values):
-            surface = surface_of(row.metadata, row.source)
+            surface = surface_of(told_metadata(row.metadata), row.source)
             action = Action(row.action) if row.action else None
             yield Stored(
                 row.run_id, row.seq, row.item_id, surface, stored_verdict(row), action, row.question, row.response

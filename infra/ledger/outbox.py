@@ -29,6 +29,11 @@ _POST: Final = sa.text(
 )
 
 
+def told_metadata(stored: object) -> dict[str, object]:
+    """An item's metadata as platforms are told it; whatever is no JSON object was never accepted as one."""
+    return stored if isinstance(stored, dict) else {}
+
+
 class Letter(NamedTuple):
     """One thing to tell one tenant about one item, at its endpoints and at the item's own address."""
 

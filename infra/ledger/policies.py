@@ -6,12 +6,16 @@ version never changes, which is why its parsed form may be kept.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
 from typing import Final, NamedTuple
 
 import sqlalchemy as sa
+from pydantic import ValidationError
 
 from infra.errors import UsageError
 from schemas.policy import Policy
@@ -36,17 +40,35 @@ def _parsed(body: str) -> Policy:
 
 
 def active_policies(connection: sa.Connection, names: Iterable[str]) -> dict[str, Policy]:
-    """The active versions of these policies by name; a name that was never put is missing."""
+    """The active versions of these policies by name.
+
+    A name that was never put is missing, and so is one whose active version was put by a newer release of ours with
+    rules that this one does not know: a fleet is upgraded machine by machine.
+    """
     wanted = list(names)
-    if not wanted:
-        return {}
-    return {row.name: _parsed(row.body) for row in connection.execute(_ACTIVE, {"names": wanted})}
+    found: dict[str, Policy] = {}
+    for row in connection.execute(_ACTIVE, {"names": wanted}) if wanted else ():
+        with suppress(ValidationError):
+            found[row.name] = _parsed(row.body)
+    return found
 
 
-def is_known(engine: sa.Engine, name: str) -> bool:
-    """Whether items may ask for this policy."""
-    with engine.connect() as connection:
-        return name in active_policies(connection, [name])
+class PolicyNames:
+    """Whether items may ask for a policy, remembered for `keep_s` seconds; names are only ever added. Thread-safe."""
+
+    def __init__(self, engine: sa.Engine, *, keep_s: float = 1.0) -> None:
+        self._engine = engine
+        self._keep_s = keep_s
+        self._names: frozenset[str] = frozenset()
+        self._read_at = -math.inf
+
+    def __call__(self, name: str) -> bool:
+        """Whether there is a policy of that name."""
+        if name not in self._names and time.monotonic() - self._read_at >= self._keep_s:
+            with self._engine.connect() as connection:
+                self._names = frozenset(connection.scalars(sa.text("SELECT name FROM policies WHERE active")))
+            self._read_at = time.monotonic()
+        return name in self._names
 
 
 def put_policy(engine: sa.Engine, policy: Policy) -> bool:

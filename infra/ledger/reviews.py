@@ -12,7 +12,8 @@ import sqlalchemy as sa
 from infra.errors import UsageError
 from infra.ledger import outbox
 from infra.ledger.connection import expect_whole_runs
-from schemas.items import Label
+from infra.ledger.outbox import told_metadata
+from schemas.items import Label, submitted_name
 from schemas.policy import Action, surface_of
 from schemas.verdicts import Outcome
 from schemas.webhooks import Event, HumanReview
@@ -86,14 +87,15 @@ _OF_TENANT: Final = "(CAST(:tenant AS text) IS NULL OR s.tenant = :tenant)"
 _WAITING: Final = sa.text(
     f"""
     SELECT d.run_id, d.seq FROM decisions d JOIN submissions s USING (run_id, seq)
-    WHERE d.superseded_at IS NULL AND d.action = 'review' AND d.iteration = 0 AND {_OF_TENANT} AND {_UNREVIEWED}
+    WHERE d.superseded_at IS NULL AND d.reviewed_at IS NULL AND d.action = 'review' AND d.iteration = 0
+      AND {_OF_TENANT} AND {_UNREVIEWED}
     ORDER BY d.decided_at, d.run_id, d.seq LIMIT :limit
     """  # noqa: S608 - no user text in it
 )
 _DISPUTED: Final = sa.text(
     f"""
     SELECT g.run_id, g.seq FROM disagreements g JOIN submissions s USING (run_id, seq)
-    WHERE {_OF_TENANT} AND {_UNREVIEWED}
+    WHERE g.reviewed_at IS NULL AND {_OF_TENANT} AND {_UNREVIEWED}
     GROUP BY g.run_id, g.seq ORDER BY min(g.noted_at), g.run_id, g.seq LIMIT :limit
     """  # noqa: S608
 )
@@ -192,7 +194,7 @@ def _review_item(row: sa.Row[tuple[object, ...]], why: Why, judgements: Sequence
         item_id=row.item_id,
         tenant=row.tenant,
         custom_id=row.custom_id,
-        surface=surface_of(row.metadata, row.source),
+        surface=surface_of(told_metadata(row.metadata), row.source),
         why=why,
         action=Action(row.action) if row.action else None,
         policy=row.policy,
@@ -207,7 +209,7 @@ def _review_item(row: sa.Row[tuple[object, ...]], why: Why, judgements: Sequence
 
 _LOCK: Final = sa.text(
     """
-    SELECT i.item_id, s.tenant, s.custom_id, s.callback_url, s.metadata
+    SELECT s.tenant, s.custom_id, s.callback_url, s.metadata
     FROM items i JOIN submissions s USING (run_id, seq) WHERE i.run_id = :run_id AND i.seq = :seq FOR UPDATE OF i
     """
 )
@@ -220,6 +222,11 @@ _INSERT: Final = sa.text(
     VALUES (:run_id, :seq, :label, :action, :moderator, :note) RETURNING *
     """
 )
+_TAKE_OFF: Final = tuple(
+    sa.text(f"UPDATE {table} SET reviewed_at = now() WHERE run_id = :run_id AND seq = :seq AND reviewed_at IS NULL")  # noqa: S608
+    for table in ("decisions", "disagreements")
+)
+"""Off the queue's indexes: what was decided must not be passed over again at every look."""
 
 
 def decide(
@@ -254,14 +261,16 @@ def decide(
             return _review(known)
         values = {**key, "label": label.value, "action": action.value, "moderator": moderator, "note": note}
         review = _review(connection.execute(_INSERT, values).one())
+        for statement in _TAKE_OFF:
+            connection.execute(statement, key)
         data = HumanReview(
             run_id=run_id,
             seq=seq,
-            id=item.item_id,
+            id=submitted_name(run_id, seq),
             custom_id=item.custom_id,
             label=label,
             action=action,
-            metadata=item.metadata or {},
+            metadata=told_metadata(item.metadata),
         )
         letter = outbox.Letter(seq, item.tenant, item.callback_url, data)
         outbox.post(connection, run_id, Event.REVIEWED, [letter])

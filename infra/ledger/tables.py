@@ -269,6 +269,7 @@ decisions: Final = sa.Table(
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("decided_at", sa.DateTime(timezone=True), nullable=False, server_default=_NOW),
     sa.Column("superseded_at", sa.DateTime(timezone=True)),
+    sa.Column("reviewed_at", sa.DateTime(timezone=True)),
     sa.CheckConstraint(_one_of("action", Action), name="action"),
 )
 _CURRENT: Final = decisions.c.superseded_at.is_(None)
@@ -282,7 +283,9 @@ sa.Index("ix_decisions_history", decisions.c.run_id, decisions.c.seq)
 sa.Index(
     "ix_decisions_review",
     decisions.c.decided_at,
-    postgresql_where=sa.and_(_CURRENT, decisions.c.action == sa.literal_column("'review'")),
+    postgresql_where=sa.and_(
+        _CURRENT, decisions.c.reviewed_at.is_(None), decisions.c.action == sa.literal_column("'review'")
+    ),
 )
 
 disagreements: Final = sa.Table(
@@ -293,7 +296,9 @@ disagreements: Final = sa.Table(
     sa.Column("child_run_id", sa.Text, primary_key=True),
     sa.Column("child_seq", sa.BigInteger, nullable=False),
     sa.Column("noted_at", sa.DateTime(timezone=True), nullable=False, server_default=_NOW),
+    sa.Column("reviewed_at", sa.DateTime(timezone=True)),
 )
+sa.Index("ix_disagreements_waiting", disagreements.c.noted_at, postgresql_where=disagreements.c.reviewed_at.is_(None))
 
 reviews: Final = sa.Table(
     "reviews",

@@ -18,7 +18,7 @@ from infra.errors import UsageError
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-_LONGEST_URL: Final = 2_000
+_LONGEST_URL: Final = 2_048
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 _UNICAST_V6: Final = ipaddress.ip_network("2000::/3")
 _SPECIAL: Final = tuple(

@@ -123,6 +123,17 @@ def test_a_policy_that_is_not_there_means_review(services: Services) -> None:
 
 
 @pytest.mark.usefixtures("default")
+def test_a_policy_of_a_newer_form_means_review_and_holds_no_verdict_up(services: Services) -> None:
+    with services.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE policies SET body = body || '{\"rule_of_tomorrow\": 1}'"))
+    chunk = submitted(services, 1)
+
+    settlement.settle(services.engine, judged(chunk, [0.01]))
+
+    assert actions(services, chunk.run_id) == [("review", "default", None)]
+
+
+@pytest.mark.usefixtures("default")
 def test_items_of_bench_runs_are_not_decided(services: Services) -> None:
     run_id = intake.create_run(services.engine, spec())
     (chunk,) = intake.accept(services.engine, run_id, spec(), [items(3)])
@@ -145,7 +156,7 @@ def test_a_letter_tells_the_verdict_and_the_action_and_never_the_text(services: 
     assert letter["data"] == {
         "run_id": chunk.run_id,
         "seq": 0,
-        "id": "item-0",
+        "id": f"item_{chunk.run_id}_0",
         "custom_id": "custom-0",
         "metadata": {"surface": "comment", "user": 7},
         "iteration": 0,
@@ -175,6 +186,15 @@ def test_a_stored_version_never_changes_and_the_newest_put_is_in_force(services:
     assert in_force == second
     assert (back, policies.stored_policy(services.engine, "default").policy) == (False, first)
     assert len(policies.stored_policies(services.engine)) == 2
+
+
+def test_a_name_is_known_once_it_is_put_and_unknown_ones_are_not_asked_for_each_time(services: Services) -> None:
+    patient, eager = policies.PolicyNames(services.engine, keep_s=60), policies.PolicyNames(services.engine, keep_s=0)
+    before = [known("default") for known in (patient, eager)]
+    policies.put_policy(services.engine, policy_of())
+
+    assert before == [False, False]
+    assert (patient("default"), eager("default"), eager("other")) == (False, True, False)
 
 
 def renew(services: Services, rules: Policy) -> list[decisions.Change]:

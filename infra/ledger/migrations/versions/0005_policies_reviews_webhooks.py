@@ -70,7 +70,7 @@ def _create_decisions() -> None:
         *_texts("category", nullable=True),
         *_texts("surface", "reason"),
         _now("decided_at"),
-        _moment("superseded_at"),
+        *(_moment(name) for name in ("superseded_at", "reviewed_at")),
         sa.CheckConstraint("action IN ('pass', 'review', 'block')", name="action"),
     )
     item = ["run_id", "seq"]
@@ -78,7 +78,7 @@ def _create_decisions() -> None:
         "uq_decisions_current", "decisions", [*item, "iteration"], unique=True, postgresql_where=sa.text(_CURRENT)
     )
     op.create_index("ix_decisions_history", "decisions", item)
-    waiting = sa.text(f"{_CURRENT} AND action = 'review'")
+    waiting = sa.text(f"{_CURRENT} AND reviewed_at IS NULL AND action = 'review'")
     op.create_index("ix_decisions_review", "decisions", ["decided_at"], postgresql_where=waiting)
 
 
@@ -90,6 +90,10 @@ def _create_reviews() -> None:
         sa.Column("child_run_id", sa.Text, primary_key=True),
         _number("child_seq", nullable=False),
         _now("noted_at"),
+        _moment("reviewed_at"),
+    )
+    op.create_index(
+        "ix_disagreements_waiting", "disagreements", ["noted_at"], postgresql_where=sa.text("reviewed_at IS NULL")
     )
     op.create_table(
         "reviews",

@@ -131,7 +131,7 @@ def test_a_setting_that_is_neither_host_nor_network_is_refused(listed: str) -> N
         "https://[::1",
         "https://example.com/\r\nx: y",
         "https://example.com/a b",
-        "https://example.com/" + "a" * 2_000,
+        "https://example.com/" + "a" * 2_048,
     ],
 )
 def test_what_is_no_absolute_url_without_account_is_refused(url: str) -> None:
