@@ -18,7 +18,7 @@ log = get_logger(__name__)
 
 
 @contextmanager
-def announced(board: Board, kind: Literal["collector", "webhooks"]) -> Iterator[str]:
+def announced(board: Board, kind: Literal["collector", "gateway", "webhooks"]) -> Iterator[str]:
     """Announce this process as ready while the context lasts; yields its id, `KIND-HOST-PID`."""
     worker_id = f"{kind}-{socket.gethostname()}-{os.getpid()}"
     facts = {"id": worker_id, "kind": kind, "state": "ready", "pid": os.getpid()}

@@ -40,16 +40,17 @@ class Settings(BaseSettings):
 
     live_high_water_age_s: float = Field(5, gt=0, description="the gateway answers 429 while a live chunk is older")
 
+    api_key: SecretStr | None = Field(None, description="key with which `libra submit` asks a gateway")
     gateway_wait_s: float = Field(10, gt=0, le=300, description="how long a moderation waits before it answers 202")
     gateway_gather_ms: float = Field(20, ge=0, le=1000, description="commits of a tenant's items begin no closer")
     gateway_threads: int = Field(6, ge=2, description="threads for the ledger and the broker, per gateway")
     gateway_body_bytes: int = Field(8 << 20, ge=1024, description="a request's body, at most; uploads excepted")
     gateway_file_bytes: int = Field(64 << 20, ge=1024, description="an uploaded file, at most")
-    gateway_cors_origins: str = Field("", description="origins whose pages may call, by commas; none: CORS is off")
+    gateway_cors_origins: str | None = Field(None, description="origins whose pages may call; commas between")
     gateway_key_cache_s: float = Field(5, ge=0, description="a revoked key may be honoured for this long")
     console_session_s: int = Field(28_800, ge=60, description="a login to the console lasts this long")
     tenant_items_per_minute: int = Field(60_000, ge=1, description="items a tenant may submit in a minute")
-    tenant_pending_items: int = Field(5_000, ge=1, description="live items of a tenant that may wait, fleet-wide")
+    tenant_pending_items: int = Field(2_000, ge=1, description="live items of a tenant that may wait, fleet-wide")
     idempotency_keep_s: float = Field(86_400, ge=86_400, description="an Idempotency-Key is remembered for this")
 
     retention: Retention = Field(Retention.FULL, description="full, hash or none: text that stays once settled")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Final, TypeVar
 
 import redis
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class Admission:
-    """Says no with 429. Used in threads."""
+    """Says yes, or no with 429. Used in threads."""
 
     def __init__(
         self, services: Services, board: Board, metrics: GatewayMetrics, run_ids: Callable[[str], list[str]]
@@ -49,30 +49,43 @@ class Admission:
         self._limiter = SlidingWindowCounterRateLimiter(storage)
         self._looked: dict[Hashable, tuple[float, float]] = {}
 
-    def admit(self, tenant: str, guard: str, items: int) -> None:
-        """Let a request with so many items in.
+    def admit(self, tenant: str, guard: str, sizes: Sequence[int]) -> list[ProblemError | None]:
+        """For each of some requests, by their numbers of items: None to let it in, or the 429 to answer.
 
         Raises:
-            ProblemError: 429, with when to come back.
             redis.RedisError: Redis is away, so that nobody knows.
         """
+        if closed := self._closed(tenant, guard):
+            for _ in sizes:
+                self._count(tenant, closed)
+            return [closed] * len(sizes)
+        if self._limiter.hit(self._rate, tenant, cost=sum(sizes)):
+            return [None] * len(sizes)
+        return [self._over_rate(tenant, size) for size in sizes]
+
+    def _over_rate(self, tenant: str, items: int) -> ProblemError | None:
+        if self._limiter.hit(self._rate, tenant, cost=items):
+            return None
+        reset_s = self._limiter.get_window_stats(self._rate, tenant).reset_time - time.time()
+        detail = f"more than {self._services.settings.tenant_items_per_minute:,} items a minute"
+        refusal = _refusal("rate-limited", detail, reset_s)
+        self._count(tenant, refusal)
+        return refusal
+
+    def _closed(self, tenant: str, guard: str) -> ProblemError | None:
+        """Why nothing of the tenant is let in now, if so."""
         settings = self._services.settings
         age_s = self._looked_at(("age", guard), lambda: self._age_s(guard))
         if age_s > settings.live_high_water_age_s:
-            raise self._refusal(tenant, "queue-full", f"the oldest item waits for {age_s:.0f} s; come back", age_s)
+            return _refusal("queue-full", f"the oldest item waits for {age_s:.0f} s; come back", age_s)
         pending = self._looked_at(("pending", tenant), lambda: self._pending(tenant))
         if pending >= settings.tenant_pending_items:
-            limit = settings.tenant_pending_items
-            raise self._refusal(tenant, "share-used", f"{pending:.0f} of your items wait; {limit:,} may", max(1, age_s))
-        if not self._limiter.hit(self._rate, tenant, cost=items):
-            reset_s = self._limiter.get_window_stats(self._rate, tenant).reset_time - time.time()
-            detail = f"more than {settings.tenant_items_per_minute:,} items a minute"
-            raise self._refusal(tenant, "rate-limited", detail, reset_s)
+            detail = f"{pending:.0f} of your items wait; {settings.tenant_pending_items:,} may"
+            return _refusal("share-used", detail, max(1, age_s))
+        return None
 
-    def _refusal(self, tenant: str, kind: str, detail: str, retry_s: float) -> ProblemError:
-        self._metrics.refused.labels(tenant, kind).inc()
-        seconds = min(_LONGEST_RETRY_S, max(1, math.ceil(retry_s)))
-        return ProblemError(429, kind, detail, headers={"Retry-After": str(seconds)})
+    def _count(self, tenant: str, refusal: ProblemError) -> None:
+        self._metrics.refused.labels(tenant, refusal.kind).inc()
 
     def _looked_at(self, what: Hashable, look: Callable[[], float]) -> float:
         until, seen = self._looked.get(what, (0.0, 0.0))
@@ -86,6 +99,11 @@ class Admission:
 
     def _pending(self, tenant: str) -> float:
         return pending_items(self._services.engine, self._run_ids(tenant))
+
+
+def _refusal(kind: str, detail: str, retry_s: float) -> ProblemError:
+    seconds = min(_LONGEST_RETRY_S, max(1, math.ceil(retry_s)))
+    return ProblemError(429, kind, detail, headers={"Retry-After": str(seconds)})
 
 
 def _plain(redis_url: str) -> str:

@@ -21,7 +21,7 @@ from producer.gateway.console import routes as console
 from producer.gateway.console.pages import ConsoleHeaders
 from producer.gateway.console.view import Console
 from producer.gateway.frame import BodyLimit, Frame
-from producer.gateway.problems import answer_errors
+from producer.gateway.problems import IN_OPENAPI, answer_errors
 from producer.gateway.state import Gateway, KnowsPolicy, no_policies
 from producer.options import DEFAULT_GUARD
 
@@ -51,14 +51,15 @@ def build_app(
     answer_errors(app)
     _surround(app, gateway)
     for routes in (ops, moderations, items, batches, runs, console):
-        app.include_router(routes.router)
+        app.include_router(routes.router, responses={"default": IN_OPENAPI})
     return app
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     gateway: Gateway = app.state.gateway
-    listening = asyncio.create_task(gateway.awaited.run())
+    await gateway.pool.run(lambda: gateway.intake)  # what can be wrong with the servers is wrong at the start
+    gateway.awaited.start()
     forgetting = asyncio.create_task(_forget_old_keys(gateway))
     worker = BatchWorker(gateway)
     worker.start()
@@ -67,7 +68,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         worker.stop()
         await gateway.intake.close()
-        listening.cancel()
+        gateway.awaited.stop()
         forgetting.cancel()
         gateway.pool.close()
 

@@ -161,12 +161,12 @@ def guard_of(name: str | None, gateway: Gateway, *, field: str) -> AskedGuard:
 
 
 def require_served(guard: str, gateway: Gateway) -> None:
-    """See that a guard other than the default has a worker: its items would wait for nobody. In a thread.
+    """See that a guard has a worker, where its items might wait for nobody. In a thread.
 
     Raises:
         ProblemError: 503, none has announced itself.
     """
-    if guard != gateway.default_guard and not gateway.serves(guard):
+    if not gateway.serves(guard):
         raise ProblemError(503, "guard-not-served", f"no worker serves {guard} now", headers={"Retry-After": "30"})
 
 

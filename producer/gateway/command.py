@@ -8,6 +8,7 @@ from typing import Final
 import click
 import uvicorn
 
+from infra.presence import announced
 from infra.services import services
 from infra.settings import load_settings
 from producer.bench import fleet_for
@@ -36,7 +37,7 @@ def gateway(*, host: str, port: int, guard: GuardChoice, fleet: FleetChoice) -> 
         lane=Lane.LIVE,
         source="gateway",
     )
-    with services(settings) as found, fleet_for(found, spec, fleet):
+    with services(settings) as found, fleet_for(found, spec, fleet), announced(found.board, "gateway"):
         config = uvicorn.Config(
             build_app(found, default_guard=guard.name),
             host=host,

@@ -12,42 +12,24 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from infra.errors import RunError
-from infra.ledger import intake
+from infra.errors import LibraError, RunError
 from infra.ledger.submissions import Once, Submission, accept_submitted
 from infra.log import get_logger
 from infra.services import Services
+from producer.gateway.live_runs import LiveRuns, Stream
 from producer.gateway.metrics import GatewayMetrics
 from producer.gateway.pool import Pool
+from producer.gateway.problems import ProblemError
 from producer.gateway.verdicts_awaited import AwaitedVerdicts, Place
 from producer.submit import cut_chunks
-from schemas.guards import Mode
 from schemas.items import Item
 from schemas.messages import Lane
-from schemas.runs import RunSpec
 from schemas.verdicts import Verdict
 
-_RUN_KNOWN_S: Final = 10.0
-"""How long a day's run is taken for today's; items that follow midnight so closely lie in yesterday's."""
 _MOST_ITEMS: Final = 1_024
 """In one commit: a flood is committed in pieces, between which other tenants have their turn."""
 
-
 log = get_logger(__name__)
-
-
-class Stream(NamedTuple):
-    """What shares a live run: a tenant, a guard and how it is asked."""
-
-    tenant: str
-    guard: str
-    mode: Mode
-
-    def spec(self) -> RunSpec:
-        """The run's spec."""
-        return RunSpec(
-            guard=self.guard, mode=self.mode, lane=Lane.LIVE, source=f"live:{self.tenant}", tenant=self.tenant
-        )
 
 
 class Accepted(NamedTuple):
@@ -69,17 +51,26 @@ class Intake:
     """Accepts items of many requests together. Lives on the event loop; ledger and broker are used in threads."""
 
     def __init__(
-        self, services: Services, pool: Pool, awaited: AwaitedVerdicts, metrics: GatewayMetrics, *, gather_s: float
+        self,
+        services: Services,
+        pool: Pool,
+        runs: LiveRuns,
+        awaited: AwaitedVerdicts,
+        metrics: GatewayMetrics,
+        *,
+        admit: Callable[[str, str, Sequence[int]], list[ProblemError | None]],
+        gather_s: float,
     ) -> None:
         self._services = services
         self._pool = pool
+        self._runs = runs
         self._awaited = awaited
         self._metrics = metrics
+        self._admit = admit
         self._gather_s = gather_s
         self._gathered: dict[Stream, list[_Request]] = {}
         self._next_at: dict[Stream, float] = {}
         self._at_work: set[asyncio.Task[None]] = set()
-        self._runs: dict[Stream, tuple[float, str]] = {}
 
     async def accept(
         self, stream: Stream, items: Sequence[Item], submissions: Mapping[str, Submission], *, waits: bool = False
@@ -87,6 +78,7 @@ class Intake:
         """Commit a request's items, together with what else arrives now; returns after the commit.
 
         Raises:
+            ProblemError: 429, its tenant has to come back later.
             RunError: the day's run was closed.
         """
         request = _Request(items, submissions, waits=waits, accepted=asyncio.get_running_loop().create_future())
@@ -104,6 +96,7 @@ class Intake:
         """Commit a request with an idempotency key, alone: the key and the items are committed together or not at all.
 
         Raises:
+            ProblemError: 429, its tenant has to come back later.
             RunError: the day's run was closed.
             AlreadyMadeError, KeyReusedError, KeyInFlightError: nothing was committed.
         """
@@ -111,10 +104,6 @@ class Intake:
         request = _Request(items, submissions, waits=False, accepted=loop.create_future())
         self._start(self._commit(stream, [request], once))
         return (await request.accepted).places
-
-    def run_ids(self, tenant: str) -> list[str]:
-        """The live runs that this gateway feeds for a tenant."""
-        return [run_id for stream, (_, run_id) in self._runs.items() if stream.tenant == tenant]
 
     async def close(self) -> None:
         """Wait for what is being committed."""
@@ -140,52 +129,51 @@ class Intake:
         del self._gathered[stream]
 
     async def _commit(self, stream: Stream, requests: Sequence[_Request], once: Once | None = None) -> None:
-        loop = asyncio.get_running_loop()
-
-        def committed(place_of: Mapping[str, Place]) -> None:
-            loop.call_soon_threadsafe(self._answer, requests, place_of)
-
         try:
-            await self._pool.run(self._commit_and_queue, stream, requests, once, committed)
+            await self._pool.run(self._let_in_and_commit, asyncio.get_running_loop(), stream, requests, once)
         except Exception as error:  # noqa: BLE001 - a task's edge: it is raised where the requests wait
-            log.warning("not_accepted", error=type(error).__name__)
+            if not isinstance(error, LibraError):
+                log.warning("intake_failed", error=type(error).__name__)
             for request in requests:
-                if not request.accepted.done():
-                    request.accepted.set_exception(error)
+                _refuse(request, error)
+
+    def _let_in_and_commit(
+        self, loop: asyncio.AbstractEventLoop, stream: Stream, requests: Sequence[_Request], once: Once | None
+    ) -> None:
+        """In a thread, where Redis is asked once for all of the requests."""
+        refusals = self._admit(stream.tenant, stream.guard, [len(request.items) for request in requests])
+        admitted = []
+        for request, refusal in zip(requests, refusals, strict=True):
+            if refusal is None:
+                admitted.append(request)
+            else:
+                loop.call_soon_threadsafe(_refuse, request, refusal)
+        if admitted:
+            self._commit_and_queue(loop, stream, admitted, once)
 
     def _commit_and_queue(
-        self,
-        stream: Stream,
-        requests: Sequence[_Request],
-        once: Once | None,
-        committed: Callable[[Mapping[str, Place]], None],
+        self, loop: asyncio.AbstractEventLoop, stream: Stream, requests: Sequence[_Request], once: Once | None
     ) -> None:
-        """In a thread. Once `committed` was called, what follows is a help that the reconciler would give as well."""
+        """Once the requests are answered, what follows is a help that the reconciler would give as well."""
         settings = self._services.settings
         spec = stream.spec()
-        run_id = self._run_of(stream, spec)
+        run_id = self._runs.of(stream)
         items = [item for request in requests for item in request.items]
         submissions = {name: said for request in requests for name, said in request.submissions.items()}
         groups = cut_chunks(items, max_items=settings.chunk_items, max_bytes=settings.chunk_bytes)
         try:
             chunks = accept_submitted(self._services.engine, run_id, spec, groups, submissions, once=once)
         except RunError:
-            self._runs.pop(stream, None)
+            self._runs.forget(stream)
             raise
         names = [item.id for group in groups for item in group]
         seqs = [wire.seq for chunk in chunks for wire in chunk.items]
-        committed({name: Place(run_id, seq) for name, seq in zip(names, seqs, strict=True)})
+        place_of = {name: Place(run_id, seq) for name, seq in zip(names, seqs, strict=True)}
+        loop.call_soon_threadsafe(self._answer, requests, place_of)
         self._metrics.commit_items.observe(len(items))
         self._metrics.accepted.labels(stream.tenant, Lane.LIVE).inc(len(items))
         for chunk in chunks:
             self._services.publisher.judge(chunk)
-
-    def _run_of(self, stream: Stream, spec: RunSpec) -> str:
-        until, run_id = self._runs.get(stream, (0.0, ""))
-        if time.monotonic() >= until:
-            run_id = intake.live_run(self._services.engine, spec, tenant=stream.tenant)
-            self._runs[stream] = (time.monotonic() + _RUN_KNOWN_S, run_id)
-        return run_id
 
     def _answer(self, requests: Sequence[_Request], place_of: Mapping[str, Place]) -> None:
         for request in requests:
@@ -195,6 +183,11 @@ class Intake:
                 request.accepted.set_result(Accepted(places, expected))
             elif expected:  # the caller has gone; its items are accepted all the same
                 self._awaited.forget(places, expected)
+
+
+def _refuse(request: _Request, error: Exception) -> None:
+    if not request.accepted.done():
+        request.accepted.set_exception(error)
 
 
 def _take(requests: Sequence[_Request], most_items: int) -> list[_Request]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from infra.ledger import feed
@@ -14,13 +15,15 @@ from producer.gateway.asked import (
     Asked,
     AskedItem,
     IdempotencyKey,
+    Prefer,
     guard_of,
     once_of,
     parcel_of,
+    wait_s_of,
 )
 from producer.gateway.problems import BadFieldError, NoSuchThingError
 from producer.gateway.state import Gateway, gateway_of
-from producer.gateway.submitting import accept, hash_of
+from producer.gateway.submitting import accept, accept_and_wait, hash_of
 from producer.gateway.views import item_id, item_view, place_of
 
 _LARGEST_CURSOR_DIGITS = 18
@@ -36,19 +39,33 @@ class AskedItems(Asked):
     guard: str | None = None
 
 
-@router.post("/items", status_code=202)
+@router.post("/items", status_code=202, response_model=None, responses={200: {"description": "All of them judged"}})
 async def submit_items(
-    *, asked: AskedItems, principal: Submitter, request: Request, gateway: Here, idempotency_key: IdempotencyKey = None
-) -> dict[str, Any]:
-    """Accept items: once this is answered, every one of them ends in a verdict."""
+    *,
+    asked: AskedItems,
+    principal: Submitter,
+    request: Request,
+    gateway: Here,
+    prefer: Prefer = None,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Accept items, each of which will end in a verdict; with `Prefer: wait=…`, wait for the verdicts."""
     guard = guard_of(asked.guard, gateway, field="guard")
     parcel = parcel_of(asked.items, principal, gateway)
     once = once_of(idempotency_key, principal, hash_of("items", await request.body()))
-    places = await accept(gateway, principal, guard, parcel, once)
-    accepted = [
-        {"id": item_id(place), "custom_id": one.custom_id} for place, one in zip(places, asked.items, strict=True)
-    ]
-    return {"object": "list", "guard": guard.name, "data": accepted}
+    answer = {"object": "list", "guard": guard.name}
+    if prefer is None:
+        places = await accept(gateway, principal, guard, parcel, once)
+        told = [
+            {"id": item_id(place), "custom_id": one.custom_id} for place, one in zip(places, asked.items, strict=True)
+        ]
+        return JSONResponse({**answer, "data": told}, 202)
+    wait_s = wait_s_of(prefer, gateway)
+    places, verdicts = await accept_and_wait(gateway, principal, guard, parcel, once, wait_s=wait_s)
+    seqs = [place.seq for place in places]
+    found = await gateway.pool.run(feed.submitted_items, gateway.services.engine, places[0].run_id, seqs)
+    views = [item_view(found[seq]) for seq in seqs]
+    return JSONResponse({**answer, "data": views}, 202 if verdicts is None else 200)
 
 
 @router.get("/items/{name}")
@@ -77,7 +94,7 @@ async def list_verdicts(
     page = await gateway.pool.run(feed.feed_page, engine, principal.tenant, after=int(cursor), limit=limit)
     return {
         "object": "list",
-        "data": [item_view(item) for _, item in page],
+        "data": [{**item_view(item), "cursor": str(n)} for n, item in page],
         "next_cursor": str(page[-1][0]) if page else cursor,
         "has_more": len(page) == limit,
     }

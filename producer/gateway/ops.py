@@ -51,6 +51,7 @@ async def readyz(gateway: Here) -> dict[str, Any]:
 @router.get("/metrics")
 async def metrics(gateway: Here) -> Response:
     """Prometheus metrics; what lies on the broker is left as it was while the broker is away."""
+    gateway.metrics.waiting.set(gateway.awaited.count)
     try:
         await asyncio.wait_for(gateway.pool.run(_look_at_queues, gateway), _ANSWER_WITHIN_S)
     except _AWAY:

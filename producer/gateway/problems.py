@@ -13,10 +13,32 @@ from fastapi.responses import JSONResponse, Response
 from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 
-from infra.errors import LibraError, ServerError
+from infra.errors import LibraError, RunError, ServerError
 from infra.log import get_logger
 
 MEDIA_TYPE: Final = "application/problem+json"
+IN_OPENAPI: Final[dict[str, Any]] = {
+    "description": "A problem document (RFC 9457)",
+    "content": {
+        MEDIA_TYPE: {
+            "schema": {
+                "type": "object",
+                "required": ["type", "title", "status", "detail"],
+                "properties": {
+                    "type": {"type": "string", "description": "a URN; its last part is stable"},
+                    "title": {"type": "string"},
+                    "status": {"type": "integer"},
+                    "detail": {"type": "string"},
+                    "field": {"type": "string", "description": "the place that is wrong, such as items.0.text"},
+                    "errors": {"type": "array", "items": {"type": "object"}},
+                    "request_id": {"type": "string"},
+                },
+            }
+        }
+    },
+}
+"""How the OpenAPI document describes every error."""
+
 _TYPE: Final = "urn:libra-fleet:problem:"
 _ERRORS_SHOWN: Final = 20
 _SHOWN_CHARS: Final = 300
@@ -77,6 +99,7 @@ def answer_errors(app: FastAPI) -> None:
     app.add_exception_handler(ProblemError, _problem)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(RunError, _closed)
     app.add_exception_handler(ServerError, _unavailable)
     app.add_exception_handler(DBAPIError, _unavailable)
     app.add_exception_handler(redis.RedisError, _unavailable)
@@ -131,6 +154,13 @@ async def _http(request: Request, error: Exception) -> Response:
     return ProblemError(error.status_code, kind, error.detail, field=field, headers=error.headers).response(
         _id_of(request)
     )
+
+
+async def _closed(request: Request, error: Exception) -> Response:
+    """Somebody cancelled the tenant's run of the day."""
+    log.warning("run_closed", error=str(error))
+    problem = ProblemError(503, "run-closed", "today's run was ended by an operator", headers={"Retry-After": "60"})
+    return problem.response(_id_of(request))
 
 
 async def _unavailable(request: Request, error: Exception) -> Response:

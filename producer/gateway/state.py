@@ -14,6 +14,7 @@ from infra.settings import Settings
 from producer.gateway.access import Keys
 from producer.gateway.admission import Admission
 from producer.gateway.intake import Intake
+from producer.gateway.live_runs import LiveRuns
 from producer.gateway.metrics import GatewayMetrics
 from producer.gateway.pool import Pool
 from producer.gateway.verdicts_awaited import AwaitedVerdicts
@@ -53,18 +54,31 @@ class Gateway:
     @cached_property
     def awaited(self) -> AwaitedVerdicts:
         """Requests that wait for verdicts."""
-        return AwaitedVerdicts(self.services.engine, self.services.board, self.pool)
+        return AwaitedVerdicts(self.services.engine, self.services.board)
+
+    @cached_property
+    def live_runs(self) -> LiveRuns:
+        """The runs that are fed."""
+        return LiveRuns(self.services.engine)
 
     @cached_property
     def intake(self) -> Intake:
         """The way into the ledger."""
         gather_s = self.settings.gateway_gather_ms / 1000
-        return Intake(self.services, self.pool, self.awaited, self.metrics, gather_s=gather_s)
+        return Intake(
+            self.services,
+            self.pool,
+            self.live_runs,
+            self.awaited,
+            self.metrics,
+            admit=self.admission.admit,
+            gather_s=gather_s,
+        )
 
     @cached_property
     def admission(self) -> Admission:
         """Who is let in."""
-        return Admission(self.services, self.board, self.metrics, self.intake.run_ids)
+        return Admission(self.services, self.board, self.metrics, self.live_runs.ids)
 
     @cached_property
     def board(self) -> Board:

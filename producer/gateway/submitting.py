@@ -9,10 +9,11 @@ from collections.abc import Sequence
 
 from infra.errors import LibraError
 from infra.ledger import submissions
+from infra.ledger.settlement import verdict_of
 from infra.ledger.submissions import AlreadyMadeError, KeyInFlightError, KeyReusedError, Once
 from producer.gateway.access import Principal
 from producer.gateway.asked import AskedGuard, Parcel, require_served
-from producer.gateway.intake import Stream
+from producer.gateway.live_runs import Stream
 from producer.gateway.problems import ProblemError
 from producer.gateway.state import Gateway
 from producer.gateway.verdicts_awaited import Place
@@ -76,7 +77,8 @@ async def accept_and_wait(
     places, futures = await _accept(gateway, principal, guard, parcel, once, waits=True)
     if not futures:
         futures = [gateway.awaited.expect(place) for place in places]
-        gateway.awaited.look(places)
+        known = await gateway.pool.run(verdict_of, gateway.services.engine, places[0].run_id, [p.seq for p in places])
+        gateway.awaited.deliver(places[0].run_id, known)
     try:
         verdicts = await asyncio.wait_for(asyncio.gather(*futures), wait_s)
     except TimeoutError:
@@ -93,7 +95,8 @@ async def _accept(
     known = await made_before(gateway, once)
     if known is not None:
         return known, []
-    await gateway.pool.run(_let_in, gateway, principal, guard, len(parcel.items))
+    if guard.name != gateway.default_guard:
+        await gateway.pool.run(require_served, guard.name, gateway)
     stream = Stream(principal.tenant, guard.name, guard.mode)
     if once is None:
         accepted = await gateway.intake.accept(stream, parcel.items, parcel.submissions, waits=waits)
@@ -104,8 +107,3 @@ async def _accept(
         return places_of(error.made), []
     except (KeyReusedError, KeyInFlightError) as error:
         raise key_problem(error) from error
-
-
-def _let_in(gateway: Gateway, principal: Principal, guard: AskedGuard, items: int) -> None:
-    require_served(guard.name, gateway)
-    gateway.admission.admit(principal.tenant, guard.name, items)

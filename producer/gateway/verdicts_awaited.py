@@ -1,7 +1,7 @@
-"""Requests that wait for verdicts: one subscription for all of them, the ledger as the fallback.
+"""Requests that wait for verdicts: one thread listens and reads for all of them.
 
-A notice says which items of a run have settled, never how: their verdicts are read from the ledger, those of one run
-together. A notice may be lost without harm, for whatever still waits is looked up every second as well.
+A notice says which items of a run have settled, never how: their verdicts are read from the ledger, those of several
+notices together where they come fast. A notice may be lost without harm: what still waits is looked up every second.
 """
 
 from __future__ import annotations
@@ -9,21 +9,21 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
 
 import redis
 import sqlalchemy as sa
+from redis.client import PubSub
 
 from infra.board import Board
 from infra.ledger import settlement
 from infra.log import get_logger
-from producer.gateway.pool import Pool
 from schemas.verdicts import Verdict
 
 _LOOK_EVERY_S: Final = 1.0
-_LISTEN_S: Final = 0.5
 
 log = get_logger(__name__)
 
@@ -36,44 +36,34 @@ class Place(NamedTuple):
 
 
 class AwaitedVerdicts:
-    """Futures of verdicts by place. Everything but the listening thread runs on the event loop."""
+    """Futures of verdicts by place. They belong to the event loop; the thread only looks which places there are."""
 
-    def __init__(self, engine: sa.Engine, board: Board, pool: Pool) -> None:
+    def __init__(self, engine: sa.Engine, board: Board) -> None:
         self._engine = engine
         self._board = board
-        self._pool = pool
-        self._waiting: defaultdict[str, dict[int, list[asyncio.Future[Verdict]]]] = defaultdict(dict)
-        self._due: defaultdict[str, set[int]] = defaultdict(set)
-        self._readers: dict[str, asyncio.Task[None]] = {}
+        self._waiting: dict[str, dict[int, list[asyncio.Future[Verdict]]]] = {}
+        self._look_at = 0.0
         self._stop = threading.Event()
 
-    async def run(self) -> None:
-        """Listen until cancelled."""
+    def start(self) -> None:
+        """Listen until stopped. Called on the event loop to which the futures will belong."""
         loop = asyncio.get_running_loop()
-        thread = threading.Thread(target=self._listen, args=(loop,), name="settled", daemon=True)
-        thread.start()
-        try:
-            while True:
-                await asyncio.sleep(_LOOK_EVERY_S)
-                for run_id, waiting in list(self._waiting.items()):
-                    self._read(run_id, waiting)
-        finally:
-            self._stop.set()
+        threading.Thread(target=self._run, args=(loop,), name="settled", daemon=True).start()
+
+    def stop(self) -> None:
+        """Listen no more."""
+        self._stop.set()
 
     @property
     def count(self) -> int:
         """Items that are waited for."""
-        return sum(map(len, self._waiting.values()))
+        return sum(map(len, list(self._waiting.values())))
 
     def expect(self, place: Place) -> asyncio.Future[Verdict]:
-        """The verdict to come; expect it before its item can have been judged, and `forget` it when time is up."""
+        """The verdict to come, within a second where it is there already; `forget` it when time is up."""
         future: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
-        self._waiting[place.run_id].setdefault(place.seq, []).append(future)
+        self._waiting.setdefault(place.run_id, {}).setdefault(place.seq, []).append(future)
         return future
-
-    def look(self, places: Sequence[Place]) -> None:
-        """Read places of one run that may have settled before they were expected."""
-        self._read(places[0].run_id, [place.seq for place in places])
 
     def forget(self, places: Sequence[Place], futures: Sequence[asyncio.Future[Verdict]]) -> None:
         """Nobody waits for these any more."""
@@ -85,52 +75,48 @@ class AwaitedVerdicts:
             elif not waiting:
                 self._waiting.pop(place.run_id, None)
 
-    def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The thread: one subscription, opened anew where it broke."""
+    def deliver(self, run_id: str, verdicts: Mapping[int, Verdict]) -> None:
+        """Give verdicts to those who wait for them. On the event loop."""
+        waiting = self._waiting.get(run_id, {})
+        for seq, verdict in verdicts.items():
+            for future in waiting.pop(seq, []):
+                if not future.done():
+                    future.set_result(verdict)
+        if not waiting:
+            self._waiting.pop(run_id, None)
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The thread: one subscription, opened anew where it broke; the ledger is asked on either way."""
         while not self._stop.is_set():
             try:
                 with self._board.watching_all() as channel:
                     while not self._stop.is_set():
-                        message = channel.get_message(timeout=_LISTEN_S)
-                        if message is not None:
-                            loop.call_soon_threadsafe(self._noticed, message)
-            except redis.RedisError as error:
-                log.warning("notices_unheard", error=type(error).__name__)
+                        self._tell(loop, self._heard(channel))
+            except (redis.RedisError, sa.exc.SQLAlchemyError) as error:
+                log.warning("verdicts_unheard", error=type(error).__name__)
                 self._stop.wait(_LOOK_EVERY_S)
             except RuntimeError:  # the loop is closed
                 return
 
-    def _noticed(self, message: dict[str, Any]) -> None:
-        run_id = self._board.run_of(message["channel"])
-        waiting = self._waiting.get(run_id)
-        if waiting:
-            self._read(run_id, [seq for seq in json.loads(message["data"]) if seq in waiting])
+    def _heard(self, channel: PubSub) -> dict[str, set[int]]:
+        """What is waited for and has settled: all notices that have come, or, once a second, everything."""
+        settled: defaultdict[str, set[int]] = defaultdict(set)
+        until = self._look_at - time.monotonic()
+        message = channel.get_message(timeout=max(0.0, until))
+        while message is not None:
+            run_id = self._board.run_of(message["channel"])
+            waiting = self._waiting.get(run_id)
+            if waiting:
+                settled[run_id].update(seq for seq in json.loads(message["data"]) if seq in waiting)
+            message = channel.get_message(timeout=0)
+        if time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + _LOOK_EVERY_S
+            for run_id, waiting in list(self._waiting.items()):
+                settled[run_id].update(list(waiting))
+        return settled
 
-    def _read(self, run_id: str, seqs: Sequence[int] | dict[int, Any]) -> None:
-        if not seqs:
-            return
-        self._due[run_id].update(seqs)
-        if run_id not in self._readers:
-            self._readers[run_id] = asyncio.create_task(self._read_due(run_id))
-
-    async def _read_due(self, run_id: str) -> None:
-        """Read what is due in a run; what becomes due meanwhile is read in the next round, together."""
-        try:
-            while seqs := self._due.pop(run_id, None):
-                try:
-                    found = await self._pool.run(settlement.verdict_of, self._engine, run_id, list(seqs))
-                except sa.exc.SQLAlchemyError as error:  # the ledger is away; the next look tries again
-                    log.warning("verdicts_unread", error=type(error).__name__)
-                    return
-                for seq, verdict in found.items():
-                    self._settled(run_id, seq, verdict)
-        finally:
-            del self._readers[run_id]
-
-    def _settled(self, run_id: str, seq: int, verdict: Verdict) -> None:
-        waiting = self._waiting.get(run_id, {})
-        for future in waiting.pop(seq, []):
-            if not future.done():
-                future.set_result(verdict)
-        if not waiting:
-            self._waiting.pop(run_id, None)
+    def _tell(self, loop: asyncio.AbstractEventLoop, settled: Mapping[str, set[int]]) -> None:
+        for run_id, seqs in settled.items():
+            if seqs:
+                verdicts = settlement.verdict_of(self._engine, run_id, list(seqs))
+                loop.call_soon_threadsafe(self.deliver, run_id, verdicts)

@@ -20,7 +20,12 @@ POLICY = "house-rules"
 def settings(settings: Settings) -> Settings:
     """Small limits, so that tests reach them."""
     return settings.model_copy(
-        update={"gateway_body_bytes": 64 * 1024, "gateway_wait_s": 0.2, "gateway_key_cache_s": 0}
+        update={
+            "gateway_body_bytes": 64 * 1024,
+            "gateway_file_bytes": 128 * 1024,
+            "gateway_wait_s": 0.2,
+            "gateway_key_cache_s": 0,
+        }
     )
 
 

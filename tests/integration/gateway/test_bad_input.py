@@ -80,6 +80,19 @@ def test_a_body_above_the_limit_is_refused_whether_announced_or_not(api: TestCli
     assert problem(streamed, 413)["field"] == "body"
 
 
+def test_an_upload_has_a_limit_of_its_own(api: TestClient, service: dict[str, str]) -> None:
+    head = b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--x\r\n'
+    file = b'Content-Disposition: form-data; name="file"; filename="f"\r\n\r\n%s\r\n--x--\r\n'
+    headers = {**service, "Content-Type": "multipart/form-data; boundary=x"}
+    fits = api.post("/v1/files", headers=headers, content=head + file % (b"a" * 100_000))
+    announced = api.post("/v1/files", headers=headers, content=head + file % (b"a" * 140_000))
+    streamed = api.post("/v1/files", headers=headers, content=iter([head, file % (b"a" * 140_000)]))
+
+    assert fits.status_code == 200
+    assert problem(announced, 413)["field"] == "body"
+    assert problem(streamed, 413)["field"] == "body"
+
+
 @pytest.mark.parametrize(
     ("path", "status", "field"),
     [

@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
-from infra.ledger import feed
+from infra.ledger import feed, settlement
 from infra.ledger.submissions import Once, find_made, forget_old_keys, make_once
 from infra.process import wait_until
 from infra.services import Services
@@ -211,6 +211,19 @@ def test_without_redis_nothing_is_accepted_and_the_answer_says_to_come_back(
     assert answer.status_code == 503
     assert "retry-after" in answer.headers
     assert accepted(services) == 0
+
+
+def test_a_run_that_an_operator_ended_takes_nothing_more(
+    api: TestClient, services: Services, service: dict[str, str]
+) -> None:
+    run_id = submit(api, service, {"text": "a"})["data"][0]["id"].split("_")[1]
+    settlement.cancel(services.engine, run_id)
+    answer = api.post("/v1/items", headers=service, json={"items": [{"text": "b"}]})
+
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "60")
+    assert [item["verdict"]["reason"] for item in api.get("/v1/verdicts", headers=service).json()["data"]] == [
+        "cancelled"
+    ]
 
 
 def test_a_guard_that_nobody_serves_is_refused_unless_it_is_the_default(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from typing import Any, Final
 
 import pytest
@@ -38,6 +39,7 @@ def test_nothing_that_the_document_allows_or_forbids_breaks_the_gateway(
 ) -> None:
     app = build_app(services, default_guard="fake", knows_policy=lambda _: True)
     asked = 0
+    assert "HTTPValidationError" not in json.dumps(app.openapi()), "errors are problem documents, in the document too"
     with TestClient(app):
         document = schemathesis.openapi.from_asgi("/openapi.json", app)
         for found in document.get_all_operations():

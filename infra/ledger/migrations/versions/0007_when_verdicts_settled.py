@@ -5,8 +5,8 @@ Verdicts are appended in the order of settling, so that a block-range index of a
 
 from alembic import op
 
-revision = "0006"
-down_revision = "0005"
+revision = "0007"
+down_revision = "0006"
 branch_labels = None
 depends_on = None
 

@@ -1,11 +1,11 @@
-"""The gateway: keys, what callers said of their items, the feed of verdicts, idempotency keys, files and batches."""
+"""The gateway: API keys, the feed of verdicts, idempotency keys, files and batches."""
 
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
 
-revision = "0004"
-down_revision = "0001"
+revision = "0006"
+down_revision = "0005"
 branch_labels = None
 depends_on = None
 
@@ -41,15 +41,6 @@ def upgrade() -> None:
         _created(),
         _moment("revoked_at"),
         sa.CheckConstraint("role IN ('service', 'viewer', 'moderator', 'admin')", name="role"),
-    )
-    op.create_table(
-        "submissions",
-        _text("run_id", primary_key=True),
-        _number("seq", primary_key=True, autoincrement=False),
-        _text("tenant", nullable=False),
-        *(_text(name) for name in ("custom_id", "policy", "callback_url")),
-        sa.Column("metadata", JSONB),
-        _created(),
     )
     _create_feed()
     op.create_table(

@@ -1,28 +1,39 @@
-"""OpenAI's own client, unchanged, against a running gateway with a real worker and collector."""
+"""OpenAI's own client, unchanged, and ours, against a running gateway with a real worker and collector."""
 
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import openai
 import pytest
 
+from infra.errors import DataError, UsageError
 from infra.ledger.audit import audit
+from infra.process import wait_until
 from infra.services import Services
+from producer.gateway_client import GatewayClient, NewItem
+from schemas.items import Label
+from schemas.verdicts import Outcome
+from tests.support.cli import Cli
 from tests.support.fleet import Fleet
 from tests.support.gateway import free_port, new_key, start_gateway
 
 
-def test_the_official_client_moderates_and_runs_a_batch(fleet: Fleet, services: Services) -> None:
+def test_the_official_client_and_ours_get_what_they_ask_for(fleet: Fleet, services: Services, tmp_path: Path) -> None:
     fleet.start_collector()
     fleet.start_worker()
     port = free_port()
     start_gateway(fleet, port)
-    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=new_key(services), max_retries=0)
+    key = new_key(services, tenant="openai")
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=key, max_retries=0)
 
     _moderates(client)
     _refuses(client, port)
     _runs_a_batch(client, fleet, services)
+    _ours(f"http://127.0.0.1:{port}", new_key(services))
+    _pipe(f"http://127.0.0.1:{port}", new_key(services, tenant="piped"), tmp_path)
 
 
 def _moderates(client: openai.OpenAI) -> None:
@@ -81,3 +92,35 @@ def _runs_a_batch(client: openai.OpenAI, fleet: Fleet, services: Services) -> No
     ]
     assert {found.id for found in client.batches.list(limit=1)} == {batch.id, failing.id}
     assert audit(services.engine, done.run_id).sound  # type: ignore[attr-defined]
+
+
+def _ours(url: str, key: str) -> None:
+    texts = [f"text {at} [[fake:{'unsafe' if at % 3 else 'safe'}]]" for at in range(30)]
+    expected = [Label.UNSAFE if at % 3 else Label.SAFE for at in range(30)]
+    with GatewayClient(url, key) as client, ThreadPoolExecutor(30) as pool:
+        judged = list(pool.map(client.judge, texts))
+        ids = client.submit([NewItem("a", custom_id="c1"), NewItem("r", "q", metadata={"k": "v"})])
+        (unread,) = client.judge_all([NewItem("[[fake:unparseable]]")])
+        with pytest.raises(DataError, match=r"items\.0\.text"):
+            client.submit([NewItem("good"), NewItem(" ")])
+        with pytest.raises(UsageError), GatewayClient(url, "lk_no") as stranger:
+            stranger.submit([NewItem("a")])
+        assert wait_until(lambda: len(list(client.stream(follow=False))) == 34, timeout_s=10)
+        seen = list(client.stream(follow=False))
+        rest = list(client.stream(str(seen[9].cursor), follow=False))
+
+    assert [one.label for one in judged] == expected
+    assert (unread.outcome, unread.label, unread.p_unsafe) == (Outcome.UNPARSEABLE, None, None)
+    assert rest == seen[10:]
+    assert {one.id for one in seen} > set(ids)
+
+
+def _pipe(url: str, key: str, folder: Path) -> None:
+    rows = "".join(json.dumps({"id": f"r{at}", "text": f"[[fake:safe]] {at}"}) + "\n" for at in range(5))
+    libra = Cli(folder, LIBRA_API_KEY=key)
+    accepted = libra("submit", "-", "--url", url, typed=rows)
+    judged = libra("submit", "-", "--url", url, "--wait", typed=rows)
+
+    assert [json.loads(line)["custom_id"] for line in accepted.stdout.splitlines()] == [f"r{at}" for at in range(5)]
+    assert {json.loads(line)["label"] for line in judged.stdout.splitlines()} == {"safe"}
+    assert libra("submit", "-", "--url", url, typed="no json\n").returncode == DataError.exit_code
