@@ -1,20 +1,15 @@
-"""What an operator wants to know, asked of board and ledger: lanes, workers, the mix of verdicts, runs. Blocking.
-
-A server that is away leaves its part of the picture out (None) and the rest in place.
-"""
+"""What an operator wants to know, asked of board and ledger: lanes, workers, the mix of verdicts, runs. Blocking."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
-import redis
-import sqlalchemy as sa
+from sqlalchemy.exc import OperationalError
 
-from infra.errors import ServerError
 from infra.ledger import mix, reading
 from infra.ledger.mix import MixBar
 from infra.ledger.reading import RunStatus
@@ -28,12 +23,9 @@ BARS: Final = 48
 BAR_S: Final = 1_800
 
 _RUNS_SHOWN: Final = 10
-_MIX_KEPT_S: Final = 10.0
+_CHART_KEPT_S: Final = 10.0
 _SHARE_OVER_S: Final = 60.0
 _REPORTS_KEPT: Final = 200
-_AWAY: Final = (redis.RedisError, sa.exc.SQLAlchemyError, ServerError)
-
-T = TypeVar("T")
 
 
 class LaneFacts(NamedTuple):
@@ -83,13 +75,13 @@ class Chart(NamedTuple):
 
 
 class FleetFacts(NamedTuple):
-    """Everything; None for what could not be asked."""
+    """Everything; no chart where the ledger is too busy to draw one."""
 
-    lanes: Sequence[LaneFacts] | None
-    verdict_chunks: int | None
-    workers: Sequence[WorkerFacts] | None
+    lanes: Sequence[LaneFacts]
+    verdict_chunks: int
+    workers: Sequence[WorkerFacts]
     chart: Chart | None
-    runs: Sequence[RunFacts] | None
+    runs: Sequence[RunFacts]
     now: datetime
 
 
@@ -131,19 +123,19 @@ class Fleet:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._busy = BusyShares()
-        self._mixes: dict[str | None, tuple[float, Chart]] = {}
+        self._charts: dict[str | None, tuple[float, Chart | None]] = {}
         self._averages: dict[str, tuple[float | None, float | None]] = {}
 
     def facts(self, tenant: str | None) -> FleetFacts:
         """The fleet as it is now, with the verdicts and runs of one tenant, or of all (None)."""
         board = self._gateway.board
-        runs = _or_none(lambda: self._runs(tenant))
-        announced = _or_none(board.workers)
+        runs = self._runs(tenant)
+        announced = board.workers()
         return FleetFacts(
-            lanes=None if announced is None else _or_none(lambda: self._lanes(announced, runs or ())),
-            verdict_chunks=_or_none(board.verdicts_waiting),
-            workers=None if announced is None else self._workers(announced),
-            chart=_or_none(lambda: self._chart(tenant)),
+            lanes=self._lanes(announced, runs),
+            verdict_chunks=board.verdicts_waiting(),
+            workers=self._workers(announced),
+            chart=self._chart(tenant),
             runs=runs,
             now=datetime.now(UTC),
         )
@@ -175,11 +167,14 @@ class Fleet:
         ]
         return sorted(found, key=lambda worker: (worker.kind != "worker", worker.guard or "", worker.id))
 
-    def _chart(self, tenant: str | None) -> Chart:
-        until, chart = self._mixes.get(tenant, (0.0, None))
-        if chart is None or time.monotonic() >= until:
-            chart = chart_of(mix.verdict_mix(self._gateway.services.engine, tenant, bars=BARS, bar_s=BAR_S))
-            self._mixes[tenant] = (time.monotonic() + _MIX_KEPT_S, chart)
+    def _chart(self, tenant: str | None) -> Chart | None:
+        until, chart = self._charts.get(tenant, (0.0, None))
+        if time.monotonic() >= until:
+            try:
+                chart = chart_of(mix.verdict_mix(self._gateway.services.engine, tenant, bars=BARS, bar_s=BAR_S))
+            except OperationalError:  # it took too long, and would again
+                chart = None
+            self._charts[tenant] = (time.monotonic() + _CHART_KEPT_S, chart)
         return chart
 
     def _runs(self, tenant: str | None) -> list[RunFacts]:
@@ -227,10 +222,3 @@ def _averages(report: RunReport | None) -> tuple[float | None, float | None]:
 
 def _high_water_s(settings: Settings, lane: Lane) -> float:
     return settings.live_high_water_age_s if lane is Lane.LIVE else settings.high_water_age_s
-
-
-def _or_none(question: Callable[[], T]) -> T | None:
-    try:
-        return question()
-    except _AWAY:
-        return None

@@ -78,7 +78,7 @@ async def login(
         return _login(request, words, problem=words("login.unknown"), status=401)
     if not lets_in(found.role):
         return _login(request, words, problem=words("login.service"), status=403)
-    token = await pool.run(console.sessions.begin, found.id)
+    token = await pool.run(lambda: console.sessions.begin(found.id))
     answer = go_to()
     set_cookie(request, answer, token, lifetime_s=console.gateway.settings.console_session_s)
     return answer
@@ -94,7 +94,8 @@ def _login(request: Request, words: Words, *, problem: str | None = None, status
 @router.post(PATH + "/logout", dependencies=[OurForm])
 async def logout(request: Request, console: Here) -> Response:
     """End the session."""
-    await console.gateway.pool.run(console.sessions.end, token_of(request))
+    token = token_of(request)
+    await console.gateway.pool.run(lambda: console.sessions.end(token))
     answer = go_to("/login")
     set_cookie(request, answer, new_token())
     return answer

@@ -21,7 +21,7 @@ class Console:
 
     @cached_property
     def sessions(self) -> Sessions:
-        """Who is logged in."""
+        """Who is logged in. In a thread: the first use connects to Redis."""
         settings = self.gateway.settings
         client = connect_redis(self.gateway.services.redis_url)
         return Sessions(client, namespace=settings.namespace, lifetime_s=settings.console_session_s)

@@ -8,6 +8,7 @@ from fastapi import Depends, Form, Request
 from fastapi.responses import Response
 
 from infra.ledger import keys
+from infra.ledger.keys import ApiKey
 from producer.gateway.access import Principal
 from producer.gateway.console.language import Language, Words, language_of
 from producer.gateway.console.pages import FRAGMENT, PATH, go_to, render
@@ -107,11 +108,15 @@ async def logged_in(request: Request, console: Annotated[Console, Depends(consol
         LoginFirstError: nobody, or the session has ended, or its key was revoked.
     """
     token = token_of(request)
-    key_id = await console.gateway.pool.run(console.sessions.key_id, token) if token else None
-    key = await console.gateway.pool.run(keys.valid_key, console.gateway.services.engine, key_id) if key_id else None
+    key = await console.gateway.pool.run(_key_of, console, token) if token else None
     if key is None:
         raise LoginFirstError(fragment=is_fragment(request))
     return Visitor(Principal(key.tenant, key.id, key.role), csrf_of(token))
+
+
+def _key_of(console: Console, token: str) -> ApiKey | None:
+    key_id = console.sessions.key_id(token)
+    return keys.valid_key(console.gateway.services.engine, key_id) if key_id else None
 
 
 LoggedIn = Annotated[Visitor, Depends(logged_in)]

@@ -11,7 +11,7 @@ import redis
 from fastapi.testclient import TestClient
 from httpx2 import Response
 
-from infra.ledger import policies, reviews, settlement
+from infra.ledger import mix, policies, reviews, settlement
 from infra.ledger.keys import create_key, revoke_key
 from infra.services import Services
 from producer.gateway.console import language
@@ -260,6 +260,20 @@ def test_the_text_is_hidden_until_it_is_asked_for(web: TestClient, log_in: Calla
 
     assert page.count("text number 0") == 1
     assert hidden < page.index("text number 0") < page.index("</details>")
+
+
+def test_a_ledger_too_busy_for_the_chart_leaves_the_rest_of_the_fleet(
+    web: TestClient, log_in: Callable[..., str], services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mix, "_TIMEOUT_MS", 50)
+    log_in()
+    with services.engine.begin() as busy:
+        busy.exec_driver_sql("LOCK TABLE verdicts IN ACCESS EXCLUSIVE MODE")
+        answer = web.get("/console/fleet")
+
+    assert answer.status_code == 200
+    assert "the ledger is busy" in answer.text
+    assert "No worker has announced itself" in answer.text
 
 
 def test_the_page_speaks_the_language_of_the_browser_or_the_chosen_one(
