@@ -303,6 +303,24 @@ def test_a_text_that_is_tried_is_accepted_and_one_that_cannot_be_an_item_is_expl
     assert "text:" in web.post("/console/try", data={"csrf": token, "text": ""}, headers=headers).text
 
 
+def test_nothing_that_a_person_writes_is_logged(
+    web: TestClient, log_in: Callable[..., str], waiting: JudgeChunk, capfd: pytest.CaptureFixture[str]
+) -> None:
+    log_in()
+    form = {"csrf": csrf(web.get("/console")), "item": name_of(waiting, 0), "label": "safe"}
+    for path, written in (
+        ("try", {"text": "a secret text"}),
+        ("try", {"text": "a secret text\x00"}),
+        ("decide", {"note": "a secret note"}),
+        ("decide", {"note": "a secret note", "label": "neither"}),
+        ("login", {"key": "a secret key"}),
+    ):
+        web.post(f"/console/{path}", data={**form, **written})
+
+    said = capfd.readouterr()
+    assert "secret" not in said.out + said.err
+
+
 def test_every_string_is_there_in_every_language_with_the_same_places() -> None:
     for name, said in language.CATALOGUE.items():
         assert set(said) == set(language.Language), name
