@@ -169,6 +169,7 @@ class Intake:
         names = [item.id for group in groups for item in group]
         seqs = [wire.seq for chunk in chunks for wire in chunk.items]
         place_of = {name: Place(run_id, seq) for name, seq in zip(names, seqs, strict=True)}
+        self._awaited.foresee(place_of[item.id] for request in requests if request.waits for item in request.items)
         loop.call_soon_threadsafe(self._answer, requests, place_of)
         self._metrics.commit_items.observe(len(items))
         self._metrics.accepted.labels(stream.tenant, Lane.LIVE).inc(len(items))

@@ -11,7 +11,7 @@ import json
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import redis
@@ -42,6 +42,7 @@ class AwaitedVerdicts:
         self._engine = engine
         self._board = board
         self._waiting: dict[str, dict[int, list[asyncio.Future[Verdict]]]] = {}
+        self._foreseen: set[Place] = set()
         self._look_at = 0.0
         self._stop = threading.Event()
 
@@ -59,9 +60,14 @@ class AwaitedVerdicts:
         """Items that are waited for."""
         return sum(map(len, list(self._waiting.values())))
 
+    def foresee(self, places: Iterable[Place]) -> None:
+        """These will be expected. From any thread, before their items are queued: a notice may outrun the loop."""
+        self._foreseen.update(places)
+
     def expect(self, place: Place) -> asyncio.Future[Verdict]:
         """The verdict to come, within a second where it is there already; `forget` it when time is up."""
         future: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        self._foreseen.discard(place)
         self._waiting.setdefault(place.run_id, {}).setdefault(place.seq, []).append(future)
         return future
 
@@ -105,9 +111,10 @@ class AwaitedVerdicts:
         message = channel.get_message(timeout=max(0.0, until))
         while message is not None:
             run_id = self._board.run_of(message["channel"])
-            waiting = self._waiting.get(run_id)
-            if waiting:
-                settled[run_id].update(seq for seq in json.loads(message["data"]) if seq in waiting)
+            waiting = self._waiting.get(run_id, {})
+            if waiting or self._foreseen:
+                seqs = json.loads(message["data"])
+                settled[run_id].update(s for s in seqs if s in waiting or Place(run_id, s) in self._foreseen)
             message = channel.get_message(timeout=0)
         if time.monotonic() >= self._look_at:
             self._look_at = time.monotonic() + _LOOK_EVERY_S
