@@ -8,6 +8,7 @@ from typing import Final
 import click
 import uvicorn
 
+from infra.ledger.policies import PolicyNames
 from infra.presence import announced
 from infra.services import services
 from infra.settings import load_settings
@@ -39,7 +40,7 @@ def gateway(*, host: str, port: int, guard: GuardChoice, fleet: FleetChoice) -> 
     )
     with services(settings) as found, fleet_for(found, spec, fleet), announced(found.board, "gateway"):
         config = uvicorn.Config(
-            build_app(found, default_guard=guard.name),
+            build_app(found, default_guard=guard.name, knows_policy=PolicyNames(found.engine)),
             host=host,
             port=port,
             log_config=None,

@@ -156,7 +156,8 @@ def test_a_moderators_round(web: Chrome, services: Services, waiting: JudgeChunk
 
 
 def _takes_pictures(web: Chrome) -> None:
-    until(web, lambda: web.find_element(By.CSS_SELECTOR, "#fleet progress[max='1']"))  # a worker was heard twice
+    # A worker was heard twice, so that its device's share is known.
+    until(web, lambda: web.find_element(By.CSS_SELECTOR, "[aria-labelledby=workers-title] progress"))
     until(web, lambda: "completed" in web.find_element(By.ID, "runs").text)
     for title, width, dark in (("desk-light", DESK, False), ("desk-dark", DESK, True), ("phone-light", PHONE, False)):
         look(web, width=width, dark=dark)
