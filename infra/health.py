@@ -11,8 +11,8 @@ Role = Literal["worker", "collector", "gateway", "webhooks"]
 _ID_OF: Final[dict[Role, str]] = {
     "worker": r"{host}-\d+-\d+",
     "collector": r"collector-{host}-\d+",
-    "webhooks": r"webhooks-{host}-\d+",
     "gateway": r"gateway-{host}-\d+",
+    "webhooks": r"webhooks-{host}-\d+",
 }
 """How the processes of a host name themselves on the board."""
 

@@ -48,6 +48,7 @@ class Settings(BaseSettings):
     gateway_file_bytes: int = Field(64 << 20, ge=1024, description="an uploaded file, at most")
     gateway_cors_origins: str | None = Field(None, description="origins whose pages may call; commas between")
     gateway_key_cache_s: float = Field(5, ge=0, description="a revoked key may be honoured for this long")
+    console_session_s: int = Field(28_800, ge=60, description="a login to the console lasts this long")
     tenant_items_per_minute: int = Field(60_000, ge=1, description="items a tenant may submit in a minute")
     tenant_pending_items: int = Field(2_000, ge=1, description="live items of a tenant that may wait, fleet-wide")
     idempotency_keep_s: float = Field(86_400, ge=86_400, description="an Idempotency-Key is remembered for this")

@@ -58,6 +58,14 @@ def find_key(engine: sa.Engine, secret: str) -> ApiKey | None:
     return _key(row) if row else None
 
 
+def valid_key(engine: sa.Engine, key_id: str) -> ApiKey | None:
+    """A key by its id, or None where there is no such key or it was revoked."""
+    statement = sa.text(f"SELECT {_COLUMNS} FROM api_keys WHERE id = :id AND revoked_at IS NULL")  # noqa: S608
+    with engine.connect() as connection:
+        row = connection.execute(statement, {"id": key_id}).one_or_none()
+    return _key(row) if row else None
+
+
 def list_keys(engine: sa.Engine, *, tenant: str | None = None) -> list[ApiKey]:
     """All keys, or a tenant's, newest first; revoked ones as well."""
     statement = sa.text(

@@ -50,7 +50,7 @@ _FILES: Final = """
 
 _TOLD: Final = "DELETE FROM outbox WHERE state <> 'pending' AND settled_at < now() - :age"
 
-_BESIDE_ITEMS: Final = ("verdicts", "submissions", "decisions", "reviews", "disagreements", "outbox", "feed_entries")
+_BESIDE_ITEMS: Final = ("verdicts", "submissions", "feed_entries", "decisions", "reviews", "disagreements", "outbox")
 
 
 class Purged(NamedTuple):
@@ -84,9 +84,9 @@ def scrub_run(engine: sa.Engine, run_id: str, retention: Retention) -> int:
 def purge(engine: sa.Engine, older_than: timedelta, *, delete: bool = False) -> Purged:
     """Scrub the texts of runs that ended so long ago, and of live items that settled so long ago.
 
-    Uploaded files of that age go whole, unless a batch still needs one, and so does what was told to platforms so long
-    ago. With `delete`, such runs go altogether, verdicts and reports included. Hashes stay where the items stay, and so
-    does the receipt.
+    Uploaded files of that age go whole, unless a batch still needs one, and what was told to platforms so long ago
+    leaves the outbox. With `delete`, such runs go altogether, verdicts and reports included. Hashes stay where the
+    items stay, and so does the receipt.
     """
     items = 0
     with engine.connect() as connection:
@@ -96,8 +96,8 @@ def purge(engine: sa.Engine, older_than: timedelta, *, delete: bool = False) -> 
     with engine.begin() as connection:
         items += connection.execute(sa.text(_SETTLED_LIVE), {"age": older_than}).rowcount
         connection.execute(sa.text(_RAW_OF_LIVE), {"age": older_than})
-        connection.execute(sa.text(_TOLD), {"age": older_than})
         connection.execute(sa.text(_FILES), {"age": older_than})
+        connection.execute(sa.text(_TOLD), {"age": older_than})
     return Purged(len(runs), items)
 
 

@@ -147,6 +147,8 @@ verdicts: Final = sa.Table(
     sa.CheckConstraint("outcome <> 'dead' OR reason IS NOT NULL", name="reason"),
 )
 
+sa.Index("ix_verdicts_settled_at", verdicts.c.settled_at, postgresql_using="brin")
+
 api_keys: Final = sa.Table(
     "api_keys",
     metadata,

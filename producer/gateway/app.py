@@ -17,6 +17,9 @@ from infra.log import get_logger
 from infra.services import Services
 from producer.gateway import batches, items, moderations, ops, runs
 from producer.gateway.batch_worker import BatchWorker
+from producer.gateway.console import routes as console
+from producer.gateway.console.pages import ConsoleHeaders
+from producer.gateway.console.view import Console
 from producer.gateway.frame import BodyLimit, Frame
 from producer.gateway.problems import IN_OPENAPI, answer_errors
 from producer.gateway.state import Gateway, KnowsPolicy, no_policies
@@ -44,9 +47,10 @@ def build_app(
         lifespan=_lifespan,
     )
     app.state.gateway = gateway
+    app.state.console = Console(gateway)
     answer_errors(app)
     _surround(app, gateway)
-    for routes in (ops, moderations, items, batches, runs):
+    for routes in (ops, moderations, items, batches, runs, console):
         app.include_router(routes.router, responses={"default": IN_OPENAPI})
     return app
 
@@ -89,4 +93,5 @@ def _surround(app: FastAPI, gateway: Gateway) -> None:
     app.add_middleware(
         BodyLimit, limit_bytes=settings.gateway_body_bytes, larger={UPLOAD_PATH: settings.gateway_file_bytes}
     )
+    app.add_middleware(ConsoleHeaders)
     app.add_middleware(Frame, metrics=gateway.metrics)
