@@ -136,6 +136,20 @@ class Board:
         finally:
             channel.close()
 
+    @contextmanager
+    def watching_all(self) -> Iterator[PubSub]:
+        """A subscription to what settles in any run; `run_of` says in which."""
+        channel: PubSub = self._redis.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
+        channel.psubscribe(self._key("run", "*"))
+        try:
+            yield channel
+        finally:
+            channel.close()
+
+    def run_of(self, channel_name: str) -> str:
+        """The run that a message of `watching_all` is about."""
+        return channel_name.removeprefix(self._key("run", ""))
+
     def queue_length(self, guard: str, lane: Lane) -> int:
         """Chunks waiting in a queue (not those a consumer holds)."""
         return self._redis.llen(self._prefix + queue_of(guard, lane))

@@ -76,6 +76,8 @@ def migrate() -> None:
 @libra.command()
 @click.option("--worker", "role", flag_value="worker", help="Also ask whether this host's worker is ready.")
 @click.option("--collector", "role", flag_value="collector", help="Also ask whether this host's collector is ready.")
+@click.option("--webhooks", "role", flag_value="webhooks", help="Also ask whether this host's sender of webhooks is.")
+@click.option("--gateway", "role", flag_value="gateway", help="Also ask whether this host's gateway is ready.")
 def health(*, role: Role | None) -> None:
     """Exit 0 if the configured Redis answers, else 4."""
     from infra.board import open_board  # noqa: PLC0415 - keeps `libra --help` quick

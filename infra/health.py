@@ -6,10 +6,15 @@ import re
 from collections.abc import Iterable
 from typing import Final, Literal
 
-Role = Literal["worker", "collector"]
+Role = Literal["worker", "collector", "gateway", "webhooks"]
 
-_ID_OF: Final[dict[Role, str]] = {"worker": r"{host}-\d+-\d+", "collector": r"collector-{host}-\d+"}
-"""How a worker and a collector on a host name themselves on the board."""
+_ID_OF: Final[dict[Role, str]] = {
+    "worker": r"{host}-\d+-\d+",
+    "collector": r"collector-{host}-\d+",
+    "gateway": r"gateway-{host}-\d+",
+    "webhooks": r"webhooks-{host}-\d+",
+}
+"""How the processes of a host name themselves on the board."""
 
 
 def is_ready(announced: Iterable[dict[str, object]], role: Role, host: str) -> bool:

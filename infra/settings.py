@@ -38,6 +38,21 @@ class Settings(BaseSettings):
     high_water_chunks: int = Field(256, ge=1, description="the producer waits while more chunks wait on queues")
     high_water_age_s: float = Field(600, gt=0, description="the producer waits while a queued chunk is older")
 
+    live_high_water_age_s: float = Field(5, gt=0, description="the gateway answers 429 while a live chunk is older")
+
+    api_key: SecretStr | None = Field(None, description="key with which `libra submit` asks a gateway")
+    gateway_wait_s: float = Field(10, gt=0, le=300, description="how long a moderation waits before it answers 202")
+    gateway_gather_ms: float = Field(20, ge=0, le=1000, description="commits of a tenant's items begin no closer")
+    gateway_threads: int = Field(6, ge=2, description="threads for the ledger and the broker, per gateway")
+    gateway_body_bytes: int = Field(8 << 20, ge=1024, description="a request's body, at most; uploads excepted")
+    gateway_file_bytes: int = Field(64 << 20, ge=1024, description="an uploaded file, at most")
+    gateway_cors_origins: str | None = Field(None, description="origins whose pages may call; commas between")
+    gateway_key_cache_s: float = Field(5, ge=0, description="a revoked key may be honoured for this long")
+    console_session_s: int = Field(28_800, ge=60, description="a login to the console lasts this long")
+    tenant_items_per_minute: int = Field(60_000, ge=1, description="items a tenant may submit in a minute")
+    tenant_pending_items: int = Field(2_000, ge=1, description="live items of a tenant that may wait, fleet-wide")
+    idempotency_keep_s: float = Field(86_400, ge=86_400, description="an Idempotency-Key is remembered for this")
+
     retention: Retention = Field(Retention.FULL, description="full, hash or none: text that stays once settled")
 
     cache_ttl_s: int = Field(86_400, ge=0, description="a device's answers are kept so long; 0: not at all")
@@ -59,6 +74,17 @@ class Settings(BaseSettings):
     max_batch_tokens: int | None = Field(None, ge=16, description="token budget of a batch; none: by the engine")
     batch_deadline_s: float = Field(120, gt=0, description="a batch that runs longer is killed")
     max_item_deaths: int = Field(2, ge=1, description="a prompt that kills the device this often, alone, is dead")
+    webhook_allow: str | None = Field(
+        None, description="hosts and networks inside that webhooks may reach, by http as well; commas between"
+    )
+    webhook_retry_s: tuple[float, ...] = Field(
+        (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400),
+        description="seconds before each further attempt at a webhook, as a JSON list",
+    )
+    webhook_timeout_s: float = Field(15, gt=0, description="a webhook's receiver must have answered by then")
+    webhook_connections: int = Field(32, ge=1, description="webhooks a sender sends at once")
+    webhook_poll_s: float = Field(1, gt=0, description="how often a sender looks for webhooks that are due")
+
     drain_s: float = Field(60, gt=0, description="how long SIGTERM waits for work in hand")
     wait_for_servers_s: float = Field(30, ge=0, description="how long a start waits for Redis and Postgres")
 

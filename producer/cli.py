@@ -106,6 +106,11 @@ def resume(*, run: str, source: str | None, fleet: FleetChoice, outlet: Outlet) 
     prepare(outlet)
     with connected() as found:
         status = reading.run_status(found.engine, run)
+        if status.spec.parent and status.state is RunState.OPEN:
+            raise UsageError(
+                f"run {status.name} is a child: go on with libra remoderate --guard {status.spec.guard} "
+                f"--run {status.spec.parent} (or the --since it was given)"
+            )
         if status.state is not RunState.OPEN or status.spec.lane is Lane.LIVE:
             go_on(found, status, fleet, outlet)
             return

@@ -71,6 +71,7 @@ class LiveClient:
             mode=mode,
             lane=Lane.LIVE,
             source=f"live:{tenant}",
+            tenant=tenant,
             cache=cache,
             verdict_only=mode is Mode.GENERATE and not analysis,
         )

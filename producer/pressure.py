@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from infra.board import Board
 from infra.ledger.intake import ledger_now
 from infra.services import Services
+from schemas.messages import Lane
 from schemas.runs import RunSpec
 
 
@@ -12,7 +14,12 @@ def has_room(services: Services, spec: RunSpec) -> bool:
     board, settings = services.board, services.settings
     if board.queue_length(spec.guard, spec.lane) + board.verdicts_waiting() > settings.high_water_chunks:
         return False
-    oldest = board.oldest_enqueued_at(spec.guard, spec.lane)
+    return oldest_age_s(services, board, spec.guard, spec.lane) <= settings.high_water_age_s
+
+
+def oldest_age_s(services: Services, board: Board, guard: str, lane: Lane) -> float:
+    """How long the message that is delivered next has waited; 0 where none waits."""
+    oldest = board.oldest_enqueued_at(guard, lane)
     if not oldest:  # empty, or the next message is one that nobody here wrote
-        return True
-    return ledger_now(services.engine) - oldest <= settings.high_water_age_s
+        return 0.0
+    return max(0.0, ledger_now(services.engine) - oldest)

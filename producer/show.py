@@ -57,6 +57,7 @@ def run_facts(status: RunStatus) -> dict[str, object]:
         "guard": status.spec.guard,
         "mode": status.spec.mode.value,
         "source": status.spec.source,
+        "parent": status.spec.parent,
         "expected": status.expected,
         **status.counts.model_dump(),
         "seconds": round(status.seconds, 3),
@@ -75,6 +76,9 @@ def print_runs(found: Sequence[RunStatus]) -> None:
     table.add_column("run", overflow="fold")
     for column in ("guard", "state"):
         table.add_column(column, no_wrap=True)
+    children = any(status.spec.parent for status in found)
+    if children:
+        table.add_column("child of", overflow="fold")
     for column in ("settled", "of", "dead"):
         table.add_column(column, no_wrap=True, justify="right")
     table.add_column("created (UTC)", no_wrap=True)
@@ -85,6 +89,7 @@ def print_runs(found: Sequence[RunStatus]) -> None:
             Text(status.name),
             Text(status.spec.guard),
             status.state.value,
+            *([Text(status.spec.parent or "–")] if children else []),
             f"{counts.settled:,}",
             accepted if status.expected is None else f"{status.expected:,}",
             f"{counts.dead:,}",

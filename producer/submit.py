@@ -11,10 +11,12 @@ from typing import Final
 
 from infra.errors import DataError
 from infra.ledger import intake, reading
+from infra.ledger.submissions import Submission, accept_submitted
 from infra.patience import patiently
 from infra.services import Services
 from producer.pressure import has_room
 from schemas.items import Item
+from schemas.messages import JudgeChunk
 from schemas.runs import InvalidRow, RunSpec
 
 _FIRST_WINDOW_ITEMS: Final = 256
@@ -22,11 +24,18 @@ _POLL_S: Final = 0.1
 
 
 def submit(
-    services: Services, run_id: str, spec: RunSpec, items: Iterable[Item], *, check: Callable[[], None] = lambda: None
+    services: Services,
+    run_id: str,
+    spec: RunSpec,
+    items: Iterable[Item],
+    *,
+    check: Callable[[], None] = lambda: None,
+    submission_of: Callable[[Item], Submission] | None = None,
 ) -> int:
     """Accept and enqueue every item of the stream that the run does not hold yet; returns how many it was.
 
     `check` may raise to stop; it is called where nothing is left half done: all that is accepted is queued as well.
+    `submission_of` says what its caller said of an item, where it came through the gateway.
 
     Raises:
         RunError: the run was sealed or cancelled meanwhile.
@@ -41,11 +50,24 @@ def submit(
         if fresh:
             _wait_for_room(services, spec, check)
             groups = cut_chunks(fresh, max_items=settings.chunk_items, max_bytes=settings.chunk_bytes)
-            for chunk in intake.accept(services.engine, run_id, spec, groups):
+            for chunk in _accept(services, run_id, spec, groups, submission_of):
                 services.publisher.judge(chunk)
         accepted += len(fresh)
         check()
     return accepted
+
+
+def _accept(
+    services: Services,
+    run_id: str,
+    spec: RunSpec,
+    groups: Sequence[Sequence[Item]],
+    submission_of: Callable[[Item], Submission] | None,
+) -> list[JudgeChunk]:
+    if submission_of is None:
+        return intake.accept(services.engine, run_id, spec, groups)
+    submissions = {item.id: submission_of(item) for group in groups for item in group}
+    return accept_submitted(services.engine, run_id, spec, groups, submissions)
 
 
 def seal(services: Services, run_id: str, *, invalid_count: int = 0, invalid_rows: Sequence[InvalidRow] = ()) -> None:

@@ -106,6 +106,11 @@ class Example(Shared):
     analysis: str = ""
 
 
+def submitted_name(run_id: str, seq: int) -> str:
+    """What an item that came through the gateway is called outside: over HTTP and in webhooks."""
+    return f"item_{run_id}_{seq}"
+
+
 class LibraRecord(BaseModel):
     """A row of Libra Bench as published (caskcsg/Libra-Test), of either era.
 

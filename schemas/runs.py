@@ -34,6 +34,8 @@ class RunSpec(Shared):
     `cache`: what a device answered before may be taken again; never where every item is judged several times.
     `verdict_only`: a model may stop writing once its verdict is known.
     `examples` are shown to the guard before each item, in this order.
+    `parent` is the id of the run whose items a child run judges anew.
+    `tenant` is whose run it is, if it came through the gateway or the live client.
     """
 
     guard: str
@@ -50,6 +52,8 @@ class RunSpec(Shared):
     cache: bool = Field(default=False, **ADDED)
     verdict_only: bool = Field(default=False, **ADDED)
     examples: tuple[Example, ...] = Field(default=(), **ADDED)
+    parent: str | None = Field(default=None, **ADDED)
+    tenant: str | None = Field(default=None, **ADDED)
 
     @property
     def uses_cache(self) -> bool:

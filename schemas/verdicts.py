@@ -13,7 +13,7 @@ from schemas.guards import Mode
 from schemas.items import Label
 
 CONTROVERSIAL: Final = "controversial"
-"""The category of a verdict that is unsafe by the strict reading and safe by the loose one."""
+"""The category that marks a verdict as unsafe by the strict reading and safe by the loose one."""
 
 
 class Outcome(StrEnum):

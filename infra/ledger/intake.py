@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import sqlalchemy as sa
@@ -88,8 +88,17 @@ def create_run(engine: sa.Engine, spec: RunSpec, *, run_id: str | None = None, n
     return run_id
 
 
-def accept(engine: sa.Engine, run_id: str, spec: RunSpec, groups: Sequence[Sequence[Item]]) -> list[JudgeChunk]:
+def accept(
+    engine: sa.Engine,
+    run_id: str,
+    spec: RunSpec,
+    groups: Sequence[Sequence[Item]],
+    *,
+    also: Callable[[sa.Connection, int], None] | None = None,
+) -> list[JudgeChunk]:
     """Commit items, one group per chunk, and return the chunks to enqueue, once per iteration.
+
+    `also` is called in the same transaction with the first item's number; the others follow in the order of the groups.
 
     Raises:
         RunError: the run is not open.
@@ -97,8 +106,12 @@ def accept(engine: sa.Engine, run_id: str, spec: RunSpec, groups: Sequence[Seque
     """
     columns = {"run_id": run_id, **_item_columns(groups), **_chunk_columns(groups, spec.repeat)}
     try:
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        # One statement needs no transaction of its own, and saves two round trips; more than one does.
+        level = "AUTOCOMMIT" if also is None else "READ COMMITTED"
+        with engine.connect().execution_options(isolation_level=level) as connection, connection.begin():
             row = connection.execute(_ACCEPT, columns).one_or_none()
+            if row is not None and also is not None:
+                also(connection, row.first_seq)
     except IntegrityError as error:
         raise DataError(f"an item id is in run {run_id} already: {_detail(error)}") from error
     if row is None:

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from infra.errors import UsageError
 from infra.ledger.connection import expect_whole_runs
 from schemas.runs import InvalidRow, RunCounts, RunReport, RunSpec, RunState, Throughput
+from schemas.verdicts import Timings
 
 _COLUMNS: Final = """
     id, name, state, spec, accepted, settled, scored, unparseable, dead, accepted * repeat - settled AS pending,
@@ -56,11 +57,14 @@ def find_run(engine: sa.Engine, run: str) -> RunStatus | None:
     return _status(row) if row else None
 
 
-def list_runs(engine: sa.Engine, *, limit: int = 20) -> list[RunStatus]:
-    """The newest runs, newest first."""
-    statement = sa.text(f"SELECT {_COLUMNS} FROM runs ORDER BY created_at DESC LIMIT :limit")  # noqa: S608
+def list_runs(engine: sa.Engine, *, limit: int = 20, tenant: str | None = None) -> list[RunStatus]:
+    """The newest runs, newest first; with `tenant`, its own alone."""
+    statement = sa.text(
+        f"SELECT {_COLUMNS} FROM runs WHERE CAST(:tenant AS text) IS NULL OR spec->>'tenant' = :tenant "  # noqa: S608
+        "ORDER BY created_at DESC LIMIT :limit"
+    )
     with engine.connect() as connection:
-        return [_status(row) for row in connection.execute(statement, {"limit": limit})]
+        return [_status(row) for row in connection.execute(statement, {"limit": limit, "tenant": tenant})]
 
 
 def open_runs(engine: sa.Engine) -> list[RunStatus]:
@@ -154,6 +158,19 @@ def cached_count(engine: sa.Engine, run_id: str) -> int:
     statement = sa.text("SELECT count(*) FROM verdicts WHERE run_id = :run_id AND cached")
     with engine.connect() as connection:
         return int(connection.scalar(statement, {"run_id": run_id}) or 0)
+
+
+def item_timings(engine: sa.Engine, run_id: str, seq: int) -> Timings | None:
+    """Stage times of the chunk in which an item was judged first, in seconds; None until it was."""
+    statement = sa.text(
+        """
+        SELECT queue_s, render_s, device_s FROM chunks
+        WHERE run_id = :run_id AND iteration = 0 AND first_seq <= :seq ORDER BY chunk_no DESC LIMIT 1
+        """
+    )
+    with engine.connect() as connection:
+        row = connection.execute(statement, {"run_id": run_id, "seq": seq}).one_or_none()
+    return Timings(**row._mapping) if row and row.device_s is not None else None
 
 
 def throughput(engine: sa.Engine, status: RunStatus) -> Throughput:

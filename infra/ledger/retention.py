@@ -42,6 +42,17 @@ _RAW_OF_LIVE: Final = """
     WHERE r.id = v.run_id AND r.lane = 'live' AND v.raw IS NOT NULL AND v.settled_at < now() - :age
 """
 
+_FILES: Final = """
+    DELETE FROM files f WHERE created_at < now() - :age
+      AND NOT EXISTS (SELECT 1 FROM batches b WHERE b.input_file_id = f.id
+                      AND b.submitted_at IS NULL AND b.failed_at IS NULL)
+"""
+
+
+_TOLD: Final = "DELETE FROM outbox WHERE state <> 'pending' AND settled_at < now() - :age"
+
+_BESIDE_ITEMS: Final = ("verdicts", "submissions", "feed_entries", "decisions", "reviews", "disagreements", "outbox")
+
 
 class Purged(NamedTuple):
     """What a purge changed."""
@@ -75,8 +86,9 @@ def scrub_run(engine: sa.Engine, run_id: str, retention: Retention) -> int:
 def purge(engine: sa.Engine, older_than: timedelta, *, delete: bool = False) -> Purged:
     """Scrub the texts of runs that ended so long ago, and of live items that settled so long ago.
 
-    With `delete`, such runs go altogether, verdicts and reports included. Hashes stay where the items stay, and so does
-    the receipt.
+    Uploaded files of that age go whole, unless a batch still needs one, and what was told to platforms so long ago
+    leaves the outbox. With `delete`, such runs go altogether, verdicts and reports included. Hashes stay where the
+    items stay, and so does the receipt.
     """
     items = 0
     with engine.connect() as connection:
@@ -86,6 +98,8 @@ def purge(engine: sa.Engine, older_than: timedelta, *, delete: bool = False) -> 
     with engine.begin() as connection:
         items += connection.execute(sa.text(_SETTLED_LIVE), {"age": older_than}).rowcount
         connection.execute(sa.text(_RAW_OF_LIVE), {"age": older_than})
+        connection.execute(sa.text(_FILES), {"age": older_than})
+        connection.execute(sa.text(_TOLD), {"age": older_than})
     return Purged(len(runs), items)
 
 
@@ -93,6 +107,7 @@ def _delete(engine: sa.Engine, run_id: str) -> int:
     key = {"run_id": run_id}
     with engine.begin() as connection:
         items = connection.execute(sa.text("DELETE FROM items WHERE run_id = :run_id"), key).rowcount
-        connection.execute(sa.text("DELETE FROM verdicts WHERE run_id = :run_id"), key)
+        for table in _BESIDE_ITEMS:
+            connection.execute(sa.text(f"DELETE FROM {table} WHERE run_id = :run_id"), key)  # noqa: S608 - our own names
         connection.execute(sa.text("DELETE FROM runs WHERE id = :run_id"), key)
     return items

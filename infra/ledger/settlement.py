@@ -2,21 +2,23 @@
 
 One transaction writes the verdicts and moves the run's counters by what was really inserted; the row
 lock on the run orders concurrent collectors, so the one that brings the count to its end sees it. Locks
-are always taken in the order chunk, verdicts, run.
+are always taken in the order chunk, verdicts, run, feed.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Collection, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
 from infra.errors import LibraError, UsageError
+from infra.ledger import decisions
 from infra.ledger.connection import expect_whole_runs
+from infra.ledger.feed import append_to_feeds
 from infra.ledger.retention import scrub_settled
+from infra.ledger.settled import verdict_from
 from infra.metrics import Judged
 from schemas.items import Label
 from schemas.messages import MessageError, VerdictChunk
@@ -48,7 +50,10 @@ _LOCK_CHUNKS: Final = sa.text(
         WHERE NOT EXISTS (SELECT 1 FROM fingerprints k WHERE k.digest = f.digest)
         ON CONFLICT DO NOTHING
     )
-    SELECT run_id, chunk_no, first_seq, size, iteration FROM chunks
+    SELECT run_id, chunk_no, first_seq, size, iteration, EXISTS (
+        SELECT 1 FROM submissions s
+        WHERE s.run_id = c.run_id AND s.seq BETWEEN c.first_seq AND c.first_seq + c.size - 1) AS submitted
+    FROM chunks c
     WHERE (run_id, chunk_no) IN (SELECT * FROM unnest(CAST(:run_ids AS text[]), CAST(:chunk_nos AS bigint[])))
     ORDER BY run_id, chunk_no FOR UPDATE
     """
@@ -60,15 +65,16 @@ _INSERT_VERDICTS: Final = sa.text(
         SELECT * FROM unnest(CAST(:run_ids AS text[]), CAST(:chunk_nos AS bigint[]), CAST(:iterations AS int[]),
                              CAST(:attempts AS int[]), CAST(:fingerprints AS text[]), CAST(:workers AS text[]),
                              CAST(:queue_s AS real[]), CAST(:render_s AS real[]), CAST(:device_s AS real[]),
-                             CAST(:sizes AS int[]))
+                             CAST(:sizes AS int[]), CAST(:submitted AS boolean[]))
              WITH ORDINALITY AS c(run_id, chunk_no, iteration, attempt, fingerprint, worker, queue_s, render_s,
-                                  device_s, verdicts, place)
+                                  device_s, verdicts, submitted, place)
     ), verdict AS (
         SELECT * FROM unnest(CAST(:places AS bigint[]), CAST(:seqs AS bigint[]), CAST(:outcomes AS text[]),
                              CAST(:labels AS text[]), CAST(:p_unsafe AS float8[]), CAST(:label_mass AS float8[]),
                              CAST(:categories AS text[]), CAST(:reasons AS text[]), CAST(:raws AS text[]),
-                             CAST(:prompt_tokens AS int[]), CAST(:windows AS int[]))
-             AS v(place, seq, outcome, label, p_unsafe, label_mass, categories, reason, raw, prompt_tokens, windows)
+                             CAST(:prompt_tokens AS int[]), CAST(:windows AS int[]), CAST(:cached AS boolean[]))
+             AS v(place, seq, outcome, label, p_unsafe, label_mass, categories, reason, raw, prompt_tokens, windows,
+                  cached)
     ), fresh AS (
         INSERT INTO verdicts (run_id, seq, iteration, outcome, label, p_unsafe, label_mass, categories, reason, raw,
                               prompt_tokens, windows, attempt, fingerprint, cached)
@@ -81,7 +87,8 @@ _INSERT_VERDICTS: Final = sa.text(
         SELECT place, count(outcome) AS inserted,
                count(*) FILTER (WHERE outcome = 'scored') AS scored,
                count(*) FILTER (WHERE outcome = 'unparseable') AS unparseable,
-               count(*) FILTER (WHERE outcome = 'dead') AS dead
+               count(*) FILTER (WHERE outcome = 'dead') AS dead,
+               array_agg(seq) FILTER (WHERE outcome IS NOT NULL AND submitted) AS seqs
         FROM (SELECT DISTINCT place, seq FROM verdict) AS named
              JOIN chunk USING (place) LEFT JOIN fresh USING (run_id, seq, iteration)
         GROUP BY place
@@ -94,7 +101,7 @@ _INSERT_VERDICTS: Final = sa.text(
         FROM chunk JOIN counted USING (place)
         WHERE chunks.run_id = chunk.run_id AND chunks.chunk_no = chunk.chunk_no
     )
-    SELECT run_id, inserted, scored, unparseable, dead FROM chunk JOIN counted USING (place) ORDER BY place
+    SELECT run_id, inserted, scored, unparseable, dead, seqs FROM chunk JOIN counted USING (place) ORDER BY place
     """
 )
 
@@ -106,9 +113,12 @@ _INSERT_DEAD: Final = sa.text(
         FROM chunks c, generate_series(c.first_seq, c.first_seq + c.size - 1) AS s(seq)
         WHERE c.run_id = :run_id AND c.chunk_no = ANY(CAST(:chunk_nos AS bigint[]))
         ON CONFLICT DO NOTHING
-        RETURNING outcome
+        RETURNING seq, iteration
     )
-    SELECT count(*) AS dead FROM fresh
+    SELECT count(*) AS dead,
+           array_agg(seq) FILTER (WHERE submitted."any") AS seqs,
+           array_agg(iteration) FILTER (WHERE submitted."any") AS iterations
+    FROM fresh, (SELECT EXISTS (SELECT 1 FROM submissions WHERE run_id = :run_id)) AS submitted("any")
     """
 )
 
@@ -118,7 +128,7 @@ _COUNT_IN: Final = sa.text(
                     unparseable = unparseable + :unparseable, fingerprint = coalesce(fingerprint, :pin),
                     settled_at = CASE WHEN settled + :inserted = expected THEN now() ELSE settled_at END
     WHERE id = :run_id
-    RETURNING lane, fingerprint, state = 'sealed' AND settled = expected AS finished
+    RETURNING lane, fingerprint, state = 'sealed' AND settled = expected AS finished, spec->>'tenant' AS tenant
     """
 )
 
@@ -155,18 +165,38 @@ def settle_all(
 
 def _settle_together(engine: sa.Engine, chunks: Sequence[VerdictChunk], retention: Retention) -> list[Settled]:
     with engine.begin() as connection:
-        _lock(connection, chunks)
-        fresh = connection.execute(_INSERT_VERDICTS, _columns(chunks, keep_raw=not retention.scrubs)).all()
+        submitted = _lock(connection, chunks)
+        fresh = connection.execute(_INSERT_VERDICTS, _columns(chunks, submitted, keep_raw=not retention.scrubs)).all()
+        for chunk, row in zip(chunks, fresh, strict=True):
+            if row.seqs:
+                decisions.decide_settled(connection, chunk.run_id, _judged(chunk, row.seqs))
         finished: dict[int, bool] = {}
         for run_id, places in _places_by_run(chunks).items():
-            if counts := _Fresh.total([fresh[place] for place in places]):
-                fingerprints = {chunks[place].fingerprint for place in places if fresh[place].inserted}
-                finished[places[-1]] = _count_in(connection, run_id, counts, fingerprints)
-        if retention.scrubs:
-            for chunk, row in zip(chunks, fresh, strict=True):
-                if row.inserted:
-                    scrub_settled(connection, chunk.run_id, [verdict.seq for verdict in chunk.verdicts], retention)
+            news = [place for place in places if fresh[place].inserted]
+            if news:
+                run = _count_in(
+                    connection,
+                    run_id,
+                    _Fresh.total([fresh[place] for place in news]),
+                    {chunks[place].fingerprint for place in news},
+                )
+                finished[places[-1]] = bool(run.finished)
+                seqs = [verdict.seq for place in news for verdict in chunks[place].verdicts]
+                _scrub_and_feed(connection, run, run_id, seqs, retention)
     return [Settled(row.inserted, finished=finished.get(place, False)) for place, row in enumerate(fresh)]
+
+
+def _scrub_and_feed(
+    connection: sa.Connection,
+    run: sa.Row[tuple[str, str, bool, str]],
+    run_id: str,
+    seqs: Sequence[int],
+    retention: Retention,
+) -> None:
+    """What follows once some items of a run have settled, in the same transaction."""
+    scrub_settled(connection, run_id, seqs, retention)
+    if run.tenant is not None:
+        append_to_feeds(connection, run_id, seqs)
 
 
 def settle_dead(
@@ -183,15 +213,20 @@ def settle_dead(
     )
     with engine.begin() as connection:
         spans = [range(row.first_seq, row.first_seq + row.size) for row in connection.execute(lock, key)]
-        fresh = _Fresh(dead=connection.execute(_INSERT_DEAD, {**key, "reason": reason}).scalar_one())
+        died = connection.execute(_INSERT_DEAD, {**key, "reason": reason}).one()
         connection.execute(close, key)
-        finished = _count_in(connection, run_id, fresh)
-        scrub_settled(connection, run_id, list(itertools.chain.from_iterable(spans)), retention)
-    return Settled(fresh.dead, finished)
+        if died.seqs:
+            decisions.decide_settled(connection, run_id, _died(died.seqs, died.iterations, reason))
+        run = _count_in(connection, run_id, _Fresh(dead=died.dead))
+        _scrub_and_feed(connection, run, run_id, list(itertools.chain.from_iterable(spans)), retention)
+    return Settled(died.dead, bool(run.finished))
 
 
-def _lock(connection: sa.Connection, chunks: Sequence[VerdictChunk]) -> None:
-    """Lock the chunks, in an order that all share, and see that they hold the items they bring verdicts on."""
+def _lock(connection: sa.Connection, chunks: Sequence[VerdictChunk]) -> list[bool]:
+    """Lock the chunks, in an order that all share, and see that they hold the items they bring verdicts on.
+
+    Says of each whether some of its items were submitted through the gateway.
+    """
     known = {f.digest: f.model_dump_json() for f in {chunk.fingerprint for chunk in chunks} if f is not None}
     values = {
         "digests": sorted(known),
@@ -200,16 +235,32 @@ def _lock(connection: sa.Connection, chunks: Sequence[VerdictChunk]) -> None:
         "chunk_nos": [chunk.chunk_no for chunk in chunks],
     }
     rows = {(row.run_id, row.chunk_no): row for row in connection.execute(_LOCK_CHUNKS, values)}
-    for chunk in chunks:
-        _require_own_items(rows.get((chunk.run_id, chunk.chunk_no)), chunk)
+    return [bool(_own_place(rows.get((chunk.run_id, chunk.chunk_no)), chunk).submitted) for chunk in chunks]
 
 
-def _require_own_items(row: sa.Row[tuple[str, int, int, int, int]] | None, chunk: VerdictChunk) -> None:
+def _judged(chunk: VerdictChunk, seqs: Sequence[int]) -> list[decisions.Judged]:
+    """The verdicts of a chunk that were new."""
+    fresh = set(seqs)
+    fingerprint = chunk.fingerprint.digest if chunk.fingerprint else None
+    return [decisions.Judged(v, chunk.iteration, fingerprint) for v in chunk.verdicts if v.seq in fresh]
+
+
+def _died(seqs: Sequence[int], iterations: Sequence[int], reason: str) -> list[decisions.Judged]:
+    return [
+        decisions.Judged(Verdict(seq=seq, outcome=Outcome.DEAD, reason=reason), iteration, None)
+        for seq, iteration in zip(seqs, iterations, strict=True)
+    ]
+
+
+def _own_place(
+    row: sa.Row[tuple[str, int, int, int, int, bool]] | None, chunk: VerdictChunk
+) -> sa.Row[tuple[str, int, int, int, int, bool]]:
     if row is None:
         raise MessageError(f"chunk {chunk.chunk_id} is not in the ledger")
     own = range(row.first_seq, row.first_seq + row.size)
     if row.iteration != chunk.iteration or any(verdict.seq not in own for verdict in chunk.verdicts):
         raise MessageError(f"chunk {chunk.chunk_id} carries verdicts of items that are not its own")
+    return row
 
 
 def _places_by_run(chunks: Sequence[VerdictChunk]) -> dict[str, list[int]]:
@@ -220,7 +271,7 @@ def _places_by_run(chunks: Sequence[VerdictChunk]) -> dict[str, list[int]]:
     return places
 
 
-def _columns(chunks: Sequence[VerdictChunk], *, keep_raw: bool) -> dict[str, object]:
+def _columns(chunks: Sequence[VerdictChunk], submitted: list[bool], *, keep_raw: bool) -> dict[str, object]:
     placed = [(place, verdict) for place, chunk in enumerate(chunks, start=1) for verdict in chunk.verdicts]
     verdicts = [verdict for _, verdict in placed]
     return {
@@ -234,6 +285,7 @@ def _columns(chunks: Sequence[VerdictChunk], *, keep_raw: bool) -> dict[str, obj
         "render_s": [chunk.timings.render_s for chunk in chunks],
         "device_s": [chunk.timings.device_s for chunk in chunks],
         "sizes": [len(chunk.verdicts) for chunk in chunks],
+        "submitted": submitted,
         "places": [place for place, _ in placed],
         "seqs": [verdict.seq for verdict in verdicts],
         "outcomes": [verdict.outcome.value for verdict in verdicts],
@@ -272,8 +324,8 @@ class _Fresh(NamedTuple):
 
 def _count_in(
     connection: sa.Connection, run_id: str, fresh: _Fresh, fingerprints: Collection[Fingerprint | None] = ()
-) -> bool:
-    """Move the run's counters; says whether the run, sealed, reached its count.
+) -> sa.Row[tuple[str, str, bool, str]]:
+    """Move the run's counters; the row says whether the run, sealed, reached its count, and whose run it is.
 
     Raises:
         FingerprintMismatchError: a bulk run is pinned to another fingerprint than one of these.
@@ -283,7 +335,7 @@ def _count_in(
     run = connection.execute(_COUNT_IN, {"run_id": run_id, "inserted": sum(fresh), "pin": pin, **fresh._asdict()}).one()
     if run.lane == "bulk" and (others := [digest for digest in digests if digest != run.fingerprint]):
         raise FingerprintMismatchError(f"run {run_id} is pinned to {run.fingerprint}, judged by {others[0]}")
-    return bool(run.finished)
+    return run
 
 
 def begin_finalizing(engine: sa.Engine, run_id: str, *, lease_s: float) -> bool:
@@ -375,9 +427,4 @@ def verdict_of(engine: sa.Engine, run_id: str, seqs: Sequence[int]) -> dict[int,
     )
     with engine.connect() as connection:
         rows = connection.execute(statement, {"run_id": run_id, "seqs": list(seqs)}).mappings()
-        return {row["seq"]: _verdict(dict(row)) for row in rows}
-
-
-def _verdict(row: dict[str, object]) -> Verdict:
-    row["categories"] = [name for name in str(row["categories"]).split(",") if name]
-    return Verdict.model_validate_json(json.dumps(row))
+        return {row["seq"]: verdict_from(dict(row)) for row in rows}

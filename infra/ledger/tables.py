@@ -9,11 +9,15 @@ counters in the same transaction, so the run is there, and a check per row would
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
+from schemas.access import Role
+from schemas.items import Label
+from schemas.policy import Action
 from schemas.runs import RunState
 from schemas.verdicts import Outcome
 
@@ -31,7 +35,7 @@ _NOW: Final = sa.text("now()")
 _ZERO: Final = sa.text("0")
 
 
-def _one_of(column: str, values: type[RunState] | type[Outcome] | tuple[str, ...]) -> str:
+def _one_of(column: str, values: Iterable[str]) -> str:
     return f"{column} IN ({', '.join(repr(str(value)) for value in values)})"
 
 
@@ -69,6 +73,7 @@ runs: Final = sa.Table(
     sa.Column("sealed_at", sa.DateTime(timezone=True)),
     sa.Column("settled_at", sa.DateTime(timezone=True)),
     sa.Column("completed_at", sa.DateTime(timezone=True)),
+    sa.Column("parent", sa.Text, sa.Computed("(spec ->> 'parent')", persisted=True)),
     sa.CheckConstraint(_one_of("state", RunState), name="state"),
     sa.CheckConstraint("lane IN ('live', 'bulk')", name="lane"),
     sa.CheckConstraint("settled = scored + unparseable + dead", name="outcomes"),
@@ -77,6 +82,8 @@ runs: Final = sa.Table(
     sa.CheckConstraint("(state = 'open') = (expected IS NULL)", name="sealed"),
     sa.CheckConstraint("state IN ('open', 'sealed') OR settled = expected", name="ended_whole"),
 )
+
+sa.Index("ix_runs_parent", runs.c.parent, postgresql_where=runs.c.parent.is_not(None))
 
 items: Final = sa.Table(
     "items",
@@ -138,4 +145,221 @@ verdicts: Final = sa.Table(
     sa.CheckConstraint(_one_of("outcome", Outcome), name="outcome"),
     sa.CheckConstraint("(outcome = 'scored') = (label IS NOT NULL)", name="label"),
     sa.CheckConstraint("outcome <> 'dead' OR reason IS NOT NULL", name="reason"),
+)
+
+sa.Index("ix_verdicts_settled_at", verdicts.c.settled_at, postgresql_using="brin")
+
+api_keys: Final = sa.Table(
+    "api_keys",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("digest", sa.LargeBinary, nullable=False, unique=True),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("role", sa.Text, nullable=False),
+    sa.Column("note", sa.Text, nullable=False, server_default=""),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=_NOW),
+    sa.Column("revoked_at", sa.DateTime(timezone=True)),
+    sa.CheckConstraint(_one_of("role", Role), name="role"),
+)
+
+submissions: Final = sa.Table(
+    "submissions",
+    metadata,
+    sa.Column("run_id", sa.Text, primary_key=True),
+    sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("custom_id", sa.Text),
+    sa.Column("policy", sa.Text),
+    sa.Column("callback_url", sa.Text),
+    sa.Column("metadata", JSONB),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=_NOW),
+)
+sa.Index("ix_submissions_tenant_created_at", submissions.c.tenant, submissions.c.created_at)
+
+policies: Final = sa.Table(
+    "policies",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("body", JSONB, nullable=False),
+    sa.Column("active", sa.Boolean, nullable=False),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=_NOW),
+)
+sa.Index("uq_policies_active", policies.c.name, unique=True, postgresql_where=policies.c.active)
+
+tenant_policies: Final = sa.Table(
+    "tenant_policies",
+    metadata,
+    sa.Column("tenant", sa.Text, primary_key=True),
+    sa.Column("policy", sa.Text, nullable=False),
+)
+
+decisions: Final = sa.Table(
+    "decisions",
+    metadata,
+    sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("seq", sa.BigInteger, nullable=False),
+    sa.Column("iteration", sa.Integer, nullable=False),
+    sa.Column("policy", sa.Text, nullable=False),
+    sa.Column("policy_version", sa.Integer),
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("category", sa.Text),
+    sa.Column("surface", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("decided_at", sa.DateTime(timezone=True), nullable=False, server_default=_NOW),
+    sa.Column("superseded_at", sa.DateTime(timezone=True)),
+    sa.Column("reviewed_at", sa.DateTime(timezone=True)),
+    sa.CheckConstraint(_one_of("action", Action), name="action"),
+)
+_CURRENT: Final = decisions.c.superseded_at.is_(None)
+sa.Index(
+    "uq_decisions_current",
+    *(decisions.c.run_id, decisions.c.seq, decisions.c.iteration),
+    unique=True,
+    postgresql_where=_CURRENT,
+)
+sa.Index("ix_decisions_history", decisions.c.run_id, decisions.c.seq)
+sa.Index(
+    "ix_decisions_review",
+    decisions.c.decided_at,
+    postgresql_where=sa.and_(
+        _CURRENT, decisions.c.reviewed_at.is_(None), decisions.c.action == sa.literal_column("'review'")
+    ),
+)
+
+disagreements: Final = sa.Table(
+    "disagreements",
+    metadata,
+    sa.Column("run_id", sa.Text, primary_key=True),
+    sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("child_run_id", sa.Text, primary_key=True),
+    sa.Column("child_seq", sa.BigInteger, nullable=False),
+    sa.Column("noted_at", sa.DateTime(timezone=True), nullable=False, server_default=_NOW),
+    sa.Column("reviewed_at", sa.DateTime(timezone=True)),
+)
+sa.Index("ix_disagreements_waiting", disagreements.c.noted_at, postgresql_where=disagreements.c.reviewed_at.is_(None))
+
+reviews: Final = sa.Table(
+    "reviews",
+    metadata,
+    sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("seq", sa.BigInteger, nullable=False),
+    sa.Column("label", sa.Text, nullable=False),
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("moderator", sa.Text, nullable=False),
+    sa.Column("note", sa.Text, nullable=False, server_default=""),
+    sa.Column("decided_at", sa.DateTime(timezone=True), nullable=False, server_default=_NOW),
+    sa.CheckConstraint(_one_of("label", Label), name="label"),
+    sa.CheckConstraint("action IN ('pass', 'block')", name="action"),
+)
+sa.Index("ix_reviews_item", reviews.c.run_id, reviews.c.seq, reviews.c.id)
+
+webhook_endpoints: Final = sa.Table(
+    "webhook_endpoints",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("url", sa.Text, nullable=False),
+    sa.Column("secrets", sa.ARRAY(sa.Text), nullable=False),
+    sa.Column("events", sa.ARRAY(sa.Text), nullable=False),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=_NOW),
+    sa.Column("paused_until", sa.DateTime(timezone=True)),
+    sa.Column("disabled_at", sa.DateTime(timezone=True)),
+    sa.Column("reason", sa.Text),
+)
+sa.Index("ix_webhook_endpoints_tenant", webhook_endpoints.c.tenant)
+
+webhook_secrets: Final = sa.Table(
+    "webhook_secrets",
+    metadata,
+    sa.Column("tenant", sa.Text, primary_key=True),
+    sa.Column("secrets", sa.ARRAY(sa.Text), nullable=False),
+)
+
+outbox: Final = sa.Table(
+    "outbox",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("endpoint_id", sa.Text),
+    sa.Column("callback_url", sa.Text),
+    sa.Column("event", sa.Text, nullable=False),
+    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("seq", sa.BigInteger, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False, server_default="pending"),
+    sa.Column("attempts", sa.Integer, nullable=False, server_default=_ZERO),
+    sa.Column("next_at", sa.DateTime(timezone=True), nullable=False, server_default=_NOW),
+    sa.Column("last_status", sa.Integer),
+    sa.Column("last_error", sa.Text),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=_NOW),
+    sa.Column("settled_at", sa.DateTime(timezone=True)),
+    sa.CheckConstraint("state IN ('pending', 'delivered', 'failed')", name="state"),
+    sa.CheckConstraint("(endpoint_id IS NULL) <> (callback_url IS NULL)", name="destination"),
+)
+sa.Index("ix_outbox_due", outbox.c.next_at, postgresql_where=outbox.c.state == sa.literal_column("'pending'"))
+sa.Index("ix_outbox_item", outbox.c.run_id, outbox.c.seq)
+sa.Index("ix_outbox_tenant", outbox.c.tenant, outbox.c.created_at)
+
+feeds: Final = sa.Table(
+    "feeds",
+    metadata,
+    sa.Column("tenant", sa.Text, primary_key=True),
+    sa.Column("last_n", sa.BigInteger, nullable=False),
+)
+
+feed_entries: Final = sa.Table(
+    "feed_entries",
+    metadata,
+    sa.Column("tenant", sa.Text, primary_key=True),
+    sa.Column("n", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("seq", sa.BigInteger, nullable=False),
+)
+sa.Index("ix_feed_entries_run_id_seq", feed_entries.c.run_id, feed_entries.c.seq, unique=True)
+
+idempotency_keys: Final = sa.Table(
+    "idempotency_keys",
+    metadata,
+    sa.Column("tenant", sa.Text, primary_key=True),
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("request_hash", sa.LargeBinary, nullable=False),
+    sa.Column("made", JSONB, nullable=False),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=_NOW),
+)
+sa.Index("ix_idempotency_keys_created_at", idempotency_keys.c.created_at)
+
+files: Final = sa.Table(
+    "files",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("filename", sa.Text, nullable=False),
+    sa.Column("purpose", sa.Text, nullable=False),
+    sa.Column("content", sa.LargeBinary, nullable=False),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=_NOW),
+)
+
+batches: Final = sa.Table(
+    "batches",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("input_file_id", sa.Text, nullable=False),
+    sa.Column("endpoint", sa.Text, nullable=False),
+    sa.Column("metadata", JSONB),
+    sa.Column("run_id", sa.Text),
+    sa.Column("errors", JSONB),
+    sa.Column("cancelling_at", sa.DateTime(timezone=True)),
+    sa.Column("failed_at", sa.DateTime(timezone=True)),
+    sa.Column("submitted_at", sa.DateTime(timezone=True)),
+    sa.Column("lease_until", sa.DateTime(timezone=True)),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=_NOW),
+)
+sa.Index(
+    "ix_batches_waiting",
+    batches.c.created_at,
+    postgresql_where=sa.and_(batches.c.submitted_at.is_(None), batches.c.failed_at.is_(None)),
 )

@@ -9,12 +9,13 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from infra.ledger import intake
+from infra.ledger import endpoints, intake, policies
 from infra.process import stop, wait_until
 from infra.services import Services
 from schemas.guards import Mode
 from schemas.items import Item, Label
 from schemas.messages import JudgeChunk, Lane, VerdictChunk
+from schemas.policy import Policy, Thresholds
 from schemas.runs import RunSpec
 from schemas.verdicts import Fingerprint, Outcome, Timings, Verdict
 from tests.benchmarks.kit.figures import Figure, median_figure
@@ -26,27 +27,44 @@ _CHUNK_ITEMS: Final = 64
 _RUNS: Final = 3
 _VERDICTS_PER_S: Final = 10_000
 _TIMEOUT_S: Final = 120
+_BARS: Final = {"settled": _VERDICTS_PER_S}
+_POLICY: Final = Policy(policy="benchmark", version=1, thresholds=Thresholds(review=0.5, block=0.9))
 _FINGERPRINT: Final = Fingerprint(
     guard=GUARD, model="fake", revision="1", prompt="p", mode=Mode.SCORE, dtype="none", engine="fake"
 )
 
 
 def run(*, quick: bool) -> Iterator[Figure]:
-    """640 chunks of 64 verdicts, as fast as the collector takes them."""
-    rates, costs = [], []
-    with rig() as found:
-        for number in range(1 if quick else _RUNS):
-            run_id = _prepare(found.services, number)
-            with Meter().running() as meter:
-                _collect(found.services, run_id)
-            first, last, size = _span(found.services.engine, run_id)
-            rates.append((size - _CHUNK_ITEMS) / (last - first))
-            costs.append(1_000 * sum(meter.cpu_between(first, last).values()) / size)
-    yield median_figure("collector", "verdicts settled", rates, "verdicts/s", at_least=_VERDICTS_PER_S)
-    yield median_figure("collector", "CPU: collector, Valkey, Postgres", costs, "core-ms/verdict")
+    """640 chunks of 64 verdicts, as fast as the collector takes them; then such that are decided and told as well."""
+    for decided, what in ((False, "settled"), (True, "settled, decided, told")):
+        rates, costs = [], []
+        with rig() as found:
+            for number in range(1 if quick else _RUNS):
+                run_id = _prepare(found.services, number, decided=decided)
+                with Meter().running() as meter:
+                    _collect(found.services, run_id)
+                first, last, size = _span(found.services.engine, run_id)
+                rates.append((size - _CHUNK_ITEMS) / (last - first))
+                costs.append(1_000 * sum(meter.cpu_between(first, last).values()) / size)
+        yield median_figure("collector", f"verdicts {what}", rates, "verdicts/s", at_least=_BARS.get(what))
+        yield median_figure("collector", "CPU: collector, Valkey, Postgres", costs, "core-ms/verdict")
 
 
-def _prepare(found: Services, number: int) -> str:
+def _submit(engine: sa.Engine, run_id: str) -> None:
+    """As if a tenant with a policy and a webhook endpoint had sent every item of the run."""
+    policies.put_policy(engine, _POLICY)
+    policies.set_tenant_policy(engine, "benchmark", _POLICY.policy)
+    if not endpoints.endpoints(engine):
+        endpoints.add_endpoint(engine, "benchmark", "https://hook.example/")
+    statement = sa.text(
+        "INSERT INTO submissions (run_id, seq, tenant, custom_id) "
+        "SELECT run_id, seq, 'benchmark', item_id FROM items WHERE run_id = :run_id"
+    )
+    with engine.begin() as connection:
+        connection.execute(statement, {"run_id": run_id})
+
+
+def _prepare(found: Services, number: int, *, decided: bool) -> str:
     """Accept the items and publish the verdicts on them."""
     spec = RunSpec(guard=GUARD, lane=Lane.BULK, source="benchmark")
     run_id = intake.create_run(found.engine, spec)
@@ -54,6 +72,8 @@ def _prepare(found: Services, number: int) -> str:
     groups = [items[at : at + _CHUNK_ITEMS] for at in range(0, len(items), _CHUNK_ITEMS)]
     chunks: Sequence[JudgeChunk] = intake.accept(found.engine, run_id, spec, groups)
     intake.seal(found.engine, run_id)
+    if decided:
+        _submit(found.engine, run_id)
     for chunk in chunks:
         found.publisher.settle(_verdicts(chunk))
     return run_id

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import threading
 
 from celery import Celery
@@ -13,6 +11,7 @@ from celery.worker import state as celery_state
 from infra.board import Board
 from infra.broker import FINALIZE, FINALIZING, SETTLE, VERDICTS, Publisher, make_app
 from infra.log import get_logger
+from infra.presence import announced
 from infra.services import Services
 from schemas.messages import MessageError
 from worker.app import run_celery
@@ -20,8 +19,6 @@ from worker.collector.reconcile import Reconciler
 from worker.collector.tasks import Collector, ShuttingDownError
 
 log = get_logger(__name__)
-
-_ANNOUNCE_EVERY_S = 5.0
 
 
 def run_collector(services: Services) -> None:
@@ -43,17 +40,12 @@ def run_collector(services: Services) -> None:
     )
     _register(app, collector, board)
     stop = threading.Event()
-    worker_id = f"collector-{socket.gethostname()}-{os.getpid()}"
-    threads = [
-        threading.Thread(target=Reconciler(engine, board, publisher, settings).run, args=(stop,), daemon=True),
-        threading.Thread(target=_announce, args=(board, worker_id, stop), daemon=True),
-    ]
-    for thread in threads:
-        thread.start()
-    log.info("collector_ready", worker=worker_id)
-    run_celery(app, board, VERDICTS, FINALIZING, threads=settings.collector_threads, hostname=worker_id)
-    stop.set()
-    board.withdraw_worker(worker_id)
+    with announced(board, "collector") as worker_id:
+        reconciler = Reconciler(engine, board, publisher, settings)
+        threading.Thread(target=reconciler.run, args=(stop,), daemon=True).start()
+        log.info("collector_ready", worker=worker_id)
+        run_celery(app, board, VERDICTS, FINALIZING, threads=settings.collector_threads, hostname=worker_id)
+        stop.set()
 
 
 def _register(app: Celery, collector: Collector, board: Board) -> None:
@@ -73,14 +65,3 @@ def _register(app: Celery, collector: Collector, board: Board) -> None:
             collector.finalize(run_id)
         except ShuttingDownError as error:
             raise Reject(str(error), requeue=True) from error
-
-
-def _announce(board: Board, worker_id: str, stop: threading.Event) -> None:
-    facts = {"id": worker_id, "kind": "collector", "state": "ready", "pid": os.getpid()}
-    while True:
-        try:
-            board.announce_worker(worker_id, dict(facts))
-        except Exception as error:  # noqa: BLE001 - a loop's edge: the broker may be away for a while
-            log.warning("announce_failed", error=str(error))
-        if stop.wait(_ANNOUNCE_EVERY_S):
-            return

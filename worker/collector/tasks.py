@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from infra.board import Board
 from infra.broker import Publisher
 from infra.errors import LibraError
-from infra.ledger import settlement
+from infra.ledger import reviews, settlement
 from infra.ledger.retention import scrub_run
 from infra.log import get_logger
 from infra.patience import forgiving
@@ -102,7 +102,10 @@ class Collector:
         if not settlement.begin_finalizing(self._engine, run_id, lease_s=self._finalize_lease_s):
             return
         scrub_run(self._engine, run_id, self._retention)
-        settlement.complete(self._engine, run_id, build_report(self._engine, run_id))
+        report = build_report(self._engine, run_id)
+        if report.spec.parent:
+            reviews.note_disagreements(self._engine, run_id, report.spec.parent)
+        settlement.complete(self._engine, run_id, report)
         with forgiving("ended"):
             self._board.note_ended(run_id)
         log.info("run_complete")

@@ -8,6 +8,8 @@ BOARD: list[dict[str, object]] = [
     {"id": "gpu-1-4711-0", "kind": "worker", "guard": "fake", "state": "ready"},
     {"id": "gpu-2-4711-0", "kind": "worker", "guard": "fake", "state": "draining"},
     {"id": "collector-cpu-17", "kind": "collector", "state": "ready"},
+    {"id": "webhooks-cpu-18", "kind": "webhooks", "state": "ready"},
+    {"id": "gateway-cpu-19", "kind": "gateway", "state": "ready"},
 ]
 
 
@@ -20,6 +22,10 @@ BOARD: list[dict[str, object]] = [
         ("worker", "cpu", False),  # its collector is no worker
         ("collector", "cpu", True),
         ("collector", "gpu-1", False),
+        ("webhooks", "cpu", True),
+        ("webhooks", "gpu-1", False),
+        ("gateway", "cpu", True),
+        ("gateway", "gpu-1", False),
     ],
 )
 def test_only_a_ready_process_of_this_host_and_role_counts(role: Role, host: str, *, ready: bool) -> None:

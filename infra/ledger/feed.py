@@ -1,0 +1,153 @@
+"""The feed of verdicts: what settled of a tenant's submissions, numbered so that no reader ever skips one.
+
+A number is given under the lock on the tenant's row, which is kept until the commit: whoever has the next number
+commits later. So the numbers become visible in their order and without a gap, which neither a clock nor a sequence
+promises, and reading on from the last number seen misses nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+import sqlalchemy as sa
+
+from infra.ledger.connection import expect_whole_runs
+from infra.ledger.settled import verdict_from
+from schemas.policy import Action
+from schemas.verdicts import Verdict
+
+_APPEND: Final = sa.text(
+    """
+    WITH mine AS (
+        SELECT tenant, seq, row_number() OVER (PARTITION BY tenant ORDER BY seq) AS place
+        FROM submissions s
+        WHERE run_id = :run_id AND seq = ANY(CAST(:seqs AS bigint[]))
+          AND NOT EXISTS (SELECT 1 FROM feed_entries f WHERE f.run_id = s.run_id AND f.seq = s.seq)
+    ), counted AS (
+        SELECT tenant, count(*) AS entries FROM mine GROUP BY tenant
+    ), numbered AS (
+        INSERT INTO feeds (tenant, last_n) SELECT tenant, entries FROM counted ORDER BY tenant
+        ON CONFLICT (tenant) DO UPDATE SET last_n = feeds.last_n + excluded.last_n
+        RETURNING tenant, last_n
+    )
+    INSERT INTO feed_entries (tenant, n, run_id, seq)
+    SELECT tenant, last_n - entries + place, :run_id, seq
+    FROM mine JOIN counted USING (tenant) JOIN numbered USING (tenant)
+    """
+)
+
+_ITEM_COLUMNS: Final = """
+    s.run_id, s.seq, s.tenant, s.custom_id, s.policy, s.metadata, s.created_at, r.guard,
+    v.outcome, v.label, v.p_unsafe, v.label_mass, v.categories, v.reason, v.raw, v.prompt_tokens, v.windows, v.cached,
+    v.fingerprint, v.settled_at, coalesce(h.action, d.action) AS action, d.policy AS decided_by, d.policy_version,
+    h.action IS NOT NULL AS by_human, d.reason AS decision_reason
+"""
+_ITEM_TABLES: Final = """
+    submissions s JOIN runs r ON r.id = s.run_id
+    LEFT JOIN verdicts v ON v.run_id = s.run_id AND v.seq = s.seq AND v.iteration = 0
+    LEFT JOIN decisions d ON d.run_id = s.run_id AND d.seq = s.seq AND d.iteration = 0 AND d.superseded_at IS NULL
+    LEFT JOIN LATERAL (
+        SELECT w.action FROM reviews w WHERE w.run_id = s.run_id AND w.seq = s.seq ORDER BY w.id DESC LIMIT 1
+    ) AS h ON true
+"""
+
+_PAGE: Final = sa.text(
+    f"""
+    SELECT f.n, {_ITEM_COLUMNS}
+    FROM (SELECT n, run_id, seq FROM feed_entries WHERE tenant = :tenant AND n > :after ORDER BY n LIMIT :limit) AS f
+    JOIN {_ITEM_TABLES} ON s.run_id = f.run_id AND s.seq = f.seq ORDER BY f.n
+    """  # noqa: S608 - no user text in it
+)
+
+_ITEMS: Final = sa.text(
+    f"SELECT {_ITEM_COLUMNS} FROM {_ITEM_TABLES} WHERE s.run_id = :run_id AND s.seq = ANY(CAST(:seqs AS bigint[]))"  # noqa: S608
+)
+
+
+_RUN: Final = sa.text(f"SELECT {_ITEM_COLUMNS} FROM {_ITEM_TABLES} WHERE s.run_id = :run_id ORDER BY s.seq")  # noqa: S608
+
+
+class Decided(NamedTuple):
+    """The action that holds now: a human's before a policy's. `policy` is the one that decided, if any did."""
+
+    action: Action
+    by_human: bool
+    policy: str | None
+    policy_version: int | None
+    reason: str | None
+
+
+class SubmittedItem(NamedTuple):
+    """An item as its submitter knows it; `verdict` and what follows is None while it is pending.
+
+    `decided` is None as well where no policy applies and no human has decided.
+    """
+
+    run_id: str
+    seq: int
+    tenant: str
+    custom_id: str | None
+    policy: str | None
+    metadata: dict[str, Any] | None
+    created_at: datetime
+    guard: str
+    verdict: Verdict | None
+    fingerprint: str | None
+    settled_at: datetime | None
+    decided: Decided | None
+
+
+def append_to_feeds(connection: sa.Connection, run_id: str, seqs: Sequence[int]) -> None:
+    """Number those of the items that were submitted with a tenant's name, each once, within a settling transaction."""
+    connection.execute(_APPEND, {"run_id": run_id, "seqs": list(seqs)})
+
+
+def feed_page(engine: sa.Engine, tenant: str, *, after: int, limit: int) -> list[tuple[int, SubmittedItem]]:
+    """A tenant's next settled items behind a number, each with its own number, ascending."""
+    values = {"tenant": tenant, "after": after, "limit": limit}
+    with engine.connect() as connection:
+        return [(row["n"], _item(row)) for row in connection.execute(_PAGE, values).mappings()]
+
+
+def submitted_items(engine: sa.Engine, run_id: str, seqs: Sequence[int]) -> dict[int, SubmittedItem]:
+    """Those of a run's items that were submitted with a tenant's name, by number."""
+    with engine.connect() as connection:
+        rows = connection.execute(_ITEMS, {"run_id": run_id, "seqs": list(seqs)}).mappings()
+        return {row["seq"]: _item(row) for row in rows}
+
+
+def run_items(engine: sa.Engine, run_id: str, *, fetch: int = 2_000) -> Iterator[SubmittedItem]:
+    """All items of a run that were submitted with a tenant's name, streamed in order."""
+    with engine.connect() as connection:
+        expect_whole_runs(connection)
+        for row in connection.execution_options(yield_per=fetch).execute(_RUN, {"run_id": run_id}).mappings():
+            yield _item(row)
+
+
+def _item(row: sa.RowMapping) -> SubmittedItem:
+    return SubmittedItem(
+        run_id=row["run_id"],
+        seq=row["seq"],
+        tenant=row["tenant"],
+        custom_id=row["custom_id"],
+        policy=row["policy"],
+        metadata=row["metadata"],
+        created_at=row["created_at"],
+        guard=row["guard"],
+        verdict=verdict_from(dict(row)) if row["outcome"] else None,
+        fingerprint=row["fingerprint"],
+        settled_at=row["settled_at"],
+        decided=_decided(row) if row["action"] else None,
+    )
+
+
+def _decided(row: sa.RowMapping) -> Decided:
+    return Decided(
+        action=Action(row["action"]),
+        by_human=row["by_human"],
+        policy=row["decided_by"],
+        policy_version=row["policy_version"],
+        reason=row["decision_reason"],
+    )

@@ -1,0 +1,97 @@
+"""Composition root of the gateway: servers in, an ASGI application out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Final
+
+from fastapi import FastAPI
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.middleware.cors import CORSMiddleware
+
+from infra.ledger.submissions import forget_old_keys
+from infra.log import get_logger
+from infra.services import Services
+from producer.gateway import batches, items, moderations, ops, runs
+from producer.gateway.batch_worker import BatchWorker
+from producer.gateway.console import routes as console
+from producer.gateway.console.pages import ConsoleHeaders
+from producer.gateway.console.view import Console
+from producer.gateway.frame import BodyLimit, Frame
+from producer.gateway.problems import IN_OPENAPI, answer_errors
+from producer.gateway.state import Gateway, KnowsPolicy, no_policies
+from producer.options import DEFAULT_GUARD
+
+UPLOAD_PATH: Final = "/v1/files"
+_FORGET_EVERY_S: Final = 3_600
+
+log = get_logger(__name__)
+
+
+def build_app(
+    services: Services, *, default_guard: str = DEFAULT_GUARD, knows_policy: KnowsPolicy = no_policies
+) -> FastAPI:
+    """The gateway on these servers. `knows_policy` says whether a policy of that name can be applied."""
+    gateway = Gateway(services, default_guard, knows_policy)
+    app = FastAPI(
+        title="Libra Fleet",
+        version=version("libra-fleet"),
+        description="Content moderation on your own GPUs. Errors are problem documents (RFC 9457).",
+        docs_url=None,  # these pages load their scripts from elsewhere
+        redoc_url=None,
+        # Its records of failures quote what was sent, which is user text; our own metrics are at /metrics.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
+        lifespan=_lifespan,
+    )
+    app.state.gateway = gateway
+    app.state.console = Console(gateway)
+    answer_errors(app)
+    _surround(app, gateway)
+    for routes in (ops, moderations, items, batches, runs, console):
+        app.include_router(routes.router, responses={"default": IN_OPENAPI})
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    gateway: Gateway = app.state.gateway
+    await gateway.pool.run(lambda: gateway.intake)  # what can be wrong with the servers is wrong at the start
+    gateway.awaited.start()
+    forgetting = asyncio.create_task(_forget_old_keys(gateway))
+    worker = BatchWorker(gateway)
+    worker.start()
+    try:
+        yield
+    finally:
+        worker.stop()
+        await gateway.intake.close()
+        gateway.awaited.stop()
+        forgetting.cancel()
+        gateway.pool.close()
+
+
+async def _forget_old_keys(gateway: Gateway) -> None:
+    """Idempotency keys are remembered as long as the setting says, or up to an hour longer."""
+    keep_s = gateway.settings.idempotency_keep_s
+    while True:
+        try:
+            await gateway.pool.run(forget_old_keys, gateway.services.engine, older_than_s=keep_s)
+        except SQLAlchemyError as error:
+            log.warning("keys_not_forgotten", error=type(error).__name__)
+        await asyncio.sleep(_FORGET_EVERY_S)
+
+
+def _surround(app: FastAPI, gateway: Gateway) -> None:
+    settings = gateway.settings
+    # The last one added is the outermost.
+    if settings.gateway_cors_origins:
+        origins = [origin.strip() for origin in settings.gateway_cors_origins.split(",")]
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+    app.add_middleware(
+        BodyLimit, limit_bytes=settings.gateway_body_bytes, larger={UPLOAD_PATH: settings.gateway_file_bytes}
+    )
+    app.add_middleware(ConsoleHeaders)
+    app.add_middleware(Frame, metrics=gateway.metrics)

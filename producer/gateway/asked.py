@@ -1,0 +1,196 @@
+"""What callers send, as they send it, and what is made of it: items, guards, times to wait."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Final, NamedTuple
+
+from fastapi import Header
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from infra.ledger.submissions import Once, Submission
+from producer.gateway.access import Principal
+from producer.gateway.problems import BadFieldError, ProblemError
+from producer.gateway.state import Gateway
+from schemas.guards import GUARDS, Mode
+from schemas.items import Item
+
+MOST_ITEMS: Final = 1_000
+"""In one request."""
+
+_MOST_METADATA: Final = 16
+_WAIT: Final = re.compile(r"\bwait=(\d{1,4})\b")
+_OPENAI_NAMES: Final = ("omni-moderation-", "text-moderation-")
+"""Programs written for OpenAI's endpoint name its models: they get the default guard, and are told so in the answer."""
+
+
+def _storable(value: str) -> str:
+    if "\x00" in value:
+        raise ValueError("contains a NUL character")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("contains a lone surrogate, which is not valid Unicode text") from error
+    return value
+
+
+MetadataKey = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_storable)]
+MetadataValue = Annotated[str, Field(max_length=512), AfterValidator(_storable)]
+Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=_MOST_METADATA)]
+"""Up to 16 pairs of texts, as OpenAI's."""
+CustomId = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_storable)]
+PolicyName = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_storable)]
+CallbackUrl = Annotated[
+    str, Field(max_length=2_048, pattern=r"^https?://[^\s/@\x00]+(/[^\s\x00]*)?$"), AfterValidator(_storable)
+]
+"""Where it may lead is decided when it is called; here it need only look like one."""
+
+
+class Asked(BaseModel):
+    """Base of what callers send: an unknown field is a mistake, which is better told than ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AskedItem(Asked):
+    """One item: a `text`, or a `response` with or without the `question` that it answers."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["text"]}, {"required": ["response"]}]})
+
+    text: str | None = None
+    question: str = ""
+    response: str | None = None
+    custom_id: CustomId | None = None
+    policy: PolicyName | None = None
+    callback_url: CallbackUrl | None = None
+    metadata: Metadata | None = None
+
+    @model_validator(mode="after")
+    def _has_one_text(self) -> AskedItem:
+        if (self.text is None) == (self.response is None):
+            raise ValueError("give either text, or response (with or without question)")
+        if self.text is not None and self.question:
+            raise ValueError("a question goes with a response, not with a text")
+        return self
+
+    @property
+    def main_field(self) -> str:
+        """Which field holds what is judged."""
+        return "text" if self.text is not None else "response"
+
+    @property
+    def main(self) -> str:
+        """What is judged."""
+        return (self.text if self.text is not None else self.response) or ""
+
+
+class Parcel(NamedTuple):
+    """Items of a request in its order, with what was said of each, by the item's id."""
+
+    items: list[Item]
+    submissions: dict[str, Submission]
+
+
+def parcel_of(asked: Sequence[AskedItem], principal: Principal, gateway: Gateway) -> Parcel:
+    """The items that a request means.
+
+    Raises:
+        ProblemError: 422 on the first field that no item can have.
+    """
+    parcel = Parcel([], {})
+    for at, one in enumerate(asked):
+        where = f"items.{at}."
+        require_policy(one, gateway, where=where)
+        item = item_of(one.main, one.question, fields={"response": one.main_field}, where=where)
+        parcel.items.append(item)
+        parcel.submissions[item.id] = Submission(
+            principal.tenant, one.custom_id, one.policy, one.callback_url, one.metadata
+        )
+    return parcel
+
+
+def require_policy(one: AskedItem, gateway: Gateway, *, where: str) -> None:
+    """See that an item's policy is known.
+
+    Raises:
+        ProblemError: 422, it is not.
+    """
+    if one.policy is not None and not gateway.knows_policy(one.policy):
+        raise BadFieldError(f"{where}policy", f"no policy named {one.policy!r}")
+
+
+def item_of(
+    response: str, question: str = "", *, fields: Mapping[str, str], where: str = "", item_id: str | None = None
+) -> Item:
+    """A new item.
+
+    Raises:
+        ProblemError: 422; `fields` and `where` say how the caller calls an item's fields.
+    """
+    try:
+        return Item(id=item_id or uuid.uuid4().hex, question=question, response=response)
+    except ValidationError as error:
+        detail = error.errors(include_input=False, include_url=False)[0]
+        name = str(detail["loc"][0]) if detail["loc"] else "response"
+        raise BadFieldError(where + fields.get(name, name), detail["msg"].removeprefix("Value error, ")) from None
+
+
+class AskedGuard(NamedTuple):
+    """A guard and how it is asked."""
+
+    name: str
+    mode: Mode
+
+
+def guard_of(name: str | None, gateway: Gateway, *, field: str) -> AskedGuard:
+    """The guard that a request means.
+
+    Raises:
+        ProblemError: 422 where there is none of that name.
+    """
+    if name is None or name.startswith(_OPENAI_NAMES) or name == gateway.default_guard:
+        name = gateway.default_guard
+    card = GUARDS.get(name)
+    if card is None and name != gateway.default_guard:
+        raise BadFieldError(field, f"no guard named {name[:100]!r}")
+    if card is not None and not card.modes:
+        raise BadFieldError(field, f"guard {name!r} cannot be run ({card.status.value})")
+    return AskedGuard(name, card.modes[0] if card else Mode.SCORE)
+
+
+def require_served(guard: str, gateway: Gateway) -> None:
+    """See that a guard has a worker, where its items might wait for nobody. In a thread.
+
+    Raises:
+        ProblemError: 503, none has announced itself.
+    """
+    if not gateway.serves(guard):
+        raise ProblemError(503, "guard-not-served", f"no worker serves {guard} now", headers={"Retry-After": "30"})
+
+
+Prefer = Annotated[
+    str | None, Header(description="`wait=SECONDS` (RFC 7240): how long to wait for the verdict.", max_length=200)
+]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=255,
+        pattern=r"^[\x21-\x7e]+$",
+        description="Sent again with the same body, the request counts once and has the same answer.",
+    ),
+]
+
+
+def wait_s_of(prefer: str | None, gateway: Gateway) -> float:
+    """How long to wait: what the caller prefers, at most what the settings say."""
+    asked = _WAIT.search(prefer or "")
+    longest = gateway.settings.gateway_wait_s
+    return min(float(asked[1]), longest) if asked else longest
+
+
+def once_of(key: str | None, principal: Principal, request_hash: bytes) -> Once | None:
+    """The request's idempotency key, where it has one."""
+    return None if key is None else Once(principal.tenant, key, request_hash)

@@ -1,0 +1,1 @@
+"""The console: one page for those who decide and those who operate."""

@@ -1,0 +1,142 @@
+"""Who is looking at the console: from the cookie to a principal, and what a form must bring."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, NamedTuple
+
+from fastapi import Depends, Form, Request
+from fastapi.responses import Response
+
+from infra.ledger import keys
+from infra.ledger.keys import ApiKey
+from producer.gateway.access import Principal
+from producer.gateway.console.language import Language, Words, language_of
+from producer.gateway.console.pages import FRAGMENT, PATH, go_to, render
+from producer.gateway.console.sessions import csrf_of, is_csrf_of
+from producer.gateway.console.view import Console, console_of
+from producer.gateway.problems import ProblemError
+from schemas.access import Role, Scope
+
+SESSION_COOKIE: Final = "libra_session"
+LANGUAGE_COOKIE: Final = "libra_language"
+
+_LONGEST_TOKEN: Final = 64
+_YEAR_S: Final = 31_536_000
+
+
+class PageError(ProblemError):
+    """A problem that a person reads: the same status, as a page."""
+
+    def __init__(self, status: int, words: Words, message: str) -> None:
+        super().__init__(status, "console", message)
+        self._words = words
+        self._message = message
+
+    def response(self, request_id: str | None = None) -> Response:
+        """The page."""
+        return render("message.html", self._words, status=self.status, message=self._message, request_id=request_id)
+
+
+class LoginFirstError(ProblemError):
+    """Nobody is logged in: a page sends to the login, our script is told by the status and goes there itself."""
+
+    def __init__(self, *, fragment: bool) -> None:
+        super().__init__(401, "console", "log in first")
+        self._fragment = fragment
+
+    def response(self, request_id: str | None = None) -> Response:
+        """The way to the login."""
+        return super().response(request_id) if self._fragment else go_to("/login")
+
+
+class Visitor(NamedTuple):
+    """Who is logged in, with the token that their forms carry."""
+
+    principal: Principal
+    csrf: str
+
+    @property
+    def tenant(self) -> str | None:
+        """Whose items are shown; None: everybody's."""
+        return None if self.principal.may(Scope.ADMIN) else self.principal.tenant
+
+    @property
+    def may_decide(self) -> bool:
+        """Whether decisions are theirs to make."""
+        return self.principal.may(Scope.DECIDE)
+
+    @property
+    def may_try(self) -> bool:
+        """Whether they may have a text judged."""
+        return self.principal.may(Scope.MODERATE)
+
+
+def token_of(request: Request) -> str:
+    """The session token of the cookie, or nothing."""
+    token = request.cookies.get(SESSION_COOKIE, "")
+    return token if len(token) <= _LONGEST_TOKEN and token.isascii() else ""
+
+
+def words_of(request: Request) -> Words:
+    """The visitor's language."""
+    cookie = request.cookies.get(LANGUAGE_COOKIE)
+    return Words(language_of(cookie, request.headers.get("accept-language", "")))
+
+
+def is_fragment(request: Request) -> bool:
+    """Whether our script asks for a part of the page."""
+    return FRAGMENT in request.headers
+
+
+AnyWords = Annotated[Words, Depends(words_of)]
+
+
+async def checked_form(request: Request, words: AnyWords, csrf: Annotated[str, Form(max_length=100)] = "") -> None:
+    """A dependency of every POST: the form is ours.
+
+    Raises:
+        PageError: 403, the form's token is missing or belongs to another cookie.
+    """
+    if not is_csrf_of(token_of(request), csrf):
+        raise PageError(403, words, words("error.csrf"))
+
+
+async def logged_in(request: Request, console: Annotated[Console, Depends(console_of)]) -> Visitor:
+    """A dependency: who is logged in, with a key that is still good.
+
+    Raises:
+        LoginFirstError: nobody, or the session has ended, or its key was revoked.
+    """
+    token = token_of(request)
+    key = await console.gateway.pool.run(_key_of, console, token) if token else None
+    if key is None:
+        raise LoginFirstError(fragment=is_fragment(request))
+    return Visitor(Principal(key.tenant, key.id, key.role), csrf_of(token))
+
+
+def _key_of(console: Console, token: str) -> ApiKey | None:
+    key_id = console.sessions.key_id(token)
+    return keys.valid_key(console.gateway.services.engine, key_id) if key_id else None
+
+
+LoggedIn = Annotated[Visitor, Depends(logged_in)]
+
+
+def lets_in(role: Role) -> bool:
+    """Whether keys of this role are for people."""
+    return role is not Role.SERVICE
+
+
+def set_cookie(request: Request, response: Response, token: str, *, lifetime_s: int | None = None) -> None:
+    """Give the browser its token; no script can read it, and no other site makes the browser send it with a form."""
+    _set(request, response, SESSION_COOKIE, token, lifetime_s)
+
+
+def set_language(request: Request, response: Response, language: Language) -> None:
+    """Remember the visitor's choice."""
+    _set(request, response, LANGUAGE_COOKIE, language.value, _YEAR_S)
+
+
+def _set(request: Request, response: Response, name: str, value: str, lifetime_s: int | None) -> None:
+    secure = request.url.scheme == "https"
+    response.set_cookie(name, value, max_age=lifetime_s, path=PATH, httponly=True, samesite="lax", secure=secure)

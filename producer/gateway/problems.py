@@ -1,0 +1,179 @@
+"""Every error as a problem document (RFC 9457). Says which field is wrong, never what the user wrote in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, Final
+
+import redis
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from sqlalchemy.exc import DBAPIError
+from starlette.exceptions import HTTPException
+
+from infra.errors import LibraError, RunError, ServerError
+from infra.log import get_logger
+
+MEDIA_TYPE: Final = "application/problem+json"
+IN_OPENAPI: Final[dict[str, Any]] = {
+    "description": "A problem document (RFC 9457)",
+    "content": {
+        MEDIA_TYPE: {
+            "schema": {
+                "type": "object",
+                "required": ["type", "title", "status", "detail"],
+                "properties": {
+                    "type": {"type": "string", "description": "a URN; its last part is stable"},
+                    "title": {"type": "string"},
+                    "status": {"type": "integer"},
+                    "detail": {"type": "string"},
+                    "field": {"type": "string", "description": "the place that is wrong, such as items.0.text"},
+                    "errors": {"type": "array", "items": {"type": "object"}},
+                    "request_id": {"type": "string"},
+                },
+            }
+        }
+    },
+}
+"""How the OpenAPI document describes every error."""
+
+_TYPE: Final = "urn:libra-fleet:problem:"
+_ERRORS_SHOWN: Final = 20
+_SHOWN_CHARS: Final = 300
+_RETRY_S: Final = "2"
+
+log = get_logger(__name__)
+
+
+class ProblemError(LibraError):
+    """An answer that is a problem document. `kind` is the stable end of its type, `field` the place that is wrong."""
+
+    def __init__(
+        self,
+        status: int,
+        kind: str,
+        detail: str,
+        *,
+        field: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        **more: object,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.kind = kind
+        self.detail = detail
+        self.headers = dict(headers or {})
+        self.more = {**({"field": field} if field else {}), **more}
+
+    def response(self, request_id: str | None = None) -> Response:
+        """The problem as a response."""
+        content = {
+            "type": _TYPE + self.kind,
+            "title": HTTPStatus(self.status).phrase,
+            "status": self.status,
+            "detail": self.detail,
+            **self.more,
+            **({"request_id": request_id} if request_id else {}),
+        }
+        return JSONResponse(content, self.status, self.headers, media_type=MEDIA_TYPE)
+
+
+class BadFieldError(ProblemError):
+    """422 on one field."""
+
+    def __init__(self, field: str, detail: str) -> None:
+        super().__init__(422, "invalid-field", f"{field}: {detail}", field=field)
+
+
+class NoSuchThingError(ProblemError):
+    """404 on a thing of one's own; another tenant's is as absent as one that never was."""
+
+    def __init__(self, what: str, name: str) -> None:
+        super().__init__(404, "not-found", f"no {what} {name!r}")
+
+
+def answer_errors(app: FastAPI) -> None:
+    """Have the application answer every error with a problem document."""
+    app.add_exception_handler(ProblemError, _problem)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(RunError, _closed)
+    app.add_exception_handler(ServerError, _unavailable)
+    app.add_exception_handler(DBAPIError, _unavailable)
+    app.add_exception_handler(redis.RedisError, _unavailable)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+def _id_of(request: Request) -> str | None:
+    return getattr(request.state, "request_id", None)
+
+
+async def _problem(request: Request, error: Exception) -> Response:
+    if not isinstance(error, ProblemError):
+        raise error
+    return error.response(_id_of(request))
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    if not isinstance(error, RequestValidationError):
+        raise error
+    found = [_field_error(detail) for detail in error.errors()[:_ERRORS_SHOWN]]
+    if found[0]["detail"] == "not valid JSON":
+        problem = ProblemError(400, "invalid-json", "the body is not valid JSON", field="body")
+    else:
+        detail = f"{found[0]['field']}: {found[0]['detail']}"
+        problem = ProblemError(422, "invalid-field", detail, field=found[0]["field"], errors=found)
+    return problem.response(_id_of(request))
+
+
+def _field_error(detail: Mapping[str, Any]) -> dict[str, str]:
+    if detail["type"] == "json_invalid":
+        return {"field": "body", "detail": "not valid JSON"}
+    if detail["type"] == "model_attributes_type" and tuple(detail["loc"]) == ("body",):
+        return {"field": "body", "detail": "not a JSON object sent with Content-Type: application/json"}
+    message = str(detail["msg"]).removeprefix("Value error, ")[:_SHOWN_CHARS]
+    return {"field": field_name(detail["loc"]), "detail": message}
+
+
+def field_name(location: Sequence[object]) -> str:
+    """A place as its reader writes it: `items.0.response`, or `body` where the body as a whole is meant."""
+    inner = location[1:] if location and location[0] in {"body", "query", "path", "header"} else location
+    # An unknown field's name is the caller's own and may be anything.
+    name = ".".join(str(part) for part in inner)[:_SHOWN_CHARS] or str(location[0] if location else "body")
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    kinds = {400: "invalid-json", 404: "not-found", 405: "method-not-allowed", 413: "too-large"}
+    field = "body" if error.status_code in {400, 413} else None
+    kind = kinds.get(error.status_code, "http-error")
+    return ProblemError(error.status_code, kind, error.detail, field=field, headers=error.headers).response(
+        _id_of(request)
+    )
+
+
+async def _closed(request: Request, error: Exception) -> Response:
+    """Somebody cancelled the tenant's run of the day."""
+    log.warning("run_closed", error=str(error))
+    problem = ProblemError(503, "run-closed", "today's run was ended by an operator", headers={"Retry-After": "60"})
+    return problem.response(_id_of(request))
+
+
+async def _unavailable(request: Request, error: Exception) -> Response:
+    """Redis or Postgres is away. An SQL error quotes its parameters, which are user text: only its class is told."""
+    log.warning("server_away", error=type(error).__name__)
+    problem = ProblemError(
+        503, "unavailable", "a server behind the gateway is away; try again", headers={"Retry-After": _RETRY_S}
+    )
+    return problem.response(_id_of(request))
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    log.error("request_failed", error=type(error).__name__)
+    request_id = _id_of(request)
+    headers = {"X-Request-ID": request_id} if request_id else {}  # this answer is given outside the frame
+    return ProblemError(500, "internal", "something is wrong here", headers=headers).response(request_id)

@@ -1,0 +1,99 @@
+"""What one gateway process holds for all of its requests. Routes reach it by `gateway_of(request)`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from fastapi import Request
+
+from infra.board import Board, open_board
+from infra.services import Services
+from infra.settings import Settings
+from producer.gateway.access import Keys
+from producer.gateway.admission import Admission
+from producer.gateway.intake import Intake
+from producer.gateway.live_runs import LiveRuns
+from producer.gateway.metrics import GatewayMetrics
+from producer.gateway.pool import Pool
+from producer.gateway.verdicts_awaited import AwaitedVerdicts
+
+KnowsPolicy = Callable[[str], bool]
+
+
+def no_policies(_: str) -> bool:
+    """Where no policies are configured, none is known."""
+    return False
+
+
+@dataclass
+class Gateway:
+    """The servers, the threads to use them in, and who may ask."""
+
+    services: Services
+    default_guard: str
+    knows_policy: KnowsPolicy = no_policies
+    metrics: GatewayMetrics = field(default_factory=GatewayMetrics)
+
+    @property
+    def settings(self) -> Settings:
+        """The process's settings."""
+        return self.services.settings
+
+    @cached_property
+    def pool(self) -> Pool:
+        """Threads for blocking work."""
+        return Pool(self.settings.gateway_threads)
+
+    @cached_property
+    def keys(self) -> Keys:
+        """API keys."""
+        return Keys(self.services.engine, self.pool, cache_s=self.settings.gateway_key_cache_s)
+
+    @cached_property
+    def awaited(self) -> AwaitedVerdicts:
+        """Requests that wait for verdicts."""
+        return AwaitedVerdicts(self.services.engine, self.services.board)
+
+    @cached_property
+    def live_runs(self) -> LiveRuns:
+        """The runs that are fed."""
+        return LiveRuns(self.services.engine)
+
+    @cached_property
+    def intake(self) -> Intake:
+        """The way into the ledger."""
+        gather_s = self.settings.gateway_gather_ms / 1000
+        return Intake(
+            self.services,
+            self.pool,
+            self.live_runs,
+            self.awaited,
+            self.metrics,
+            admit=self.admission.admit,
+            gather_s=gather_s,
+        )
+
+    @cached_property
+    def admission(self) -> Admission:
+        """Who is let in."""
+        return Admission(self.services, self.board, self.metrics, self.live_runs.ids)
+
+    @cached_property
+    def board(self) -> Board:
+        """The notice board for questions that must be answered at once: it does not wait for a broker that is away."""
+        return open_board(self.services.redis_url, self.settings.model_copy(update={"wait_for_servers_s": 0}))
+
+    def serves(self, guard: str) -> bool:
+        """Whether a worker of this guard has announced itself. In a thread."""
+        return any(
+            facts.get("kind") == "worker" and facts.get("state") == "ready" and facts.get("guard") == guard
+            for facts in self.board.workers()
+        )
+
+
+async def gateway_of(request: Request) -> Gateway:
+    """The gateway that serves this request; not a plain function, which would be called in a thread."""
+    gateway: Gateway = request.app.state.gateway
+    return gateway

@@ -1,0 +1,1 @@
+"""Tells platforms what happened: signs what waits in the outbox and sends it until it is received."""

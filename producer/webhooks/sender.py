@@ -1,0 +1,211 @@
+"""The sender: takes what is due from the outbox, sends it, says what became of it. Any number of them may run.
+
+Only a 2xx is a success. Everything else is tried again by the schedule, later if the receiver asks for it, until the
+schedule is over; 410 disables the endpoint. No redirect is followed and no answer's body is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import partial
+from typing import Final, NamedTuple
+
+import sqlalchemy as sa
+
+from infra.errors import UsageError
+from infra.ledger import endpoints, outbox
+from infra.ledger.outbox import Delivery
+from infra.log import get_logger
+from infra.settings import Settings
+from producer.webhooks.addresses import Allowed, IpAddress, RefusedAddressError, checked_addresses
+from producer.webhooks.signing import signed_headers
+
+try:
+    import httpx2
+except ImportError as missing:
+    raise UsageError("sending webhooks needs an HTTP client: pip install 'libra-fleet[webhooks]'") from missing
+
+log = get_logger(__name__)
+
+_GONE: Final = 410
+_OVERLOADED: Final = 429
+_SERVERS_FAULT: Final = 500
+_JITTER: Final = 0.2
+_LONGEST_RETRY_AFTER_S: Final = 86_400.0
+_LONGEST_PAUSE_S: Final = 30.0
+_GRACE_S: Final = 30.0
+_LEDGER_AWAY_S: Final = 1.0
+
+
+class Answer(NamedTuple):
+    """How one attempt ended: with a status, or without any and why."""
+
+    status: int | None
+    error: str = ""
+    retry_after_s: float = 0.0
+
+    @property
+    def received(self) -> bool:
+        """Whether the receiver took it."""
+        return self.status is not None and 200 <= self.status < 300
+
+    @property
+    def endpoint_is_down(self) -> bool:
+        """Whether other letters to the same endpoint would fail likewise now."""
+        return self.status is None or self.status == _OVERLOADED or self.status >= _SERVERS_FAULT
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Seconds before each further attempt; after the last one a letter has failed."""
+
+    pauses_s: tuple[float, ...]
+
+    def pause_s(self, attempt: int, retry_after_s: float) -> float | None:
+        """How long to wait after this attempt (the first is 1): with jitter, never before the receiver wants it."""
+        if attempt > len(self.pauses_s):
+            return None
+        jitter = random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - jitter, not a secret
+        return max(self.pauses_s[attempt - 1] * jitter, min(retry_after_s, _LONGEST_RETRY_AFTER_S))
+
+
+class Sender:
+    """Sends from one ledger until stopped."""
+
+    def __init__(self, engine: sa.Engine, settings: Settings) -> None:
+        self._engine = engine
+        self._allowed = Allowed.parse(settings.webhook_allow)
+        self._schedule = Schedule(settings.webhook_retry_s)
+        self._timeout_s = settings.webhook_timeout_s
+        self._connections = settings.webhook_connections
+        self._poll_s = settings.webhook_poll_s
+
+    def run(self, stop: threading.Event) -> None:
+        """Send until `stop` is set; returns when what was begun has ended."""
+        asyncio.run(self._run(stop))
+
+    async def _run(self, stop: threading.Event) -> None:
+        running: set[asyncio.Task[None]] = set()
+        async with self._client() as http:
+            while not stop.is_set():
+                taken = await self._take(self._connections - len(running))
+                for delivery in taken:
+                    task = asyncio.create_task(self._deliver(http, delivery))
+                    running.add(task)
+                    task.add_done_callback(running.discard)
+                if len(running) >= self._connections:
+                    await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                elif not taken:
+                    await asyncio.to_thread(stop.wait, self._poll_s)
+                else:
+                    await asyncio.sleep(0)
+            if running:
+                await asyncio.wait(running)
+
+    def _client(self) -> httpx2.AsyncClient:
+        return httpx2.AsyncClient(
+            timeout=httpx2.Timeout(self._timeout_s),
+            # Connections are made to addresses: kept alive, one made for a host could serve another of its address.
+            limits=httpx2.Limits(max_connections=self._connections, max_keepalive_connections=0),
+            follow_redirects=False,
+            trust_env=False,  # the environment is read in infra.settings only
+        )
+
+    async def _take(self, limit: int) -> list[Delivery]:
+        lease_s = self._timeout_s + _GRACE_S
+        try:
+            return await asyncio.to_thread(partial(outbox.take_due, self._engine, limit=limit, lease_s=lease_s))
+        except sa.exc.SQLAlchemyError as error:
+            log.warning("ledger_away", error=str(error.__cause__ or error).strip())
+            await asyncio.sleep(_LEDGER_AWAY_S)
+            return []
+
+    async def _deliver(self, http: httpx2.AsyncClient, delivery: Delivery) -> None:
+        answer = await self._attempt(http, delivery)
+        try:
+            await asyncio.to_thread(self._settle, delivery, answer)
+        except sa.exc.SQLAlchemyError as error:  # the lease brings it back; a receiver knows it by its id
+            log.warning("ledger_away", error=str(error.__cause__ or error).strip(), message=delivery.id)
+
+    async def _attempt(self, http: httpx2.AsyncClient, delivery: Delivery) -> Answer:
+        if delivery.url is None:
+            return Answer(None, "the endpoint was removed")
+        if not delivery.secrets:
+            return Answer(None, "no secret to sign with: libra webhooks secret TENANT makes one")
+        body = delivery.body.encode()
+        try:
+            headers = signed_headers(delivery.id, int(time.time()), body, delivery.secrets)
+            async with asyncio.timeout(self._timeout_s):
+                addresses = await checked_addresses(delivery.url, self._allowed)
+                return await _post(http, delivery.url, addresses, headers, body)
+        except RefusedAddressError as error:
+            return Answer(None, f"refused: {error}")
+        except TimeoutError:
+            return Answer(None, f"no answer within {self._timeout_s:g} s")
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
+            return Answer(None, f"{type(error).__name__}: {error}")
+
+    def _settle(self, delivery: Delivery, answer: Answer) -> None:
+        facts = {"message": delivery.id, "endpoint": delivery.endpoint_id, "attempt": delivery.attempt}
+        if answer.received:
+            assert answer.status is not None  # noqa: S101 - what `received` means
+            outbox.note_delivered(self._engine, delivery, answer.status)
+            log.info("webhook_delivered", **facts, status=answer.status)
+            return
+        why = answer.error or f"the receiver answered {answer.status}"
+        retry_s = None if answer.status == _GONE else self._schedule.pause_s(delivery.attempt, answer.retry_after_s)
+        pause_s = min(retry_s or 0.0, _LONGEST_PAUSE_S) if answer.endpoint_is_down else 0.0
+        outbox.note_failed(self._engine, delivery, why, status=answer.status, retry_s=retry_s, pause_s=pause_s)
+        if answer.status == _GONE and delivery.endpoint_id:
+            endpoints.disable_endpoint(self._engine, delivery.endpoint_id, why)
+        log.warning("webhook_failed", **facts, reason=why, retry_s=retry_s and round(retry_s, 1))
+
+
+async def _post(
+    http: httpx2.AsyncClient, url: str, addresses: list[IpAddress], headers: Mapping[str, str], body: bytes
+) -> Answer:
+    """One attempt at each address in turn until one can be connected to.
+
+    Raises:
+        httpx2.HTTPError: none could, or the connection broke.
+    """
+    target = httpx2.URL(url).copy_with(fragment=None)
+    headers = {
+        **headers,
+        "host": target.netloc.decode(),
+        "content-type": "application/json",
+        "user-agent": "libra-fleet",
+    }
+    name = {"sni_hostname": target.raw_host.decode()}  # the certificate is checked for the name, not the address
+    for left, address in enumerate(addresses, 1 - len(addresses)):
+        request = http.build_request(
+            "POST", target.copy_with(host=str(address)), content=body, headers=headers, extensions=name
+        )
+        try:
+            response = await http.send(request, stream=True)
+        except (httpx2.ConnectError, httpx2.ConnectTimeout):
+            if not left:
+                raise
+            continue
+        await response.aclose()
+        return Answer(response.status_code, retry_after_s=_retry_after_s(response.headers.get("retry-after", "")))
+    raise httpx2.ConnectError("the name has no address")
+
+
+def _retry_after_s(value: str) -> float:
+    """Retry-After, which is a number of seconds or a date; 0 where there is none."""
+    value = value.strip()
+    if value.isdecimal():
+        return float(value)
+    try:
+        at = parsedate_to_datetime(value)
+    except ValueError:
+        return 0.0
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - datetime.now(UTC).timestamp()

@@ -1,0 +1,335 @@
+"""Decisions: made with the verdict or not at all, by the policy that applies, renewed without a device, never lost."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from click.testing import CliRunner, Result
+
+from infra.errors import UsageError
+from infra.ledger import decisions, endpoints, intake, policies, reviews, settlement
+from infra.services import Services
+from producer.policy import policy as policy_command
+from schemas.items import Label
+from schemas.policy import Action, Policy
+from tests.support.make import items, spec, verdicts_for
+from tests.support.submissions import judged, policy_of, submitted
+
+LONG_AGO = datetime.now(UTC) - timedelta(days=1)
+THREE = (0.1, 0.6, 0.95)
+
+
+def actions(services: Services, run_id: str) -> list[tuple[str, str, int | None]]:
+    """Current decisions in item order."""
+    statement = sa.text(
+        "SELECT action, policy, policy_version FROM decisions WHERE run_id = :id AND superseded_at IS NULL ORDER BY seq"
+    )
+    with services.engine.connect() as connection:
+        return [tuple(row) for row in connection.execute(statement, {"id": run_id})]
+
+
+def letters(services: Services) -> list[dict[str, Any]]:
+    with services.engine.connect() as connection:
+        rows = connection.scalars(sa.text("SELECT body FROM outbox ORDER BY created_at, seq"))
+        return [json.loads(body) for body in rows]
+
+
+def rows_of(services: Services, table: str) -> int:
+    with services.engine.connect() as connection:
+        return connection.scalar(sa.select(sa.func.count()).select_from(sa.table(table))) or 0
+
+
+@pytest.fixture
+def default(services: Services) -> Policy:
+    """A policy that is the forum's default."""
+    made = policy_of()
+    policies.put_policy(services.engine, made)
+    policies.set_tenant_policy(services.engine, "forum", "default")
+    return made
+
+
+@pytest.mark.usefixtures("default")
+def test_a_verdict_is_decided_by_its_items_own_policy_else_the_tenants_else_not_at_all(services: Services) -> None:
+    policies.put_policy(services.engine, policy_of(name="mild", version=3, review=0.97, block=0.99))
+    tenants, own, none = (
+        submitted(services, 3),
+        submitted(services, 3, policy="mild"),
+        submitted(services, 3, tenant="x"),
+    )
+
+    for chunk in (tenants, own, none):
+        settlement.settle(services.engine, judged(chunk, THREE))
+
+    assert actions(services, tenants.run_id) == [
+        ("pass", "default", 1),
+        ("review", "default", 1),
+        ("block", "default", 1),
+    ]
+    assert actions(services, own.run_id) == [("pass", "mild", 3)] * 3
+    assert actions(services, none.run_id) == []
+
+
+@pytest.mark.usefixtures("default")
+def test_a_chunk_that_is_delivered_again_is_decided_and_told_once(services: Services) -> None:
+    endpoints.add_endpoint(services.engine, "forum", "https://hook.example/")
+    chunk = submitted(services, 3, callback_url="https://item.example/")
+    first = judged(chunk, THREE)
+    part = first.model_copy(update={"verdicts": first.verdicts[:1]})
+
+    for delivery in (part, first, first):
+        settlement.settle(services.engine, delivery)
+
+    assert len(actions(services, chunk.run_id)) == 3
+    assert len(letters(services)) == 2 * 3
+
+
+@pytest.mark.usefixtures("default")
+@pytest.mark.parametrize("table", ["decisions", "outbox"])
+def test_verdict_decision_and_letter_are_committed_together_or_none_of_them(services: Services, table: str) -> None:
+    chunk = submitted(services, 3, callback_url="https://item.example/")
+    with services.engine.begin() as connection:
+        connection.execute(sa.text(f"ALTER TABLE {table} ADD CONSTRAINT broken CHECK (seq < 2)"))
+
+    with pytest.raises(sa.exc.IntegrityError, match="broken"):
+        settlement.settle(services.engine, judged(chunk, THREE))
+
+    assert [rows_of(services, name) for name in ("verdicts", "decisions", "outbox")] == [0, 0, 0]
+
+
+@pytest.mark.usefixtures("default")
+def test_nothing_passes_that_nobody_judged(services: Services) -> None:
+    chunk = submitted(services, 2)
+    lost = submitted(services, 2, callback_url="https://item.example/")
+
+    settlement.settle(services.engine, judged(chunk, [None, 0.1]))
+    settlement.settle_dead(services.engine, lost.run_id, [lost.chunk_no], "lost 5 times")
+
+    assert [action for action, _, _ in actions(services, chunk.run_id)] == ["review", "pass"]
+    assert [action for action, _, _ in actions(services, lost.run_id)] == ["review", "review"]
+    assert [letter["data"]["outcome"] for letter in letters(services)] == ["dead", "dead"]
+
+
+def test_a_policy_that_is_not_there_means_review(services: Services) -> None:
+    chunk = submitted(services, 1, policy="gone")
+
+    settlement.settle(services.engine, judged(chunk, [0.01]))
+
+    assert actions(services, chunk.run_id) == [("review", "gone", None)]
+
+
+@pytest.mark.usefixtures("default")
+def test_a_policy_of_a_newer_form_means_review_and_holds_no_verdict_up(services: Services) -> None:
+    with services.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE policies SET body = body || '{\"rule_of_tomorrow\": 1}'"))
+    chunk = submitted(services, 1)
+
+    settlement.settle(services.engine, judged(chunk, [0.01]))
+
+    assert actions(services, chunk.run_id) == [("review", "default", None)]
+
+
+@pytest.mark.usefixtures("default")
+def test_items_of_bench_runs_are_not_decided(services: Services) -> None:
+    run_id = intake.create_run(services.engine, spec())
+    (chunk,) = intake.accept(services.engine, run_id, spec(), [items(3)])
+
+    settlement.settle(services.engine, verdicts_for(chunk))
+
+    assert actions(services, run_id) == []
+
+
+@pytest.mark.usefixtures("default")
+def test_a_letter_tells_the_verdict_and_the_action_and_never_the_text(services: Services) -> None:
+    endpoints.add_endpoint(services.engine, "forum", "https://hook.example/")
+    endpoints.add_endpoint(services.engine, "other", "https://elsewhere.example/")
+    chunk = submitted(services, 1, metadata={"surface": "comment", "user": 7})
+
+    settlement.settle(services.engine, judged(chunk, [0.95], categories=("S10:hate_abuse",)))
+
+    (letter,) = letters(services)
+    assert letter["type"] == "item.judged"
+    assert letter["data"] == {
+        "run_id": chunk.run_id,
+        "seq": 0,
+        "id": f"item_{chunk.run_id}_0",
+        "custom_id": "custom-0",
+        "metadata": {"surface": "comment", "user": 7},
+        "iteration": 0,
+        "outcome": "scored",
+        "label": "unsafe",
+        "p_unsafe": 0.95,
+        "categories": ["S10:hate_abuse"],
+        "fingerprint": verdicts_for(chunk).fingerprint.digest,
+        "action": "block",
+        "policy": "default",
+        "policy_version": 1,
+        "reason": "p_unsafe 0.9500, at or above 0.9",
+        "previous_action": None,
+    }
+    assert "text number" not in json.dumps(letter)
+
+
+def test_a_stored_version_never_changes_and_the_newest_put_is_in_force(services: Services) -> None:
+    first, second = policy_of(), policy_of(version=2, block=0.8)
+    assert [policies.put_policy(services.engine, one) for one in (first, second)] == [True, True]
+
+    with pytest.raises(UsageError, match="another version"):
+        policies.put_policy(services.engine, policy_of(block=0.7))
+    in_force = policies.stored_policy(services.engine, "default").policy
+    back = policies.put_policy(services.engine, first)
+
+    assert in_force == second
+    assert (back, policies.stored_policy(services.engine, "default").policy) == (False, first)
+    assert len(policies.stored_policies(services.engine)) == 2
+
+
+def test_a_name_is_known_once_it_is_put_and_unknown_ones_are_not_asked_for_each_time(services: Services) -> None:
+    patient, eager = policies.PolicyNames(services.engine, keep_s=60), policies.PolicyNames(services.engine, keep_s=0)
+    before = [known("default") for known in (patient, eager)]
+    policies.put_policy(services.engine, policy_of())
+
+    assert before == [False, False]
+    assert (patient("default"), eager("default"), eager("other")) == (False, True, False)
+
+
+def renew(services: Services, rules: Policy) -> list[decisions.Change]:
+    found = decisions.changes(services.engine, rules, LONG_AGO)
+    return list(decisions.apply_changes(services.engine, found))
+
+
+@pytest.mark.usefixtures("default")
+def test_renewing_supersedes_and_keeps_the_history_and_tells_what_moved(services: Services) -> None:
+    chunk = submitted(services, 3, callback_url="https://item.example/")
+    settlement.settle(services.engine, judged(chunk, THREE))
+    stricter = policy_of(version=2, review=0.05, block=0.5)
+    policies.put_policy(services.engine, stricter)
+
+    done, again = renew(services, stricter), renew(services, stricter)
+
+    assert [(c.before, c.ruling.decision.action) for c in done] == [
+        (Action.PASS, Action.REVIEW),
+        (Action.REVIEW, Action.BLOCK),
+        (Action.BLOCK, Action.BLOCK),
+    ]
+    assert again == []
+    assert [(action, version) for action, _, version in actions(services, chunk.run_id)] == [
+        ("review", 2),
+        ("block", 2),
+        ("block", 2),
+    ]
+    assert rows_of(services, "decisions") == 6
+    told = [letter["data"] for letter in letters(services) if letter["type"] == "item.redecided"]
+    assert [(data["seq"], data["previous_action"], data["action"]) for data in told] == [
+        (0, "pass", "review"),
+        (1, "review", "block"),
+    ]
+
+
+@pytest.mark.usefixtures("default")
+def test_no_policy_overrules_a_human(services: Services) -> None:
+    chunk = submitted(services, 2)
+    settlement.settle(services.engine, judged(chunk, [0.6, 0.6]))
+    stricter = policy_of(version=2, review=0.1, block=0.2)
+    planned = decisions.changes(services.engine, stricter, LONG_AGO)
+    first = next(planned)
+    reviews.decide(services.engine, chunk.run_id, 1, label=Label.SAFE, moderator="m", note="fine")
+
+    done = list(decisions.apply_changes(services.engine, iter([first, *planned])))
+
+    assert [change.subject.seq for change in done] == [0]
+    standing = decisions.standing_of(services.engine, chunk.run_id, [0, 1, 2])
+    assert {seq: (s.action, s.moderator) for seq, s in standing.items()} == {
+        0: (Action.BLOCK, None),
+        1: (Action.PASS, "m"),
+    }
+
+
+@pytest.mark.usefixtures("default")
+def test_of_two_renewals_at_once_only_one_takes_effect(services: Services) -> None:
+    chunk = submitted(services, 1)
+    settlement.settle(services.engine, judged(chunk, [0.6]))
+    plans = [
+        list(decisions.changes(services.engine, policy_of(version=version, block=0.5), LONG_AGO)) for version in (2, 3)
+    ]
+
+    done = [list(decisions.apply_changes(services.engine, iter(plan))) for plan in plans]
+
+    assert [len(changes) for changes in done] == [1, 0]
+    assert actions(services, chunk.run_id) == [("block", "default", 2)]
+
+
+# The commands
+
+
+@pytest.fixture
+def cli(services: Services, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("LIBRA_REDIS_URL", services.redis_url)
+    monkeypatch.setenv("LIBRA_DATABASE_URL", services.database_url)
+    services.engine  # noqa: B018 - migrated before a command asks
+
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(policy_command, list(arguments), catch_exceptions=True)
+
+    return run
+
+
+def test_a_policy_is_tried_put_shown_and_applied_by_command(services: Services, cli: Any, tmp_path: Path) -> None:
+    file = tmp_path / "forum.yaml"
+    file.write_text("policy: forum\nversion: 1\nthresholds: {review: 0.5, block: 0.9}\n")
+    chunk = submitted(services, 3)
+    settlement.settle(services.engine, judged(chunk, THREE, categories=("gambling",)))
+
+    tried = json.loads(cli("test", str(file), "--verdicts", chunk.run_id, "--json").stdout)
+    nothing_yet = rows_of(services, "decisions")
+    cli("put", str(file))
+    cli("default", "forum", "forum")
+    planned = json.loads(cli("apply", "forum", "--since", "1d", "--json").stdout)
+    still_nothing = rows_of(services, "decisions")
+    applied = json.loads(cli("apply", "forum", "--since", "1d", "--yes", "--json").stdout)
+
+    assert tried["actions"] == {"pass": 1, "review": 1, "block": 1}
+    assert tried["changes"]["newly blocked"] == {
+        "count": 1,
+        "categories": {"gambling": 1},
+        "examples": ["item-2"],
+    }
+    assert (nothing_yet, still_nothing) == (0, 0)
+    assert (planned["applied"], applied["applied"]) == (False, True)
+    assert planned["changes"] == applied["changes"] == tried["changes"]
+    assert [action for action, _, _ in actions(services, chunk.run_id)] == ["pass", "review", "block"]
+    assert "forum" in cli("list").stdout
+    assert json.loads(cli("show", "forum@1").stdout)["default_of"] == ["forum"]
+
+
+def test_a_sample_tries_stored_verdicts_and_shows_texts_only_when_asked(services: Services, cli: Any) -> None:
+    settlement.settle(services.engine, judged(submitted(services, 3), THREE))
+
+    sampled = cli("test", "default", "--sample", "2", "--json")
+    shown = cli("test", "default", "--sample", "2", "--show-text")
+
+    assert json.loads(sampled.stdout)["decided"] == 2
+    assert "text number" not in sampled.output
+    assert shown.output.count("text number") == 2
+
+
+def test_what_cannot_be_done_is_refused(cli: Any) -> None:
+    impossible = [
+        ("test", "nowhere.yaml"),
+        ("test", "default", "--sample", "1", "--verdicts", "r"),
+        ("show", "default@x"),
+        ("show", "nothing"),
+        ("default", "forum"),
+        ("default", "forum", "nothing"),
+        ("apply", "nothing", "--since", "1d"),
+        ("apply", "default", "--since", "yesterday"),
+        ("apply", "default"),
+    ]
+
+    refused = [cli(*arguments).exception for arguments in impossible]
+
+    assert [type(error) for error in refused] == [UsageError] * 7 + [SystemExit] * 2

@@ -1,0 +1,41 @@
+"""Signatures that the convention's own library accepts."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from infra.ledger.endpoints import new_secret
+from producer.webhooks.signing import signed_headers
+
+NOW = int(datetime.now(UTC).timestamp())
+OLD, NEW = new_secret(), new_secret()
+
+
+@given(st.dictionaries(st.text(), st.text()))
+def test_the_conventions_library_verifies_with_each_of_several_secrets(content: dict[str, str]) -> None:
+    import json
+
+    body = json.dumps(content)
+    headers = signed_headers("msg_1", NOW, body.encode(), [NEW, OLD])
+
+    assert [Webhook(secret).verify(body, headers) for secret in (NEW, OLD)] == [content, content]
+
+
+@pytest.mark.parametrize("change", ["body", "webhook-id", "webhook-timestamp", "secret"])
+def test_whatever_is_altered_the_signature_does_not_fit(change: str) -> None:
+    headers = signed_headers("msg_1", NOW, b"{}", [NEW])
+    headers |= {change: str(NOW - 1) if change == "webhook-timestamp" else "msg_2"} if "-" in change else {}
+
+    with pytest.raises(WebhookVerificationError):
+        Webhook(OLD if change == "secret" else NEW).verify("[]" if change == "body" else "{}", headers)
+
+
+@pytest.mark.parametrize("secret", ["", "whsec_", "whsec_!", "abcd", "whsec_abc"])
+def test_what_is_no_secret_signs_nothing(secret: str) -> None:
+    with pytest.raises(ValueError, match="whsec_"):
+        signed_headers("msg_1", NOW, b"{}", [secret])
