@@ -134,7 +134,9 @@ def infer(
 ) -> None:
     """Judge a data set into files with the `critic` field; options as of the benchmark's inference.py."""
     if not is_instruct:
-        raise UsageError("--is_instruct 0: a prompt outside the checkpoint's chat template is not made; leave it at 1")
+        raise UsageError(
+            "--is_instruct 0: outside the checkpoint's chat template a text could write its own verdict; leave it at 1"
+        )
     if machine_rank >= machine_num:
         raise UsageError(f"--machine_rank {machine_rank} of {machine_num}: the first is 0, the last {machine_num - 1}")
     guard = guard_of(base_model)

@@ -21,7 +21,7 @@ from infra.ledger.tables import metadata
 from infra.process import wait_until
 from infra.services import Services
 from schemas.guards import Mode
-from schemas.items import Label
+from schemas.items import Example, Label
 from schemas.messages import JudgeChunk, Lane, MessageError
 from schemas.runs import RunState
 from schemas.verdicts import CONTROVERSIAL
@@ -97,14 +97,17 @@ def test_a_verdict_keeps_its_mark_that_it_came_from_the_cache(services: Services
 def test_chunks_are_judged_as_their_run_says_also_when_they_were_lost(
     services: Services, repeat: int, cache: bool
 ) -> None:
-    asked = spec(repeat=repeat).model_copy(update={"cache": True, "verdict_only": True})
+    shown = (Example(question="", response="x", label=Label.SAFE),)
+    asked = spec(repeat=repeat).model_copy(update={"cache": True, "verdict_only": True, "examples": shown})
     run_id = intake.create_run(services.engine, asked)
     chunks = intake.accept(services.engine, run_id, asked, [items(2)])
     with services.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         again = recovery.take_up(connection, recovery.OverdueChunk(run_id, 0, 1))
 
     assert again is not None
-    assert [(chunk.cache, chunk.verdict_only) for chunk in (*chunks, again)] == [(cache, True)] * (repeat + 1)
+    assert [(chunk.cache, chunk.verdict_only, chunk.examples) for chunk in (*chunks, again)] == [
+        (cache, True, shown)
+    ] * (repeat + 1)
 
 
 def test_live_traffic_that_is_judged_otherwise_has_a_run_of_its_own(services: Services) -> None:

@@ -16,7 +16,7 @@ from infra.services import Services
 from producer.dead import dead
 from producer.purge import purge
 from producer.submit import submit
-from schemas.items import Item
+from schemas.items import Example, Item, Label
 from schemas.messages import JudgeChunk, Lane, VerdictChunk
 from schemas.retention import Retention
 from tests.support.make import items, spec, verdicts_for
@@ -24,10 +24,12 @@ from worker.collector.tasks import Collector
 
 ITEMS = 6
 SECRET = "text number"
+SHOWN = "text of an example"
 
 
 def begun(services: Services, *, repeat: int = 1, lane: Lane = Lane.BULK) -> tuple[str, list[JudgeChunk]]:
-    order = spec(repeat=repeat, lane=lane)
+    shown = (Example(question="", response=SHOWN, label=Label.SAFE),)
+    order = spec(repeat=repeat, lane=lane).model_copy(update={"examples": shown})
     run_id = intake.create_run(services.engine, order)
     batch = items(ITEMS)
     return run_id, intake.accept(services.engine, run_id, order, [batch[:4], batch[4:]])
@@ -76,6 +78,7 @@ def test_nothing_of_a_text_stays_once_its_run_is_complete(services: Services, ke
     hashes = intake.accepted_hashes(services.engine, run_id, [item.id for item in items(ITEMS)])
     report = reading.stored_report(services.engine, run_id)
     assert SECRET not in stored_text(services)
+    assert SHOWN not in stored_text(services)
     assert {bool(digest) for digest in hashes.values()} == {kept is Retention.HASH}
     assert audit(services.engine, run_id).sound
     assert report is not None
@@ -87,6 +90,7 @@ def test_full_retention_keeps_texts(services: Services) -> None:
     completed(services, Retention.FULL)
 
     assert stored_text(services).count(SECRET) == 2 * ITEMS
+    assert stored_text(services).count(SHOWN) == 1, "with the run; its report goes without"
 
 
 def test_live_items_are_scrubbed_as_they_settle_and_pending_ones_are_not(services: Services) -> None:
