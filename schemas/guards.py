@@ -94,7 +94,9 @@ _EN: Final = ("en",)
 _ZH: Final = ("zh",)
 _ZH_EN: Final = ("zh", "en")
 _MANY: Final = ("many", "zh")
-_QWEN_NOTE: Final = "Qwen v1: remote code and a tokenizer of its own; no engine here loads it"
+_QWEN_NOTE: Final = (
+    "Qwen v1: its code is not run; needs a server that still loads it (--engine openai; vLLM up to 0.23)"
+)
 _UNVERIFIED: Final = "licence not verified"
 
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from infra.errors import GuardError
 from worker.guards.base import PromptIds
+from worker.guards.checkpoint import tokenizer_file
 from worker.guards.vocabulary import Vocabulary
 
 _PLACEHOLDER: Final = "LibraUserText"
@@ -23,7 +24,7 @@ class ChatTokenizer:
     """One checkpoint folder's way from a user turn to prompt ids and back. Thread-safe.
 
     Raises:
-        GuardError: no tokenizer.json, no chat template, or a template that cannot keep user text apart.
+        GuardError: no tokenizer, no chat template, or a template that cannot keep user text apart.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -47,7 +48,7 @@ class ChatTokenizer:
         eos = loaded.eos_token_id
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys([*([] if eos is None else [eos]), self._tail[0]]))
         """Ids that end the assistant's turn: the tokenizer's own end of text, the template's end of turn."""
-        self.digest = _digest(head, tail, (folder / "tokenizer.json").read_bytes())
+        self.digest = _digest(head, tail, tokenizer_file(folder).read_bytes())
         """16 hex characters over the template as rendered and the tokenizer file."""
         self._check_against_own_tokenizer(head + _SAMPLE + tail, folder)
 

@@ -1,12 +1,15 @@
-"""What a checkpoint's own JSON files say: context, stop ids, decoding budget. Torch-free."""
+"""What a checkpoint's own files say: context, stop ids, decoding budget, where the tokenizer is. Torch-free."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from infra.errors import GuardError
+
+TOKENIZER_JSON: Final = "tokenizer.json"
+QWEN_V1: Final = "qwen.tiktoken"
 
 
 def context_tokens_of(folder: Path, card_tokens: int | None) -> int:
@@ -33,6 +36,21 @@ def generation_budget(folder: Path, wanted: int) -> int:
     path = folder / "generation_config.json"
     own = read_json(path).get("max_new_tokens") if path.is_file() else None
     return min(wanted, own) if isinstance(own, int) and own > 0 else wanted
+
+
+def tokenizer_file(folder: Path) -> Path:
+    """The file that holds the folder's tokenizer.
+
+    Raises:
+        GuardError: there is none that can be read here.
+    """
+    for name in (TOKENIZER_JSON, QWEN_V1):
+        if (folder / name).is_file():
+            return folder / name
+    raise GuardError(
+        f"{folder} has no tokenizer.json; save the checkpoint's fast tokenizer there "
+        "(AutoTokenizer.from_pretrained(...).save_pretrained(folder))"
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:

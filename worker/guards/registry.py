@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from infra.errors import GuardError
 from schemas.guards import GUARDS, Family, GuardCard
 from worker.guards.base import Guard
-from worker.guards.checkpoint import read_json
+from worker.guards.checkpoint import QWEN_V1, TOKENIZER_JSON, read_json
 from worker.guards.fake import FakeGuard
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ BUNDLED: Final = {"libra-tiny": Path(__file__).parent / "libra_tiny"}
 """Checkpoints that ship inside the package."""
 
 _HUB_ID: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_LANGUAGE_FILES: Final = ("*.json", "*.jinja", "*.txt", "*.model")
+_LANGUAGE_FILES: Final = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 _HUB_FILES: Final = ("*.safetensors", *_LANGUAGE_FILES)
 
 
@@ -142,8 +142,10 @@ def _complete(folder: Path, name: str, *, weights: bool) -> Path:
     """The folder, if it holds what a guard needs."""
     if not folder.is_dir():
         raise GuardError(f"{name}: its checkpoint {folder} is not there")
-    missing = [file for file in ("config.json", "tokenizer.json") if not (folder / file).is_file()]
-    if "tokenizer.json" in missing and _brings_tokenizer_code(folder):
+    missing = [file for file in ("config.json", TOKENIZER_JSON) if not (folder / file).is_file()]
+    if (folder / QWEN_V1).is_file():
+        missing = [file for file in missing if file != TOKENIZER_JSON]
+    if TOKENIZER_JSON in missing and _brings_tokenizer_code(folder):
         raise GuardError(f"{name}: {folder} needs its own tokenizer code, which is not run; add a tokenizer.json")
     if weights and not any(folder.glob("*.safetensors")):
         missing.append("*.safetensors")

@@ -16,21 +16,22 @@ from tokenizers import Tokenizer
 from tokenizers.models import Model
 from tokenizers.pre_tokenizers import Metaspace
 
-from infra.errors import GuardError
 from worker.guards.base import PromptIds, digest_of
+from worker.guards.checkpoint import tokenizer_file
+from worker.guards.tokenizer_files import load_tokenizer
 
 
 class Vocabulary:
     """Text to ids and back, with control tokens and plain text kept apart. Thread-safe.
 
     Raises:
-        GuardError: no tokenizer.json, or one that cannot be read.
+        GuardError: no tokenizer, or one that cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
         self.loaded = load_tokenizer(folder)
         """The tokenizer as transformers reads it: chat template, special tokens, own settings."""
-        self.digest = digest_of((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        self.digest = digest_of(tokenizer_file(folder).read_text(encoding="utf-8"))
         """Over the tokenizer's file."""
         self.full: Tokenizer = self.loaded.backend_tokenizer
         self.full.no_truncation()
@@ -67,27 +68,6 @@ class Vocabulary:
         """The text of generated ids."""
         text: str = self.full.decode(list(ids), skip_special_tokens=not keep_controls)
         return text
-
-
-def load_tokenizer(folder: Path) -> Any:  # noqa: ANN401 - transformers has no types
-    """The fast tokenizer of a checkpoint folder, as transformers reads it.
-
-    Raises:
-        GuardError: there is none, or it cannot be read.
-    """
-    # Seconds of import, which the fake guard needs not pay.
-    from transformers import PreTrainedTokenizerFast  # noqa: PLC0415
-
-    if not (folder / "tokenizer.json").is_file():
-        raise GuardError(
-            f"{folder} has no tokenizer.json; save the checkpoint's fast tokenizer there "
-            "(AutoTokenizer.from_pretrained(...).save_pretrained(folder))"
-        )
-    try:
-        loaded = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
-        raise GuardError(f"cannot read the tokenizer of {folder}: {error}") from error
-    return loaded
 
 
 def _plain_tokenizer(full: Tokenizer) -> Tokenizer:

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from infra.errors import GuardError
 from worker.device.engines.openai_http import Endpoint, Refused
+from worker.guards.tokenizer_files import backend_tokenizer
 
 EXTRAS: Final = {"return_tokens_as_token_ids": True, "return_token_ids": True}
 """Beyond the protocol: vLLM names tokens by id; servers that do not know these ignore them, mostly."""
@@ -40,7 +41,7 @@ class PromptText:
     """Ids to text and back by the guard's own tokenizer, control tokens included."""
 
     def __init__(self, folder: Path) -> None:
-        self._tokenizer: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer: Tokenizer = backend_tokenizer(folder)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 
