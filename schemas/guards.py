@@ -27,6 +27,8 @@ class Status(StrEnum):
     """A tiny random checkpoint of this architecture goes through the real engine in the conformance test."""
     FORMAT_ONLY = "format only"
     """Prompt and parser are tested; the model needs remote code or an engine that is not here."""
+    NO_MODEL = "there is no model to run"
+    """A stand-in for tests and drills."""
     NOT_SERVED = "no engine here serves it"
     """How it is asked is known, but there is no adapter; it cannot be run."""
     FORMAT_UNKNOWN = "format unknown"
@@ -131,7 +133,7 @@ _LIBRA: Final = (
         context_tokens=1_000_000,
         languages=("any",),
         modes=_LM_MODES,
-        status=Status.RAN_WITH_WEIGHTS,
+        status=Status.NO_MODEL,
         note="deterministic stand-in without a model: for tests, drills and benchmarks",
     ),
     *(

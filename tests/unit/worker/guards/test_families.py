@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from schemas.guards import GUARDS, Family, GuardCard, Mode, Status
 from schemas.items import Label
 from schemas.messages import ChunkItem
 from schemas.taxonomy import scenario_by_code
-from schemas.verdicts import Outcome
+from schemas.verdicts import CONTROVERSIAL, Outcome
 from tests.support.families import CONTEXT, dress_of, write_family
 from worker.guards import gpt_oss_safeguard, llama_guard, polyguard, shieldlm, wildguard
+from worker.guards.reading import Choice, from_logprobs, worst
 from worker.guards.registry import format_of, load_guard
 from worker.guards.shield_gemma import POLICIES, guideline
 from worker.guards.template_guard import TemplateGuard
@@ -325,6 +327,16 @@ def test_strict_is_the_label_and_loose_is_kept(guards: dict[str, TemplateGuard])
     assert disputed.reason == "loose p_unsafe 0.1000"
     assert (clear.label, clear.categories) == (UNSAFE, ())
     assert (low.outcome, low.p_unsafe) == (Outcome.UNPARSEABLE, None)
+
+
+def test_a_clearly_unsafe_window_is_worse_than_a_likelier_controversial_one() -> None:
+    choices = [Choice("a", Label.SAFE), Choice("b", Label.UNSAFE, controversial=True), Choice("c", Label.UNSAFE)]
+    rows = [(0.3, 0.1, 0.6), (0.01, 0.9, 0.09), (0.99, 0.005, 0.005)]
+    windows = [from_logprobs(0, choices, [math.log(p) for p in row]) for row in rows]
+
+    for order in itertools.permutations(windows):
+        assert worst(order) == windows[0]
+    assert [CONTROVERSIAL in window.categories for window in windows] == [False, True, False]
 
 
 def test_the_worst_policy_wins_and_is_named(guards: dict[str, TemplateGuard]) -> None:
