@@ -526,7 +526,7 @@ STRANGERS = {
     "two arguments": (envelope([["a", "b"], {}, {}]), "malformed task message"),
     "no arguments at all": (envelope({"a": 1}), "malformed task message"),
     "no chunk": (envelope(task(SECRET)), "not a JudgeChunk: body"),
-    "a newer chunk": (envelope(task(json.dumps({"version": 2}))), "message version 2, this reader knows 1"),
+    "a newer chunk": (envelope(task(json.dumps({"version": 3}))), "message version 3, this reader knows 2"),
     "a chunk that lacks fields": (envelope(task(json.dumps({"version": 1}))), "run_id: Field required"),
 }
 

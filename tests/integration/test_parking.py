@@ -10,7 +10,7 @@ from infra.broker import JUDGE, SETTLE, VERDICTS, queue_of
 from infra.ledger import intake, reading
 from infra.services import Services
 from producer.submit import seal, submit
-from schemas.messages import Lane
+from schemas.messages import JudgeChunk, Lane, VerdictChunk
 from tests.support.fleet import Fleet
 from tests.support.make import items, spec, verdicts_for
 
@@ -20,8 +20,13 @@ QUEUE = queue_of("fake", Lane.BULK)
 def test_messages_of_a_newer_version_and_noise_are_parked(services: Services, fleet: Fleet) -> None:
     run_id = intake.create_run(services.engine, spec())
     (chunk,) = intake.accept(services.engine, run_id, spec(), [items(4)])
-    newer = {**json.loads(chunk.model_dump_json()), "version": 2, "run_id": "newer", "colour": "blue"}
-    verdicts = {**json.loads(verdicts_for(chunk).model_dump_json()), "version": 2}
+    newer = {
+        **json.loads(chunk.model_dump_json()),
+        "version": JudgeChunk.NEWEST + 1,
+        "run_id": "newer",
+        "colour": "blue",
+    }
+    verdicts = {**json.loads(verdicts_for(chunk).model_dump_json()), "version": VerdictChunk.NEWEST + 1}
     send = services.publisher._send
     send(JUDGE, json.dumps(newer), queue=QUEUE, task_id="newer/0/1", headers={"enqueued_at": 0.0})
     send(SETTLE, json.dumps(verdicts), queue=VERDICTS, task_id="newer/0/1/v")
@@ -38,8 +43,9 @@ def test_messages_of_a_newer_version_and_noise_are_parked(services: Services, fl
     fleet.wait(lambda: len(services.board.parked()) == 5)
 
     reasons = sorted(entry["reason"] for entry in services.board.parked())
-    newer_ones = [reason for reason in reasons if "message version 2, this reader knows 1" in reason]
-    assert len(newer_ones) == 2, reasons
+    newest = (VerdictChunk.NEWEST, JudgeChunk.NEWEST)
+    newer_ones = [reason for reason in reasons if reason.startswith("message version")]
+    assert newer_ones == [f"message version {known + 1}, this reader knows {known}" for known in newest], reasons
     assert reasons.count("not a message") == 2, reasons
     assert reading.run_status(services.engine, run_id).counts.scored == 8
     assert "text number" not in fleet.logs()
