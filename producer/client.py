@@ -113,6 +113,7 @@ class LiveClient:
 
         Raises:
             DataError: an item id was used before in the day's run.
+            RunError: an operator has ended the day's run; the next call goes to another.
         """
         tickets, chunks = self._accept(self._todays_run(), items)
         self._enqueue(chunks)
@@ -123,7 +124,8 @@ class LiveClient:
 
         Raises:
             pydantic.ValidationError: the text is empty or too long.
-            RunError: no verdict within the time-out; the item stays accepted and will settle.
+            RunError: no verdict within the time-out; the item stays accepted and will settle. Or an operator has ended
+                the day's run; the next call goes to another.
         """
         deadline = time.monotonic() + timeout_s
         item = Item(id=uuid.uuid4().hex, question=question, response=response)
@@ -152,7 +154,11 @@ class LiveClient:
     def _accept(self, run_id: str, items: Sequence[Item]) -> tuple[list[Ticket], list[JudgeChunk]]:
         settings = self._services.settings
         groups = cut_chunks(items, max_items=settings.chunk_items, max_bytes=settings.chunk_bytes)
-        chunks = intake.accept(self._services.engine, run_id, self._spec, groups)
+        try:
+            chunks = intake.accept(self._services.engine, run_id, self._spec, groups)
+        except RunError:
+            self._forget_run(run_id)
+            raise
         accepted = [item.id for group in groups for item in group]
         seqs = [wire.seq for chunk in chunks for wire in chunk.items]
         seq_of = dict(zip(accepted, seqs, strict=True))
@@ -163,12 +169,18 @@ class LiveClient:
             self._services.publisher.judge(chunk)
 
     def _todays_run(self) -> str:
-        """The day's run, asked of the ledger once a day."""
+        """The day's run, asked of the ledger once a day and when it was ended."""
         with self._lock:
             if self._run_id is None or time.monotonic() >= self._run_ends_at:
                 self._run_id, ends_in_s = intake.todays_run(self._services.engine, self._spec, tenant=self._tenant)
                 self._run_ends_at = time.monotonic() + ends_in_s
             return self._run_id
+
+    def _forget_run(self, run_id: str) -> None:
+        """An operator has ended it: the next call asks the ledger for the day's run again."""
+        with self._lock:
+            if self._run_id == run_id:
+                self._run_id = None
 
     def _watching(self, run_id: str) -> SettledWatch:
         """Who follows the run; yesterday's ends when its last verdict is there."""

@@ -205,7 +205,8 @@ class LiveRun(NamedTuple):
 def todays_run(engine: sa.Engine, spec: RunSpec, *, tenant: str) -> LiveRun:
     """Today's unsealed run of a tenant and guard (by the ledger's clock), opened where there is none.
 
-    Traffic that is judged otherwise has a run of its own: what is lost is judged again as its run says.
+    Traffic that is judged otherwise has a run of its own: what is lost is judged again as its run says. Where an
+    operator has ended the day's run, the next one of that day has the suffix -2, and so on.
     """
     analysed = spec.mode is Mode.GENERATE and not spec.verdict_only
     otherwise = ("-analysis" if analysed else "") + ("" if spec.cache else "-uncached")
@@ -218,14 +219,25 @@ def todays_run(engine: sa.Engine, spec: RunSpec, *, tenant: str) -> LiveRun:
     )
     with engine.begin() as connection:
         day, ends_in_s = connection.execute(today).one()
-        name = f"live-{tenant}-{spec.guard}-{spec.mode}{otherwise}-{day}"
-        known = connection.scalar(sa.text("SELECT id FROM runs WHERE name = :name"), {"name": name})
+        name, known = _first_unended(connection, f"live-{tenant}-{spec.guard}-{spec.mode}{otherwise}-{day}")
     if known is not None:
-        return LiveRun(str(known), ends_in_s)
+        return LiveRun(known, ends_in_s)
     try:
         return LiveRun(create_run(engine, spec, name=name), ends_in_s)
     except UsageError:
         return todays_run(engine, spec, tenant=tenant)
+
+
+def _first_unended(connection: sa.Connection, name: str) -> tuple[str, str | None]:
+    """The first of `name`, `name-2`, `name-3`… that is open or free: that name, and the open run's id."""
+    statement = sa.text("SELECT id, state FROM runs WHERE name = :name")
+    tried, number = name, 1
+    while (known := connection.execute(statement, {"name": tried}).one_or_none()) is not None:
+        if known.state == RunState.OPEN:
+            return tried, str(known.id)
+        number += 1
+        tried = f"{name}-{number}"
+    return tried, None
 
 
 def live_run(engine: sa.Engine, spec: RunSpec, *, tenant: str) -> str:

@@ -24,6 +24,7 @@ from producer.gateway.frame import BodyLimit, Frame
 from producer.gateway.problems import IN_OPENAPI, answer_errors
 from producer.gateway.state import Gateway, KnowsPolicy, no_policies
 from producer.options import DEFAULT_GUARD
+from producer.webhooks.addresses import Allowed
 
 UPLOAD_PATH: Final = "/v1/files"
 _FORGET_EVERY_S: Final = 3_600
@@ -35,7 +36,8 @@ def build_app(
     services: Services, *, default_guard: str = DEFAULT_GUARD, knows_policy: KnowsPolicy = no_policies
 ) -> FastAPI:
     """The gateway on these servers. `knows_policy` says whether a policy of that name can be applied."""
-    gateway = Gateway(services, default_guard, knows_policy)
+    allowed = Allowed.parse(services.settings.webhook_allow)
+    gateway = Gateway(services, default_guard, knows_policy, allowed)
     app = FastAPI(
         title="Libra Fleet",
         version=version("libra-fleet"),

@@ -14,6 +14,7 @@ from infra.ledger.submissions import Once, Submission
 from producer.gateway.access import Principal
 from producer.gateway.problems import BadFieldError, ProblemError
 from producer.gateway.state import Gateway
+from producer.webhooks.addresses import RefusedAddressError, check_form
 from schemas.guards import GUARDS, Mode
 from schemas.items import Item
 
@@ -45,7 +46,7 @@ PolicyName = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(
 CallbackUrl = Annotated[
     str, Field(max_length=2_048, pattern=r"^https?://[^\s/@\x00]+(/[^\s\x00]*)?$"), AfterValidator(_storable)
 ]
-"""Where it may lead is decided when it is called; here it need only look like one."""
+"""What a name's addresses are is seen when it is called; here it need only look like one that may be called."""
 
 
 class Asked(BaseModel):
@@ -102,7 +103,7 @@ def parcel_of(asked: Sequence[AskedItem], principal: Principal, gateway: Gateway
     parcel = Parcel([], {})
     for at, one in enumerate(asked):
         where = f"items.{at}."
-        require_policy(one, gateway, where=where)
+        require_known(one, gateway, where=where)
         item = item_of(one.main, one.question, fields={"response": one.main_field}, where=where)
         parcel.items.append(item)
         parcel.submissions[item.id] = Submission(
@@ -111,14 +112,19 @@ def parcel_of(asked: Sequence[AskedItem], principal: Principal, gateway: Gateway
     return parcel
 
 
-def require_policy(one: AskedItem, gateway: Gateway, *, where: str) -> None:
-    """See that an item's policy is known.
+def require_known(one: AskedItem, gateway: Gateway, *, where: str) -> None:
+    """See that an item's policy is known, and that its webhook's address is not one that no sender would call.
 
     Raises:
         ProblemError: 422, it is not.
     """
     if one.policy is not None and not gateway.knows_policy(one.policy):
         raise BadFieldError(f"{where}policy", f"no policy named {one.policy!r}")
+    if one.callback_url is not None:
+        try:
+            check_form(one.callback_url, gateway.webhooks_allowed)
+        except RefusedAddressError:
+            raise BadFieldError(f"{where}callback_url", "webhooks go by https, and to public addresses only") from None
 
 
 def item_of(

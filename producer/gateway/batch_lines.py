@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 from infra.ledger.batches import LineError
 from infra.ledger.submissions import Submission
 from producer.datasets.records import RowError, decode_line
-from producer.gateway.asked import Asked, AskedGuard, AskedItem, CustomId, guard_of, item_of, require_policy
+from producer.gateway.asked import Asked, AskedGuard, AskedItem, CustomId, guard_of, item_of, require_known
 from producer.gateway.moderations import AskedModeration
 from producer.gateway.problems import ProblemError, field_name
 from producer.gateway.state import Gateway
@@ -112,7 +112,7 @@ class _Reader:
             item = item_of(asked.input[0], fields={"response": "input"}, where="body.", item_id=item_id)
             return guard, item, Submission(self._tenant, line.custom_id)
         one = AskedBatchItem.model_validate(line.body)
-        require_policy(one, self._gateway, where="body.")
+        require_known(one, self._gateway, where="body.")
         guard = guard_of(one.guard, self._gateway, field="body.guard")
         item = item_of(one.main, one.question, fields={"response": one.main_field}, where="body.", item_id=item_id)
         return guard, item, Submission(self._tenant, line.custom_id, one.policy, one.callback_url, one.metadata)

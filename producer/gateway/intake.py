@@ -23,7 +23,7 @@ from producer.gateway.problems import ProblemError
 from producer.gateway.verdicts_awaited import AwaitedVerdicts, Place
 from producer.submit import cut_chunks
 from schemas.items import Item
-from schemas.messages import Lane
+from schemas.messages import JudgeChunk, Lane
 from schemas.verdicts import Verdict
 
 _MOST_ITEMS: Final = 1_024
@@ -79,7 +79,7 @@ class Intake:
 
         Raises:
             ProblemError: 429, its tenant has to come back later.
-            RunError: the day's run was closed.
+            RunError: the day's run was closed, and so was the next.
         """
         request = _Request(items, submissions, waits=waits, accepted=asyncio.get_running_loop().create_future())
         gathered = self._gathered.get(stream)
@@ -97,7 +97,7 @@ class Intake:
 
         Raises:
             ProblemError: 429, its tenant has to come back later.
-            RunError: the day's run was closed.
+            RunError: the day's run was closed, and so was the next.
             AlreadyMadeError, KeyReusedError, KeyInFlightError: nothing was committed.
         """
         loop = asyncio.get_running_loop()
@@ -156,16 +156,13 @@ class Intake:
     ) -> None:
         """Once the requests are answered, what follows is a help that the reconciler would give as well."""
         settings = self._services.settings
-        spec = stream.spec()
-        run_id = self._runs.of(stream)
         items = [item for request in requests for item in request.items]
         submissions = {name: said for request in requests for name, said in request.submissions.items()}
         groups = cut_chunks(items, max_items=settings.chunk_items, max_bytes=settings.chunk_bytes)
         try:
-            chunks = accept_submitted(self._services.engine, run_id, spec, groups, submissions, once=once)
-        except RunError:
-            self._runs.forget(stream)
-            raise
+            run_id, chunks = self._accept_today(stream, groups, submissions, once)
+        except RunError:  # an operator has ended it: the day goes on in another
+            run_id, chunks = self._accept_today(stream, groups, submissions, once)
         names = [item.id for group in groups for item in group]
         seqs = [wire.seq for chunk in chunks for wire in chunk.items]
         place_of = {name: Place(run_id, seq) for name, seq in zip(names, seqs, strict=True)}
@@ -175,6 +172,23 @@ class Intake:
         self._metrics.accepted.labels(stream.tenant, Lane.LIVE).inc(len(items))
         for chunk in chunks:
             self._services.publisher.judge(chunk)
+
+    def _accept_today(
+        self,
+        stream: Stream,
+        groups: Sequence[Sequence[Item]],
+        submissions: Mapping[str, Submission],
+        once: Once | None,
+    ) -> tuple[str, list[JudgeChunk]]:
+        """Commit to the day's run; one that takes nothing more is not taken for the day's again."""
+        run_id = self._runs.of(stream)
+        try:
+            return run_id, accept_submitted(
+                self._services.engine, run_id, stream.spec(), groups, submissions, once=once
+            )
+        except RunError:
+            self._runs.forget(stream)
+            raise
 
     def _answer(self, requests: Sequence[_Request], place_of: Mapping[str, Place]) -> None:
         for request in requests:

@@ -157,9 +157,9 @@ async def _http(request: Request, error: Exception) -> Response:
 
 
 async def _closed(request: Request, error: Exception) -> Response:
-    """Somebody cancelled the tenant's run of the day."""
+    """Somebody cancelled the tenant's run of the day, and at once the next: a third would be opened."""
     log.warning("run_closed", error=str(error))
-    problem = ProblemError(503, "run-closed", "today's run was ended by an operator", headers={"Retry-After": "60"})
+    problem = ProblemError(503, "run-closed", "today's run was ended by an operator", headers={"Retry-After": _RETRY_S})
     return problem.response(_id_of(request))
 
 

@@ -18,6 +18,7 @@ from producer.gateway.live_runs import LiveRuns
 from producer.gateway.metrics import GatewayMetrics
 from producer.gateway.pool import Pool
 from producer.gateway.verdicts_awaited import AwaitedVerdicts
+from producer.webhooks.addresses import Allowed
 
 KnowsPolicy = Callable[[str], bool]
 
@@ -34,6 +35,7 @@ class Gateway:
     services: Services
     default_guard: str
     knows_policy: KnowsPolicy = no_policies
+    webhooks_allowed: Allowed = field(default_factory=Allowed)
     metrics: GatewayMetrics = field(default_factory=GatewayMetrics)
 
     @property

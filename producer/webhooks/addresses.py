@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
@@ -121,15 +122,44 @@ async def checked_addresses(url: str, allowed: Allowed) -> list[IpAddress]:
     port = parts.port or (443 if parts.scheme == "https" else 80)
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     addresses = list(dict.fromkeys(_address(entry[4][0]) for entry in found))
+    _require_allowed(parts, addresses, allowed)
+    return addresses
+
+
+def check_form(url: str, allowed: Allowed) -> None:
+    """Refuse a URL that `checked_addresses` would refuse whatever names resolve to; nothing is resolved here.
+
+    Raises:
+        RefusedAddressError: it is no URL for webhooks, its host is the number of an address that is not allowed, in
+            whatever way of writing, or it is plain http and no allowed network could hold its host.
+    """
+    parts = parsed_url(url)
+    literal = _literal(str(parts.hostname))
+    if literal is not None:
+        _require_allowed(parts, [literal], allowed)
+    elif not allowed.networks:  # a name may have addresses in any of them
+        _require_allowed(parts, [], allowed)
+
+
+def _require_allowed(parts: SplitResult, addresses: Sequence[IpAddress], allowed: Allowed) -> None:
+    host = str(parts.hostname)
     named = host.lower() in allowed.hosts
-    inside = named or all(map(allowed.covers, addresses))
+    inside = named or (bool(addresses) and all(map(allowed.covers, addresses)))
     if parts.scheme != "https" and not inside:
         raise RefusedAddressError("https is required")
     for address in addresses:
         why = None if named or allowed.covers(address) else refusal(address)
         if why:
             raise RefusedAddressError(f"{host}: {why}")
-    return addresses
+
+
+def _literal(host: str) -> IpAddress | None:
+    """The address that a host is the number of, read as the resolver would; None for a name."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except (OSError, UnicodeError):
+        return None
+    return _address(found[0][4][0])
 
 
 def _address(text: str | int) -> IpAddress:

@@ -23,7 +23,7 @@ from producer.bench import connected
 from producer.moments import moment
 from producer.options import json_option
 from producer.show import out, print_json, say
-from producer.webhooks.addresses import Allowed, parsed_url
+from producer.webhooks.addresses import Allowed, RefusedAddressError, check_form
 from schemas.webhooks import Event
 
 _STATES: Final = ("pending", "delivered", "failed")
@@ -112,10 +112,11 @@ def endpoints() -> None:
 @json_option
 def add(*, tenant: str, url: str, events: tuple[str, ...], as_json: bool) -> None:
     """Tell a tenant's events to URL from now on; prints the endpoint's id and its signing secret."""
-    parts = parsed_url(url)
-    allowed = Allowed.parse(load_settings().webhook_allow)
-    if parts.scheme != "https" and not (allowed.hosts or allowed.networks):
-        raise UsageError("https is required; LIBRA_WEBHOOK_ALLOW names the hosts and networks that are told by http")
+    try:
+        check_form(url, Allowed.parse(load_settings().webhook_allow))
+    except RefusedAddressError as error:
+        hint = "LIBRA_WEBHOOK_ALLOW names the hosts and networks inside that are told, by http as well"
+        raise UsageError(f"{error}; {hint}") from error
     wanted = [Event(name) for name in events] or list(Event)
     with connected() as found:
         made = addresses.add_endpoint(found.engine, tenant, url, wanted)

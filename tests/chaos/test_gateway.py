@@ -1,20 +1,25 @@
-"""A gateway that is killed: what it has accepted ends in a verdict."""
+"""A gateway that is killed, and a sender of webhooks: what was accepted ends in a verdict that the platform is told."""
 
 from __future__ import annotations
 
 import itertools
+import json
 import signal
+import subprocess
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 
 import sqlalchemy as sa
+from standardwebhooks import Webhook
 
-from infra.ledger import feed
+from infra.ledger import endpoints, feed, outbox
 from infra.services import Services
 from producer.gateway.views import place_of
 from producer.gateway_client import GatewayClient, NewItem
 from tests.support.fleet import Fleet
 from tests.support.gateway import free_port, new_key, start_gateway
+from tests.support.receiver import Received, Receiver
 
 
 class Caller:
@@ -44,30 +49,67 @@ class Caller:
         self._thread.join()
 
 
-def test_everything_a_killed_gateway_accepted_ends_in_one_verdict(fleet: Fleet, services: Services) -> None:
+def test_everything_a_killed_gateway_accepted_ends_in_one_verdict_and_one_webhook(
+    fleet: Fleet, services: Services
+) -> None:
     fleet.start_collector()
     fleet.start_worker()
     port = free_port()
     gateway = start_gateway(fleet, port)
     key = new_key(services)
-    with Caller(port, key, "a") as one, Caller(port, key, "b") as other:
-        for _ in range(2):
-            before = len(one.accepted) + len(other.accepted)
-            fleet.wait(lambda before=before: len(one.accepted) + len(other.accepted) > before + 40)
-            gateway.send_signal(signal.SIGKILL)
-            gateway.wait()
-            gateway = start_gateway(fleet, port)
-        before = len(one.accepted)
-        fleet.wait(lambda: len(one.accepted) > before + 5)
-    accepted = one.accepted | other.accepted
-    places = [place_of(name) for name in accepted.values()]
-    fleet.wait(lambda: len(_settled(services, places[0].run_id)) >= len(accepted))
+    with Receiver().running() as receiver:
+        endpoint = endpoints.add_endpoint(services.engine, "acme", receiver.url)
+        with Caller(port, key, "a") as one, Caller(port, key, "b") as other:
+            _kill_a_sender_that_waits_for_an_answer(fleet, services, receiver)
+            for _ in range(2):
+                before = len(one.accepted) + len(other.accepted)
+                fleet.wait(lambda before=before: len(one.accepted) + len(other.accepted) > before + 40)
+                gateway.send_signal(signal.SIGKILL)
+                gateway.wait()
+                gateway = start_gateway(fleet, port)
+            before = len(one.accepted)
+            fleet.wait(lambda: len(one.accepted) > before + 5)
+        accepted = one.accepted | other.accepted
+        places = [place_of(name) for name in accepted.values()]
+        fleet.wait(lambda: len(_settled(services, places[0].run_id)) >= len(accepted))
+        fleet.wait(lambda: {row.state for row in outbox.sent(services.engine, limit=None)} == {"delivered"})
 
     settled = _settled(services, places[0].run_id)
     assert set(accepted) <= set(settled)
     assert max(settled.values()) == 1, "a call that was sent again under its key was accepted twice"
     page = feed.feed_page(services.engine, "acme", after=0, limit=100_000)
     assert Counter(item.custom_id for _, item in page) == settled
+    told = _verified(receiver.received, endpoint.secrets[0])
+    assert set(told) == set(settled)
+    assert max(map(len, told.values())) == 1, "an item was told under two ids"
+    assert len(receiver.ids) > len(set(receiver.ids)), "what the killed sender had sent was not sent again"
+
+
+def _kill_a_sender_that_waits_for_an_answer(fleet: Fleet, services: Services, receiver: Receiver) -> None:
+    """What it has sent is received, yet nobody noted it; another sender starts once its leases are over."""
+    receiver.answering.clear()
+    sender = _start_sender(fleet)
+    fleet.wait(lambda: bool(receiver.received))
+    sender.send_signal(signal.SIGKILL)
+    sender.wait()
+    receiver.answering.set()
+    with services.engine.begin() as connection:  # as if the 45 s had passed
+        connection.execute(sa.text("UPDATE outbox SET next_at = now() WHERE state = 'pending'"))
+    _start_sender(fleet)
+
+
+def _start_sender(fleet: Fleet) -> subprocess.Popen[bytes]:
+    quick = {"LIBRA_WEBHOOK_POLL_S": "0.05", "LIBRA_WEBHOOK_RETRY_S": json.dumps([0.1] * 100)}
+    return fleet.start("webhooks", "send", LIBRA_WEBHOOK_ALLOW="127.0.0.1", **quick)
+
+
+def _verified(received: Iterable[Received], secret: str) -> dict[str, set[str]]:
+    """By the item's custom id, the ids of the webhooks that told of it, each with a signature that is right."""
+    told = defaultdict(set)
+    for request in received:
+        content = Webhook(secret).verify(request.body.decode(), dict(request.headers))
+        told[content["data"]["custom_id"]].add(request.headers["webhook-id"])
+    return told
 
 
 def _settled(services: Services, run_id: str) -> Counter[str]:

@@ -15,6 +15,7 @@ from infra.ledger import reading, settlement
 from infra.process import wait_until
 from infra.services import Services
 from producer.client import LiveClient
+from schemas.items import Item
 from schemas.messages import JudgeChunk, Lane, decode_chunk
 from tests.support.make import verdicts_for
 
@@ -43,6 +44,19 @@ def test_an_item_without_a_verdict_in_time_is_named_and_stays_accepted(services:
         client.judge("文本", timeout_s=0.05)
 
     assert accepted(services) == 1
+    client.close()
+
+
+def test_a_client_whose_run_was_ended_goes_on_in_the_days_next(services: Services) -> None:
+    client = LiveClient(services, guard="fake")
+    (first,) = client.submit([Item(id="1", response="文本")])
+    settlement.cancel(services.engine, first.run_id)
+
+    with pytest.raises(RunError, match="takes no more items"):
+        client.submit([Item(id="2", response="文本")])
+    (second,) = client.submit([Item(id="2", response="文本")])
+
+    assert second.run_id != first.run_id
     client.close()
 
 

@@ -19,12 +19,22 @@ class Received(NamedTuple):
     body: bytes
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128
+    """A sender connects as often at once as it likes; the library's 5 would have connections reset."""
+
+
 class Receiver:
-    """Answers with `answers` in turn, then with 204; `status` alone may be given, or with headers."""
+    """Answers with `answers` in turn, then with 204; `status` alone may be given, or with headers.
+
+    While `answering` is cleared, what arrives is kept and waits for its answer.
+    """
 
     def __init__(self, port: int = 0, *, tls: tuple[Path, Path] | None = None) -> None:
         self.answers: list[int | tuple[int, dict[str, str]]] = []
         self.received: list[Received] = []
+        self.answering = threading.Event()
+        self.answering.set()
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -32,6 +42,7 @@ class Receiver:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 receiver.received.append(Received(self.path, headers, body))
+                receiver.answering.wait()
                 answer = receiver.answers.pop(0) if receiver.answers else 204
                 status, extra = answer if isinstance(answer, tuple) else (answer, {})
                 self.send_response(status)
@@ -42,7 +53,7 @@ class Receiver:
             def log_message(self, *_: object) -> None:
                 """Tests read what was received."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self._server = _Server(("127.0.0.1", port), Handler)
         if tls:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(*tls)

@@ -37,6 +37,8 @@ BAD = [
     ("/v1/items", {"items": [{"text": "a", "policy": "unknown"}]}, "items.0.policy"),
     ("/v1/items", {"items": [{"text": "a", "callback_url": "file:///etc/passwd"}]}, "items.0.callback_url"),
     ("/v1/items", {"items": [{"text": "a", "callback_url": "http://u:p@h/"}]}, "items.0.callback_url"),
+    ("/v1/items", {"items": [{"text": "a", "callback_url": "http://a.example/"}]}, "items.0.callback_url"),
+    ("/v1/items", {"items": [{"text": "a", "callback_url": "https://2130706433/"}]}, "items.0.callback_url"),
     ("/v1/items", {"items": [{"text": "a", "metadata": {"k": 1}}]}, "items.0.metadata.k"),
     ("/v1/items", {"items": [{"text": "a", "metadata": {str(n): "" for n in range(17)}}]}, "items.0.metadata"),
     ("/v1/items", {"items": [{"text": "a"}], "guard": "no-such-guard"}, "guard"),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import threading
 
+import pytest
 from fastapi.testclient import TestClient
 
 from infra.ledger import endpoints, outbox, policies, reviews
 from infra.process import wait_until
 from infra.services import Services
+from infra.settings import Settings
 from producer.webhooks.sender import Sender
 from schemas.items import Label
 from tests.integration.gateway.conftest import POLICY
@@ -18,12 +20,17 @@ from tests.support.settling import settle_pending
 from tests.support.submissions import policy_of
 
 
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """Loopback may be told, by gateway and sender."""
+    return settings.model_copy(update={"webhook_allow": "127.0.0.1", "webhook_poll_s": 0.02})
+
+
 def test_an_item_is_decided_told_and_decided_anew_by_a_human(
     api: TestClient, services: Services, service: dict[str, str]
 ) -> None:
     policies.put_policy(services.engine, policy_of(name=POLICY))
     endpoints.rotate_tenant_secret(services.engine, "acme")
-    settings = services.settings.model_copy(update={"webhook_allow": "127.0.0.1", "webhook_poll_s": 0.02})
     stop = threading.Event()
     with Receiver().running() as receiver:
         asked = {"text": "t", "policy": POLICY, "callback_url": receiver.url}
@@ -36,7 +43,7 @@ def test_an_item_is_decided_told_and_decided_anew_by_a_human(
         reviews.decide(services.engine, waiting.run_id, waiting.seq, label=Label.UNSAFE, moderator="ann")
         by_human = api.get(f"/v1/items/{name}", headers=service).json()["decision"]
         bodies = _bodies(services)
-        thread = threading.Thread(target=Sender(services.engine, settings).run, args=(stop,))
+        thread = threading.Thread(target=Sender(services.engine, services.settings).run, args=(stop,))
         thread.start()
         try:
             assert wait_until(lambda: len(receiver.received) == 2, timeout_s=30)

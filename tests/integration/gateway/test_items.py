@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
-from infra.ledger import feed, settlement
+from infra.ledger import feed, reading, settlement
 from infra.ledger.submissions import Once, find_made, forget_old_keys, make_once
 from infra.process import wait_until
 from infra.services import Services
@@ -213,17 +213,20 @@ def test_without_redis_nothing_is_accepted_and_the_answer_says_to_come_back(
     assert accepted(services) == 0
 
 
-def test_a_run_that_an_operator_ended_takes_nothing_more(
+def test_a_run_that_an_operator_ended_takes_nothing_more_and_the_day_goes_on_in_another(
     api: TestClient, services: Services, service: dict[str, str]
 ) -> None:
-    run_id = submit(api, service, {"text": "a"})["data"][0]["id"].split("_")[1]
-    settlement.cancel(services.engine, run_id)
-    answer = api.post("/v1/items", headers=service, json={"items": [{"text": "b"}]})
+    runs = []
+    for _ in range(2):
+        runs.append(submit(api, service, {"text": "a"})["data"][0]["id"].split("_")[1])
+        settlement.cancel(services.engine, runs[-1])
+    runs += {one["id"].split("_")[1] for _ in range(2) for one in submit(api, service, {"text": "b"})["data"]}
+    names = [reading.run_status(services.engine, run_id).name for run_id in runs]
 
-    assert (answer.status_code, answer.headers["retry-after"]) == (503, "60")
+    assert names == [names[0], f"{names[0]}-2", f"{names[0]}-3"]
     assert [item["verdict"]["reason"] for item in api.get("/v1/verdicts", headers=service).json()["data"]] == [
         "cancelled"
-    ]
+    ] * 2
 
 
 def test_a_guard_that_nobody_serves_is_refused_unless_it_is_the_default(

@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 
 from infra.errors import UsageError
-from producer.webhooks.addresses import Allowed, RefusedAddressError, checked_addresses, parsed_url, refusal
+from producer.webhooks.addresses import (
+    Allowed,
+    RefusedAddressError,
+    check_form,
+    checked_addresses,
+    parsed_url,
+    refusal,
+)
 
 NOBODY = Allowed()
 
@@ -107,6 +114,39 @@ def test_naming_one_network_opens_no_other(monkeypatch: pytest.MonkeyPatch) -> N
 
     with pytest.raises(RefusedAddressError, match=r"192\.168"):
         checked("https://hook.internal/", Allowed.parse("10.0.0.0/8"))
+
+
+@pytest.mark.parametrize(
+    ("url", "listed"),
+    [
+        ("http://example.com/", None),
+        ("http://example.com/", "hook.internal"),
+        ("http://93.184.215.14/", "10.0.0.0/8"),
+        ("https://10.0.0.1/", None),
+        ("https://10.0.0.1/", "192.168.0.0/16"),
+        ("https://0x7f000001:8443/", None),
+        ("https://[::ffff:127.0.0.1]/", None),
+        ("ftp://example.com/", "example.com"),
+    ],
+)
+def test_what_no_resolving_could_make_right_is_refused_by_form(url: str, listed: str | None) -> None:
+    with pytest.raises(RefusedAddressError):
+        check_form(url, Allowed.parse(listed))
+
+
+@pytest.mark.parametrize(
+    ("url", "listed"),
+    [
+        ("https://example.com/", None),
+        ("https://93.184.215.14/", None),
+        ("http://hook.internal/", "hook.internal"),
+        ("http://hook.internal/", "10.0.0.0/8"),  # a name may have an address there
+        ("http://10.0.0.1:8080/", "10.0.0.0/8"),
+        ("https://127.1/", "127.0.0.1"),
+    ],
+)
+def test_what_may_be_right_once_it_is_resolved_passes_by_form(url: str, listed: str | None) -> None:
+    check_form(url, Allowed.parse(listed))
 
 
 @pytest.mark.parametrize("listed", ["10.0.0.1/8", "fe80::zz", "1.2.3.4/99"])
