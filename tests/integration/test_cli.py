@@ -368,7 +368,8 @@ def test_ctrl_c_amid_judging_says_how_to_watch_and_the_fleet_goes_on(
     services: Services, fleet: Fleet, remote: Cli
 ) -> None:
     fleet.start_worker("--fake-item-ms", "10")
-    write(remote.folder / "long.jsonl", [RECORDS[0] | {"id": f"l{number}"} for number in range(300)])
+    different = [RECORDS[0] | {"id": f"l{number}", "response": f"text {number}"} for number in range(300)]
+    write(remote.folder / "long.jsonl", different)  # equal ones that wait together run once
 
     def half_way() -> bool:
         run = reading.find_run(services.engine, "judging")
