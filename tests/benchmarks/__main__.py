@@ -52,7 +52,11 @@ def main() -> int:
 def _measure(name: str, *, quick: bool) -> list[Figure]:
     module: Any = importlib.import_module(f"tests.benchmarks.{name}")
     started = time.monotonic()
-    figures = list(module.run(quick=quick))
+    figures = []
+    for figure in module.run(quick=quick):
+        figures.append(figure)
+        line = f"  {time.monotonic() - started:5.0f} s  {figure.name}: {figure.value:.4g} {figure.unit}"
+        print(line, file=sys.stderr, flush=True)  # a benchmark runs for minutes
     console.print(f"[bold]{name}[/]: {time.monotonic() - started:.0f} s")
     show(figures, console)
     return figures
