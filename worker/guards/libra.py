@@ -22,7 +22,13 @@ from schemas.messages import ChunkItem
 from schemas.verdicts import Outcome, Verdict
 from worker.guards.base import PromptIds, common_length, digest_of, no_such_mode, without_extensions
 from worker.guards.chat import ChatTokenizer
-from worker.guards.checkpoint import calibration_mark, context_tokens_of, generation_budget, generation_stop_ids, temperature_of
+from worker.guards.checkpoint import (
+    calibration_mark,
+    context_tokens_of,
+    generation_budget,
+    generation_stop_ids,
+    temperature_of,
+)
 from worker.guards.reading import shares, worst
 from worker.guards.windows import fitting_windows
 
@@ -97,7 +103,7 @@ class LibraGuard:
             raise GuardError(f"{folder}: a context of {context:,} tokens is too short for the instruction and a text")
         self.stop_ids = tuple(dict.fromkeys([*self._chat.stop_ids, *generation_stop_ids(folder)]))
         self.verdict_ids = self._verdicts()
-        self._temperature = temperature_of(folder)
+        self.temperature = temperature_of(folder)
         self.prompt_digest = digest_of(
             self._chat.digest,
             INSTRUCTION,
@@ -105,7 +111,7 @@ class LibraGuard:
             PREFILL,
             *WORDS.values(),
             str(context),
-            *calibration_mark(self._temperature),
+            *calibration_mark(self.temperature),
         )
 
     def shown(self, examples: Sequence[Example]) -> LibraGuard:
@@ -155,7 +161,7 @@ class LibraGuard:
         single: bool = False,  # noqa: ARG002 - Libra asks about both alike
     ) -> Verdict:
         """The worst window's verdict; `windows` holds (safe, unsafe) log-probabilities."""
-        return worst([_read_score(seq, *logprobs, temperature=self._temperature) for logprobs in windows])
+        return worst([_read_score(seq, *logprobs, temperature=self.temperature) for logprobs in windows])
 
     def read_ids(
         self,

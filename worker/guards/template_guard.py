@@ -18,7 +18,13 @@ from schemas.items import Example, Label
 from schemas.messages import ChunkItem
 from schemas.verdicts import Verdict
 from worker.guards.base import PromptIds, common_length, digest_of, no_examples, no_such_mode, without_extensions
-from worker.guards.checkpoint import calibration_mark, context_tokens_of, generation_budget, generation_stop_ids, temperature_of
+from worker.guards.checkpoint import (
+    calibration_mark,
+    context_tokens_of,
+    generation_budget,
+    generation_stop_ids,
+    temperature_of,
+)
 from worker.guards.prompt import Ask, Dialogue, Prompt
 from worker.guards.reading import Answer, Choice, from_answer, from_logprobs, worst
 from worker.guards.vocabulary import Vocabulary

@@ -94,7 +94,9 @@ class AnswerEncoder:
         if any(alone[:ends] != self._tail for alone in self._alone.values()) or learnt != [
             [first] for first in self.first_ids
         ]:
-            raise GuardError(f"the tokenizer of {folder} cuts a whole answer otherwise than the beginning that is served")
+            raise GuardError(
+                f"the tokenizer of {folder} cuts a whole answer otherwise than the beginning that is served"
+            )
 
 
 def lengths_of(rows: Sequence[Encoded]) -> list[int]:

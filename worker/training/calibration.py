@@ -13,7 +13,7 @@ from typing import Final
 
 COLDEST: Final = 0.05
 HOTTEST: Final = 20.0
-"""Bounds of a temperature. On rows that are told apart without an error the likelihood has no best one: it would be 0."""
+"""Bounds of a temperature: on rows that are told apart without an error the best one would be 0."""
 
 _STEPS: Final = 100
 _CLOSE: Final = 1e-12
@@ -52,7 +52,7 @@ def fit_temperature(margins: Sequence[float], unsafe: Sequence[bool]) -> Fit:
     step would leave it.
 
     Raises:
-        ValueError: there are no rows, not as many truths as margins, a margin is not finite, or the truth has one class.
+        ValueError: no rows, fewer or more truths than margins, a margin that is not finite, or one class only.
     """
     signed = _signed(margins, unsafe)
     if not all(map(math.isfinite, signed)):

@@ -29,6 +29,11 @@ class Evaluation(BaseModel):
     macro_f1: float
     learning_rate: float
 
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What makes one better than another: the macro F1, then the likelihood."""
+        return self.macro_f1, -self.dev_nll
+
 
 class Progress(BaseModel):
     """How far a stage is: steps done, its measurements so far, the best of them, and how many came since."""
@@ -47,7 +52,7 @@ class Progress(BaseModel):
     def record(self, found: Evaluation, patience: int | None) -> bool:
         """Take a measurement in; returns whether its weights are the best so far."""
         best = self.best
-        better = best is None or found.macro_f1 > best.macro_f1
+        better = best is None or found.rank > best.rank
         self.history.append(found)
         self.best_step, self.stale = (found.step, 0) if better else (self.best_step, self.stale + 1)
         self.stopped = patience is not None and self.stale >= patience

@@ -31,7 +31,7 @@ class Answers:
         return [guard.read_scores(seq, rows) for seq, rows in enumerate(self.windows)]
 
     def margins(self, guard: LibraGuard) -> tuple[list[float], list[bool]]:
-        """log P(unsafe) - log P(safe) of the worst window, and whether the truth is unsafe, of what has a verdict."""
+        """Log P(unsafe) - log P(safe) of the worst window, and whether the truth is unsafe, of what has a verdict."""
         found = [
             (max(unsafe - safe for safe, unsafe in rows), sample.label.value == "unsafe")
             for sample, rows, verdict in zip(self.samples, self.windows, self.verdicts(guard), strict=True)
@@ -41,12 +41,13 @@ class Answers:
 
 
 class Examiner:
-    """A checkpoint in a folder, loaded once; its temperature may change meanwhile."""
+    """A checkpoint in a folder that has no temperature yet, loaded once; it may be given one meanwhile."""
 
     def __init__(self, folder: Path, *, device: str) -> None:
         self._folder = folder
-        self._guard = self.guard()
-        self._engine = TransformersEngine(folder, device=device, prefix_ids=self._guard.prefix_ids(Mode.SCORE))
+        self.uncalibrated = self.guard()
+        prefix = self.uncalibrated.prefix_ids(Mode.SCORE)
+        self._engine = TransformersEngine(folder, device=device, prefix_ids=prefix)
 
     @property
     def revision(self) -> str:
@@ -63,13 +64,17 @@ class Examiner:
             ChunkItem(seq=seq, question=sample.item.question, response=sample.item.response)
             for seq, sample in enumerate(samples)
         ]
-        windows = self._guard.render(items, Mode.SCORE)
+        windows = self.uncalibrated.render(items, Mode.SCORE)
         prompts = [prompt for rows in windows for prompt in rows]
         order = sorted(range(len(prompts)), key=lambda at: len(prompts[at]))
         found: dict[int, tuple[float, ...]] = {}
         for start in range(0, len(order), _BATCH):
             chosen = order[start : start + _BATCH]
-            found.update(zip(chosen, self._engine.score([prompts[at] for at in chosen], self._guard.label_ids), strict=True))
+            found.update(
+                zip(
+                    chosen, self._engine.score([prompts[at] for at in chosen], self.uncalibrated.label_ids), strict=True
+                )
+            )
         answers = iter([found[at] for at in range(len(prompts))])
         return Answers(samples, [[next(answers) for _ in rows] for rows in windows])
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from infra.errors import GuardError
 from worker.training.answers import Encoded
@@ -29,7 +30,7 @@ _OWN: Final = frozenset({"config.json", "libra.json", "model.safetensors.index.j
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows padded on the right: ids and mask (n x T), the K positions to read, what they should say (n x K), weights."""
+    """Rows padded on the right: ids and mask (n x T), the K positions to read, their targets and weights (n x K)."""
 
     ids: torch.Tensor
     mask: torch.Tensor
@@ -48,6 +49,7 @@ def load_lm(folder: Path, *, dtype: torch.dtype) -> Any:  # noqa: ANN401 - trans
     Raises:
         GuardError: it cannot be loaded.
     """
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
     except (OSError, ValueError) as error:
@@ -90,7 +92,7 @@ def label_logprobs(model: Any, rows: Sequence[Encoded], first_ids: Sequence[int]
     """Log-probability of each label's first id after each prompt, over the whole vocabulary: n x labels, float32."""
     ids, mask = _padded([row.prompt for row in rows])
     places = torch.tensor([row.label - 1 for row in rows])
-    keep, at = places.unique(return_inverse=True)
+    keep, at = torch.unique(places, return_inverse=True)
     output = model(
         input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False, logits_to_keep=keep.to(device)
     )

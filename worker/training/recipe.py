@@ -44,7 +44,7 @@ class Lora(_Strict):
     """
 
     rank: int = Field(16, ge=1)
-    alpha: float = Field(32, gt=0)
+    alpha: int = Field(32, ge=1)
     dropout: float = Field(0.05, ge=0, lt=1)
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
 
@@ -56,6 +56,7 @@ class Stage(_Strict):
     once and adds up the gradients of the rest. The learning rate falls linearly to 0, after `warmup_share` of the
     steps. Every `evaluate_every_steps` (none: at the end of each epoch) the stage is measured on its `dev` rows and
     checkpointed; after `patience` measurements without a better macro F1 (none: never) it ends. Its best weights go on.
+    Of two measurements with one macro F1 that of the lower dev NLL is better.
 
     `dev_share` takes that share of the questions in `train` for dev, where no dev files are named. `label_weight` is
     what a label's first token weighs in the loss; every other token of an answer weighs 1.

@@ -145,7 +145,8 @@ class _StageRun:
         """Take the steps that are left, until the last one or until it no longer gets better."""
         progress = self._progress
         self._report(
-            f"{self._stage.name}: {len(self._rows.train):,} rows, {len(self._rows.dev):,} dev rows, {self._steps:,} steps"
+            f"{self._stage.name}: {len(self._rows.train):,} rows, {len(self._rows.dev):,} to measure on, "
+            f"{self._steps:,} steps"
         )
         while progress.step < self._steps and not progress.stopped:
             self._take_step(progress.step)
@@ -308,7 +309,9 @@ def macro_f1(rows: Sequence[Encoded], verdicts: Sequence[Verdict]) -> float:
     """Mean of both classes' F1; a verdict without a label counts as wrong, a class that is not there as 0."""
     pairs = [(row.truth, verdict.label or row.truth.opposite) for row, verdict in zip(rows, verdicts, strict=True)]
     safe, unsafe = Label.SAFE, Label.UNSAFE
-    counts = Confusion(*(pairs.count(pair) for pair in ((unsafe, unsafe), (unsafe, safe), (safe, unsafe), (safe, safe))))
+    counts = Confusion(
+        *(pairs.count(pair) for pair in ((unsafe, unsafe), (unsafe, safe), (safe, unsafe), (safe, safe)))
+    )
     return sum(COUNT_METRICS[name].formula(counts) or 0.0 for name in ("f1_safe", "f1_unsafe")) / 2
 
 
