@@ -69,8 +69,7 @@ def train_guard(recipe: Recipe, report: Report, *, restart: bool = False) -> Non
     data = load_data(recipe)
     base = resolve_checkpoint(recipe.name, recipe.base)
     digest = run_digest(recipe, base)
-    if not restart:
-        _refuse_others(recipe.out, digest)
+    _refuse_others(recipe.out, digest, restart=restart)
     accelerator = Accelerator(mixed_precision="bf16" if recipe.precision == "bf16" else "no")
     # Nobody writes before everybody has looked.
     accelerator.wait_for_everyone()
@@ -140,7 +139,7 @@ def _files(recipe: Recipe) -> list[DataFile]:
     return [*staged, *recipe.calibrate_on, *recipe.measure_on.values()]
 
 
-def _refuse_others(out: Path, digest: str) -> None:
+def _refuse_others(out: Path, digest: str, *, restart: bool) -> None:
     """Leave alone what another run, or nobody's run, has put there.
 
     Raises:
@@ -148,7 +147,7 @@ def _refuse_others(out: Path, digest: str) -> None:
     """
     run = out / STATE / _RUN
     if run.exists():
-        if json.loads(run.read_text(encoding="utf-8"))["digest"] != digest:
+        if not restart and json.loads(run.read_text(encoding="utf-8"))["digest"] != digest:
             raise UsageError(
                 f"{out} was begun with another recipe, data or base; name another out, or --restart throws it away"
             )
@@ -159,10 +158,11 @@ def _refuse_others(out: Path, digest: str) -> None:
 def _begin(recipe: Recipe, digest: str, *, restart: bool) -> None:
     state = recipe.out / STATE
     if restart and (state / _RUN).exists():
-        shutil.rmtree(state)
+        # run.json stays until it is written over: without it the folder would be nobody's.
+        for stage in (path for path in state.iterdir() if path.is_dir()):
+            shutil.rmtree(stage)
         (recipe.out / CARD).unlink(missing_ok=True)
         (recipe.out / CALIBRATION).unlink(missing_ok=True)
-    _refuse_others(recipe.out, digest)
     state.mkdir(parents=True, exist_ok=True)
     (state / _RUN).write_text(json.dumps({"digest": digest, "recipe": recipe.model_dump(mode="json")}) + "\n")
 

@@ -82,7 +82,8 @@ def write_model_card(folder: Path, facts: CardFacts) -> None:
 
 def _head(facts: CardFacts) -> str:
     recipe = facts.recipe
-    base = f"base_model: {recipe.base}\n" if not Path(recipe.base).exists() else ""
+    local = Path(recipe.base).exists()
+    base, named = ("", Path(recipe.base).name) if local else (f"base_model: {recipe.base}\n", recipe.base)
     return f"""---
 language: zh
 library_name: transformers
@@ -94,7 +95,7 @@ pipeline_tag: text-generation
 
 A guard for Chinese: it is asked in Libra Guard's words (caskcsg/Libra) and answers with Libra Guard's JSON, the label
 first. Trained by Libra Fleet in {len(facts.stages)} stage{"s" if len(facts.stages) > 1 else ""} from
-`{recipe.base}` (licence: {recipe.base_licence}; weights `{facts.base_revision}`). The licences of the base and of the
+`{named}` (licence: {recipe.base_licence}; weights `{facts.base_revision}`). The licences of the base and of the
 data below bind this checkpoint too. Weights `{facts.revision}`.
 
 **It has not been reviewed for safety.** Measure it on your own traffic before it decides anything.
@@ -133,8 +134,8 @@ def _recipe(facts: CardFacts) -> str:
         "processes": facts.processes,
         "device": facts.device,
     }
-    names = ["epochs", "learning_rate", "warmup_share", "weight_decay", "batch_rows", "label_weight", "patience"]
-    rows = [(found.stage.name, *(getattr(found.stage, name) for name in names)) for found in facts.stages]
+    names = ("epochs", "learning_rate", "warmup_share", "weight_decay", "batch_rows", "label_weight", "patience")
+    rows = [(found.stage.name, *(getattr(found.stage, name) or "-" for name in names)) for found in facts.stages]
     return (
         "## Recipe\n\nThe loss is on the answers alone. AdamW; the learning rate falls linearly to 0. The weights with "
         "the best macro F1 on the dev rows go on.\n\n"
