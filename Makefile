@@ -16,10 +16,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SEED ?= 1
 BENCH ?=
 
-.PHONY: help setup demo test lint check bench drill fuzz clean
+.PHONY: help setup demo test lint check bench drill fuzz train-tiny clean
 
 help: ## Print this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make .venv and install the project with its tools
 
@@ -56,6 +56,12 @@ drill: $(STAMP) ## Break a fleet a hundred times and prove that nothing was lost
 
 fuzz: $(STAMP) ## Feed the readers 100,000 inputs that nobody meant (SEED=1)
 	FUZZ_INPUTS=100000 FUZZ_SEED=$(SEED) $(BIN)/pytest tests/fuzz --timeout 0
+
+DATA ?= ../shared/data
+OUT ?= out/libra-tiny
+
+train-tiny: $(STAMP) ## Make the bundled guard again from public data (DATA=folder, OUT=folder) and print what it reaches
+	$(BIN)/libra train --data $(DATA) --out $(OUT)
 
 clean: ## Remove .venv, caches and out/
 	rm -rf $(VENV) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
