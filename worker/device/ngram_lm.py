@@ -8,9 +8,10 @@ place it is the plain language model, so that it also writes. It knows token ids
 The text is what lies between the first `text_id` and `end_id`, question and answer parted by the first `answer_id`.
 These ids stand for pieces of the fixed prompt. An answer's n-gram counts by itself, and once more as one that follows a
 question where there is one (the feature augmentation of Daumé III 2007), so that comments without a question and
-dialogues share what they have in common and no more. Sums are causal, so that packed, padded and cached prompts give one result:
-a prompt that continues a cached prefix begins inside the text, and while the model writes, the finished sum travels
-on the cache.
+dialogues share what they have in common and no more.
+
+Sums are causal, so that packed, padded and cached prompts give one result: a prompt that continues a cached prefix
+begins inside the text, and while the model writes, the finished sum travels on the cache.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ def ngram_slots(ids: torch.Tensor, field: Field, slots: int) -> torch.Tensor:
     keys = field.number + 4 * field.prompt
     valid = field.number != _OUTSIDE
     reply = field.number == _REPLY
-    shared, own = torch.where(reply, _ANSWER, field.number), field.number.clone()
+    shared, own = _mixed(torch.where(reply, _ANSWER, field.number)), _mixed(field.number)
     of_all, of_replies = [], []
     for n in range(LONGEST):
         there = torch.zeros_like(valid)

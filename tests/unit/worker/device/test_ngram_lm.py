@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.device.engines.transformers import TransformersEngine
@@ -23,6 +23,7 @@ from worker.device.ngram_lm import (
 VOCABULARY = 64
 TEXT, ANSWER, END, CUE, SAFE, UNSAFE = 1, 2, 3, 4, 5, 6
 HEAD, TAIL = [7, TEXT], [END, 8, CUE]
+several = settings(deadline=None, max_examples=25)
 words = st.lists(st.integers(10, VOCABULARY - 1), max_size=12)
 
 
@@ -81,6 +82,7 @@ def prompt(question: list[int], answer: list[int]) -> array[int]:
     return array("i", [*HEAD, *question, ANSWER, *answer, *TAIL])
 
 
+@several
 @given(words, words)
 def test_every_ngram_of_either_text_counts_once(question: list[int], answer: list[int]) -> None:
     texts = {"question": question, "answer": answer, "reply": answer if question else []}
@@ -93,6 +95,7 @@ def test_every_ngram_of_either_text_counts_once(question: list[int], answer: lis
     assert len(slots_of(list(prompt(question, answer)))) == len(expected)
 
 
+@several
 @given(words, words)
 def test_a_prompt_behind_its_prefix_counts_what_the_whole_one_counts(question: list[int], answer: list[int]) -> None:
     whole = list(prompt(question, answer))
@@ -104,12 +107,14 @@ def test_examples_before_the_text_and_what_is_written_after_it_do_not_count() ->
     assert slots_of([7, 30, ANSWER, 31, END, *plain[1:]]) == slots_of(plain) == slots_of([*plain, SAFE, 40, 41])
 
 
+@several
 @given(words)
 def test_a_piece_of_the_frame_in_a_text_hides_nothing_of_it(answer: list[int]) -> None:
     hidden = slots_of(list(prompt([], [*answer, TEXT, 50, ANSWER, 51])))
     assert slots_of(list(prompt([], answer))) <= hidden
 
 
+@several
 @given(st.lists(st.tuples(words, words), min_size=1, max_size=6))
 def test_neighbours_in_a_batch_change_no_score(
     engine: TransformersEngine, dialogues: list[tuple[list[int], list[int]]]
