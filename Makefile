@@ -46,7 +46,7 @@ lint: $(STAMP) ## Style, types and import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: $(STAMP) ## Build the documentation site into out/docs; any warning fails
+docs: $(STAMP) ## Build the documentation site into out/docs/site; any warning fails
 	$(BIN)/python -m docs.site
 
 check: lint docs test ## Everything CI checks

@@ -1,1 +1,1 @@
-"""Builds the documentation site from the Markdown of this repository and from the code; no part of what is installed."""
+"""Builds the documentation site from this repository's Markdown and code; no part of what is installed."""

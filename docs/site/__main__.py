@@ -1,4 +1,4 @@
-"""`python -m docs.site`: pages into out/docs-source, the site into out/docs; exit code 1 where anything warns."""
+"""`python -m docs.site` makes out/docs/site from pages in out/docs/pages; exit code 1 where anything warns."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from docs.site import pages, reference
 from docs.site.links import rewrite
 
 ROOT = Path(__file__).parents[2]
-SOURCE = ROOT / "out/docs-source"
-SITE = ROOT / "out/docs"
+OUT = ROOT / "out/docs"
 
 
 def write_pages() -> list[str]:
     """Write every page of the site; their paths."""
-    shutil.rmtree(SOURCE, ignore_errors=True)
+    shutil.rmtree(OUT, ignore_errors=True)
     places = pages.published(ROOT)
     for source, place in places.items():
-        path = SOURCE / "pages" / place
+        path = OUT / "pages" / place
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".md":
             text = (ROOT / source).read_text(encoding="utf-8")
@@ -31,7 +30,7 @@ def write_pages() -> list[str]:
             shutil.copy(ROOT / source, path)
     made = reference.pages()
     for place, text in made.items():
-        path = SOURCE / "pages" / place
+        path = OUT / "pages" / place
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     return [place for place in [*places.values(), *made] if place.endswith(".md")]
@@ -42,11 +41,11 @@ def write_settings(names: list[str]) -> Path:
     here = Path(__file__).parent
     settings = yaml.safe_load((here / "mkdocs.yml").read_text(encoding="utf-8"))
     sections = yaml.safe_load((here / "sections.yml").read_text(encoding="utf-8"))
-    settings |= {"docs_dir": "pages", "site_dir": str(SITE), "nav": pages.navigation(sections, names)}
+    settings |= {"docs_dir": "pages", "site_dir": "site", "nav": pages.navigation(sections, names)}
     for plugin in settings["plugins"]:
         if "mkdocstrings" in plugin:
             plugin["mkdocstrings"]["handlers"]["python"]["paths"] = [str(ROOT)]
-    path = SOURCE / "mkdocs.yml"
+    path = OUT / "mkdocs.yml"
     path.write_text(yaml.safe_dump(settings, allow_unicode=True, sort_keys=False), encoding="utf-8")
     return path
 
@@ -54,7 +53,6 @@ def write_settings(names: list[str]) -> Path:
 def main() -> int:
     """Build the site; the builder's exit code."""
     settings = write_settings(write_pages())
-    shutil.rmtree(SITE, ignore_errors=True)
     builder = Path(sys.executable).with_name("zensical")
     return subprocess.run([builder, "build", "--clean", "--strict", "-f", settings], check=False).returncode
 

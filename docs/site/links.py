@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 _FENCE: Final = re.compile(r"^ *(```+|~~~+).*?^ *\1 *$", re.MULTILINE | re.DOTALL)
-_CODE_OR_LINK: Final = re.compile(r"(`+)(?!`).+?(?<!`)\1(?!`)|(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)", re.DOTALL)
+_CODE: Final = r"(`+)(?!`).+?(?<!`)\1(?!`)"
+_LINK: Final = r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)"
+_CODE_OR_LINK: Final = re.compile(f"{_CODE}|{_LINK}", re.DOTALL)
 _ELSEWHERE: Final = re.compile(r"^([a-z][a-z0-9+.-]*:|#|/)", re.IGNORECASE)
 
 

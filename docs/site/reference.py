@@ -71,20 +71,21 @@ def _walk(
 
 def _guards() -> str:
     rows = [
-        f"| `{card.name}` | {card.status.value} | {', '.join(mode.value for mode in card.modes) or '–'} "
-        f"| {', '.join(card.languages) or '–'} | {card.context_tokens:,} | {card.licence} | {card.hub_id or 'inside the package'} |"
+        [
+            f"`{card.name}`",
+            card.status.value,
+            ", ".join(mode.value for mode in card.modes) or "–",
+            ", ".join(card.languages) or "–",
+            f"{card.context_tokens:,}",
+            card.licence,
+            card.hub_id or "inside the package",
+        ]
         for card in GUARDS.values()
     ]
-    return "\n".join(
-        [
-            "# Guards\n",
-            "By name, with an honest status: what was truly run here. `libra guards show NAME` prints one with its prompt.\n",
-            "| Guard | Status | Modes | Languages | Context, tokens | Licence | Checkpoint |",
-            "|---|---|---|---|---|---|---|",
-            *rows,
-            "",
-        ]
-    )
+    return (
+        "# Guards\n\nBy name, with an honest status: what was truly run here. `libra guards show NAME` prints one with"
+        " its prompt.\n\n"
+    ) + _table(["Guard", "Status", "Modes", "Languages", "Context, tokens", "Licence", "Checkpoint"], rows)
 
 
 def _http() -> str:
@@ -92,21 +93,20 @@ def _http() -> str:
     for routes in (ops, moderations, items, batches, runs, console):
         app.include_router(routes.router)
     rows = [
-        f"| `{method.upper()}` | `{path}` | {operation.get('description', operation['summary']).splitlines()[0]} |"
+        [f"`{method.upper()}`", f"`{path}`", operation.get("description", operation["summary"]).splitlines()[0]]
         for path, operations in app.openapi()["paths"].items()
         for method, operation in operations.items()
         if method in _METHODS
     ]
-    return "\n".join(
-        [
-            "# HTTP routes\n",
-            "A running gateway describes them whole at `/openapi.json`; how to use them: [the gateway](../gateway.md).\n",
-            "| Method | Route | What it does |",
-            "|---|---|---|",
-            *rows,
-            "",
-        ]
-    )
+    return (
+        "# HTTP routes\n\nA running gateway describes them whole at `/openapi.json`; how to use them:"
+        " [the gateway](../gateway.md).\n\n"
+    ) + _table(["Method", "Route", "What it does"], rows)
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def _python() -> str:
