@@ -82,7 +82,7 @@ def require_command(words: list[str]) -> None:
     """
     command: click.Command = libra
     context = click.Context(libra)
-    while isinstance(command, click.Group):  # our groups have no options of their own
+    while isinstance(command, click.Group) and words:  # our groups have no options of their own
         name, found, words = command.resolve_command(context, words)
         assert found is not None
         command, context = found, click.Context(found, info_name=name, parent=context)
