@@ -12,7 +12,7 @@ from producer.gateway import batches, items, moderations, ops, runs
 from producer.gateway.console import routes as console
 from schemas.guards import GUARDS
 
-_WIDTH = 100
+_WIDTH = 86  # columns of a code block on a desk's screen
 _METHODS = ("get", "post", "put", "patch", "delete")
 _PYTHON = {
     "Live traffic on the fleet's own servers": ["producer.client.LiveClient", "producer.client.Ticket"],

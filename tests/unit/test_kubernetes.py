@@ -184,8 +184,8 @@ def test_workers_scale_by_age_and_backlog_of_the_guard_they_run(overlay: str) ->
     guard = arguments[arguments.index("--guard") + 1]
     assert guard in GUARDS
     assert named == {
-        "live-age": [("libra_queue_oldest_age_seconds", guard)],
-        "bulk-age": [("libra_queue_oldest_age_seconds", guard)],
+        "live_age": [("libra_queue_oldest_age_seconds", guard)],
+        "bulk_age": [("libra_queue_oldest_age_seconds", guard)],
         "backlog": [("libra_items_pending", guard)],
     }
     gateway = _container(_of_kind(overlay, "Deployment")["libra-gateway"]["spec"]["template"])["args"]
