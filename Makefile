@@ -49,6 +49,7 @@ lint: $(STAMP) ## Style, types and import rules
 check: lint test ## Everything CI checks
 
 bench: $(STAMP) ## Measure everything in tests/benchmarks beside its bar (BENCH: some by name)
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS),peers]'
 	$(BIN)/python -m tests.benchmarks $(BENCH) --json out/benchmarks.json
 
 drill: $(STAMP) ## Break a fleet a hundred times and prove that nothing was lost (SEED=1)

@@ -307,7 +307,7 @@ class TransformersEngine:
         """Switch on what agrees with plain forwards of this very model, on synthetic prompts."""
         self._check_ids([prefix] if prefix else [])
         prompts = [prefix + self._synthetic(tokens) for tokens in (5, 17, 11)]
-        with device_errors():
+        with device_errors(), torch.inference_mode():
             plain = (
                 torch.cat([self._padded_logits([prompt], [], longest=len(prompt)) for prompt in prompts])
                 .float()
