@@ -43,7 +43,10 @@ RECONNECT_TIMEOUT_S = 600.0
 
 @dataclass(frozen=True)
 class ConsumerSpec:
-    """What one consumer is told by its supervisor. `weights`: whether the checkpoint's weights are here too."""
+    """What one consumer is told by its supervisor. `weights`: whether the checkpoint's weights are here too.
+
+    `devices`: over how many the model is spread.
+    """
 
     guard: str
     location: str | None
@@ -52,6 +55,7 @@ class ConsumerSpec:
     worker_id: str
     threads: int
     weights: bool = True
+    devices: int = 1
 
     def to_argument(self) -> str:
         """The spec as a command-line argument."""
@@ -124,6 +128,8 @@ def run_consumer(spec: ConsumerSpec, settings: Settings) -> None:
         fingerprints=fingerprints_of(guard, device),
         worker_id=spec.worker_id,
         cache=answer_cache(redis_url, settings, device.info),
+        device_name=device.info.device_name or device.info.device,
+        devices=spec.devices,
     )
     queue = queue_of(spec.guard, spec.lane)
     register_judge(app, judge, board, queue)

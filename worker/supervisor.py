@@ -339,6 +339,7 @@ def run_worker(
                     worker_id,
                     threads,
                     weights=spec.server is None,
+                    devices=spec.devices_per_worker,
                 )
                 for lane, threads in ((Lane.LIVE, settings.live_threads), (Lane.BULK, settings.bulk_threads))
             ]

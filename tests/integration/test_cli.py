@@ -102,6 +102,12 @@ def test_a_run_from_every_format_ends_with_the_same_whole_report(libra: Cli, sou
     (average,) = [group for group in report.groups if group.kind == "average"]
     assert average.value("accuracy") == sum((n % 2 == 0) == (n % 3 == 0) for n in range(20)) / 20
     assert report.fingerprint["guard"] == "fake"
+    assert report.cost is not None
+    assert (report.cost.measured, report.cost.devices) == (20, ("simulated",))
+    assert report.cost.prompt_tokens > 20
+    (spent,) = libra.json("cost", "--run", report.run_id, "--price-per-gpu-hour", "2")
+    assert (spent["device_s"], spent["verdicts"]) == (report.cost.device_s, 20)
+    assert spent["money"] == pytest.approx(report.cost.device_s / 1800)
 
 
 def test_a_run_prints_its_table_on_standard_output_and_writes_its_report(libra: Cli) -> None:

@@ -28,6 +28,7 @@ from worker.device.engines.loading import (
     checkpoint_digest,
     context_tokens_of,
     device_errors,
+    device_name_of,
     dtype_of,
     load_model,
 )
@@ -109,6 +110,7 @@ class TransformersEngine:
             engine="transformers-fixed-shapes" if deterministic else "transformers",
             dtype=str(self._dtype).removeprefix("torch."),
             device=device,
+            device_name=device_name_of(device),
             revision=revision or checkpoint_digest(checkpoint),
             max_batch_tokens=max_batch_tokens or tokens,
             max_batch_items=max_batch_items or items,
