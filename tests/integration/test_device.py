@@ -243,7 +243,7 @@ def test_the_time_of_a_batch_is_shared_in_proportion_to_tokens_and_by_twins(shor
         assert wait_until(lambda: bool(engine.batches), timeout_s=TIMEOUT_S)
         small = pool.submit(DeviceClient(path).run, score_request([twin]))
         large = pool.submit(DeviceClient(path).run, score_request([twin, prompt(60), prompt(30)]))
-        assert wait_until(lambda: _waiting(server) == 3, timeout_s=TIMEOUT_S)
+        assert wait_until(lambda: len(server.waiting) == 4, timeout_s=TIMEOUT_S)
         engine.gate.set()
         blocker.result(TIMEOUT_S)
         one, other = small.result(TIMEOUT_S), large.result(TIMEOUT_S)
