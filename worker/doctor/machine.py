@@ -38,7 +38,7 @@ class Usage(Protocol):
 class Device(NamedTuple):
     """An accelerator, or the processor with the machine's memory."""
 
-    index: str
+    id: str
     name: str
     total_bytes: int
     free_bytes: int
@@ -106,10 +106,10 @@ def check_devices(
 ) -> Iterator[Finding]:
     """Whether the devices are there and the guard's weights fit into each."""
     found = list_devices() if devices is None else devices
-    known = {device.index: device for device in found}
+    known = {device.id: device for device in found}
     try:
         chosen = choose_devices(
-            wanted, visible=visible, list_cuda=lambda: [device.index for device in found if device.index != "cpu"]
+            wanted, visible=visible, list_cuda=lambda: [device.id for device in found if device.id != "cpu"]
         )
     except UsageError as problem:
         yield error(
@@ -127,7 +127,7 @@ def check_devices(
     if set(chosen) == {"cpu"} and "cpu" not in known:
         known["cpu"] = _processor()
     mine = [known[name] for name in chosen if name in known]
-    yield good("devices", ", ".join(f"{one.index}: {one.name}, {one.total_bytes / _GIB:,.0f} GiB" for one in mine))
+    yield good("devices", ", ".join(f"{one.id}: {one.name}, {one.total_bytes / _GIB:,.0f} GiB" for one in mine))
     yield from _memory(mine, guard, location)
 
 
@@ -136,7 +136,7 @@ def _memory(devices: list[Device], guard: str, location: str | None) -> Iterator
     if card and card.family is Family.FAKE:
         return
     for device in devices:
-        width = 4 if device.index == "cpu" else 2  # float32 and bfloat16, as --dtype auto chooses
+        width = 4 if device.id == "cpu" else 2  # float32 and bfloat16, as --dtype auto chooses
         size = parameters(guard, location)
         if size is None:
             yield warning(
@@ -152,7 +152,7 @@ def _memory(devices: list[Device], guard: str, location: str | None) -> Iterator
         if device.total_bytes and weights > device.total_bytes:
             yield error(
                 "device memory",
-                f"{told} are {weights / _GIB:,.1f} GiB, device {device.index} ({device.name}) has "
+                f"{told} are {weights / _GIB:,.1f} GiB, device {device.id} ({device.name}) has "
                 f"{device.total_bytes / _GIB:,.1f} GiB",
                 why="the weights alone do not fit: its worker ends while loading",
                 do="a smaller guard (libra guards), or --devices-per-worker to spread it over several",
@@ -161,12 +161,12 @@ def _memory(devices: list[Device], guard: str, location: str | None) -> Iterator
             yield warning(
                 "device memory",
                 f"{told} need about {need / _GIB:,.1f} GiB, of which {device.free_bytes / _GIB:,.1f} GiB are free on "
-                f"device {device.index}",
+                f"device {device.id}",
                 why="batches are halved until they fit, or the worker ends while loading",
                 do="see what else holds its memory (nvidia-smi, or free -h), or take a smaller guard",
             )
         else:
-            yield good("device memory", f"{told} need about {need / _GIB:,.1f} GiB on device {device.index}")
+            yield good("device memory", f"{told} need about {need / _GIB:,.1f} GiB on device {device.id}")
 
 
 def parameters(guard: str, location: str | None) -> int | None:

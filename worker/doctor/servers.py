@@ -25,7 +25,7 @@ _OTHER_TIME_S: Final = 30.0
 
 def check_redis(client: redis.Redis) -> Iterator[Finding]:
     """Everything about the broker but its clock."""
-    facts = cast("dict[str, Any]", client.info())
+    facts: dict[str, Any] = client.info()
     name = "Valkey" if facts.get("server_name") == "valkey" else "Redis"
     version = str(facts.get("valkey_version") or facts.get("redis_version") or "?")
     near_s = _median_s(client.ping)
@@ -169,7 +169,7 @@ def check_clocks(
 
 
 def _redis_time(client: redis.Redis) -> float:
-    seconds, microseconds = cast("tuple[int, int]", client.time())
+    seconds, microseconds = client.time()
     return seconds + microseconds / 1e6
 
 
