@@ -244,10 +244,10 @@ def judge_apart(found: Fleet, guard: str, items: int, folder: Path) -> None:
         assert wait_until(lambda: found.broker.scard(ready[0]) == ready[1], timeout_s=WAIT_S), "they do not all come up"
         source = folder / "items.jsonl"
         source.write_text("".join(_record(number) for number in range(items)), encoding="utf-8")
-        options = ("--guard", guard, "--no-local")
+        options = ("--guard", guard)
         servers.run("status")
         found.places["machine-a"].run("doctor", "--guard", guard, "--devices", "cpu")
-        servers.run("bench", "run", str(source), *options, "--name", "together")
+        servers.run("bench", "run", str(source), *options, "--no-local", "--name", "together")
         print(f"judged by: {found.judged_by('together')}")
         servers.run("bench", "submit", str(source), *options, "--name", "unplugged")
         assert wait_until(lambda: len(found.judged_by("unplugged")) == len(MACHINES), timeout_s=WAIT_S)
