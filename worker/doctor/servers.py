@@ -43,7 +43,7 @@ def check_redis(client: redis.Redis) -> Iterator[Finding]:
             "redis cluster",
             f"{name} runs as a cluster",
             why="Celery's transport does not work on one (its multi-key commands cross slots)",
-            do="use a single Redis with a replica and Sentinel, and shard by guard (docs/operations.md)",
+            do="use one Redis with a replica, and a fleet per guard where one is not enough (docs/operations.md)",
         )
     if near_s > _NEAR_S:
         yield _far("redis latency", name, near_s)
