@@ -141,7 +141,7 @@ def _memory(devices: list[Device], guard: str, location: str | None) -> Iterator
         if size is None:
             yield warning(
                 "device memory",
-                f"how large {guard} is says neither its name nor a checkpoint on this machine",
+                f"how much memory {guard} takes is not known: neither its name nor a checkpoint here says it",
                 why="whether it fits is found out by loading it",
                 do=f"libra worker --guard {guard} downloads it; then ask again",
             )
@@ -172,6 +172,8 @@ def _memory(devices: list[Device], guard: str, location: str | None) -> Iterator
 def parameters(guard: str, location: str | None) -> int | None:
     """Parameters of a guard: counted where its checkpoint lies on this machine, else by its name; None: unknown."""
     card = GUARDS.get(guard)
+    if card and card.family is Family.GPT_OSS_SAFEGUARD:
+        return None  # its experts come in 4 bits, and what they take depends on the kernels that are there
     folder = _at_hand(guard, location, card)
     if folder is not None:
         try:
