@@ -49,7 +49,7 @@ def cost(
             raise UsageError(f"no run of tenant {tenant!r} began then")
         if as_json:
             key = "run" if run or tenant else "tenant"
-            print_json([{key: who, "guard": guard, **cost_facts(one, price)} for (who, guard), one in rows])
+            print_json([{key: who or None, "guard": guard, **cost_facts(one, price)} for (who, guard), one in rows])
         elif rows:
             out.print(_table("run" if run or tenant else "tenant", rows, price))
             say(_SHARED)
