@@ -79,8 +79,7 @@ class TransformersEngine:
 
         `spread` lets accelerate place the layers over all visible devices, the rest in `offload_folder`.
         `deterministic`: batches have fixed shapes, so that no prompt's score depends on its neighbours.
-        Without `max_batch_tokens` the budget is looked up in `budgets`, or found by trying; without either it is
-        a constant.
+        Without `max_batch_tokens` the budget is looked up in `budgets` or found by trying; without both, a constant.
 
         Raises:
             GuardError: the folder holds no safetensors, or they cannot be loaded.
