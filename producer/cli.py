@@ -36,6 +36,7 @@ from producer.options import (
     json_option,
     mode_for,
     mode_option,
+    price_option,
     takes_fleet,
     takes_order,
     takes_outlet,
@@ -182,15 +183,17 @@ def cancel(*, run: str) -> None:
 
 @bench.command()
 @click.argument("run")
+@price_option
 @json_option
-def report(*, run: str, as_json: bool) -> None:
+def report(*, run: str, price_per_device_hour: float | None, as_json: bool) -> None:
     """Print the report of a run that has ended."""
     with connected() as found:
         status = reading.run_status(found.engine, run)
         stored = reading.stored_report(found.engine, status.id)
         if stored is None:
             raise UsageError(f"run {status.name} is {status.state}: its report comes when it has ended")
-        print_report(stored, as_json=as_json)
+        price = found.settings.price_per_device_hour if price_per_device_hour is None else price_per_device_hour
+        print_report(stored, as_json=as_json, price_per_device_hour=price)
 
 
 bench.add_command(parity)
