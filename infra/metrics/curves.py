@@ -107,7 +107,7 @@ def trace(rows: Iterable[Judged], sources: Collection[str] = ()) -> Traced:
 
 
 class _Tracing:
-    """Keeps points at the ends of ties; when there are too many, every other one goes and the next come more sparsely."""
+    """Keeps points at the ends of ties. When there are too many, every other one goes and the next are sparser."""
 
     def __init__(self) -> None:
         self._score = inf

@@ -39,7 +39,7 @@ Pairs = Mapping[str, Mapping[Cell, int]]
 
 
 class McNemar(NamedTuple):
-    """Items that only one side judged rightly, and the p-value of the question whether it is the same side by chance."""
+    """Items that only one side judged rightly, and the chance of so uneven a split between equals."""
 
     first_only: int
     second_only: int
