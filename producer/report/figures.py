@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from markupsafe import Markup
@@ -151,7 +152,7 @@ def _histogram(bins: Sequence[Bin]) -> Shown:
     with drawing("scores", "Histogram of p(unsafe) by truth", across="p(unsafe)", up="items") as picture:
         axes = picture.axes
         axes.grid(visible=False, axis="x")
-        centres = [(low + high) / 2 for low, high in zip(_EDGES, _EDGES[1:], strict=False)]
+        centres = [(low + high) / 2 for low, high in pairwise(_EDGES)]
         width = 0.9 / len(bins)
         axes.bar(centres, [part.unsafe for part in bins], width=width, color=UNSAFE, linewidth=0)
         axes.bar(centres, [-part.safe for part in bins], width=width, color=SAFE, linewidth=0)
