@@ -27,6 +27,7 @@ from producer.bench import (
     write_page,
 )
 from producer.client import LiveClient
+from producer.compare_command import compare
 from producer.options import (
     FleetChoice,
     GuardChoice,
@@ -201,6 +202,7 @@ def report(*, run: str, html: Path | None, no_text: bool, as_json: bool) -> None
 
 
 bench.add_command(parity)
+bench.add_command(compare)
 
 
 @click.command()
