@@ -106,7 +106,7 @@ def _standing_facts(standing: Standing) -> dict[str, object]:
         "fingerprint": report.fingerprint,
         **report.counts.model_dump(),
         "average": {metric.name: metric.value for metric in average.metrics} if average else {},
-        "items_per_s": report.throughput.items_per_s if report.throughput else None,
+        "items_per_s": standing.items_per_s,
         "workers": standing.workers,
         "worker_s_per_1000": standing.worker_s_per_1000,
         "tokens_per_item": standing.tokens_per_item,

@@ -123,6 +123,7 @@ def _stacked(command: Command[R], *options: Callable[[Command[R]], Command[R]]) 
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
+name_option = click.option("--name", callback=_name, help="A name of your own for the run.")
 html_option = click.option(
     "--html",
     type=click.Path(dir_okay=False, path_type=Path),

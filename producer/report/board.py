@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from infra.ledger.evidence import Volume
 from producer.comparison import Apart, Comparison
-from producer.report.view import average, short
+from producer.report.view import average, is_imported, short
 from schemas.runs import Metric, RunReport
 
 COLUMNS: Final = (
@@ -36,7 +36,15 @@ class Standing:
     def worker_s_per_1000(self) -> float | None:
         """Seconds of device processes held per 1,000 judgements, the run's waiting included: what it cost at most."""
         settled, speed = self.report.counts.settled, self.report.throughput
-        return 1_000 * self.workers * speed.seconds / settled if speed and settled and self.workers else None
+        if speed is None or not settled or not self.workers or is_imported(self.report):
+            return None
+        return 1_000 * self.workers * speed.seconds / settled
+
+    @property
+    def items_per_s(self) -> float | None:
+        """Judgements per second by the ledger's clock; None where they were read from files."""
+        speed = self.report.throughput
+        return speed.items_per_s if speed and not is_imported(self.report) else None
 
     @property
     def tokens_per_item(self) -> float | None:
@@ -51,12 +59,11 @@ class Standing:
         metric = group.metric if group else _nothing
         accuracy = metric("accuracy")
         bounds = accuracy.interval if accuracy else None
-        rate = self.report.throughput.items_per_s if self.report.throughput else None
         return (
             _digits(accuracy),
             f"{short(bounds.low)}–{short(bounds.high)}" if bounds else "–",
             *(_digits(metric(name)) for name in ("f1_safe", "f1_unsafe", "auroc", "coverage")),
-            _number(rate, 1),
+            _number(self.items_per_s, 1),
             _number(self.worker_s_per_1000, 1),
             _number(self.tokens_per_item, 0),
         )

@@ -20,6 +20,9 @@ HEADLINE: Final = (
     ("auroc", "AUROC"),
     ("coverage", "Coverage"),
 )
+IMPORTED: Final = "import:"
+"""How the source of a run begins whose verdicts were read from files: its speed says nothing of a guard."""
+
 SLICED: Final = ("f1_safe", "f1_unsafe")
 _QUESTION_CHARS, _RESPONSE_CHARS = 200, 400
 _TEXT_BYTES: Final = 900_000
@@ -106,6 +109,11 @@ def of_kind(report: RunReport, kind: str) -> list[MetricGroup]:
 def average(report: RunReport) -> MetricGroup | None:
     """The average over sources."""
     return next(iter(of_kind(report, "average")), None)
+
+
+def is_imported(report: RunReport) -> bool:
+    """Whether the verdicts were read from files instead of being judged here."""
+    return report.spec.source.startswith(IMPORTED)
 
 
 def has_truth(report: RunReport) -> bool:
