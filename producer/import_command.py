@@ -105,7 +105,7 @@ def _result(record: RawRecord) -> Result:
     critic = record.row.get("critic")
     if not isinstance(critic, str):
         raise RowError("no text in the field critic")
-    return Result(record.item(), critic.replace("\x00", "\ufffd"))
+    return Result(record.item(), critic)
 
 
 def _settle_all(found: Services, run_id: str, spec: RunSpec, results: str) -> None:

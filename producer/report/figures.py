@@ -14,15 +14,9 @@ from infra.ledger.evidence import Pace
 from infra.metrics.counts import COUNT_METRICS, Confusion
 from infra.metrics.curves import THRESHOLDS, Bin, Curve, Traced
 from producer.report.svg import ACCENT, INK, SAFE, SERIES, SOFT, UNSAFE, drawing
+from producer.report.view import SWEPT
 from schemas.runs import MetricGroup
 
-SWEPT: Final = (
-    ("accuracy", "Accuracy"),
-    ("f1_safe", "F1-safe"),
-    ("f1_unsafe", "F1-unsafe"),
-    ("balanced_accuracy", "Balanced accuracy"),
-)
-MAX_SOURCES: Final = len(SERIES)
 _EDGES: Final = tuple(place / 15 for place in range(16))
 
 

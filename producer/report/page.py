@@ -70,6 +70,8 @@ def run_page(report: RunReport, evidence: Evidence, *, with_text: bool) -> str:
         ranked=view.ranked([report]),
         comparable=is_the_benchmark(report),
         score_pictures=of_scores(evidence.traced, whole),
+        thresholds=view.thresholds(evidence.traced.sweep),
+        swept=[title for _, title in view.SWEPT],
         imported=view.is_imported(report),
         pace_pictures=of_pace(evidence.pace) if evidence.pace and not view.is_imported(report) else [],
         told=view.told(evidence.mistakes.listed, with_text=with_text),

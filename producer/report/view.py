@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from infra.ledger.evidence import Mistake
-from infra.metrics.counts import Confusion
+from infra.metrics.counts import COUNT_METRICS, Confusion
+from infra.metrics.curves import THRESHOLDS
 from producer.report.published import PublishedRow, published
 from schemas.runs import Metric, MetricGroup, RunReport
 from schemas.taxonomy import find_scenario, find_subcategory
@@ -24,6 +25,9 @@ IMPORTED: Final = "import:"
 """How the source of a run begins whose verdicts were read from files: its speed says nothing of a guard."""
 
 SLICED: Final = ("f1_safe", "f1_unsafe")
+SWEPT: Final = HEADLINE[:4]
+"""Metrics that are shown over the threshold."""
+
 _QUESTION_CHARS, _RESPONSE_CHARS = 200, 400
 _TEXT_BYTES: Final = 900_000
 """Of all texts in a page together, so that it stays a file that one can send."""
@@ -58,8 +62,10 @@ class Row(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """A scenario or sub-category: accuracy with its interval in percent of the bar's width, and its F1."""
+    """A scenario, or a sub-category of `scenario`: accuracy with its interval in percent of the bar, and its F1."""
 
+    scenario: str
+    scenario_english: str
     name: str
     english: str
     n: int
@@ -168,9 +174,12 @@ def slices(report: RunReport, kind: str, notes: Footnotes) -> list[Slice]:
 def _slice(group: MetricGroup, notes: Footnotes) -> Slice:
     metric = group.metric("accuracy")
     scenario, _, name = group.name.partition("/")
-    known = find_subcategory(name) if name else find_scenario(scenario)
+    above = find_scenario(scenario)
+    known = find_subcategory(name) if name else above
     bounds = metric.interval if metric else None
     return Slice(
+        scenario=scenario if name else "",
+        scenario_english=above.name if name and above and above.name != scenario else "",
         name=name or scenario,
         english=known.name if known and known.name != (name or scenario) else "",
         n=size(group),
@@ -209,7 +218,7 @@ def ranked(reports: Sequence[RunReport]) -> list[Ranked]:
                 if accuracy is not None:
                     rows.append((accuracy, Ranked(kind, name, _own_cells(report, group), 100 * accuracy)))
     seen: dict[tuple[str, str], Ranked] = {}
-    for _, row in sorted(rows, key=lambda found: -found[0]):
+    for _, row in sorted(rows, key=lambda found: (-round(found[0], 4), found[1].kind != "published")):
         seen.setdefault((row.kind, row.name), row)
     return list(seen.values())
 
@@ -225,6 +234,16 @@ def _own_cells(report: RunReport, group: MetricGroup) -> tuple[str, ...]:
     own = [source.value("accuracy") for source in sources] if group.kind == "average" else []
     values = [*averages, *(own if len(own) == 3 else [None] * 3)]
     return tuple("–" if value is None else f"{value:.4f}" for value in values)
+
+
+def thresholds(sweep: Sequence[Confusion]) -> list[tuple[str, ...]]:
+    """Metrics at every tenth of p_unsafe."""
+    rows = []
+    for threshold, counts in zip(THRESHOLDS, sweep, strict=False):
+        if round(100 * threshold) % 10 == 0 and 0 < threshold < 1:
+            values = [COUNT_METRICS[name].formula(counts) for name, _ in SWEPT]
+            rows.append((f"{threshold:.1f}", *("–" if value is None else f"{value:.4f}" for value in values)))
+    return rows
 
 
 def told(mistakes: Iterable[Mistake], *, with_text: bool) -> list[Told]:
