@@ -32,8 +32,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	@touch $@
 
-demo: $(STAMP) ## Judge the bundled demo data with the bundled guard and print its table
-	$(BIN)/libra bench run demo --guard libra-tiny --out out/demo-report.json
+demo: $(STAMP) ## Judge the bundled demo data with the bundled guard, print its table and write its page
+	$(BIN)/libra bench run demo --guard libra-tiny --out out/demo-report.json --html out/demo-report.html
 
 # Most tests wait for processes, so that two cores run three of them; those that kill processes by the clock run alone.
 test: $(STAMP) ## Run the tests
