@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import redis
@@ -20,6 +21,7 @@ from infra.services import Services, services
 from infra.settings import load_settings
 from producer.datasets import DataSet, Validation, open_dataset, valid_items, validate
 from producer.options import FleetChoice, Gate, Order, Outlet
+from producer.report.evidence import gather
 from producer.report.json import to_json
 from producer.show import bad_rows, err, print_report, say
 from producer.submit import seal, submit
@@ -214,18 +216,29 @@ def _how_to_come_back(run: RunStatus, *, embedded: bool) -> str:
 
 
 def prepare(outlet: Outlet) -> None:
-    """See that the report's file can be written, before hours of work go into it.
+    """See that the report's files can be written, before hours of work go into it.
+
+    Raises:
+        UsageError: they cannot.
+    """
+    for option, file in (("--out", outlet.file), ("--html", outlet.page)):
+        if file is not None:
+            writable(option, file)
+    if outlet.page is not None:
+        page_writer()
+
+
+def writable(option: str, file: Path) -> None:
+    """See that an option's file can be written; its folder is made.
 
     Raises:
         UsageError: it cannot.
     """
-    if outlet.file is None:
-        return
     try:
-        outlet.file.parent.mkdir(parents=True, exist_ok=True)
-        outlet.file.open("ab").close()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.open("ab").close()
     except OSError as error:
-        raise UsageError(f"--out {outlet.file}: {error.strerror}") from error
+        raise UsageError(f"{option} {file}: {error.strerror}") from error
 
 
 def finish(found: Services, run_id: str, outlet: Outlet) -> None:
@@ -237,11 +250,48 @@ def finish(found: Services, run_id: str, outlet: Outlet) -> None:
     stored = reading.stored_report(found.engine, run_id)
     if stored is None:
         raise RunError(f"run {run_id} ended without a report")
-    print_report(stored, as_json=outlet.as_json)
+    price = found.settings.price_per_device_hour
+    print_report(stored, as_json=outlet.as_json, price_per_device_hour=price)
     if outlet.file:
-        outlet.file.write_text(to_json(stored) + "\n", encoding="utf-8")
+        outlet.file.write_text(to_json(stored, price_per_device_hour=price) + "\n", encoding="utf-8")
         say(f"report written to {outlet.file}")
+    if outlet.page:
+        write_page(found, stored, outlet.page)
     _judge_outcome(stored, outlet.gates)
+
+
+def write_page(found: Services, report: RunReport, file: Path, *, with_text: bool = True) -> None:
+    """Write the page of a run and name it.
+
+    Raises:
+        UsageError: what pages are drawn with is not installed, or the file cannot be written.
+    """
+    page = page_writer()(report, gather(found.engine, report), with_text=with_text)
+    save_page(file, page)
+
+
+def save_page(file: Path, page: str) -> None:
+    """Write a page and name it.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    writable("--html", file)
+    file.write_text(page, encoding="utf-8")
+    say(f"page written to {file}")
+
+
+def page_writer() -> Callable[..., str]:
+    """What writes the page of a run; loaded when it is asked for, since drawing takes a second to load.
+
+    Raises:
+        UsageError: what it draws with is not installed.
+    """
+    try:
+        from producer.report.page import run_page  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise UsageError(f"pages need another package ({error}): pip install 'libra-fleet[report]'") from error
+    return run_page
 
 
 def _judge_outcome(report: RunReport, gates: Sequence[Gate]) -> None:

@@ -63,6 +63,7 @@ class Outlet(NamedTuple):
 
     as_json: bool = False
     file: Path | None = None
+    page: Path | None = None
     gates: tuple[Gate, ...] = ()
 
 
@@ -122,6 +123,19 @@ def _stacked(command: Command[R], *options: Callable[[Command[R]], Command[R]]) 
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
+price_option = click.option(
+    "--price-per-gpu-hour",
+    "price_per_device_hour",
+    type=click.FloatRange(min=0),
+    metavar="PRICE",
+    help="What an hour of a device costs, in your currency. Default: LIBRA_PRICE_PER_DEVICE_HOUR.",
+)
+name_option = click.option("--name", callback=_name, help="A name of your own for the run.")
+html_option = click.option(
+    "--html",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also write a page to this file: one file, to be opened in any browser.",
+)
 guard_option = click.option(
     "--guard",
     metavar="NAME[=CHECKPOINT]",
@@ -255,14 +269,17 @@ def takes_outlet(command: Command[R]) -> Command[R]:
     """Give a command the options of a report, as one `outlet`."""
 
     @functools.wraps(command)
-    def with_outlet(*, as_json: bool, out: Path | None, fail_under: tuple[Gate, ...], **rest: object) -> R:
-        return command(outlet=Outlet(as_json, out, fail_under), **rest)
+    def with_outlet(
+        *, as_json: bool, out: Path | None, html: Path | None, fail_under: tuple[Gate, ...], **rest: object
+    ) -> R:
+        return command(outlet=Outlet(as_json, out, html, fail_under), **rest)
 
     return _stacked(
         with_outlet,
         click.option(
             "--out", type=click.Path(dir_okay=False, path_type=Path), help="Also write the report as JSON to this file."
         ),
+        html_option,
         click.option(
             "--fail-under",
             metavar="METRIC=VALUE",
