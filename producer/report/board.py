@@ -8,13 +8,18 @@ from typing import Final, NamedTuple
 
 from infra.ledger.evidence import Volume
 from producer.comparison import Apart, Comparison
-from producer.report.view import average, is_imported, short
+from producer.report.view import HEADLINE, average, is_imported, short
 from schemas.runs import Metric, RunReport
 
 COLUMNS: Final = (
     *("Accuracy", "95 %", "F1-safe", "F1-unsafe", "AUROC", "Coverage"),
     *("items/s", "worker-s/1,000", "tokens/item"),
 )
+
+COST_COLUMNS: Final = 3
+"""The last ones: speed and cost."""
+
+_TITLES: Final = dict(HEADLINE)
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ class Contest(NamedTuple):
             bounds = one.interval
             rows.append(
                 (
-                    one.metric.replace("_", "-"),
+                    _TITLES[one.metric],
                     _number(one.first, 4),
                     _number(one.second, 4),
                     "–" if one.difference is None else f"{one.difference:+.4f}",

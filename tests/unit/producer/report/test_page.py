@@ -75,7 +75,7 @@ def test_a_page_shows_the_published_digits_and_where_the_run_stands_among_all_18
     assert len(ranking) == 20
     assert "0.6666" in text
     assert "in three sources: its row stands where it belongs" in text
-    assert '<details><summary>Show the table' not in page
+    assert "<details><summary>Show the table" not in page
 
 
 def test_other_data_than_the_benchmark_is_not_ranked_openly() -> None:
