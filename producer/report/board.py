@@ -112,7 +112,7 @@ class Contest(NamedTuple):
     @property
     def difference_rows(self) -> list[tuple[str, ...]]:
         """Metric, first, second, difference, interval."""
-        rows = []
+        rows: list[tuple[str, ...]] = []
         for one in self.comparison.differences:
             bounds = one.interval
             rows.append(
