@@ -16,10 +16,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SEED ?= 1
 BENCH ?=
 
-.PHONY: help setup demo test lint check bench drill fuzz clean
+.PHONY: help setup demo test lint check bench drill two-machines fuzz clean
 
 help: ## Print this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make .venv and install the project with its tools
 
@@ -49,10 +49,14 @@ lint: $(STAMP) ## Style, types and import rules
 check: lint test ## Everything CI checks
 
 bench: $(STAMP) ## Measure everything in tests/benchmarks beside its bar (BENCH: some by name)
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS),peers]'
 	$(BIN)/python -m tests.benchmarks $(BENCH) --json out/benchmarks.json
 
 drill: $(STAMP) ## Break a fleet a hundred times and prove that nothing was lost (SEED=1)
 	$(BIN)/libra drill --faults 100 --items 20000 --seed $(SEED) --out out/drill-$(SEED).json
+
+two-machines: $(STAMP) ## Judge a run on two machines (network namespaces) and pull a cable; needs root
+	$(BIN)/python -m tests.drills.two_machines
 
 fuzz: $(STAMP) ## Feed the readers 100,000 inputs that nobody meant (SEED=1)
 	FUZZ_INPUTS=100000 FUZZ_SEED=$(SEED) $(BIN)/pytest tests/fuzz --timeout 0

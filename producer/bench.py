@@ -250,9 +250,10 @@ def finish(found: Services, run_id: str, outlet: Outlet) -> None:
     stored = reading.stored_report(found.engine, run_id)
     if stored is None:
         raise RunError(f"run {run_id} ended without a report")
-    print_report(stored, as_json=outlet.as_json)
+    price = found.settings.price_per_device_hour
+    print_report(stored, as_json=outlet.as_json, price_per_device_hour=price)
     if outlet.file:
-        outlet.file.write_text(to_json(stored) + "\n", encoding="utf-8")
+        outlet.file.write_text(to_json(stored, price_per_device_hour=price) + "\n", encoding="utf-8")
         say(f"report written to {outlet.file}")
     if outlet.page:
         write_page(found, stored, outlet.page)

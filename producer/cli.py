@@ -40,6 +40,7 @@ from producer.options import (
     json_option,
     mode_for,
     mode_option,
+    price_option,
     takes_fleet,
     takes_order,
     takes_outlet,
@@ -186,17 +187,19 @@ def cancel(*, run: str) -> None:
 
 @bench.command()
 @click.argument("run")
+@price_option
 @html_option
 @click.option("--no-text", is_flag=True, help="Leave the items' texts out of the page.")
 @json_option
-def report(*, run: str, html: Path | None, no_text: bool, as_json: bool) -> None:
+def report(*, run: str, price_per_device_hour: float | None, html: Path | None, no_text: bool, as_json: bool) -> None:
     """Print the report of a run that has ended, and write it as a page."""
     with connected() as found:
         status = reading.run_status(found.engine, run)
         stored = reading.stored_report(found.engine, status.id)
         if stored is None:
             raise UsageError(f"run {status.name} is {status.state}: its report comes when it has ended")
-        print_report(stored, as_json=as_json)
+        price = found.settings.price_per_device_hour if price_per_device_hour is None else price_per_device_hour
+        print_report(stored, as_json=as_json, price_per_device_hour=price)
         if html:
             write_page(found, stored, html, with_text=not no_text)
 

@@ -70,8 +70,7 @@ def _standing(found: Services, run: str) -> Standing:
     report = reading.stored_report(found.engine, status.id)
     if report is None:
         raise UsageError(f"run {status.name} is {status.state}: it can be compared when it has ended")
-    workers = len(evidence.workers(found.engine, status.id))
-    return Standing(report, workers, evidence.volume(found.engine, status.id))
+    return Standing(report, evidence.volume(found.engine, status.id))
 
 
 def _contest(found: Services, first: Standing, second: Standing) -> Contest:
@@ -107,8 +106,7 @@ def _standing_facts(standing: Standing) -> dict[str, object]:
         **report.counts.model_dump(),
         "average": {metric.name: metric.value for metric in average.metrics} if average else {},
         "items_per_s": standing.items_per_s,
-        "workers": standing.workers,
-        "worker_s_per_1000": standing.worker_s_per_1000,
+        "device_s_per_1000": standing.device_s_per_1000,
         "tokens_per_item": standing.tokens_per_item,
     }
 

@@ -123,6 +123,13 @@ def _stacked(command: Command[R], *options: Callable[[Command[R]], Command[R]]) 
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
+price_option = click.option(
+    "--price-per-gpu-hour",
+    "price_per_device_hour",
+    type=click.FloatRange(min=0),
+    metavar="PRICE",
+    help="What an hour of a device costs, in your currency. Default: LIBRA_PRICE_PER_DEVICE_HOUR.",
+)
 name_option = click.option("--name", callback=_name, help="A name of your own for the run.")
 html_option = click.option(
     "--html",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Final
 
@@ -83,6 +84,12 @@ class GuardCard(Frozen):
     variant: str = ""
     safe_labels: tuple[str, ...] = ()
     note: str = ""
+
+    @property
+    def nominal_parameters(self) -> int | None:
+        """Parameters as the model's own name has them (…-7B-…); None where it names no size."""
+        sizes = re.findall(r"(?<![\d.])(\d+(?:\.\d+)?)b\b", (self.hub_id or "").lower())
+        return int(float(sizes[-1]) * 1_000_000_000) if sizes else None
 
     @property
     def revision_note(self) -> str:

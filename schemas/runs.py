@@ -152,6 +152,39 @@ class Throughput(Frozen):
     device_p95_s: float | None = None
 
 
+class Cost(Shared):
+    """What judgements cost: device seconds and tokens, by what workers measured.
+
+    `measured` of the `verdicts` come from workers that measure; seconds and tokens are theirs. What a cache answered
+    is among them and cost nothing; what was judged in vain is not in the sum. `devices` are the hardware's own names.
+    """
+
+    verdicts: int = Field(default=0, ge=0)
+    measured: int = Field(default=0, ge=0)
+    device_s: float = Field(default=0.0, ge=0)
+    prompt_tokens: int = Field(default=0, ge=0)
+    new_tokens: int = Field(default=0, ge=0)
+    devices: tuple[str, ...] = ()
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            verdicts=self.verdicts + other.verdicts,
+            measured=self.measured + other.measured,
+            device_s=self.device_s + other.device_s,
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            new_tokens=self.new_tokens + other.new_tokens,
+            devices=tuple(sorted({*self.devices, *other.devices})),
+        )
+
+    def per_1000(self, amount: float) -> float | None:
+        """An amount per 1,000 measured verdicts; None where none was measured."""
+        return 1000 * amount / self.measured if self.measured else None
+
+    def money(self, price_per_device_hour: float) -> float:
+        """The price of the device's busy seconds, in the currency of the price."""
+        return self.device_s / 3600 * price_per_device_hour
+
+
 class RunReport(Shared):
     """Everything a run ends with, as data. Rendering it is somebody else's work.
 
@@ -176,5 +209,6 @@ class RunReport(Shared):
     invalid_count: int = 0
     dead_items: tuple[ItemId, ...] = ()
     cached: int = Field(default=0, ge=0, **ADDED)
+    cost: Cost | None = Field(default=None, **ADDED)
     receipt: str = ""
     created_at: str = ""

@@ -14,6 +14,7 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
+from producer.report.cost import cost_line
 from producer.report.view import is_imported
 from schemas.runs import InvalidRow, Metric, MetricGroup, RunReport, RunState, Throughput
 
@@ -39,10 +40,12 @@ _RULES: Final = {"libra-head": "libra-head: unparseable and dead count as wrong"
 _GAP: Final = " · "
 
 
-def render(report: RunReport, console: Console) -> None:
-    """Print a report, as wide as the console allows; made for 80 columns and more."""
+def render(report: RunReport, console: Console, *, price_per_device_hour: float | None = None) -> None:
+    """Print a report, as wide as the console allows; made for 80 columns and more. With a price, cost is money too."""
     for part in _parts(report, wide=console.width >= WIDE):
         console.print(part)
+    if report.cost is not None:
+        console.print(cost_line(report.cost, price_per_device_hour))
 
 
 def _parts(report: RunReport, *, wide: bool) -> Iterator[Text | Table]:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from infra.process import wait_until
 from tests.support.fleet import ROOT
@@ -25,7 +25,9 @@ class Cli:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("LIBRA_")}
         self._environment = {**inherited, "PYTHONPATH": str(ROOT), **environment}
 
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    def start(
+        self, *arguments: str, stderr: IO[str] | int = subprocess.PIPE, **environment: str
+    ) -> subprocess.Popen[str]:
         """Start a command in a process group of its own, as a terminal would."""
         return subprocess.Popen(
             [sys.executable, "-m", "infra.cli", *arguments],
@@ -33,7 +35,7 @@ class Cli:
             cwd=self.folder,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
             text=True,
             start_new_session=True,
             # A test run in the background of a script ignores Ctrl-C, and so would its children.

@@ -55,6 +55,7 @@ class FakeEngine:
             engine="fake",
             dtype="none",
             device="cpu",
+            device_name="simulated",
             revision="fake-1",
             max_batch_tokens=max_batch_tokens,
             max_batch_items=max_batch_items,

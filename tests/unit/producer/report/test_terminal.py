@@ -10,7 +10,7 @@ from rich.console import Console
 
 from infra.metrics import Judged, measure
 from producer.report.terminal import render
-from schemas.runs import InvalidRow, RunCounts, RunReport, RunSpec, RunState, Throughput
+from schemas.runs import Cost, InvalidRow, RunCounts, RunReport, RunSpec, RunState, Throughput
 from tests.unit.infra.metrics.build import judged, rows_of
 from tests.unit.infra.metrics.reference import LIBRA_14B, PUBLISHED_14B
 
@@ -205,3 +205,16 @@ def test_any_source_name_fits_the_width(name: str, width: int) -> None:
 def test_answers_from_the_cache_are_said_and_no_word_is_lost_on_none() -> None:
     assert "1,234 from the cache" in text(report(cached=1_234))
     assert "cache" not in text(report())
+
+
+def test_cost_is_device_time_and_tokens_and_money_where_a_price_is_known() -> None:
+    cost = Cost(verdicts=2_000, measured=1_000, device_s=36.0, prompt_tokens=250_000)
+    seen = report(cost=cost)
+
+    assert (
+        line(text(seen), "cost:") == "cost: 36.0 device-seconds · 250,000 tokens read · 36.00 s per 1,000 verdicts · "
+    )
+    with_price = io.StringIO()
+    render(seen, Console(file=with_price, width=200), price_per_device_hour=2.5)
+    assert "0.025 per 1,000 at 2.5 an hour · measured on 1,000 of 2,000" in with_price.getvalue()
+    assert "cost:" not in text(report())
