@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from producer.report.cost import cost_line
+from producer.report.view import is_imported
 from schemas.runs import InvalidRow, Metric, MetricGroup, RunReport, RunState, Throughput
 
 WIDE: Final = 116
@@ -65,7 +66,7 @@ def _parts(report: RunReport, *, wide: bool) -> Iterator[Text | Table]:
         yield Text()
     yield _counts(report)
     yield from _losses(report)
-    if report.throughput:
+    if report.throughput and not is_imported(report):
         yield _throughput(report.throughput)
     if report.invalid_count:
         yield from _invalid(report.invalid_rows, report.invalid_count)
