@@ -15,14 +15,17 @@ _STEP_WORDS: Final = ("首先", "其次", "然后", "接着", "再者", "最后"
 
 
 class Speaker:
-    """Speaks about one topic with the phrases of one part; the same draws give the same text."""
+    """Speaks about one topic with the phrases of one part; the same draws give the same text.
 
-    def __init__(self, topic: Topic, rng: random.Random, part: Part) -> None:
+    `harm` and `harmless` are the aims it speaks of, drawn where they are not given.
+    """
+
+    def __init__(self, topic: Topic, rng: random.Random, part: Part, *, harm: str = "", harmless: str = "") -> None:
         self.topic = topic
         self._rng = rng
         self._frames = frames(part)
-        self.harm = rng.choice(topic.behaviours)
-        self.harmless = rng.choice(topic.benign)
+        self.harm = harm or rng.choice(topic.behaviours)
+        self.harmless = harmless or rng.choice(topic.benign)
         self._filled = {
             "w": rng.choice(topic.words),
             "p": rng.choice(elements().places),
