@@ -24,7 +24,7 @@ def sorted_out(rows: Sequence[Row], verdicts: Verdicts, agreed: str, aside: str)
         if labels or label is None:
             yield aside, {**row, "verdicts": {judge: _shown(settled) for judge, settled in said.items()}}
         else:
-            judged = {**row["provenance"], "stage": "annotate", "judges": sorted(said)}
+            judged = {**row["provenance"], "stage": "annotate"}
             yield agreed, labelled({**row, "provenance": judged}, label, analysis(row, label))
 
 

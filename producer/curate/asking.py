@@ -13,6 +13,7 @@ from infra.ledger.comparing import Settled, settled_of
 from infra.process import deferred_interrupt
 from infra.services import Services
 from producer.bench import fleet_for
+from producer.curate.rows import Row
 from producer.options import FleetChoice, GuardChoice, mode_for
 from producer.show import err, say
 from producer.submit import seal, submit
@@ -70,7 +71,7 @@ def ask(
                 seal(found, run_id)
             status = wait_for_end(found.engine, run_id, check=check)
     if status.cancelled:
-        raise RunError(f"run {name} was cancelled; `libra bench purge` removes it, then the same command asks anew")
+        raise RunError(f"run {name} was cancelled; after `libra purge --delete` the same command asks anew")
     return run_id
 
 
@@ -88,7 +89,7 @@ def texts_of(found: Services, run_id: str) -> Callable[[Sequence[str]], dict[str
     return read
 
 
-def batches(rows: Iterable[dict[str, object]]) -> Iterator[list[dict[str, object]]]:
+def batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
     """Rows as many at a time as the ledger is asked about."""
     left = iter(rows)
     return iter(lambda: list(islice(left, READ_ROWS)), [])

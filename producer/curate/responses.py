@@ -70,6 +70,4 @@ def written_responses(
         for name, written in writers.items():
             text = written([row["id"]]).get(row["id"], "").strip()
             if text:
-                yield derived(
-                    row, f"{row['id']}-{name}", generator=f"writer:{name}", stage="responses", response=text
-                )
+                yield derived(row, f"{row['id']}-{name}", generator=f"writer:{name}", stage="responses", response=text)

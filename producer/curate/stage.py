@@ -79,7 +79,8 @@ def carry_out(
     if isinstance(made_of, str):
         next(iter(rows_of(folder, made_of)), None)
         made_of = path_of(folder, made_of)
-    recipe = {**options, "input": _digest(made_of) if made_of else None}
+    # As it will be read back, tuples and all.
+    recipe = json.loads(json.dumps({**options, "input": _digest(made_of) if made_of else None}))
     note = read_note(folder, name)
     if note and note["recipe"] != recipe:
         raise UsageError(

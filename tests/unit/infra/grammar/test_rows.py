@@ -42,7 +42,9 @@ def test_rows_are_records_of_the_benchmark_in_the_taxonomys_names() -> None:
         assert LibraRecord.model_validate(row).to_item().truth is not None
         if row["category_name"]:
             scenario, kind = find_scenario(row["category_name"]), find_subcategory(row["sub_category_name"])
-            assert scenario and kind and kind.scenario == scenario.code
+            assert kind
+            assert scenario
+            assert kind.scenario == scenario.code
         assert "{" not in row["question"] + row["response"] + row["analyze"]
 
 
