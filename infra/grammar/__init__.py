@@ -4,6 +4,7 @@ For both sides: curation takes queries and answers from it where there is no gen
 Phrases name a harm at the level a classifier needs. What an unsafe answer "instructs" is empty talk.
 """
 
-from infra.grammar.rows import LICENCE, SOURCE, Part, synthetic_rows
+from infra.grammar.phrases import Part
+from infra.grammar.rows import LICENCE, SOURCE, synthetic_rows
 
 __all__ = ["LICENCE", "SOURCE", "Part", "synthetic_rows"]

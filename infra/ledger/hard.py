@@ -50,7 +50,13 @@ def judged_items(engine: sa.Engine, run_id: str, since: datetime | None = None) 
         streamed = connection.execution_options(yield_per=_FETCH)
         for row in streamed.execute(statement, {"run_id": run_id, "since": since}):
             yield Judged(
-                *row[:7],
+                item_id=row.item_id,
+                seq=row.seq,
+                question=row.question,
+                response=row.response,
+                source=row.source,
+                category=row.category,
+                subcategory=row.subcategory,
                 truth=_label(row.truth),
                 label=_label(row.label),
                 p_unsafe=row.p_unsafe,
