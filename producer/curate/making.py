@@ -17,6 +17,7 @@ from producer.curate.asking import ask, texts_of
 from producer.curate.augment import WAYS, augmented
 from producer.curate.combine import combinations
 from producer.curate.near_duplicates import distinct
+from producer.curate.rows import Writer
 from producer.curate.shown import folder_argument, say_done
 from producer.curate.stage import Placed, carry_out, in_file, rows_of
 from producer.options import FleetChoice, GuardChoice, guard_named, takes_fleet
@@ -24,6 +25,9 @@ from schemas.guards import Mode, is_writer
 from schemas.items import Item
 
 _seed_option: Final = click.option("--seed", type=int, default=1, show_default=True, help="Decides every draw.")
+_licence_option: Final = click.option(
+    "--licence", default="not stated", show_default=True, help="Licence of what a writer writes, for the provenance."
+)
 _server_option: Final = click.option(
     "--base-url", help="The writer runs on this OpenAI-compatible server (such as http://gpu1:8000/v1), not here."
 )
@@ -55,10 +59,17 @@ def combine(*, folder: Path, count: int, seed: int) -> None:
 @folder_argument
 @click.option("--per-combination", type=click.IntRange(min=1), default=10, show_default=True, help="Of each intent.")
 @click.option("--writer", "writers", metavar="writer=CHECKPOINT", callback=_writers, multiple=True)
+@_licence_option
 @_server_option
 @takes_fleet
 def queries_(
-    *, folder: Path, per_combination: int, writers: list[GuardChoice], base_url: str | None, fleet: FleetChoice
+    *,
+    folder: Path,
+    per_combination: int,
+    writers: list[GuardChoice],
+    licence: str,
+    base_url: str | None,
+    fleet: FleetChoice,
 ) -> None:
     """Write harmful queries, and as many harmless ones with the same words.
 
@@ -73,12 +84,14 @@ def queries_(
             yield from in_file("queries", queries.grammar_queries(source(), per_combination))
             return
         with connected() as found:
-            asked = partial(queries.writer_items, per_combination=per_combination)
-            run = _ask_writer(found, fleet, writers[0], base_url, lambda: asked(source()))
-            written = queries.written_queries(source(), per_combination, writers[0].name, texts_of(found, run))
+            run = _ask_writer(
+                found, fleet, writers[0], base_url, lambda: queries.writer_items(source(), per_combination)
+            )
+            writer = _writer(writers[0], licence)
+            written = queries.written_queries(source(), per_combination, writer, texts_of(found, run))
             yield from in_file("queries", written)
 
-    options = {"per_combination": per_combination, "writer": writers[0] if writers else None}
+    options = {"per_combination": per_combination, "writers": writers, "licence": licence if writers else None}
     made = carry_out(folder, "queries", options, make, made_of="combinations")
     say_done(folder, ["queries"], made=made)
 
@@ -109,9 +122,12 @@ def augment(*, folder: Path, variants: int, similarity: float, seed: int) -> Non
 @click.command(name="responses")
 @folder_argument
 @click.option("--writer", "writers", metavar="writer-NAME=CHECKPOINT", callback=_writers, multiple=True)
+@_licence_option
 @_server_option
 @takes_fleet
-def responses_(*, folder: Path, writers: list[GuardChoice], base_url: str | None, fleet: FleetChoice) -> None:
+def responses_(
+    *, folder: Path, writers: list[GuardChoice], licence: str, base_url: str | None, fleet: FleetChoice
+) -> None:
     """Answer every query: by each writer, or in the grammar's manners (refusing, complying, neutral, hollow)."""
     source = partial(rows_of, folder, "augmented")
 
@@ -121,14 +137,23 @@ def responses_(*, folder: Path, writers: list[GuardChoice], base_url: str | None
             return
         with connected() as found:
             runs = {
-                w.name: _ask_writer(found, fleet, w, base_url, lambda: responses.writer_items(source()))
-                for w in writers
+                _writer(choice, licence): _ask_writer(
+                    found, fleet, choice, base_url, lambda: responses.writer_items(source())
+                )
+                for choice in writers
             }
-            read = {name: texts_of(found, run) for name, run in runs.items()}
+            read = {writer: texts_of(found, run) for writer, run in runs.items()}
             yield from in_file("responses", responses.written_responses(source(), read))
 
-    made = carry_out(folder, "responses", {"writers": writers}, make, made_of="augmented")
+    options = {"writers": writers, "licence": licence if writers else None}
+    made = carry_out(folder, "responses", options, make, made_of="augmented")
     say_done(folder, ["responses"], made=made)
+
+
+def _writer(choice: GuardChoice, licence: str) -> Writer:
+    """Who a writer is in a row's provenance: the hub id, or the folder's name."""
+    place = choice.checkpoint or choice.name
+    return Writer(choice.name, Path(place).name if Path(place).is_dir() else place, licence)
 
 
 def _ask_writer(

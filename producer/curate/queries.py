@@ -13,13 +13,14 @@ from typing import Final
 
 from infra.grammar.phrases import Part, elements, topics
 from infra.grammar.speech import Speaker
-from producer.curate.rows import Intent, Provenance, Row, new_row
+from producer.curate.rows import Intent, Provenance, Row, Writer, new_row, written_by
 from schemas.items import Item
 from schemas.taxonomy import subcategory_by_code
 
 _ATTEMPTS: Final = 50
 _NUMBERING: Final = re.compile(r"^\s*(?:[-*•·]|[(（]?\d{1,2}\s*[.)、）．:：])\s*")
 _QUERY_CHARS: Final = range(4, 201)
+_UNDECODABLE: Final = "\ufffd"
 
 _ASK_WRITER: Final = {
     Intent.HARMFUL: (
@@ -69,20 +70,23 @@ def writer_items(combinations: Iterable[Row], per_combination: int) -> Iterator[
 
 
 def written_queries(
-    combinations: Sequence[Row], per_combination: int, writer: str, written: Callable[[Sequence[str]], dict[str, str]]
+    combinations: Iterable[Row],
+    per_combination: int,
+    writer: Writer,
+    written: Callable[[Sequence[str]], dict[str, str]],
 ) -> Iterator[Row]:
     """Queries that a writer wrote; `written` gives its texts by item."""
     for made in combinations:
         texts = written([f"{made['id']}-{intent}" for intent in Intent])
         for intent in Intent:
             lines = queries_in(texts.get(f"{made['id']}-{intent}", ""))[:per_combination]
-            yield from (_row(made, intent, number, line, f"writer:{writer}") for number, line in enumerate(lines))
+            yield from (written_by(_row(made, intent, at, line, ""), writer) for at, line in enumerate(lines))
 
 
 def queries_in(text: str) -> list[str]:
     """The queries in what a writer wrote: a line each, without its number, each once."""
     lines = [_NUMBERING.sub("", line).strip().strip('"“”') for line in text.splitlines()]
-    return list(dict.fromkeys(line for line in lines if len(line) in _QUERY_CHARS))
+    return list(dict.fromkeys(line for line in lines if len(line) in _QUERY_CHARS and _UNDECODABLE not in line))
 
 
 def _row(made: Row, intent: Intent, number: int, question: str, generator: str) -> Row:

@@ -11,7 +11,7 @@ from typing import Final
 
 from infra.grammar.phrases import Part
 from infra.grammar.speech import Speaker
-from producer.curate.rows import Intent, Row, derived, topic_of
+from producer.curate.rows import Intent, Row, Writer, derived, topic_of, written_by
 from schemas.items import Item
 
 Manner = Callable[[Speaker, Intent], str]
@@ -63,11 +63,12 @@ def writer_items(queries: Iterable[Row]) -> Iterator[Item]:
 
 
 def written_responses(
-    queries: Iterable[Row], writers: Mapping[str, Callable[[Sequence[str]], dict[str, str]]]
+    queries: Iterable[Row], writers: Mapping[Writer, Callable[[Sequence[str]], dict[str, str]]]
 ) -> Iterator[Row]:
     """Each query with each writer's answer; an empty answer is left out. `writers` give their texts by item."""
     for row in queries:
-        for name, written in writers.items():
+        for writer, written in writers.items():
             text = written([row["id"]]).get(row["id"], "").strip()
             if text:
-                yield derived(row, f"{row['id']}-{name}", generator=f"writer:{name}", stage="responses", response=text)
+                answered = derived(row, f"{row['id']}-{writer.name}", generator="", stage="responses", response=text)
+                yield written_by(answered, writer)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from infra.grammar.phrases import Topic, topics
 from schemas.items import Item, Label
@@ -40,6 +40,14 @@ class Provenance:
     seed: int | None = None
 
 
+class Writer(NamedTuple):
+    """A model that writes: its name in the fleet, which model it is, and the licence of what it writes."""
+
+    name: str
+    model: str
+    licence: str
+
+
 def new_row(row_id: str, topic: Topic, provenance: Provenance, *, question: str, response: str = "") -> Row:
     """A row of this pipeline's own, without a label."""
     return {
@@ -65,6 +73,12 @@ def labelled(row: Row, label: Label, analysis: str) -> Row:
     """A training row: the named columns and nothing else."""
     kept = {name: value for name, value in row.items() if name not in _WORKING}
     return {**kept, "label": LABEL_WORDS[label], "analyze": analysis}
+
+
+def written_by(row: Row, writer: Writer) -> Row:
+    """The row with its writer as what generated its text, under the writer's licence."""
+    made = {"origin": writer.model, "licence": writer.licence, "generator": f"writer:{writer.model}"}
+    return {**row, "provenance": {**row["provenance"], **made}}
 
 
 def topic_of(row: Row) -> Topic:
