@@ -19,10 +19,9 @@ from producer.curate.real import hard_rows, real_rows
 from producer.curate.rows import Row, item_of
 from producer.curate.shown import folder_argument, say_done
 from producer.curate.stage import Placed, carry_out, in_file, rows_of
-from producer.datasets import open_dataset, validate
 from producer.moments import moment
 from producer.options import FleetChoice, GuardChoice, guard_named, takes_fleet
-from producer.show import bad_rows, say
+from producer.show import say
 
 _FILES: Final = {"responses": ("annotated", "dropped"), "selected": ("selected-annotated", "selected-dropped")}
 """By what is annotated: where agreement goes, and the rest."""
@@ -67,18 +66,15 @@ def annotate(*, folder: Path, judges: tuple[GuardChoice, GuardChoice], stage: st
 
 @click.command()
 @folder_argument
-@click.argument("source")
+@click.argument("source", metavar="FILE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @_origin_option
 @_licence_option
-def real(*, folder: Path, source: str, origin: str | None, licence: str | None) -> None:
-    """Read a labelled data set (JADE, COLD, your own records) as rows with their provenance."""
-    with open_dataset(source) as dataset:
-        validation = validate(dataset)
-        if validation.invalid_count:
-            say(f"left out: {bad_rows(validation)}")
-        options = {"origin": origin, "licence": licence, "source": source}
-        rows = real_rows(dataset, validation, origin, licence)
-        made = carry_out(folder, "real", options, lambda: in_file("real", rows))
+def real(*, folder: Path, source: Path, origin: str | None, licence: str | None) -> None:
+    """Read a labelled data set (JADE, COLD, your own records) as rows with their provenance and ids of their own."""
+    options = {"origin": origin, "licence": licence}
+    made = carry_out(
+        folder, "real", options, lambda: in_file("real", real_rows(str(source), origin, licence)), made_of=source
+    )
     say_done(folder, ["real"], made=made)
 
 

@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from enum import StrEnum
+from pathlib import Path
 from typing import Final, NamedTuple
 
+from infra.errors import DataError
 from infra.ledger.hard import Judged
 from producer.curate.agreement import analysis
 from producer.curate.rows import LABEL_WORDS, Provenance, Row
-from producer.datasets import DataSet, Validation, valid_items
+from producer.datasets.raw import raw_records
+from producer.datasets.records import RowError
 from schemas.items import Item, Label
+from schemas.runs import InvalidRow
 
 
 class PublicSet(NamedTuple):
@@ -46,20 +50,35 @@ def public_set_of(source: str) -> PublicSet | None:
     return next((known for start, known in _PUBLIC_SETS.items() if source.startswith(start)), None)
 
 
-def real_rows(dataset: DataSet, validation: Validation, origin: str | None, licence: str | None) -> Iterator[Row]:
-    """A data set's labelled items as rows; `origin` and `licence` stand for records of sets we do not know."""
-    for found in valid_items(dataset, validation):
-        item = found.item
+def real_rows(source: str, origin: str | None, licence: str | None) -> Iterator[Row]:
+    """A data set's labelled records; `origin` and `licence` stand for sets that their records do not name.
+
+    Public sets use an id twice for different texts: the second one has its place in the file behind it.
+
+    Raises:
+        DataError: the set cannot be read, or a record in it is no item.
+    """
+    seen: set[str] = set()
+    for record in raw_records(source):
+        if isinstance(record, InvalidRow):
+            raise DataError(f"{record.where}: {record.problem}")
+        try:
+            item = record.item()
+        except RowError as error:
+            raise DataError(f"{record.where}: {error}") from error
+        if item.truth is None:
+            continue
         known = public_set_of(item.source)
         place = Provenance(
-            origin=origin or (known.origin if known else dataset.name),
+            origin=origin or (known.origin if known else Path(source).name),
             licence=licence or (known.licence if known else "unknown"),
             generator="published",
             stage="real",
             parent_id=item.id,
         )
-        if item.truth:
-            yield _row(item, item.id, item.truth, place)
+        row_id = f"{item.id}@{record.fallback_id}" if item.id in seen else item.id
+        seen.add(item.id)
+        yield _row(item, row_id, item.truth, place)
 
 
 def hard_rows(

@@ -96,10 +96,11 @@ def test_a_public_set_is_read_with_its_origin_and_licence(tmp_path: Path) -> Non
         {"id": "j-1", "source": "jade-db-v3.0/medium", "question": "问", "response": "答", "label": "不安全"},
         {"id": "x-1", "source": "mine", "response": "文", "label": "安全", "category_name": "region"},
         {"id": "x-2", "source": "mine", "response": "没有标签"},
+        {"id": "x-1", "source": "mine", "response": "另一段", "label": "不安全"},
     ]
     path = tmp_path / "set.json"
     path.write_text(json.dumps(records), encoding="utf-8")
     result = CliRunner().invoke(curate, ["real", str(tmp_path / "d"), str(path)], catch_exceptions=False)
     assert result.exit_code == 0
     found = [(row["id"], row["label"], row["provenance"]["licence"]) for row in rows_of(tmp_path / "d", "real")]
-    assert found == [("j-1", "不安全", "MIT"), ("x-1", "安全", "unknown")]
+    assert found == [("j-1", "不安全", "MIT"), ("x-1", "安全", "unknown"), ("x-1@set-4", "不安全", "unknown")]
