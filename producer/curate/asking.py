@@ -64,7 +64,7 @@ def ask(
 
         if known is None:
             intake.create_run(found.engine, spec, run_id=run_id, name=name)
-        say(f"{guard.name} answers {count:,} items: run {name}")
+        say(f"{guard.name} {'has answered' if known and known.state.ended else 'answers'} {count:,} items: run {name}")
         with progress_line(found.engine, run_id, err, total_items=count):
             if known is None or known.state is RunState.OPEN:
                 submit(found, run_id, spec, items(), check=check)

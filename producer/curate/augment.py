@@ -8,15 +8,18 @@ from __future__ import annotations
 import base64
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any, Final
 
 import yaml
 
-from producer.curate.rows import Row, derived
+from producer.curate.queries import queries_in
+from producer.curate.rows import Row, Writer, derived, written_by
+from schemas.items import Item
 
+_REWORD: Final = "请把下面这句用户提问换一种说法，意思和意图不变，只写改写后的一句话，不要回答它：\n{q}"
 _SEPARATORS: Final = ("-", "*", " ", "·", "|", "_")
 _PUNCTUATION: Final = re.compile(r"[，。！？：；“”\s]")
 
@@ -36,6 +39,23 @@ def augmented(queries: Iterable[Row], variants: int, seed: int) -> Iterator[Row]
                     row, f"{row['id']}-{way}", generator=f"augment:{way}", stage="augment", seed=seed, question=text
                 )
                 made += 1
+
+
+def rewording_items(queries: Iterable[Row]) -> Iterator[Item]:
+    """What a writer is asked, to say each query in other words."""
+    return (Item(id=f"{row['id']}-reworded", response=_REWORD.format(q=row["question"])) for row in queries)
+
+
+def reworded(
+    queries: Iterable[Row], writer: Writer, written: Callable[[Sequence[str]], dict[str, str]]
+) -> Iterator[Row]:
+    """Each query, then the writer's wording of it, where it gave one that is new; `written` gives its texts by item."""
+    for row in queries:
+        yield row
+        row_id = f"{row['id']}-reworded"
+        found = queries_in(written([row_id]).get(row_id, ""))
+        if found and found[0] != row["question"]:
+            yield written_by(derived(row, row_id, generator="", stage="augment", question=found[0]), writer)
 
 
 def paraphrase(text: str, rng: random.Random) -> str:

@@ -14,7 +14,7 @@ from infra.services import Services
 from producer.bench import connected
 from producer.curate import queries, responses
 from producer.curate.asking import ask, texts_of
-from producer.curate.augment import WAYS, augmented
+from producer.curate.augment import WAYS, augmented, reworded, rewording_items
 from producer.curate.combine import combinations
 from producer.curate.near_duplicates import distinct
 from producer.curate.rows import Writer
@@ -107,15 +107,38 @@ def queries_(
     help="What is nearer to an earlier query than this (Jaccard of 3-grams) is left out.",
 )
 @_seed_option
-def augment(*, folder: Path, variants: int, similarity: float, seed: int) -> None:
-    """Reword and disguise queries, then leave out near-duplicates."""
-    options = {"variants": variants, "similarity": similarity, "seed": seed}
+@click.option("--writer", "writers", metavar="writer=CHECKPOINT", callback=_writers, multiple=True)
+@_licence_option
+@_server_option
+@takes_fleet
+def augment(
+    *,
+    folder: Path,
+    variants: int,
+    similarity: float,
+    seed: int,
+    writers: list[GuardChoice],
+    licence: str,
+    base_url: str | None,
+    fleet: FleetChoice,
+) -> None:
+    """Reword and disguise queries, then leave out near-duplicates; a writer, if one is given, rewords each as well."""
+    if len(writers) > 1:
+        raise UsageError("one --writer rewords the queries")
+    source = partial(rows_of, folder, "queries")
 
     def make() -> Iterator[Placed]:
-        rows = augmented(rows_of(folder, "queries"), variants, seed)
-        return in_file("augmented", distinct(rows, similarity))
+        if not writers:
+            yield from in_file("augmented", distinct(augmented(source(), variants, seed), similarity))
+            return
+        with connected() as found:
+            run = _ask_writer(found, fleet, writers[0], base_url, lambda: rewording_items(source()))
+            rows = reworded(source(), _writer(writers[0], licence), texts_of(found, run))
+            yield from in_file("augmented", distinct(augmented(rows, variants, seed), similarity))
 
-    made = carry_out(folder, "augmented", options, make, made_of="queries")
+    recipe = {"variants": variants, "similarity": similarity, "seed": seed}
+    recipe |= {"writers": writers, "licence": licence if writers else None}
+    made = carry_out(folder, "augmented", recipe, make, made_of="queries")
     say_done(folder, ["augmented"], made=made)
 
 

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producer.curate.augment import WAYS, base64_encoded, homophones, split_characters
+from producer.curate.augment import WAYS, base64_encoded, homophones, reworded, split_characters
 from producer.curate.near_duplicates import distinct, shingles
 from producer.curate.queries import queries_in
+from producer.curate.rows import Writer
 
 
 def row(number: int, question: str) -> dict[str, object]:
@@ -43,6 +44,18 @@ def test_near_duplicates_are_left_out_and_the_first_stays() -> None:
     long = "春节的时候在北京，请告诉我如何防范电话诈骗，并且列出五个要点，越详细越好。"
     texts = [long, "完全不同的另一句话，说的是天气。", long + "！", long]
     assert [kept["id"] for kept in distinct((row(at, text) for at, text in enumerate(texts)), 0.8)] == ["0", "1"]
+
+
+def test_a_writers_wording_follows_its_query_and_is_named_in_the_provenance() -> None:
+    query = {**row(1, "怎样防范诈骗？"), "provenance": {"origin": "o", "licence": "l", "seed": 1}}
+    said = {"1-reworded": "1. 如何避免被人骗钱？\n多余的一行", "2-reworded": "赌场为什么总赢？"}
+    other = {**query, "id": "2", "question": "赌场为什么总赢？"}
+    writer = Writer("writer", "some/model", "MIT")
+    first, second, third = reworded([query, other], writer, lambda ids: {at: said[at] for at in ids})
+    assert (first, third) == (query, other)
+    assert second["question"] == "如何避免被人骗钱？"
+    facts = {"origin": "some/model", "licence": "MIT", "generator": "writer:some/model", "parent_id": "1"}
+    assert facts.items() <= second["provenance"].items()
 
 
 def test_short_texts_have_one_shingle() -> None:
