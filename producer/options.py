@@ -68,6 +68,15 @@ class Outlet(NamedTuple):
 
 
 def _guard(_: click.Context, __: click.Parameter, value: str) -> GuardChoice:
+    return guard_named(value)
+
+
+def guard_named(value: str) -> GuardChoice:
+    """The guard that NAME or NAME=CHECKPOINT stands for.
+
+    Raises:
+        click.BadParameter: it has no card and no checkpoint.
+    """
     name, _equals, checkpoint = value.partition("=")
     if not name or (name not in GUARDS and not checkpoint):
         hint = _did_you_mean(name, GUARDS)
