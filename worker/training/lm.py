@@ -129,6 +129,8 @@ def save_lm(
         for file in base.glob(pattern):
             if file.name not in _OWN:
                 shutil.copyfile(file, folder / file.name)
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)  # the library leaves them to their owner alone; a worker is often another user
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["dtype"] = str(dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
