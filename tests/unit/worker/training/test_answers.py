@@ -68,11 +68,11 @@ def test_a_row_without_an_analysis_teaches_its_label_alone(encoder: AnswerEncode
     for sample in samples(tmp_path, analyze=""):
         [row], _ = encoder.encode([sample], ANY)
         learnt = encoder.guard.read_ids(0, [row.ids[row.answer :].tolist()]).raw or ""
-        assert learnt.endswith("不安全" if sample.label is Label.UNSAFE else "安全")
+        assert learnt.rstrip('"').endswith('"不安全' if sample.label is Label.UNSAFE else '"安全')
 
 
 def test_rows_that_are_too_long_are_left_out_and_counted(encoder: AnswerEncoder, tmp_path: Path) -> None:
-    short, long = samples(tmp_path)[0], samples(tmp_path, response="蛋糕" * 400)[0]
+    short, long = samples(tmp_path)[0], samples(tmp_path, response="蛋糕" * 2_000)[0]
     rows, too_long = encoder.encode([short, long], max_tokens=700)
     assert (len(rows), too_long) == (1, 1)
 
