@@ -267,6 +267,6 @@ def _measured(examiner: Examiner, name: str, samples: Sequence[Sample], seed: in
         name=name,
         counts=counts_of(samples),
         metrics=metrics_of(answers, served, seed=seed),
-        uncalibrated=metrics_of(answers, plain, seed=seed),
+        uncalibrated=metrics_of(answers, plain, seed=seed, resamples=0),
         nll=(mean_nll(margins, unsafe), mean_nll(margins, unsafe, served.temperature)) if margins else None,
     )
