@@ -74,6 +74,25 @@ def _sure_option(side: str, default: float, ends: str) -> Callable[[Command[R]],
     )
 
 
+_OPTIONS: Final = (
+    click.argument("source"),
+    _guard_option,
+    _sure_option("below", SURE_BELOW, "at most so"),
+    _sure_option("above", SURE_ABOVE, "at least so"),
+    mode_option,
+    click.option(
+        "--name", callback=_name, help="A name of your own; given again, the same command goes on with the run."
+    ),
+    _shard_option,
+    click.option("--limit", type=click.IntRange(min=1), help="At most so many rows."),
+    click.option("--seed", type=int, help="With --limit: a random sample by this seed, not the first rows."),
+    click.option("--repeat", type=click.IntRange(min=1), default=1, help="Judge every item so many times."),
+    click.option("--skip-invalid", is_flag=True, help="List bad rows in the report instead of refusing the data."),
+    cache_option(default=False),
+    analysis_option,
+)
+
+
 def takes_order(command: Command[R]) -> Command[R]:
     """Give a command SOURCE and the options of a run, as one `order`."""
 
@@ -124,21 +143,4 @@ def takes_order(command: Command[R]) -> Command[R]:
         )
         return command(order=Order(source, spec, name), **rest)
 
-    return stacked(
-        ordered,
-        click.argument("source"),
-        _guard_option,
-        _sure_option("below", SURE_BELOW, "at most so"),
-        _sure_option("above", SURE_ABOVE, "at least so"),
-        mode_option,
-        click.option(
-            "--name", callback=_name, help="A name of your own; given again, the same command goes on with the run."
-        ),
-        _shard_option,
-        click.option("--limit", type=click.IntRange(min=1), help="At most so many rows."),
-        click.option("--seed", type=int, help="With --limit: a random sample by this seed, not the first rows."),
-        click.option("--repeat", type=click.IntRange(min=1), default=1, help="Judge every item so many times."),
-        click.option("--skip-invalid", is_flag=True, help="List bad rows in the report instead of refusing the data."),
-        cache_option(default=False),
-        analysis_option,
-    )
+    return stacked(ordered, *_OPTIONS)

@@ -20,13 +20,15 @@ from infra.services import Services
 from schemas.runs import RunSpec
 
 _LOOK_EVERY_S: Final = 0.25
+_LOOK_IDLY_EVERY_S: Final = 1.0
+"""While no cascade is under way: most fleets never see one."""
 _WINDOW_ITEMS: Final = 2_048
 
 log = get_logger(__name__)
 
 
 class HandingOn:
-    """Looks at every unfinished stage, a few times a second."""
+    """Looks at every unfinished stage, a few times a second while there is one."""
 
     def __init__(self, services: Services, publisher: Publisher) -> None:
         self._services = services
@@ -35,7 +37,7 @@ class HandingOn:
 
     def run(self, stop: threading.Event) -> None:
         """Hand on until stopped."""
-        while not stop.wait(_LOOK_EVERY_S):
+        while not stop.wait(_LOOK_EVERY_S if self._looked_to else _LOOK_IDLY_EVERY_S):
             try:
                 self.look()
             except Exception as error:  # noqa: BLE001 - a loop's edge: broker or ledger may be away for a while
