@@ -99,7 +99,14 @@ def resolve_checkpoint(name: str, location: str | None = None, *, weights: bool 
     return _complete(_download(place, revision, _HUB_FILES if weights else _LANGUAGE_FILES), name, weights=weights)
 
 
+def is_fake(name: str, location: str | None) -> bool:
+    """Whether this is the fake guard, by its own name or, as NAME=fake, by another: a queue of its own."""
+    return name == FakeGuard.name or (location == FakeGuard.name and name not in GUARDS)
+
+
 def _family(name: str, location: str | None) -> Family:
+    if is_fake(name, location):
+        return Family.FAKE
     if name in GUARDS:
         return GUARDS[name].family
     if location is None:
