@@ -136,7 +136,7 @@ def augment(
             rows = reworded(source(), _writer(writers[0], licence), texts_of(found, run))
             yield from in_file("augmented", distinct(augmented(rows, variants, seed), similarity))
 
-    recipe = {"variants": variants, "similarity": similarity, "seed": seed}
+    recipe: dict[str, object] = {"variants": variants, "similarity": similarity, "seed": seed}
     recipe |= {"writers": writers, "licence": licence if writers else None}
     made = carry_out(folder, "augmented", recipe, make, made_of="queries")
     say_done(folder, ["augmented"], made=made)
