@@ -16,10 +16,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SEED ?= 1
 BENCH ?=
 
-.PHONY: help setup demo test lint check bench drill fuzz train-tiny clean
+.PHONY: help setup demo test lint docs check bench drill two-machines fuzz train-tiny clean
 
 help: ## Print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make .venv and install the project with its tools
 
@@ -32,8 +32,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	@touch $@
 
-demo: $(STAMP) ## Judge the bundled demo data with the bundled guard and print its table
-	$(BIN)/libra bench run demo --guard libra-tiny --out out/demo-report.json
+demo: $(STAMP) ## Judge the bundled demo data with the bundled guard, print its table and write its page
+	$(BIN)/libra bench run demo --guard libra-tiny --out out/demo-report.json --html out/demo-report.html
 
 # Most tests wait for processes, so that two cores run three of them; those that kill processes by the clock run alone.
 test: $(STAMP) ## Run the tests
@@ -46,13 +46,20 @@ lint: $(STAMP) ## Style, types and import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: lint test ## Everything CI checks
+docs: $(STAMP) ## Build the documentation site into out/docs/site; any warning fails
+	$(BIN)/python -m docs.site
+
+check: lint docs test ## Everything CI checks
 
 bench: $(STAMP) ## Measure everything in tests/benchmarks beside its bar (BENCH: some by name)
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS),peers]'
 	$(BIN)/python -m tests.benchmarks $(BENCH) --json out/benchmarks.json
 
 drill: $(STAMP) ## Break a fleet a hundred times and prove that nothing was lost (SEED=1)
 	$(BIN)/libra drill --faults 100 --items 20000 --seed $(SEED) --out out/drill-$(SEED).json
+
+two-machines: $(STAMP) ## Judge a run on two machines (network namespaces) and pull a cable; needs root
+	$(BIN)/python -m tests.drills.two_machines
 
 fuzz: $(STAMP) ## Feed the readers 100,000 inputs that nobody meant (SEED=1)
 	FUZZ_INPUTS=100000 FUZZ_SEED=$(SEED) $(BIN)/pytest tests/fuzz --timeout 0

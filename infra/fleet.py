@@ -124,7 +124,7 @@ class LocalFleet:
                 return True
             if post.guard is not None:
                 self._say(f"starting a worker for {post.guard}")
-            post.process = _start(self._services, post)
+            post.process = start_member(self._services, post.command, post.log)
         elif post.process.poll() is not None:
             tail = "\n".join(post.log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:])
             whose = f" for {post.guard}" if post.guard else ""
@@ -163,12 +163,12 @@ def _ready(services: Services, kind: str, guard: str | None) -> bool:
         facts["kind"] == kind
         and facts["state"] == "ready"
         and (guard is None or facts.get("guard") == guard)
-        and not (services.embedded and _is_gone(facts.get("pid")))
+        and not (services.embedded and is_gone(facts.get("pid")))
         for facts in services.board.workers()
     )
 
 
-def _is_gone(pid: object) -> bool:
+def is_gone(pid: object) -> bool:
     """Whether a process of this machine is gone: one that was killed stays announced for some seconds."""
     try:
         os.kill(int(str(pid)), 0)
@@ -179,10 +179,11 @@ def _is_gone(pid: object) -> bool:
     return False
 
 
-def _start(services: Services, post: _Post) -> subprocess.Popen[bytes]:
-    with post.log.open("ab") as output:
+def start_member(services: Services, command: Sequence[str], log_file: Path) -> subprocess.Popen[bytes]:
+    """Start a `libra` command on these servers, its output in a file. It dies with the thread that calls this."""
+    with log_file.open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "infra.cli", *post.command],
+            [sys.executable, "-m", "infra.cli", *command],
             env={**services.environment(), "LIBRA_PARENT_PID": str(os.getpid())},
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Final, Literal
 
 from infra.board import Board
@@ -21,7 +22,7 @@ log = get_logger(__name__)
 def announced(board: Board, kind: Literal["collector", "gateway", "webhooks"]) -> Iterator[str]:
     """Announce this process as ready while the context lasts; yields its id, `KIND-HOST-PID`."""
     worker_id = f"{kind}-{socket.gethostname()}-{os.getpid()}"
-    facts = {"id": worker_id, "kind": kind, "state": "ready", "pid": os.getpid()}
+    facts = {"id": worker_id, "kind": kind, "state": "ready", "pid": os.getpid(), "version": version("libra-fleet")}
     stop = threading.Event()
     threading.Thread(target=_announce, args=(board, worker_id, facts, stop), daemon=True).start()
     try:

@@ -85,6 +85,10 @@ class Settings(BaseSettings):
     webhook_connections: int = Field(32, ge=1, description="webhooks a sender sends at once")
     webhook_poll_s: float = Field(1, gt=0, description="how often a sender looks for webhooks that are due")
 
+    price_per_device_hour: float | None = Field(
+        None, ge=0, description="what an hour of a device costs, in your currency: shown as money beside device time"
+    )
+
     drain_s: float = Field(60, gt=0, description="how long SIGTERM waits for work in hand")
     wait_for_servers_s: float = Field(30, ge=0, description="how long a start waits for Redis and Postgres")
 

@@ -40,12 +40,12 @@ def bad_rows(validation: Validation) -> str:
     return "\n".join([f"{count:,} bad {'row' if count == 1 else 'rows'}:", *shown])
 
 
-def print_report(report: RunReport, *, as_json: bool) -> None:
-    """A run's report."""
+def print_report(report: RunReport, *, as_json: bool, price_per_device_hour: float | None = None) -> None:
+    """A run's report; with a price, its cost is money too."""
     if as_json:
-        click.echo(to_json(report))
+        click.echo(to_json(report, price_per_device_hour=price_per_device_hour))
     else:
-        render(report, out)
+        render(report, out, price_per_device_hour=price_per_device_hour)
 
 
 def run_facts(status: RunStatus) -> dict[str, object]:

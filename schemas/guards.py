@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Final
 
@@ -83,6 +84,12 @@ class GuardCard(Frozen):
     variant: str = ""
     safe_labels: tuple[str, ...] = ()
     note: str = ""
+
+    @property
+    def nominal_parameters(self) -> int | None:
+        """Parameters as the model's own name has them (…-7B-…); None where it names no size."""
+        sizes = re.findall(r"(?<![\d.])(\d+(?:\.\d+)?)b\b", (self.hub_id or "").lower())
+        return int(float(sizes[-1]) * 1_000_000_000) if sizes else None
 
     @property
     def revision_note(self) -> str:
@@ -514,3 +521,10 @@ _LATEST: Final = (
 _CARDS: Final = (*_LIBRA, *_INSTRUCT, *_LLAMA_GUARD, *_SHIELDS, *_NEWER, *_LATEST)
 
 GUARDS: Final[dict[str, GuardCard]] = {card.name: card for card in _CARDS}
+
+_WRITER: Final = "writer"
+
+
+def is_writer(name: str) -> bool:
+    """Whether a name (`writer`, `writer-…`) is that of a model which writes text for curation and judges nothing."""
+    return name == _WRITER or name.startswith(f"{_WRITER}-")

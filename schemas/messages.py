@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from schemas.base import ADDED, Shared
 from schemas.guards import Mode
 from schemas.items import Example
-from schemas.verdicts import Fingerprint, Timings, Verdict
+from schemas.verdicts import Fingerprint, Spent, Timings, Verdict
 
 WIRE_VERSION: Final = 1
 EXAMPLES_VERSION: Final = 2
@@ -83,7 +83,7 @@ class JudgeChunk(Shared):
 
 
 class VerdictChunk(Shared):
-    """The verdicts of one judged chunk on their way to the collector."""
+    """The verdicts of one judged chunk on their way to the collector. A worker older than `spent` does not say it."""
 
     NEWEST: ClassVar[int] = WIRE_VERSION
 
@@ -96,6 +96,7 @@ class VerdictChunk(Shared):
     fingerprint: Fingerprint | None
     timings: Timings
     verdicts: tuple[Verdict, ...] = Field(min_length=1)
+    spent: Spent | None = Field(default=None, **ADDED)
 
     @property
     def chunk_id(self) -> str:

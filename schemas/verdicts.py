@@ -64,6 +64,19 @@ class Timings(Shared):
     device_s: float = 0.0
 
 
+class Spent(Shared):
+    """What a chunk cost: seconds of a device (of each, where a model is spread over several), and tokens.
+
+    A batch's time is shared by its prompts in proportion to the tokens that had to run. `prompt_tokens` were read,
+    `new_tokens` written. What a cache answered costs nothing. `device` is the hardware's own name.
+    """
+
+    device: str = ""
+    device_s: float = Field(default=0.0, ge=0)
+    prompt_tokens: int = Field(default=0, ge=0)
+    new_tokens: int = Field(default=0, ge=0)
+
+
 class Fingerprint(Frozen):
     """The exact guard behind a verdict. Two verdicts compare only if their digests are equal."""
 

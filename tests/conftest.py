@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import itertools
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import psycopg
+import hypothesis
 import pytest
 import redis
-from psycopg import sql
-from sqlalchemy import make_url
 
 from infra.embedded import EmbeddedServers, ServerUrls
 from infra.services import Services
 from infra.settings import Settings
+from tests.support.database import fresh_database
+
+# How long an example takes says how busy the machine is, and nothing about the code.
+hypothesis.settings.register_profile("libra", deadline=None)
+hypothesis.settings.load_profile("libra")
 
 # 0 is left to tests that use `servers` directly; a straggler of one test does not meet the next one.
 _REDIS_DATABASES = itertools.cycle(range(1, 16))
@@ -40,14 +42,9 @@ def redis_url(servers: ServerUrls) -> Iterator[str]:
 
 @pytest.fixture
 def database_url(servers: ServerUrls) -> Iterator[str]:
-    """A Postgres database of this test's own, empty; dropped afterwards even if connections are left open."""
-    url = make_url(servers.database_url)
-    name = f"test_{uuid.uuid4().hex}"
-    admin = url.set(drivername="postgresql").render_as_string(hide_password=False)
-    with psycopg.connect(admin, autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        yield url.set(database=name).render_as_string(hide_password=False)
-        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    """A Postgres database of this test's own, empty."""
+    with fresh_database(servers) as url:
+        yield url
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from schemas.retention import Retention
 from schemas.verdicts import Fingerprint
 from worker.device.client import DeviceClient
 from worker.device.protocol import pack_ints
-from worker.device.types import Answer, DeviceRequest, Generated, Kind, Scored
+from worker.device.types import Answer, DeviceRequest, DeviceResult, Generated, Kind, Scored
 
 _FORM: Final = "answers-1"
 """Changes with what `pack` writes, so that no version reads what another one wrote otherwise."""
@@ -28,16 +28,20 @@ _KEY_BYTES: Final = 24
 
 
 class Answered(NamedTuple):
-    """Answers in the order of the prompts, which of them were known before, and what is worth keeping of the rest."""
+    """Answers in the order of the prompts, which of them were known before, and what is worth keeping of the rest.
+
+    `share_s` is the time that the device took for those that were not known.
+    """
 
     answers: list[Answer]
     known: list[bool]
     fresh: Mapping[bytes, bytes]
+    share_s: float = 0.0
 
     @classmethod
-    def anew(cls, answers: list[Answer]) -> Answered:
+    def anew(cls, result: DeviceResult) -> Answered:
         """Answers that no cache has to do with."""
-        return cls(answers, [False] * len(answers), {})
+        return cls(result.answers, [False] * len(result.answers), {}, result.share_s)
 
 
 class AnswerCache:
@@ -54,17 +58,19 @@ class AnswerCache:
             infra.errors.DeviceError: the device process did not come back in time.
         """
         if not self._may_keep(request.kind):
-            return Answered.anew(device.run(request).answers)
+            return Answered.anew(device.run(request))
         keys = keys_of(fingerprint, request)
         found = [unpack(value, request) for value in self._cache.get(keys)]
         missing = [at for at, answer in enumerate(found) if answer is None]
         asked = replace(request, prompts=[request.prompts[at] for at in missing])
-        news = dict(zip(missing, device.run(asked).answers if missing else (), strict=True))
+        result = device.run(asked) if missing else DeviceResult([])
+        news = dict(zip(missing, result.answers, strict=True))
         packed = {keys[at]: pack(answer) for at, answer in news.items()}
         return Answered(
             answers=[news[at] if answer is None else answer for at, answer in enumerate(found)],
             known=[answer is not None for answer in found],
             fresh={key: value for key, value in packed.items() if value is not None},
+            share_s=result.share_s,
         )
 
     def keep(self, fresh: Mapping[bytes, bytes]) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import warnings
@@ -43,7 +44,10 @@ RECONNECT_TIMEOUT_S = 600.0
 
 @dataclass(frozen=True)
 class ConsumerSpec:
-    """What one consumer is told by its supervisor. `weights`: whether the checkpoint's weights are here too."""
+    """What one consumer is told by its supervisor. `weights`: whether the checkpoint's weights are here too.
+
+    `devices`: over how many the model is spread.
+    """
 
     guard: str
     location: str | None
@@ -52,6 +56,7 @@ class ConsumerSpec:
     worker_id: str
     threads: int
     weights: bool = True
+    devices: int = 1
 
     def to_argument(self) -> str:
         """The spec as a command-line argument."""
@@ -79,6 +84,24 @@ def fingerprints_of(guard: Guard, device: DeviceClient) -> dict[Mode, Fingerprin
         )
         for mode in Mode
     }
+
+
+def leave_fingerprints(device_socket: Path, fingerprints: dict[Mode, Fingerprint]) -> None:
+    """Leave the digests beside the device's socket, where the supervisor finds them for the board."""
+    place = _fingerprints_beside(device_socket)
+    fresh = place.with_suffix(f".{os.getpid()}")
+    fresh.write_text(json.dumps({mode.value: fingerprint.digest for mode, fingerprint in fingerprints.items()}))
+    fresh.replace(place)
+
+
+def read_fingerprints(device_socket: Path) -> dict[str, dict[str, str]]:
+    """What a consumer left there, as a worker announces it; nothing until one has started."""
+    place = _fingerprints_beside(device_socket)
+    return {"fingerprints": json.loads(place.read_text())} if place.is_file() else {}
+
+
+def _fingerprints_beside(device_socket: Path) -> Path:
+    return device_socket.with_suffix(".fingerprints")
 
 
 def answer_cache(redis_url: str, settings: Settings, info: EngineInfo) -> AnswerCache | None:
@@ -115,15 +138,19 @@ def run_consumer(spec: ConsumerSpec, settings: Settings) -> None:
     device = DeviceClient(
         Path(spec.device_socket), max_deaths=settings.max_item_deaths, reconnect_timeout_s=RECONNECT_TIMEOUT_S
     )
+    fingerprints = fingerprints_of(guard, device)
+    leave_fingerprints(Path(spec.device_socket), fingerprints)
     judge = Judge(
         guard=guard,
         lane=spec.lane,
         device=device,
         board=board,
         publish=Publisher(app).settle,
-        fingerprints=fingerprints_of(guard, device),
+        fingerprints=fingerprints,
         worker_id=spec.worker_id,
         cache=answer_cache(redis_url, settings, device.info),
+        device_name=device.info.device_name or device.info.device,
+        devices=spec.devices,
     )
     queue = queue_of(spec.guard, spec.lane)
     register_judge(app, judge, board, queue)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
@@ -27,7 +28,7 @@ from infra.log import get_logger
 from infra.process import stop
 from infra.settings import Settings
 from schemas.messages import Lane
-from worker.app import ConsumerSpec
+from worker.app import ConsumerSpec, read_fingerprints
 from worker.device.heartbeat import Pulse
 from worker.device.pace import Pace
 from worker.device.spec import DeviceSpec
@@ -199,6 +200,7 @@ class _Post:
             "busy_s": round(pulse.busy_s, 3),
             "budget_tokens": pulse.budget_tokens or self._device_spec.max_batch_tokens,
             **self._pace.look(time.monotonic(), pulse),
+            **read_fingerprints(self._device_spec.socket_path),
         }
 
 
@@ -288,6 +290,7 @@ class Supervisor:
             "guard": self._guard,
             "state": self._state,
             "pid": os.getpid(),
+            "version": version("libra-fleet"),
             **post.facts(),
         }
 
@@ -339,6 +342,7 @@ def run_worker(
                     worker_id,
                     threads,
                     weights=spec.server is None,
+                    devices=spec.devices_per_worker,
                 )
                 for lane, threads in ((Lane.LIVE, settings.live_threads), (Lane.BULK, settings.bulk_threads))
             ]

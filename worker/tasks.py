@@ -25,10 +25,10 @@ from infra.log import get_logger
 from infra.patience import forgiving, patiently
 from schemas.guards import Mode
 from schemas.messages import ChunkItem, JudgeChunk, Lane, VerdictChunk, decode_chunk
-from schemas.verdicts import Fingerprint, Outcome, Timings, Verdict
+from schemas.verdicts import Fingerprint, Outcome, Spent, Timings, Verdict
 from worker.answers import AnswerCache, Answered
 from worker.device.client import DeviceClient
-from worker.device.types import Answer, Dead, DeviceRequest, Generated, Kind, Scored
+from worker.device.types import Answer, Dead, DeviceRequest, DeviceResult, Generated, Kind, Scored
 from worker.guards.base import Guard, PromptIds
 
 ISOLATE_FROM_DELIVERY: Final = 3
@@ -68,6 +68,8 @@ class Judge:
         fingerprints: dict[Mode, Fingerprint],
         worker_id: str,
         cache: AnswerCache | None = None,
+        device_name: str = "",
+        devices: int = 1,
     ) -> None:
         self._guard = guard
         self._shown = lru_cache(maxsize=_EXAMPLE_SETS)(guard.shown)
@@ -77,6 +79,8 @@ class Judge:
         self._publish = publish
         self._fingerprints = fingerprints
         self._cache = cache
+        self._device_name = device_name
+        self._devices = devices
         self._worker_id = worker_id
         self._holder = holder_of(worker_id, os.getpid())
         self._in_hand: set[str] = set()
@@ -149,16 +153,28 @@ class Judge:
             fingerprint=fingerprint,
             timings=Timings(queue_s=queue_s, render_s=rendered - started, device_s=device_s),
             verdicts=verdicts,
+            spent=self._spent(prompts, answered),
         )
         return judged, answered.fresh
 
+    def _spent(self, prompts: Sequence[PromptIds], answered: Answered) -> Spent:
+        """What a chunk cost: nothing for what was known before."""
+        asked = [at for at, known in enumerate(answered.known) if not known]
+        written = (answered.answers[at] for at in asked)
+        return Spent(
+            device=self._device_name,
+            device_s=answered.share_s * self._devices,
+            prompt_tokens=sum(len(prompts[at]) for at in asked),
+            new_tokens=sum(len(answer.ids) for answer in written if isinstance(answer, Generated)),
+        )
+
     def _ask(self, chunk: JudgeChunk, prompts: list[PromptIds], fingerprint: Fingerprint, *, isolate: bool) -> Answered:
         if not prompts:
-            return Answered.anew([])
+            return Answered.anew(DeviceResult([]))
         request = self._request(chunk, prompts, isolate=isolate)
         if chunk.cache and self._cache is not None:
             return self._cache.run(self._device, request, fingerprint)
-        return Answered.anew(self._device.run(request).answers)
+        return Answered.anew(self._device.run(request))
 
     def _render(self, chunk: JudgeChunk) -> _Rendered:
         """The chunk's prompts, after its examples if it has some."""

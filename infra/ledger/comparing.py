@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import sqlalchemy as sa
 
+from infra.ledger.connection import expect_whole_runs
 from schemas.items import Label
 from schemas.verdicts import Outcome
 
@@ -33,6 +34,20 @@ class Pair(NamedTuple):
     raw: str | None
     question: str
     response: str
+
+
+class Both(NamedTuple):
+    """One judgement of an item by two runs, in the order of the runs; `seq` is its number in the first."""
+
+    seq: int
+    item_id: str
+    source: str
+    category: str
+    truth: Label | None
+    same_text: bool
+    outcomes: tuple[Outcome, Outcome]
+    labels: tuple[Label | None, Label | None]
+    scores: tuple[float | None, float | None]
 
 
 def settled_of(engine: sa.Engine, run_id: str, item_ids: Sequence[str]) -> dict[str, list[Settled]]:
@@ -79,3 +94,46 @@ def pairs_of(engine: sa.Engine, score_run: str, text_run: str, *, fetch: int = 1
                 question=row.question,
                 response=row.response,
             )
+
+
+def both_settled(engine: sa.Engine, first: str, second: str, *, fetch: int = 2_000) -> Iterator[Both]:
+    """What both runs have settled of items with the same id, in the order of the first run, streamed."""
+    statement = sa.text(
+        """
+        SELECT i.seq, i.item_id, i.source, i.category, coalesce(i.truth, j.truth) AS truth,
+               i.content_hash = j.content_hash AS same_text, v.outcome, v.label, v.p_unsafe,
+               w.outcome AS other_outcome, w.label AS other_label, w.p_unsafe AS other_p_unsafe
+        FROM items i JOIN verdicts v ON v.run_id = i.run_id AND v.seq = i.seq
+        JOIN items j ON j.run_id = :second AND j.item_id = i.item_id
+        JOIN verdicts w ON w.run_id = j.run_id AND w.seq = j.seq AND w.iteration = v.iteration
+        WHERE i.run_id = :first ORDER BY i.seq, v.iteration
+        """
+    )
+    with engine.connect() as connection:
+        expect_whole_runs(connection)
+        streamed = connection.execution_options(yield_per=fetch)
+        for row in streamed.execute(statement, {"first": first, "second": second}):
+            yield Both(
+                seq=row.seq,
+                item_id=row.item_id,
+                source=row.source,
+                category=row.category,
+                truth=Label(row.truth) if row.truth else None,
+                same_text=row.same_text,
+                outcomes=(Outcome(row.outcome), Outcome(row.other_outcome)),
+                labels=(
+                    Label(row.label) if row.label else None,
+                    Label(row.other_label) if row.other_label else None,
+                ),
+                scores=(row.p_unsafe, row.other_p_unsafe),
+            )
+
+
+def texts_of(engine: sa.Engine, run_id: str, seqs: Sequence[int]) -> dict[int, tuple[str, str]]:
+    """Question and response of some items; both are empty where retention has scrubbed them."""
+    statement = sa.text(
+        "SELECT seq, question, response FROM items WHERE run_id = :run_id AND seq = ANY(CAST(:seqs AS bigint[]))"
+    )
+    with engine.connect() as connection:
+        rows = connection.execute(statement, {"run_id": run_id, "seqs": list(seqs)})
+        return {row.seq: (row.question, row.response) for row in rows}

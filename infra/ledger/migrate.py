@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from infra.errors import ServerError
 
-HEAD: Final = "0006"
+HEAD: Final = "0007"
 """Revision this code needs; a test holds it equal to the newest migration."""
 
 _MIGRATION_LOCK: Final = 0x11B2A  # any constant that nobody else uses for a Postgres advisory lock

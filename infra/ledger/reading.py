@@ -188,3 +188,14 @@ def throughput(engine: sa.Engine, status: RunStatus) -> Throughput:
         stages = connection.execute(statement, {"run_id": status.id}).mappings().one()
     rate = status.counts.settled / status.seconds if status.seconds > 0 else None
     return Throughput(seconds=status.seconds, items_per_s=rate, **stages)
+
+
+def slowest_chunk_s(engine: sa.Engine) -> float | None:
+    """Seconds that the slowest chunk of the last day's runs was with its device, waiting included; None: none was."""
+    statement = sa.text(
+        "SELECT max(device_s)::float8 FROM chunks c JOIN runs r ON r.id = c.run_id "
+        "WHERE r.created_at > now() - interval '1 day'"
+    )
+    with engine.connect() as connection:
+        slowest: float | None = connection.scalar(statement)
+    return slowest

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from infra.errors import LibraError, UsageError
 from infra.ledger import decisions
+from infra.ledger.cascades import WAITS_FOR_NEXT_STAGE
 from infra.ledger.connection import expect_whole_runs
 from infra.ledger.feed import append_to_feeds
 from infra.ledger.retention import scrub_settled
@@ -65,9 +66,12 @@ _INSERT_VERDICTS: Final = sa.text(
         SELECT * FROM unnest(CAST(:run_ids AS text[]), CAST(:chunk_nos AS bigint[]), CAST(:iterations AS int[]),
                              CAST(:attempts AS int[]), CAST(:fingerprints AS text[]), CAST(:workers AS text[]),
                              CAST(:queue_s AS real[]), CAST(:render_s AS real[]), CAST(:device_s AS real[]),
-                             CAST(:sizes AS int[]), CAST(:submitted AS boolean[]))
+                             CAST(:sizes AS int[]), CAST(:submitted AS boolean[]), CAST(:spent_s AS real[]),
+                             CAST(:spent_prompt_tokens AS int[]), CAST(:spent_new_tokens AS int[]),
+                             CAST(:devices AS text[]))
              WITH ORDINALITY AS c(run_id, chunk_no, iteration, attempt, fingerprint, worker, queue_s, render_s,
-                                  device_s, verdicts, submitted, place)
+                                  device_s, verdicts, submitted, spent_s, spent_prompt_tokens, spent_new_tokens,
+                                  device, place)
     ), verdict AS (
         SELECT * FROM unnest(CAST(:places AS bigint[]), CAST(:seqs AS bigint[]), CAST(:outcomes AS text[]),
                              CAST(:labels AS text[]), CAST(:p_unsafe AS float8[]), CAST(:label_mass AS float8[]),
@@ -97,7 +101,13 @@ _INSERT_VERDICTS: Final = sa.text(
                           worker = CASE WHEN inserted > 0 THEN chunk.worker ELSE chunks.worker END,
                           queue_s = CASE WHEN inserted > 0 THEN chunk.queue_s ELSE chunks.queue_s END,
                           render_s = CASE WHEN inserted > 0 THEN chunk.render_s ELSE chunks.render_s END,
-                          device_s = CASE WHEN inserted > 0 THEN chunk.device_s ELSE chunks.device_s END
+                          device_s = CASE WHEN inserted > 0 THEN chunk.device_s ELSE chunks.device_s END,
+                          spent_s = CASE WHEN inserted > 0 THEN chunk.spent_s ELSE chunks.spent_s END,
+                          spent_prompt_tokens = CASE WHEN inserted > 0 THEN chunk.spent_prompt_tokens
+                                                     ELSE chunks.spent_prompt_tokens END,
+                          spent_new_tokens = CASE WHEN inserted > 0 THEN chunk.spent_new_tokens
+                                                  ELSE chunks.spent_new_tokens END,
+                          device = CASE WHEN inserted > 0 THEN chunk.device ELSE chunks.device END
         FROM chunk JOIN counted USING (place)
         WHERE chunks.run_id = chunk.run_id AND chunks.chunk_no = chunk.chunk_no
     )
@@ -285,6 +295,10 @@ def _columns(chunks: Sequence[VerdictChunk], submitted: list[bool], *, keep_raw:
         "render_s": [chunk.timings.render_s for chunk in chunks],
         "device_s": [chunk.timings.device_s for chunk in chunks],
         "sizes": [len(chunk.verdicts) for chunk in chunks],
+        "spent_s": [chunk.spent and chunk.spent.device_s for chunk in chunks],
+        "spent_prompt_tokens": [chunk.spent and chunk.spent.prompt_tokens for chunk in chunks],
+        "spent_new_tokens": [chunk.spent and chunk.spent.new_tokens for chunk in chunks],
+        "devices": [chunk.spent and chunk.spent.device for chunk in chunks],
         "submitted": submitted,
         "places": [place for place, _ in placed],
         "seqs": [verdict.seq for verdict in verdicts],
@@ -339,13 +353,17 @@ def _count_in(
 
 
 def begin_finalizing(engine: sa.Engine, run_id: str, *, lease_s: float) -> bool:
-    """Take the lease on computing a run's metrics; False where somebody holds it or the run is not ready."""
+    """Take the lease on computing a run's metrics; False where somebody holds it or the run is not ready.
+
+    A stage of a cascade is ready once it has handed on what it was not sure of.
+    """
     statement = sa.text(
-        """
+        f"""
         UPDATE runs SET state = 'finalizing', lease_until = now() + make_interval(secs => :lease_s)
         WHERE id = :run_id AND settled = expected
           AND (state = 'sealed' OR (state = 'finalizing' AND lease_until < now()))
-        """
+          AND NOT ({WAITS_FOR_NEXT_STAGE})
+        """  # noqa: S608 - our own
     )
     with engine.begin() as connection:
         return connection.execute(statement, {"run_id": run_id, "lease_s": lease_s}).rowcount == 1

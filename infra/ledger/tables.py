@@ -118,6 +118,10 @@ chunks: Final = sa.Table(
     sa.Column("queue_s", sa.REAL),
     sa.Column("render_s", sa.REAL),
     sa.Column("device_s", sa.REAL),
+    sa.Column("spent_s", sa.REAL),
+    sa.Column("spent_prompt_tokens", sa.Integer),
+    sa.Column("spent_new_tokens", sa.Integer),
+    sa.Column("device", sa.Text),
     sa.CheckConstraint("settled >= 0 AND settled <= size", name="settled"),
     sa.CheckConstraint("wasted >= 0", name="wasted"),
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -13,15 +15,15 @@ _WORKERS_SHOWN = 40
 _NONE = Text("–", style="dim")
 
 
-def status_view(fleet: FleetStatus) -> RenderableType:
-    """Headline, queues, workers, open runs, and what is wrong."""
+def status_view(fleet: FleetStatus, *, left_s: Mapping[str, float] | None = None) -> RenderableType:
+    """Headline, queues, workers, open runs, and what is wrong. `left_s`: seconds until a run ends, by its id."""
     parts: list[RenderableType] = [_headline(fleet)]
     if fleet.queues:
         parts += [Text(), _queues(fleet.queues)]
     if fleet.workers:
         parts += [Text(), _workers(fleet.workers)]
     if fleet.runs:
-        parts += [Text(), _runs(fleet.runs)]
+        parts += [Text(), _runs(fleet.runs, left_s)]
     parts += [Text(), *_troubles(fleet)]
     return Group(*parts)
 
@@ -85,13 +87,15 @@ def _short(text: str, width: int) -> str:
     return text if len(text) <= width else "…" + text[1 - width :]
 
 
-def _runs(runs: tuple[OpenRun, ...]) -> Table:
-    table = _table("open run", "guard", "lane", "settled", "of", "", numbers=3)
+def _runs(runs: tuple[OpenRun, ...], left_s: Mapping[str, float] | None) -> Table:
+    left = [] if left_s is None else ["left"]
+    table = _table("open run", "guard", "lane", "settled", "of", "", *left, numbers=3 + len(left))
     for run in runs[:_RUNS_SHOWN]:
         whole = run.settled + run.pending
         share = Text(f"{run.settled / whole:.0%}" if whole else "–", style="" if run.expected is not None else "dim")
         more = "" if run.expected is not None else "+"
-        table.add_row(run.name, run.guard, run.lane.value, f"{run.settled:,}", f"{whole:,}{more}", share)
+        end = [] if left_s is None else [_age(left_s[run.id]) if run.id in left_s else _NONE]
+        table.add_row(run.name, run.guard, run.lane.value, f"{run.settled:,}", f"{whole:,}{more}", share, *end)
     if len(runs) > _RUNS_SHOWN:
         table.add_row(Text(f"… {len(runs) - _RUNS_SHOWN:,} more", style="dim"))
     return table

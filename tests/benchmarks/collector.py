@@ -17,7 +17,7 @@ from schemas.items import Item, Label
 from schemas.messages import JudgeChunk, Lane, VerdictChunk
 from schemas.policy import Policy, Thresholds
 from schemas.runs import RunSpec
-from schemas.verdicts import Fingerprint, Outcome, Timings, Verdict
+from schemas.verdicts import Fingerprint, Outcome, Spent, Timings, Verdict
 from tests.benchmarks.kit.figures import Figure, median_figure
 from tests.benchmarks.kit.processes import Meter
 from tests.benchmarks.kit.rig import GUARD, rig, run_row, text_of
@@ -93,6 +93,7 @@ def _verdicts(chunk: JudgeChunk) -> VerdictChunk:
         fingerprint=_FINGERPRINT,
         timings=Timings(queue_s=0.1, render_s=0.01, device_s=0.1),
         verdicts=verdicts,
+        spent=Spent(device="a device", device_s=0.1, prompt_tokens=200 * len(verdicts)),
     )
 
 

@@ -9,46 +9,37 @@ from __future__ import annotations
 
 import json
 import tempfile
-import time
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2ForCausalLM
 
 from schemas.guards import Mode
 from schemas.messages import ChunkItem
 from tests.benchmarks.kit.against_bare import BareRun, fleet_share, planned_batches
 from tests.benchmarks.kit.figures import Figure, median_figure
+from tests.benchmarks.kit.half_billion import (
+    GUARD,
+    SHAPE,
+    guard_of,
+    left_padded,
+    rendered,
+    seconds_of,
+    stratified_items,
+    write_model,
+)
 from tests.benchmarks.kit.rig import rig
-from tests.support.checkpoints import qwen_tokenizer_json, write_checkpoint
 from worker.device.engines.budget import BudgetBook
 from worker.device.engines.transformers import TransformersEngine
 from worker.guards.base import PromptIds
 from worker.guards.libra import LibraGuard
 
 BENCH: Final = "engine"
-GUARD: Final = "qwen2.5-0.5b-instruct"
-_ROOT: Final = Path(__file__).parents[2]
-_REAL: Final = _ROOT.parent / "shared" / "data" / "jade_medium.json"
-_DEMO: Final = _ROOT / "producer" / "data" / "demo.jsonl"
-_SHAPE: Final = {
-    "vocab_size": 151_936,
-    "hidden_size": 896,
-    "intermediate_size": 4_864,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 14,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 32_768,
-    "rope_theta": 1e6,
-    "tie_word_embeddings": True,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
 _ITEMS: Final = 64
 _SLOW_ITEMS: Final = 8
 _FLEET_ITEMS: Final = 256
@@ -62,8 +53,8 @@ def run(*, quick: bool) -> Iterator[Figure]:
     """All figures of the engine; `--device cuda` machines run the same by the device found."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory(prefix="libra-bench-") as name:
-        folder = _checkpoint(Path(name) / "checkpoint")
-        guard = LibraGuard(folder, name=GUARD, model="random weights")
+        folder = write_model(Path(name) / "checkpoint")
+        guard = guard_of(folder)
         engine = TransformersEngine(
             folder,
             device=device,
@@ -76,25 +67,9 @@ def run(*, quick: bool) -> Iterator[Figure]:
         yield from bench.against_the_reference(passes=1 if quick else _PASSES)
         yield from bench.against_matrix_products(passes=2 if quick else _PASSES)
         yield from bench.against_a_plain_forward()
+        yield from bench.in_float32()
         yield from bench.with_fixed_shapes()
         yield from bench.inside_the_fleet(runs=1 if quick else 2)
-
-
-def stratified_items(count: int) -> list[ChunkItem]:
-    """Real items in their file's order, evenly spread over all lengths; the demo set where there are no others."""
-    source = _REAL if _REAL.exists() else _DEMO
-    text = source.read_text(encoding="utf-8")
-    rows = json.loads(text) if source.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
-    by_length = sorted(range(len(rows)), key=lambda at: len(rows[at]["question"]) + len(rows[at]["response"]))
-    chosen = sorted(by_length[int((step + 0.5) * len(rows) / count)] for step in range(count))
-    return [ChunkItem(seq=at, question=rows[at]["question"], response=rows[at]["response"]) for at in chosen]
-
-
-def _checkpoint(folder: Path) -> Path:
-    write_checkpoint(folder, qwen_tokenizer_json(), context_tokens=32_768)
-    torch.manual_seed(0)
-    Qwen2ForCausalLM(Qwen2Config(**_SHAPE)).to(torch.bfloat16).save_pretrained(folder)
-    return folder
 
 
 class _EngineBench:
@@ -103,7 +78,7 @@ class _EngineBench:
     def __init__(self, engine: TransformersEngine, guard: LibraGuard, folder: Path, device: str) -> None:
         self._engine, self._guard, self._folder, self._device = engine, guard, folder, device
         self._items = stratified_items(_ITEMS)
-        self._prompts = _rendered(guard, self._items, Mode.SCORE)
+        self._prompts = rendered(guard, self._items, Mode.SCORE)
         self._plain = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).to(device).eval()
         self._linear = [m for m in self._plain.model.modules() if isinstance(m, torch.nn.Linear)]
 
@@ -111,38 +86,22 @@ class _EngineBench:
 
     def against_the_reference(self, *, passes: int) -> Iterator[Figure]:
         """HF generate over left-padded batches in file order, as the reference's script does, and we, in turns."""
-        slow = _rendered(self._guard, stratified_items(_SLOW_ITEMS), Mode.GENERATE)
+        slow = rendered(self._guard, stratified_items(_SLOW_ITEMS), Mode.GENERATE)
         for batch, new_tokens, bar in _LOOPS:
             ratios, theirs, ours = [], [], []
             for _ in range(passes if new_tokens == 64 else 1):
-                theirs.append(len(slow) / _seconds(partial(self._reference_loop, slow, batch, new_tokens)))
-                ours.append(len(self._prompts) / _seconds(self._score_all))
+                theirs.append(len(slow) / seconds_of(partial(self._reference_loop, slow, batch, new_tokens)))
+                ours.append(len(self._prompts) / seconds_of(self._score_all))
                 ratios.append(ours[-1] / theirs[-1])
             name = f"reference's loop, batch {batch}, {new_tokens} new tokens"
             yield median_figure(BENCH, f"times faster than the {name}", ratios, "×", at_least=bar)
             yield median_figure(BENCH, name, theirs, "items/s")
             yield median_figure(BENCH, "this engine beside it", ours, "items/s")
-        yield from self._padded_loop()
-
-    def _padded_loop(self) -> Iterator[Figure]:
-        rates, ratios = [], []
-        by_length = sorted(self._prompts, key=len)
-        for _ in range(2):
-            rates.append(len(by_length) / _seconds(lambda: self._sorted_padded(by_length)))
-            ratios.append(len(by_length) / _seconds(self._score_all) / rates[-1])
-        yield median_figure(BENCH, "a sorted, padded loop: one forward of 8, all logits", rates, "items/s")
-        yield median_figure(BENCH, "times faster than the sorted, padded loop", ratios, "×")
-
-    @torch.inference_mode()
-    def _sorted_padded(self, prompts: Sequence[PromptIds]) -> None:
-        for first in range(0, len(prompts), 8):
-            ids, mask = _left_padded(prompts[first : first + 8], self._device)
-            self._plain(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, -1].float().log_softmax(-1).sum()
 
     @torch.inference_mode()
     def _reference_loop(self, prompts: Sequence[PromptIds], batch: int, new_tokens: int) -> None:
         for first in range(0, len(prompts), batch):
-            ids, mask = _left_padded(prompts[first : first + batch], self._device)
+            ids, mask = left_padded(prompts[first : first + batch], self._device)
             self._plain.generate(
                 input_ids=ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, pad_token_id=0
             )
@@ -172,7 +131,7 @@ class _EngineBench:
         for _ in range(passes):
             peak = max(_product_rate(self._device) for _ in range(5))
             with self._counting() as ran:
-                seconds = _seconds(self._score_all)
+                seconds = seconds_of(self._score_all)
             useful = sum(len(prompt) - self._engine.prefix_tokens for prompt in self._prompts)
             shares.append(self._operations() / seconds / peak)
             rates.append(len(self._prompts) / seconds)
@@ -185,11 +144,11 @@ class _EngineBench:
 
     def _operations(self) -> float:
         """Multiplications and additions that the prompts need once the shared prefix is known."""
-        prefix, layers = self._engine.prefix_tokens, _SHAPE["num_hidden_layers"]
+        prefix, layers = self._engine.prefix_tokens, SHAPE["num_hidden_layers"]
         own = [len(prompt) - prefix for prompt in self._prompts]
         linear = sum(2 * layer.in_features * layer.out_features for layer in self._linear) * sum(own)
-        attention = sum(4 * _SHAPE["hidden_size"] * layers * (n * prefix + n * (n + 1) / 2) for n in own)
-        head = 2 * _SHAPE["hidden_size"] * _SHAPE["vocab_size"] * len(own)
+        attention = sum(4 * SHAPE["hidden_size"] * layers * (n * prefix + n * (n + 1) / 2) for n in own)
+        head = 2 * SHAPE["hidden_size"] * SHAPE["vocab_size"] * len(own)
         return linear + attention + head
 
     @contextmanager
@@ -208,25 +167,47 @@ class _EngineBench:
 
     # Fidelity.
 
-    @torch.inference_mode()
     def against_a_plain_forward(self) -> Iterator[Figure]:
         """Our short cuts against a plain full forward of the same weights, and against other batch sizes of our own."""
-        firsts = [label[0] for label in self._guard.label_ids]
         ours = self._score_all()
-        plain = []
-        for prompt in self._prompts:
-            logits = self._plain(input_ids=torch.tensor([list(prompt)], device=self._device)).logits[0, -1]
-            plain.append(tuple(logits.float().log_softmax(-1)[firsts].tolist()))
-        distance = max(
-            abs(a - b) for mine, row in zip(ours, plain, strict=True) for a, b in zip(mine, row, strict=True)
-        )
+        plain = self._plain_rows(self._plain, self._prompts)
+        distance = _distance(ours, plain)
         yield Figure(BENCH, "largest difference of a log-probability to a plain forward", distance, "", at_most=0.1)
-        margins = [abs(row[0] - row[1]) for row in plain]
-        certain = [at for at, margin in enumerate(margins) if margin > 2 * distance]
-        flips = sum(_unsafe(ours[at]) != _unsafe(plain[at]) for at in range(len(plain)))
-        note = f"{len(certain)} of {len(plain)} lie further apart than the rounding"
-        yield Figure(BENCH, "labels that differ from a plain forward's", flips, "", at_most=0, note=note)
+        certain = [at for at, row in enumerate(plain) if abs(row[0] - row[1]) > 2 * distance]
+        flips = {at for at in range(len(plain)) if _unsafe(ours[at]) != _unsafe(plain[at])}
+        ties = len(flips - set(certain))
+        note = f"{len(certain)} of {len(plain)}; of the others, ties for bfloat16, {ties} differ"
+        name = "labels that differ from a plain forward's where two labels lie further apart than the rounding"
+        yield Figure(BENCH, name, len(flips.intersection(certain)), "", at_most=0, note=note)
+        padded = self._plain_rows(self._plain, self._prompts, together=4)
+        own = sum(map(_differ, padded, plain))
+        yield Figure(BENCH, "labels that differ between the plain forward's own batches of 4 and of 1", own, "")
         yield from self._flips_between_batch_sizes(ours)
+
+    def in_float32(self) -> Iterator[Figure]:
+        """The same without rounding to speak of: every label must be the plain forward's."""
+        prompts = self._prompts[::4]
+        engine = self._new_engine("float32", max_batch_tokens=self._engine.info.max_batch_tokens)
+        ours = engine.score(prompts, self._guard.label_ids)
+        model = Qwen2ForCausalLM.from_pretrained(self._folder, dtype=torch.float32).to(self._device).eval()
+        plain = self._plain_rows(model, prompts)
+        yield Figure(
+            BENCH, "float32: largest difference of a log-probability", _distance(ours, plain), "", at_most=1e-3
+        )
+        yield Figure(BENCH, "float32: labels that differ", sum(map(_differ, ours, plain)), "", at_most=0)
+
+    @torch.inference_mode()
+    def _plain_rows(
+        self, model: Qwen2ForCausalLM, prompts: Sequence[PromptIds], *, together: int = 1
+    ) -> list[tuple[float, ...]]:
+        """Log-probabilities of the labels' first ids by a full forward over left-padded batches."""
+        firsts, rows = [label[0] for label in self._guard.label_ids], []
+        for first in range(0, len(prompts), together):
+            ids, mask = left_padded(prompts[first : first + together], self._device)
+            positions = (mask.cumsum(1) - 1).clamp_min(0)
+            logits = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits[:, -1]
+            rows += [tuple(row) for row in logits.float().log_softmax(-1)[:, firsts].tolist()]
+        return rows
 
     def _flips_between_batch_sizes(self, usual: Sequence[tuple[float, ...]]) -> Iterator[Figure]:
         for tokens in (1, 512, 4_096):
@@ -242,14 +223,8 @@ class _EngineBench:
 
     def with_fixed_shapes(self) -> Iterator[Figure]:
         """What `--deterministic` costs, and that it keeps its word."""
-        fixed = TransformersEngine(
-            self._folder,
-            device=self._device,
-            dtype="bfloat16",
-            prefix_ids=self._guard.prefix_ids(Mode.SCORE),
-            deterministic=True,
-            max_batch_tokens=self._engine.info.max_batch_tokens,
-        )
+        budget = self._engine.info.max_batch_tokens
+        fixed = self._new_engine("bfloat16", max_batch_tokens=budget, deterministic=True)
         labels, some = self._guard.label_ids, self._prompts[:16]
         together = fixed.score(some, labels)
         apart = [fixed.score([prompt], labels)[0] for prompt in some[:4]]
@@ -260,16 +235,20 @@ class _EngineBench:
             "",
             at_most=0,
         )
-        rate = len(self._prompts) / _seconds(lambda: fixed.score(self._prompts, labels))
-        usual = len(self._prompts) / _seconds(self._score_all)
+        rate = len(self._prompts) / seconds_of(lambda: fixed.score(self._prompts, labels))
+        usual = len(self._prompts) / seconds_of(self._score_all)
         yield Figure(BENCH, "--deterministic: share of the usual rate", rate / usual, "")
+
+    def _new_engine(self, dtype: str, **options: Any) -> TransformersEngine:
+        prefix_ids = self._guard.prefix_ids(Mode.SCORE)
+        return TransformersEngine(self._folder, device=self._device, dtype=dtype, prefix_ids=prefix_ids, **options)
 
     # The fleet.
 
     def inside_the_fleet(self, *, runs: int) -> Iterator[Figure]:
         """The same engine behind producer, queue, consumer, collector and ledger."""
         items = stratified_items(_FLEET_ITEMS)
-        prompts = _rendered(self._guard, items, Mode.SCORE)
+        prompts = rendered(self._guard, items, Mode.SCORE)
         budget = str(self._engine.info.max_batch_tokens)
         options = ("--checkpoint", str(self._folder), "--dtype", "bfloat16", "--max-batch-tokens", budget)
         with rig() as found, found.fleet(*options, guard=GUARD, warm_up_items=8):
@@ -284,11 +263,7 @@ class _EngineBench:
             for batch in batches:
                 self._engine.score(batch, self._guard.label_ids)
 
-        return BareRun(len(prompts), len(batches), _seconds(judge))
-
-
-def _rendered(guard: LibraGuard, items: Sequence[ChunkItem], mode: Mode) -> list[PromptIds]:
-    return [prompt for windows in guard.render(items, mode) for prompt in windows]
+        return BareRun(len(prompts), len(batches), seconds_of(judge))
 
 
 def _record(item: ChunkItem) -> str:
@@ -296,24 +271,19 @@ def _record(item: ChunkItem) -> str:
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 
-def _left_padded(prompts: Sequence[PromptIds], device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    longest = max(map(len, prompts))
-    ids = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-
-
 def _product_rate(device: str) -> float:
     """Operations a second of one large square product in bfloat16."""
     a, b = (torch.randn(_GEMM, _GEMM, device=device).to(torch.bfloat16) for _ in range(2))
-    return 2 * _GEMM**3 / min(_seconds(lambda: (a @ b).sum().item()) for _ in range(3))
+    return 2 * _GEMM**3 / min(seconds_of(lambda: (a @ b).sum().item()) for _ in range(3))
+
+
+def _distance(ours: Sequence[tuple[float, ...]], plain: Sequence[tuple[float, ...]]) -> float:
+    return max(abs(a - b) for mine, row in zip(ours, plain, strict=True) for a, b in zip(mine, row, strict=True))
+
+
+def _differ(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return _unsafe(one) != _unsafe(other)
 
 
 def _unsafe(row: Sequence[float]) -> bool:
     return row[1] > row[0]
-
-
-def _seconds(action: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    action()
-    return time.perf_counter() - started

@@ -234,6 +234,25 @@ def test_equal_prompts_that_wait_together_are_one_row_and_all_are_answered(short
     assert (pulse.batches, pulse.items, pulse.rows, pulse.tokens) == (3, 6, 4, 9 + 3 * 6)
 
 
+def test_the_time_of_a_batch_is_shared_in_proportion_to_tokens_and_by_twins(short_path: Path) -> None:
+    engine = RecordingEngine(batch_s=0.02)
+    twin = prompt(30, seed=7)
+    with serving(engine, short_path) as (server, path), ThreadPoolExecutor(3) as pool:
+        engine.gate.clear()
+        blocker = pool.submit(DeviceClient(path).run, score_request([prompt(4)]))
+        assert wait_until(lambda: bool(engine.batches), timeout_s=TIMEOUT_S)
+        small = pool.submit(DeviceClient(path).run, score_request([twin]))
+        large = pool.submit(DeviceClient(path).run, score_request([twin, prompt(60), prompt(30)]))
+        assert wait_until(lambda: len(server.waiting) == 4, timeout_s=TIMEOUT_S)
+        engine.gate.set()
+        blocker.result(TIMEOUT_S)
+        one, other = small.result(TIMEOUT_S), large.result(TIMEOUT_S)
+
+    assert one.infer_s == other.infer_s, "one batch"
+    assert one.share_s + other.share_s == pytest.approx(one.infer_s)
+    assert (one.share_s / one.infer_s, other.share_s / one.infer_s) == pytest.approx((15 / 120, 105 / 120))
+
+
 def test_twins_of_a_prompt_that_kills_die_of_it_alone_and_together(short_path: Path) -> None:
     def work(thread: int, client: DeviceClient) -> list[bool]:
         prompts = [prompt(5, 16 * thread + at) for at in range(6)] + [directive("crash")] * 2

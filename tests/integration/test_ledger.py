@@ -15,7 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from infra.errors import DataError, RunError, UsageError
-from infra.ledger import intake, migrate, reading, recovery, settlement
+from infra.ledger import costs, intake, migrate, reading, recovery, settlement
 from infra.ledger.recovery import LaneKey
 from infra.ledger.tables import metadata
 from infra.process import wait_until
@@ -23,8 +23,8 @@ from infra.services import Services
 from schemas.guards import Mode
 from schemas.items import Example, Label
 from schemas.messages import JudgeChunk, Lane, MessageError
-from schemas.runs import RunState
-from schemas.verdicts import CONTROVERSIAL
+from schemas.runs import Cost, RunState
+from schemas.verdicts import CONTROVERSIAL, Spent
 from tests.support.make import FINGERPRINT, items, spec, verdicts_for
 
 BULK = LaneKey("fake", Lane.BULK)
@@ -161,6 +161,30 @@ def test_a_chunk_delivered_twice_settles_once(services: Services) -> None:
     assert (first.inserted, again.inserted) == (4, 0)
     assert settlement.verdict_of(services.engine, run_id, [0])[0].label is Label.SAFE
     assert counts(services, run_id) == (4, 4, 0)
+
+
+def test_what_chunks_cost_is_summed_by_run_and_counts_no_delivery_twice(services: Services) -> None:
+    run_id, chunks = open_run(services, 12)
+    spent = Spent(device="H", device_s=0.5, prompt_tokens=100, new_tokens=7)
+    judged = [verdicts_for(chunk).model_copy(update={"spent": spent}) for chunk in chunks[:2]]
+    again = judged[1].model_copy(update={"spent": spent.model_copy(update={"device_s": 9.0})})
+    for chunk in (*judged, again, verdicts_for(chunks[2])):
+        settlement.settle(services.engine, chunk)
+    tenants = [
+        intake.create_run(services.engine, spec().model_copy(update={"tenant": tenant}), name=tenant)
+        for tenant in ("a", "b")
+    ]
+    batch = intake.accept(services.engine, tenants[1], spec(), [items(3)])
+    settlement.settle(services.engine, verdicts_for(batch[0]).model_copy(update={"spent": spent}))
+
+    cost = Cost(verdicts=12, measured=8, device_s=1.0, prompt_tokens=200, new_tokens=14, devices=("H",))
+    assert costs.run_cost(services.engine, run_id) == cost
+    assert costs.run_cost(services.engine, tenants[0]) == Cost()
+    assert [one.name for one in costs.run_costs(services.engine, tenant="b")] == ["b"]
+    total = sum((one.cost for one in costs.run_costs(services.engine)), Cost())
+    assert (total.verdicts, total.measured, total.device_s) == (15, 11, 1.5)
+    assert cost.per_1000(cost.device_s) == 125.0
+    assert cost.per_1000(cost.money(3.6)) == pytest.approx(0.125)
 
 
 def test_only_the_settlement_that_reaches_the_sealed_count_finishes_the_run(services: Services) -> None:

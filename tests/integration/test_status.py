@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from infra.ledger import intake
+from infra.ledger import intake, reading
 from infra.services import Services
 from producer.status.command import status
 from producer.submit import seal, submit
@@ -48,6 +48,11 @@ def test_status_follows_a_run_from_an_unserved_queue_to_its_end(configured: Serv
     assert worker["items_per_s"] > 0
     assert 0 <= worker["padding_share"] < 0.5
     assert (worker["device"], worker["budget_tokens"]) == ("cpu", 16_384)
+    (announced,) = [facts for facts in configured.board.workers() if facts["kind"] == "worker"]
+    prints = announced["fingerprints"]
+    assert isinstance(prints, dict)
+    assert prints["score"] == reading.run_status(configured.engine, run_id).fingerprint
+    assert announced["version"]
 
 
 def _facts() -> dict[str, Any]:

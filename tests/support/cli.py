@@ -9,8 +9,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import click
+
+from infra.cli import libra
 from infra.process import wait_until
 from tests.support.fleet import ROOT
 
@@ -25,7 +28,9 @@ class Cli:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("LIBRA_")}
         self._environment = {**inherited, "PYTHONPATH": str(ROOT), **environment}
 
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    def start(
+        self, *arguments: str, stderr: IO[str] | int = subprocess.PIPE, **environment: str
+    ) -> subprocess.Popen[str]:
         """Start a command in a process group of its own, as a terminal would."""
         return subprocess.Popen(
             [sys.executable, "-m", "infra.cli", *arguments],
@@ -33,7 +38,7 @@ class Cli:
             cwd=self.folder,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
             text=True,
             start_new_session=True,
             # A test run in the background of a script ignores Ctrl-C, and so would its children.
@@ -69,3 +74,18 @@ class Cli:
             if process.poll() is None:
                 process.kill()
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def require_command(words: list[str]) -> None:
+    """Parse `libra` with these words, down to the last sub-command, and run nothing.
+
+    Raises:
+        click.UsageError: there is no such command, or it has no such option.
+    """
+    command: click.Command = libra
+    context = click.Context(libra)
+    while isinstance(command, click.Group) and words:  # our groups have no options of their own
+        name, found, words = command.resolve_command(context, words)
+        assert found is not None
+        command, context = found, click.Context(found, info_name=name, parent=context)
+    command.make_context(context.info_name, list(words), parent=context.parent)

@@ -253,6 +253,7 @@ class _Ledger:
         return DeviceResult(
             answers=[self._answers[index] for index in range(prompts)],
             infer_s=sum(cost.infer_s for cost in self._costs),
+            share_s=sum(cost.share_s for cost in self._costs),
             batches=len(self._costs),
             tokens=sum(cost.tokens for cost in self._costs),
             padded_tokens=sum(cost.padded_tokens for cost in self._costs),

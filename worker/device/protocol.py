@@ -24,7 +24,7 @@ from schemas.messages import Lane
 from worker.device.engines.base import EngineInfo
 from worker.device.types import Generated, Kind, Scored
 
-PROTOCOL_VERSION: Final = 2
+PROTOCOL_VERSION: Final = 3
 MAX_HEADER_BYTES: Final = 1 << 20
 MAX_PAYLOAD_BYTES: Final = 64 << 20
 """A chunk holds at most 1 MiB of text, so its ids take a few MiB."""
@@ -70,6 +70,8 @@ class Answers(Frozen):
     """Answers of one batch. Payload: indexes (int32), then the rows of `pack_rows`.
 
     `batch_rows`, `tokens` (useful) and `padded_tokens` describe the whole batch as it ran: equal prompts are one row.
+    `share_s` is these prompts' part of `infer_s`: a batch's time is shared by its rows in proportion to the tokens that
+    had to run, a row's by the equal prompts that rode in it.
     """
 
     type: Literal["answers"] = "answers"
@@ -77,6 +79,7 @@ class Answers(Frozen):
     kind: Kind
     count: int = Field(ge=1)
     infer_s: float
+    share_s: float = 0.0
     batch_rows: int
     tokens: int
     padded_tokens: int

@@ -304,6 +304,7 @@ class Server:
         self, batch: _Batch, asks: dict[_Ask, list[_Place]], rows: Sequence[Sequence[float]], infer_s: float
     ) -> None:
         padded, tokens = self._size(batch), sum(entry.tokens for entry in batch)
+        shares_s = [infer_s * entry.tokens / tokens / len(entry.items) for entry in batch]
         for ask, places in asks.items():
             if not places:
                 continue
@@ -312,6 +313,7 @@ class Server:
                 kind=ask.request.kind,
                 count=len(places),
                 infer_s=infer_s,
+                share_s=sum(shares_s[row] for _, row in places),
                 batch_rows=len(batch),
                 tokens=tokens,
                 padded_tokens=padded,

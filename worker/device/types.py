@@ -67,11 +67,13 @@ class DeviceResult:
     """Answers in the order of the prompts, and what the batches they rode in cost.
 
     `infer_s`, `tokens` and `padded_tokens` are summed over those batches whole, strangers' prompts
-    included; `restarts` counts how often the device process was lost on the way.
+    included; `share_s` is what these prompts took of it; `restarts` counts how often the device process was lost on
+    the way.
     """
 
     answers: list[Answer]
     infer_s: float = 0.0
+    share_s: float = 0.0
     batches: int = 0
     tokens: int = 0
     padded_tokens: int = 0

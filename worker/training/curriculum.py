@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -70,6 +71,8 @@ def train_guard(recipe: Recipe, report: Report, *, restart: bool = False) -> Non
     base = resolve_checkpoint(recipe.name, recipe.base)
     digest = run_digest(recipe, base)
     _refuse_others(recipe.out, digest, restart=restart)
+    # At each checkpoint it tells that a tied head is stored once.
+    logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
     accelerator = Accelerator(mixed_precision="bf16" if recipe.precision == "bf16" else "no")
     # Nobody writes before everybody has looked.
     accelerator.wait_for_everyone()
@@ -264,6 +267,6 @@ def _measured(examiner: Examiner, name: str, samples: Sequence[Sample], seed: in
         name=name,
         counts=counts_of(samples),
         metrics=metrics_of(answers, served, seed=seed),
-        uncalibrated=metrics_of(answers, plain, seed=seed),
+        uncalibrated=metrics_of(answers, plain, seed=seed, resamples=0),
         nll=(mean_nll(margins, unsafe), mean_nll(margins, unsafe, served.temperature)) if margins else None,
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from infra.metrics import Judged, measure
+from infra.metrics.groups import RESAMPLES
 from schemas.guards import Mode
 from schemas.messages import ChunkItem
 from schemas.runs import MetricGroup
@@ -79,8 +80,8 @@ class Examiner:
         return Answers(samples, [[next(answers) for _ in rows] for rows in windows])
 
 
-def metrics_of(answers: Answers, guard: LibraGuard, *, seed: int) -> MetricGroup:
-    """The metrics over all rows of a set, with intervals."""
+def metrics_of(answers: Answers, guard: LibraGuard, *, seed: int, resamples: int = RESAMPLES) -> MetricGroup:
+    """The metrics over all rows of a set; intervals where there are resamples."""
     rows = [
         Judged(
             source=sample.item.source,
@@ -93,4 +94,4 @@ def metrics_of(answers: Answers, guard: LibraGuard, *, seed: int) -> MetricGroup
         )
         for sample, verdict in zip(answers.samples, answers.verdicts(guard), strict=True)
     ]
-    return next(group for group in measure(rows, seed=seed) if group.kind == "all")
+    return next(group for group in measure(rows, seed=seed, resamples=resamples) if group.kind == "all")

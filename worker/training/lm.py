@@ -1,7 +1,7 @@
 """The model's side of training: load it, run rows through it, write its weights. Knows no stages and no files of rows.
 
-Shapes: n rows, T the longest row, K the positions whose logits are computed, V the vocabulary. The LM head runs at
-those positions only: on 1,536 tokens of Qwen's vocabulary all logits of one row alone are 0.9 GB.
+Shapes: n rows, T tokens of the longest row, K of the longest answer, V the vocabulary. The LM head runs over the
+answers only: all logits of one row of 1,536 tokens would be 0.9 GB with the vocabulary of Qwen.
 """
 
 from __future__ import annotations
@@ -30,17 +30,19 @@ _OWN: Final = frozenset({"config.json", "libra.json", "model.safetensors.index.j
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows padded on the right: ids and mask (n x T), the K positions to read, their targets and weights (n x K)."""
+    """Rows padded on the left: they end together. Ids, mask, positions: n x T; targets and weights: n x K."""
 
     ids: torch.Tensor
     mask: torch.Tensor
-    keep: torch.Tensor
+    positions: torch.Tensor
     targets: torch.Tensor
     weights: torch.Tensor
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
-        return Batch(*(tensor.to(device) for tensor in (self.ids, self.mask, self.keep, self.targets, self.weights)))
+        return Batch(
+            *(tensor.to(device) for tensor in (self.ids, self.mask, self.positions, self.targets, self.weights))
+        )
 
 
 def load_lm(folder: Path, *, dtype: torch.dtype) -> Any:  # noqa: ANN401 - transformers has no types
@@ -59,18 +61,15 @@ def load_lm(folder: Path, *, dtype: torch.dtype) -> Any:  # noqa: ANN401 - trans
 
 def training_batch(rows: Sequence[Encoded], label_weight: float) -> Batch:
     """Rows whose answers are to be learnt: only an answer's ids have a target and a weight."""
-    first = min(row.answer for row in rows) - 1
-    last = max(len(row.ids) for row in rows) - 1
-    keep = torch.arange(first, last)
-    targets = torch.full((len(rows), len(keep)), _IGNORED)
-    weights = torch.zeros((len(rows), len(keep)))
+    depth = max(len(row.ids) - row.answer for row in rows)
+    targets = torch.full((len(rows), depth), _IGNORED)
+    weights = torch.zeros((len(rows), depth))
     for at, row in enumerate(rows):
-        answer = slice(row.answer - 1 - first, len(row.ids) - 1 - first)
-        targets[at, answer] = torch.tensor(row.ids[row.answer :])
-        weights[at, answer] = 1
-        weights[at, row.label - 1 - first] = label_weight
-    ids, mask = _padded([row.ids for row in rows])
-    return Batch(ids, mask, keep, targets, weights)
+        start = depth - (len(row.ids) - row.answer)
+        targets[at, start:] = torch.tensor(row.ids[row.answer :])
+        weights[at, start:] = 1
+        weights[at, start + row.label - row.answer] = label_weight
+    return Batch(*_padded([row.ids for row in rows]), targets, weights)
 
 
 def step_weight(rows: Sequence[Encoded], label_weight: float) -> float:
@@ -80,35 +79,51 @@ def step_weight(rows: Sequence[Encoded], label_weight: float) -> float:
 
 def answer_loss(model: Any, batch: Batch) -> torch.Tensor:  # noqa: ANN401
     """Weighted sum of the negative log-likelihoods of the answers' ids, in nats."""
-    output = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False, logits_to_keep=batch.keep)
+    # The logits after the last id predict nothing.
+    logits = _last_logits(model, batch.ids, batch.mask, batch.positions, count=batch.targets.shape[1] + 1)[:, :-1]
     losses = functional.cross_entropy(
-        output.logits.float().flatten(0, 1), batch.targets.flatten(), reduction="none", ignore_index=_IGNORED
+        logits.float().flatten(0, 1), batch.targets.flatten(), reduction="none", ignore_index=_IGNORED
     )
     return (losses * batch.weights.flatten()).sum()
 
 
 @torch.no_grad()
-def label_logprobs(model: Any, rows: Sequence[Encoded], first_ids: Sequence[int], device: torch.device) -> torch.Tensor:  # noqa: ANN401
+def label_logprobs(
+    model: Any,  # noqa: ANN401
+    rows: Sequence[Encoded],
+    first_ids: Sequence[int],
+    *,
+    device: torch.device,
+) -> torch.Tensor:
     """Log-probability of each label's first id after each prompt, over the whole vocabulary: n x labels, float32."""
-    ids, mask = _padded([row.prompt for row in rows])
-    places = torch.tensor([row.label - 1 for row in rows])
-    keep, at = torch.unique(places, return_inverse=True)
-    output = model(
-        input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False, logits_to_keep=keep.to(device)
-    )
-    logits = output.logits[torch.arange(len(rows)), at].float()
-    found: torch.Tensor = logits.log_softmax(dim=-1)[:, list(first_ids)]
-    return found
+    padded = [tensor.to(device) for tensor in _padded([row.prompt for row in rows])]
+    logits = _last_logits(model, *padded, count=1)[:, 0].float()
+    return logits.log_softmax(dim=-1)[:, list(first_ids)]
 
 
-def _padded(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+def _last_logits(
+    model: Any,  # noqa: ANN401
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    positions: torch.Tensor,
+    *,
+    count: int,
+) -> torch.Tensor:
+    """Logits after each of the last `count` ids: n x count x V."""
+    output = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=count)
+    logits: torch.Tensor = output.logits
+    return logits
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ids, mask and positions of rows that end together."""
     width = max(map(len, rows))
     ids = torch.full((len(rows), width), _PAD)
     mask = torch.zeros((len(rows), width), dtype=torch.long)
     for at, row in enumerate(rows):
-        ids[at, : len(row)] = torch.tensor(row)
-        mask[at, : len(row)] = 1
-    return ids, mask
+        ids[at, width - len(row) :] = torch.tensor(row)
+        mask[at, width - len(row) :] = 1
+    return ids, mask, (mask.cumsum(dim=1) - 1).clamp(min=0)
 
 
 def save_lm(
@@ -129,6 +144,8 @@ def save_lm(
         for file in base.glob(pattern):
             if file.name not in _OWN:
                 shutil.copyfile(file, folder / file.name)
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)  # the library leaves them to their owner alone; a worker is often another user
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["dtype"] = str(dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -58,8 +58,8 @@ def merge(base: Path, adapter: Path, folder: Path, *, dtype: torch.dtype) -> Non
     Raises:
         GuardError: the adapter is not one of this base.
     """
-    model = peft.get_peft_model(load_lm(base, dtype=torch.float32), peft.PeftConfig.from_pretrained(adapter))
-    result = peft.set_peft_model_state_dict(model, load_file(adapter / _WEIGHTS))
+    model = peft.get_peft_model(load_lm(base, dtype=torch.float32), peft.PeftConfig.from_pretrained(str(adapter)))
+    result: Any = peft.set_peft_model_state_dict(model, load_file(adapter / _WEIGHTS))
     missing = [name for name in result.missing_keys if _MARK in name]
     if missing or result.unexpected_keys:
         raise GuardError(f"{adapter} is no adapter of {base}: {len(missing)} weights are missing")

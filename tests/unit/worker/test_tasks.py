@@ -16,7 +16,7 @@ from schemas.guards import Mode
 from schemas.items import Example, Label
 from schemas.messages import ChunkItem, JudgeChunk, Lane, VerdictChunk
 from schemas.retention import Retention
-from schemas.verdicts import Fingerprint, Outcome
+from schemas.verdicts import Fingerprint, Outcome, Spent
 from tests.support.store import Store
 from worker.answers import AnswerCache
 from worker.device.types import DeviceRequest, DeviceResult, Generated, Kind, Scored
@@ -70,8 +70,8 @@ def judged(
         if asked is not None:
             asked.append(request)
         if request.kind is Kind.GENERATE:
-            return DeviceResult([Generated(tuple(b"text")) for _ in request.prompts])
-        return DeviceResult([Scored((-0.1, -3.0)) for _ in request.prompts])
+            return DeviceResult([Generated(tuple(b"text")) for _ in request.prompts], share_s=len(request.prompts))
+        return DeviceResult([Scored((-0.1, -3.0)) for _ in request.prompts], share_s=len(request.prompts))
 
     device: Any = SimpleNamespace(run=run)
     store: Any = memory
@@ -88,7 +88,9 @@ def judged(
         publish=published.append,
         fingerprints=dict.fromkeys(Mode, fingerprint),
         worker_id="w",
-        cache=AnswerCache(store, Retention.FULL) if store else None,
+        cache=None if store is None else AnswerCache(store, Retention.FULL),
+        device_name="a device",
+        devices=2,
     )
     judge(chunk.model_dump_json())
     return published[0]
@@ -152,6 +154,19 @@ def test_an_item_is_marked_as_cached_only_where_all_its_prompts_were_known() -> 
     assert [request.prompts for request in asked] == [[_ids("a"), _ids("b"), _ids("c")], [_ids("d")]]
     one, other = first.verdicts[1], second.verdicts[0]
     assert one.model_copy(update={"seq": 0, "cached": True}) == other
+
+
+def test_a_chunk_costs_what_its_device_did_for_it_and_nothing_for_what_was_known() -> None:
+    memory = Store()
+    first = judged(chunk_of("aa", "b|c", cache=True), Talkative(), memory=memory).spent
+    second = judged(chunk_of("aa", "d", cache=True), Talkative(), memory=memory).spent
+    known = judged(chunk_of("aa", cache=True), Talkative(), memory=memory).spent
+    written = judged(chunk_of("aa", "b", mode=Mode.GENERATE), Talkative()).spent
+
+    assert first == Spent(device="a device", device_s=2 * 3.0, prompt_tokens=4)
+    assert second == Spent(device="a device", device_s=2 * 1.0, prompt_tokens=1)
+    assert known == Spent(device="a device")
+    assert written == Spent(device="a device", device_s=2 * 2.0, prompt_tokens=3, new_tokens=8)
 
 
 def test_a_chunk_that_does_not_allow_it_neither_reads_the_cache_nor_fills_it() -> None:

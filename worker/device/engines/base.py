@@ -35,7 +35,7 @@ class EngineInfo:
     """What the fingerprint and the batcher need to know of a loaded engine.
 
     `packs`: prompts run without padding, so that a batch is as large as its prompts together. `prefix_tokens` is the
-    length of the shared prefix that scoring need not run again.
+    length of the shared prefix that scoring need not run again. `device_name` is the hardware's own name.
     """
 
     engine: str
@@ -47,6 +47,7 @@ class EngineInfo:
     context_tokens: int
     packs: bool = False
     prefix_tokens: int = 0
+    device_name: str = ""
 
 
 class Engine(Protocol):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -16,9 +16,10 @@ from worker.device.engines.base import OutOfMemory
 
 log = get_logger(__name__)
 
-WORTH_IT: Final = 1.03
+WORTH_IT: Final = 1.02
 """Each doubling must be this much faster: a large batch makes whoever comes next wait longer."""
-TRIES: Final = 2
+ROUNDS: Final = 3
+"""How often each size is timed, in turns, so that a slow moment falls on all of them; the best time counts."""
 
 
 def fastest_budget(
@@ -31,30 +32,40 @@ def fastest_budget(
 ) -> int:
     """The token budget, of `smallest` and its doublings up to `largest`, from which on a batch is hardly faster.
 
-    Ends early where a batch takes longer than `patience_s`, where two doublings in a row gained nothing, or where
+    Ends early where a batch takes longer than `patience_s`, where three doublings in a row gained nothing, or where
     memory ran out: then half of what fitted is kept free for prompts of another shape.
 
     Raises:
         OutOfMemory: not even the smallest batch fits.
     """
-    best, best_rate, fruitless, tokens = smallest, 0.0, 0, smallest
-    while tokens <= largest and fruitless < 2:
+    took_s: dict[int, float] = {}
+    at_most, tokens = largest, smallest
+    while tokens <= largest and tokens <= 8 * _best(took_s, smallest):
         try:
-            took_s = min(_timed(run, tokens, clock) for _ in range(TRIES))
+            took_s[tokens] = _timed(run, tokens, clock)
         except OutOfMemory:
             if tokens == smallest:
                 raise
-            best = min(best, max(smallest, tokens // 4))
+            at_most = max(smallest, tokens // 4)
             break
-        rate = tokens / max(took_s, 1e-9)
-        if rate > best_rate * WORTH_IT ** (fruitless + 1):
-            best, best_rate, fruitless = tokens, rate, 0
-        else:
-            fruitless += 1
-        if took_s > patience_s:
+        if took_s[tokens] > patience_s:
             break
         tokens *= 2
-    log.info("budget_found", tokens=best, tokens_per_s=round(best_rate))
+    for _ in range(ROUNDS - 1):
+        for size, before_s in took_s.items():
+            took_s[size] = min(before_s, _timed(run, size, clock))
+    best = min(at_most, _best(took_s, smallest))
+    log.info("budget_found", tokens=best, tokens_per_s=round(best / took_s[best]))
+    return best
+
+
+def _best(took_s: Mapping[int, float], smallest: int) -> int:
+    """The largest size that was worth every doubling since a smaller one."""
+    best, best_rate = smallest, 0.0
+    for size, seconds in took_s.items():
+        rate = size / max(seconds, 1e-9)
+        if rate > best_rate * WORTH_IT ** (size // best).bit_length() / WORTH_IT:
+            best, best_rate = size, rate
     return best
 
 

@@ -18,6 +18,7 @@ from worker.device.engines.loading import (
     checkpoint_digest,
     context_tokens_of,
     device_errors,
+    device_name_of,
     dtype_of,
     load_model,
 )
@@ -66,6 +67,7 @@ class ClassifierEngine:
             engine="transformers-classifier",
             dtype=str(torch_dtype).removeprefix("torch."),
             device=device,
+            device_name=device_name_of(device),
             revision=revision or checkpoint_digest(checkpoint),
             max_batch_tokens=max_batch_tokens or tokens,
             max_batch_items=max_batch_items or items,

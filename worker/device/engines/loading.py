@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,6 +98,16 @@ def dtype_of(name: str, *, on_cuda: bool) -> torch.dtype:
     if dtype not in TOLERANCE:
         raise GuardError(f"dtype {name} is none of float32, bfloat16, float16")
     return dtype  # type: ignore[no-any-return]
+
+
+def device_name_of(device: str) -> str:
+    """The hardware's own name, such as NVIDIA H100 80GB HBM3 or the processor's."""
+    if torch.device(device).type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text(errors="replace").splitlines() if described.is_file() else []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return f"{name or platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
 def context_tokens_of(config: Any) -> int:  # noqa: ANN401 - transformers has no types

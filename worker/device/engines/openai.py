@@ -56,6 +56,7 @@ class OpenAIEngine:
             engine=f"openai-{dialect.scoring}",
             dtype="the server's",
             device=endpoint.url,
+            device_name="a model server",
             revision=f"served as {dialect.model}",
             max_batch_tokens=max_batch_tokens or concurrency * _TOKENS_PER_PROMPT,
             max_batch_items=max_batch_items or concurrency * WAVES,

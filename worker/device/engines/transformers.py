@@ -28,6 +28,7 @@ from worker.device.engines.loading import (
     checkpoint_digest,
     context_tokens_of,
     device_errors,
+    device_name_of,
     dtype_of,
     load_model,
 )
@@ -78,8 +79,7 @@ class TransformersEngine:
 
         `spread` lets accelerate place the layers over all visible devices, the rest in `offload_folder`.
         `deterministic`: batches have fixed shapes, so that no prompt's score depends on its neighbours.
-        Without `max_batch_tokens` the budget is looked up in `budgets`, or found by trying; without either it is
-        a constant.
+        Without `max_batch_tokens` the budget is looked up in `budgets` or found by trying; without both, a constant.
 
         Raises:
             GuardError: the folder holds no safetensors, or they cannot be loaded.
@@ -109,6 +109,7 @@ class TransformersEngine:
             engine="transformers-fixed-shapes" if deterministic else "transformers",
             dtype=str(self._dtype).removeprefix("torch."),
             device=device,
+            device_name=device_name_of(device),
             revision=revision or checkpoint_digest(checkpoint),
             max_batch_tokens=max_batch_tokens or tokens,
             max_batch_items=max_batch_items or items,
@@ -307,7 +308,7 @@ class TransformersEngine:
         """Switch on what agrees with plain forwards of this very model, on synthetic prompts."""
         self._check_ids([prefix] if prefix else [])
         prompts = [prefix + self._synthetic(tokens) for tokens in (5, 17, 11)]
-        with device_errors():
+        with device_errors(), torch.inference_mode():
             plain = (
                 torch.cat([self._padded_logits([prompt], [], longest=len(prompt)) for prompt in prompts])
                 .float()

@@ -4,7 +4,7 @@ import pytest
 
 from infra.metrics import measure
 from producer.report.json import to_json
-from schemas.runs import Metric, MetricGroup, RunCounts, RunReport, RunSpec, RunState
+from schemas.runs import Cost, Metric, MetricGroup, RunCounts, RunReport, RunSpec, RunState
 from tests.unit.infra.metrics.build import judged
 
 
@@ -53,3 +53,16 @@ def test_answers_from_the_cache_are_counted_and_absent_where_there_were_none() -
     assert json.loads(to_json(cached))["cached"] == 3
     assert RunReport.model_validate_json(to_json(cached)) == cached
     assert "cached" not in json.loads(to_json(report()))
+
+
+def test_cost_is_told_per_1000_verdicts_and_as_money_only_with_a_price() -> None:
+    costly = report().model_copy(update={"cost": Cost(verdicts=4, measured=2, device_s=3.0, prompt_tokens=10)})
+
+    plain = json.loads(to_json(costly))["cost"]
+    priced = json.loads(to_json(costly, price_per_device_hour=1200))["cost"]
+
+    assert RunReport.model_validate_json(to_json(costly, price_per_device_hour=1)) == costly
+    assert plain["per_1000_verdicts"] == {"device_s": 1500.0, "prompt_tokens": 5000.0, "new_tokens": 0.0}
+    assert "money" not in plain
+    assert (priced["money"], priced["per_1000_verdicts"]["money"]) == (1.0, 500.0)
+    assert "cost" not in json.loads(to_json(report()))

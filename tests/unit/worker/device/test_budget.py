@@ -30,14 +30,14 @@ class Device:
 
 
 def test_a_device_with_a_cost_per_batch_gets_the_smallest_batch_that_hides_it() -> None:
-    assert Device(lambda tokens: 0.1 + tokens / 1_000).budget() == 2_048
+    assert Device(lambda tokens: 0.1 + tokens / 1_000).budget() == 4_096
 
 
 def test_a_device_that_is_no_faster_with_more_gets_the_smallest_batch() -> None:
     device = Device(lambda tokens: tokens / 1_000)
 
     assert device.budget() == 256
-    assert device.largest == 1_024, "two doublings without a gain are enough"
+    assert device.largest == 2_048, "three doublings without a gain are enough"
 
 
 def test_a_device_that_grows_slower_keeps_the_size_before() -> None:
@@ -80,3 +80,10 @@ def test_a_folder_that_cannot_be_written_costs_only_the_memory(tmp_path: Path) -
     (tmp_path / "budgets").write_text("a file where the folder should be")
 
     assert BudgetBook(tmp_path / "budgets").recall("a", lambda: 512) == 512
+
+
+def test_a_slow_moment_while_a_size_is_first_tried_does_not_decide() -> None:
+    slow_moment = iter([1.0, 1.0, 3.0, 1.0, 2.0])
+    device = Device(lambda tokens: (0.1 + tokens / 1_000) * next(slow_moment, 1.0))
+
+    assert device.budget() == 4_096

@@ -1,0 +1,99 @@
+"""One self-contained HTML file: the template with its style, script and pictures inside, and nothing from elsewhere.
+
+User text is hostile. It is escaped where it stands, never in a script or a style, and the page's own policy lets no
+script run but the one it came with.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+import jinja2
+from markupsafe import Markup
+
+from producer.report import view
+from producer.report.evidence import Evidence
+from producer.report.figures import of_pace, of_scores
+from producer.report.published import is_the_benchmark, published
+from schemas.runs import RunReport
+
+_TEMPLATES: Final = Path(__file__).with_name("templates")
+_ENVIRONMENT: Final = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(_TEMPLATES),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_STYLE: Final = (_TEMPLATES / "page.css").read_text(encoding="utf-8")
+_SCRIPT: Final = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
+_SCRIPT_HASH: Final = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
+_POLICY: Final = (
+    f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{_SCRIPT_HASH}'; "
+    "base-uri 'none'; form-action 'none'"
+)
+
+
+def assembled(template: str, **values: object) -> str:
+    """A page from a template; equal values give equal bytes."""
+    return _ENVIRONMENT.get_template(template).render(
+        style=Markup(_STYLE),  # noqa: S704 - our own files
+        script=Markup(_SCRIPT),  # noqa: S704
+        policy=_POLICY,
+        version=version("libra-fleet"),
+        **values,
+    )
+
+
+def run_page(report: RunReport, evidence: Evidence, *, with_text: bool) -> str:
+    """The page of one run."""
+    notes = view.Footnotes()
+    whole = next(iter(view.of_kind(report, "all")), None)
+    return assembled(
+        "report.html",
+        report=report,
+        evidence=evidence,
+        average=view.average(report),
+        baseline=next(iter(view.of_kind(report, "baseline")), None),
+        labelled=view.has_truth(report),
+        headline=view.headline(report, notes),
+        columns=[title for _, title in view.HEADLINE],
+        mix=_mix(report),
+        slices={kind: view.slices(report, kind, notes) for kind in ("category", "subcategory")},
+        notes=notes.reasons,
+        confusions=view.confusions(report),
+        published=published(),
+        ranked=view.ranked([report]),
+        comparable=is_the_benchmark(report),
+        score_pictures=of_scores(evidence.traced, whole),
+        thresholds=view.thresholds(evidence.traced.sweep),
+        swept=[title for _, title in view.SWEPT],
+        imported=view.is_imported(report),
+        pace_pictures=of_pace(evidence.pace) if evidence.pace and not view.is_imported(report) else [],
+        told=view.told(evidence.mistakes.listed, with_text=with_text),
+        with_text=with_text,
+        spec=_spec(report),
+    )
+
+
+def _mix(report: RunReport) -> list[tuple[str, int, list[int]]]:
+    """What was said of the rows of each source, for runs without human labels."""
+    rows = []
+    for group in [*view.of_kind(report, "source"), *view.of_kind(report, "all")]:
+        counts = [int(group.value(name) or 0) for name in ("verdict_unsafe", "verdict_safe", "unparseable", "dead")]
+        rows.append(("All" if group.kind == "all" else group.name or "(no source)", sum(counts), counts))
+    return rows
+
+
+def _spec(report: RunReport) -> dict[str, object]:
+    """What was asked for, without what is as usual."""
+    asked = report.spec.model_dump(mode="json", exclude_defaults=True)
+    return {
+        "mode": report.spec.mode.value,
+        **asked,
+        "seed": report.spec.seed if report.spec.seed is not None else "none",
+    }

@@ -1,0 +1,1 @@
+"""Drills that need more of a machine than the tests may ask for."""

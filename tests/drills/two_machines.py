@@ -1,0 +1,288 @@
+"""`python -m tests.drills.two_machines`: three machines on one, as network namespaces, and a cable that is pulled.
+
+    servers     Valkey and Postgres over TCP with passwords, the collector, the producer
+    machine-a   a worker, joined to the servers by one cable (a veth pair)
+    machine-b   a worker, joined to the servers by another cable
+
+Nothing but the two URLs is shared: every machine has its own state folder and host name. A run is judged by both; in
+the middle of a second one machine-b's cable is pulled. Both runs must end whole and verify. Needs root, `ip` and
+`unshare` (Debian: iproute2, util-linux); all addresses lie within the namespaces and vanish with them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final
+
+import redis
+import sqlalchemy as sa
+
+from infra.embedded_places import Binaries, find_binaries, postgres_user
+from infra.ledger.connection import open_ledger
+from infra.process import module_path, stop, wait_until
+from infra.settings import child_environment
+
+SERVERS: Final = "servers"
+MACHINES: Final = {"machine-a": "10.77.1", "machine-b": "10.77.2"}
+"""Each machine's name and the network of its cable: the servers are .1 on it, the machine .2."""
+WAIT_S: Final = 90.0
+
+
+class Place:
+    """A namespace with a host name and a state folder of its own."""
+
+    def __init__(self, name: str, namespace: str, folder: Path, environment: dict[str, str]) -> None:
+        self.name = name
+        self.namespace = namespace
+        self._folder = folder / name
+        self._folder.mkdir()
+        self._environment = {**environment, "LIBRA_STATE_DIR": str(self._folder), "PYTHONPATH": module_path()}
+
+    def command(self, *command: str) -> list[str]:
+        """A command as it must be called to run there."""
+        renamed = f'hostname {self.name} && exec "$@"'
+        return ["ip", "netns", "exec", self.namespace, "unshare", "--uts", "sh", "-c", renamed, "-", *command]
+
+    def libra(self, *arguments: str) -> list[str]:
+        """A libra command as it must be called to run there."""
+        return self.command(sys.executable, "-m", "infra.cli", *arguments)
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start a libra command there; it dies with us."""
+        log = self._folder / f"{arguments[0]}.log"
+        with log.open("wb") as output:
+            return subprocess.Popen(
+                self.libra(*arguments),
+                env=child_environment(**self._environment, LIBRA_PARENT_PID=str(os.getpid())),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+
+    def run(self, *arguments: str) -> str:
+        """Run a libra command there and show it; what it printed."""
+        print(f"\n{self.name}$ libra {' '.join(arguments)}", flush=True)
+        done = subprocess.run(
+            self.libra(*arguments),
+            env=child_environment(**self._environment),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        print((done.stdout or done.stderr).rstrip(), flush=True)
+        if done.returncode:
+            raise SystemExit(f"libra {arguments[0]} on {self.name} failed ({done.returncode}): {done.stderr}")
+        return done.stdout
+
+
+def ip(*arguments: str) -> None:
+    """Run ip."""
+    subprocess.run(["ip", *arguments], check=True)
+
+
+@contextmanager
+def cabled() -> Iterator[dict[str, str]]:
+    """The namespaces and the cables between them; yields the namespaces' names by place."""
+    tag = f"lf{os.getpid()}"
+    names = {place: f"{tag}-{place}" for place in (SERVERS, *MACHINES)}
+    with ExitStack() as undo:
+        for name in names.values():
+            ip("netns", "add", name)
+            undo.callback(ip, "netns", "del", name)
+            ip("-n", name, "link", "set", "lo", "up")
+        for number, (machine, network) in enumerate(MACHINES.items()):
+            ours, theirs = f"{tag}s{number}", f"{tag}m{number}"
+            ip("link", "add", ours, "netns", names[SERVERS], "type", "veth", "peer", theirs, "netns", names[machine])
+            for name, end, address in ((names[SERVERS], ours, 1), (names[machine], theirs, 2)):
+                ip("-n", name, "address", "add", f"{network}.{address}/30", "dev", end)
+                ip("-n", name, "link", "set", end, "up")
+        yield names
+
+
+def pull_cable(namespace: str) -> None:
+    """Take every link of a machine down but its own loopback."""
+    listed = subprocess.run(["ip", "-n", namespace, "-o", "link"], capture_output=True, text=True, check=True)
+    for line in listed.stdout.splitlines():
+        name = line.split(":")[1].strip().partition("@")[0]
+        if name != "lo":
+            ip("-n", namespace, "link", "set", name, "down")
+
+
+def start_valkey(namespace: str, binaries: Binaries, folder: Path, password: str) -> subprocess.Popen[bytes]:
+    """A broker that listens on both cables and asks for a password, which no process list shows."""
+    conf = folder / "valkey.conf"
+    bind = " ".join(f"{network}.1" for network in MACHINES.values())
+    socket = folder / "valkey.sock"
+    conf.write_text(
+        f"bind {bind}\nport 6379\nunixsocket {socket}\nrequirepass {password}\nappendonly yes\ndir {folder}\n"
+        'maxmemory-policy noeviction\nsave ""\n'
+    )
+    conf.chmod(0o600)
+    return _start(namespace, [str(binaries.valkey_server), str(conf)], folder / "valkey.log")
+
+
+def start_postgres(namespace: str, binaries: Binaries, folder: Path, password: str) -> subprocess.Popen[bytes]:
+    """A database that listens on both cables and knows who comes by SCRAM alone."""
+    user = postgres_user()
+    data, secret = folder / "data", folder / "password"
+    secret.write_text(password)
+    if user:
+        for path in (folder, secret):
+            os.chown(path, user.pw_uid, user.pw_gid)
+    as_user = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"] if user else []
+    initdb = [str(binaries.initdb), "-D", str(data), "-U", "libra", "--auth=scram-sha-256", f"--pwfile={secret}"]
+    subprocess.run([*as_user, *initdb, "--encoding=UTF8", "--locale=C"], check=True, stdout=subprocess.DEVNULL, cwd="/")
+    with (data / "pg_hba.conf").open("a") as rules:
+        rules.writelines(f"host all all {network}.0/30 scram-sha-256\n" for network in MACHINES.values())
+    addresses = ",".join(f"{network}.1" for network in MACHINES.values())
+    options = {"listen_addresses": addresses, "unix_socket_directories": str(folder), "port": "5432"}
+    settings = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
+    return _start(namespace, [*as_user, str(binaries.postgres), "-D", str(data), *settings], folder / "postgres.log")
+
+
+def _start(namespace: str, command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            ["ip", "netns", "exec", namespace, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd="/",
+        )
+
+
+class Fleet:
+    """The three places, and the servers as this script itself sees them, by socket files."""
+
+    def __init__(self, folder: Path, names: dict[str, str], environment: dict[str, str], password: str) -> None:
+        self.names = names
+        self.broker = redis.Redis(unix_socket_path=str(folder / "valkey.sock"), password=password)
+        self._database_url = f"postgresql://libra:{password}@/postgres?host={folder / 'postgres'}"
+        self.places = {}
+        for place in (SERVERS, *MACHINES):
+            network = MACHINES.get(place, MACHINES["machine-a"])
+            urls = {
+                "LIBRA_REDIS_URL": f"redis://:{password}@{network}.1:6379/0",
+                "LIBRA_DATABASE_URL": f"postgresql://libra:{password}@{network}.1:5432/postgres",
+            }
+            self.places[place] = Place(place, names[place], folder, {**environment, **urls})
+
+    def ledger(self) -> sa.Engine:
+        """The ledger, reached by its socket file."""
+        return open_ledger(self._database_url, wait_s=30)
+
+    def judged_by(self, run: str) -> dict[str, int]:
+        """Items that each machine judged."""
+        statement = sa.text(
+            "SELECT regexp_replace(worker, '-[0-9]+-[0-9]+$', '') AS machine, sum(c.settled)::int AS items "
+            "FROM chunks c JOIN runs r ON r.id = c.run_id WHERE r.name = :run AND worker IS NOT NULL "
+            "GROUP BY 1 ORDER BY 1"
+        )
+        with self.ledger().connect() as connection:
+            return {row.machine: row.items for row in connection.execute(statement, {"run": run})}
+
+
+@contextmanager
+def fleet() -> Iterator[Fleet]:
+    """Servers and a collector in one namespace, ready; nothing of it is left afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="libra-two-machines-"))
+    folder.chmod(0o755)  # Postgres, which runs as another user, must be able to walk through
+    password = secrets.token_hex(16)
+    environment = {"LIBRA_BULK_LEASE_S": "6", "LIBRA_RECONCILE_EVERY_S": "1", "LIBRA_LOG_FORMAT": "json"}
+    with ExitStack() as undo:
+        undo.callback(shutil.rmtree, folder, ignore_errors=True)
+        names = undo.enter_context(cabled())
+        binaries = find_binaries()
+        (folder / "postgres").mkdir(mode=0o700)
+        for server, signal_number in (
+            (start_valkey(names[SERVERS], binaries, folder, password), signal.SIGTERM),
+            (start_postgres(names[SERVERS], binaries, folder / "postgres", password), signal.SIGINT),
+        ):
+            undo.callback(stop, server, grace_s=20, signal_number=signal_number)
+        found = Fleet(folder, names, environment, password)
+        assert wait_until(lambda: _answers(found.broker), timeout_s=WAIT_S), (folder / "valkey.log").read_text()
+        found.ledger().dispose()
+        yield found
+
+
+def _answers(broker: redis.Redis) -> bool:
+    try:
+        return bool(broker.ping())
+    except redis.RedisError:
+        return False
+
+
+def judge_apart(found: Fleet, guard: str, items: int, folder: Path) -> None:
+    """Two runs over both machines; in the second one a cable is pulled.
+
+    Raises:
+        SystemExit: a command failed, `libra verify` among them.
+    """
+    with ExitStack() as undo:
+        servers = found.places[SERVERS]
+        servers.run("migrate")
+        for name, command in (
+            (SERVERS, ("collector",)),
+            *((machine, ("worker", "--guard", guard, "--devices", "cpu", *_slow(guard))) for machine in MACHINES),
+        ):
+            undo.callback(stop, found.places[name].start(*command), grace_s=15)
+        ready = ("libra:board:workers", 1 + len(MACHINES))
+        assert wait_until(lambda: found.broker.scard(ready[0]) == ready[1], timeout_s=WAIT_S), "they do not all come up"
+        source = folder / "items.jsonl"
+        source.write_text("".join(_record(number) for number in range(items)), encoding="utf-8")
+        options = ("--guard", guard)
+        servers.run("status")
+        found.places["machine-a"].run("doctor", "--guard", guard, "--devices", "cpu")
+        servers.run("bench", "run", str(source), *options, "--no-local", "--name", "together")
+        print(f"judged by: {found.judged_by('together')}")
+        servers.run("bench", "submit", str(source), *options, "--name", "unplugged")
+        assert wait_until(lambda: len(found.judged_by("unplugged")) == len(MACHINES), timeout_s=WAIT_S)
+        print("\n… the cable of machine-b is pulled")
+        pulled_at = time.monotonic()
+        pull_cable(found.names["machine-b"])
+        servers.run("bench", "watch", "unplugged", "--no-local")
+        print(
+            f"judged by: {found.judged_by('unplugged')}; it ended {time.monotonic() - pulled_at:.1f} s after the pull"
+        )
+        for run in ("together", "unplugged"):
+            servers.run("verify", run)
+
+
+def _slow(guard: str) -> tuple[str, ...]:
+    return ("--fake-item-ms", "2") if guard == "fake" else ()
+
+
+def _record(number: int) -> str:
+    label = "不安全" if number % 2 else "安全"
+    record = {"id": f"item-{number}", "question": "", "response": f"第{number}条文本", "label": label}
+    return json.dumps({**record, "source": "Real Data"}, ensure_ascii=False) + "\n"
+
+
+def main() -> int:
+    """Run the drill."""
+    parser = argparse.ArgumentParser(prog="python -m tests.drills.two_machines", description=__doc__)
+    parser.add_argument("--guard", default="fake", help="fake (2 ms an item) or libra-tiny")
+    parser.add_argument("--items", type=int, default=6_000)
+    options = parser.parse_args()
+    with fleet() as found, tempfile.TemporaryDirectory() as folder:
+        judge_apart(found, options.guard, options.items, Path(folder))
+    print("\nnothing was lost")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

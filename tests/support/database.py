@@ -1,0 +1,25 @@
+"""An empty Postgres database of a test's own."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+from psycopg import sql
+from sqlalchemy import make_url
+
+from infra.embedded import ServerUrls
+
+
+@contextmanager
+def fresh_database(servers: ServerUrls) -> Iterator[str]:
+    """Its URL; dropped afterwards even if connections are left open."""
+    url = make_url(servers.database_url)
+    name = f"test_{uuid.uuid4().hex}"
+    admin = url.set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        yield url.set(database=name).render_as_string(hide_password=False)
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))

@@ -1,0 +1,113 @@
+"""What the doctor knows of devices and checkpoints without loading anything."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+
+from schemas.guards import GUARDS
+from worker.doctor.finding import Finding, Level
+from worker.doctor.machine import Device, check_checkpoint, check_devices, list_devices, parameters
+
+GIB = 2**30
+SMALL, LARGE = Device("0", "small", 8 * GIB, 8 * GIB), Device("1", "large", 80 * GIB, 79 * GIB)
+SEVEN_B = "libra-guard-qwen2.5-7b-instruct"
+
+
+def wrong(findings: list[Finding]) -> list[tuple[str, str, str]]:
+    return [(one.check, one.level.value, one.what) for one in findings if one.level is not Level.GOOD]
+
+
+def examined(wanted: str, guard: str, devices: list[Device], visible: str | None = None) -> list[tuple[str, str, str]]:
+    return wrong(list(check_devices(wanted, guard, None, visible=visible, devices=devices)))
+
+
+def test_devices_are_what_nvidia_smi_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho '0, NVIDIA H100 80GB HBM3, 81559, 80994'\necho '1, Old, [N/A], [N/A]'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    assert list_devices() == [Device("0", "NVIDIA H100 80GB HBM3", 81_559 << 20, 80_994 << 20)]
+
+
+def test_without_nvidia_smi_there_is_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    (device,) = list_devices()
+    assert device.id == "cpu"
+    assert 0 < device.free_bytes <= device.total_bytes
+
+
+@pytest.mark.parametrize(
+    ("hub_id", "size"),
+    [
+        ("01-ai/Yi-1.5-9B-Chat", 9e9),
+        ("Qwen/Qwen2.5-0.5B-Instruct", 0.5e9),
+        ("kakaocorp/kanana-safeguard-prompt-2.1b", 2.1e9),
+        ("ibm-granite/granite-guardian-3.2-3b-a800m", 3e9),
+        ("allenai/wildguard", None),
+    ],
+)
+def test_a_models_own_name_says_its_size_or_nothing_does(hub_id: str, size: float | None) -> None:
+    (card,) = [card for card in GUARDS.values() if card.hub_id == hub_id]
+    assert card.nominal_parameters == size
+
+
+def test_a_guard_that_fits_is_fine_and_one_that_does_not_is_an_error() -> None:
+    assert examined("1", SEVEN_B, [SMALL, LARGE]) == []
+    (found,) = examined("0", SEVEN_B, [SMALL, LARGE])
+    assert found[:2] == ("device memory", "error")
+    assert "7 billion parameters in bfloat16 are 13.0 GiB, device 0 (small) has 8.0 GiB" in found[2]
+    assert [check for check, _, _ in examined("all", SEVEN_B, [SMALL, LARGE])] == ["device memory"]
+    assert examined("all", SEVEN_B, [SMALL, LARGE], visible="1") == []
+
+
+def test_memory_that_others_hold_is_a_warning() -> None:
+    (found,) = examined("1", SEVEN_B, [LARGE._replace(free_bytes=10 * GIB)])
+    assert found[:2] == ("device memory", "warning")
+    assert "10.0 GiB are free" in found[2]
+
+
+def test_devices_that_are_not_there_or_no_devices_at_all_are_named() -> None:
+    assert examined("3", SEVEN_B, [LARGE])[0] == ("devices", "error", "there is no device 3; there are 1")
+    assert examined("gpu", SEVEN_B, [LARGE])[0][:2] == ("devices", "error")
+    assert examined("0", "wildguard", [SMALL])[0][:2] == ("device memory", "warning")
+    assert examined("0", "fake", [SMALL]) == []
+
+
+def write_safetensors(path: Path, shape: list[int], *, data: bytes) -> None:
+    header = json.dumps({"w": {"dtype": "U8", "shape": shape, "data_offsets": [0, 6]}, "__metadata__": {}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + data)
+
+
+def checkpoint(folder: Path, *, data: bytes = b"123456", index: list[str] | None = None) -> list[tuple[str, str, str]]:
+    for name in ("config.json", "tokenizer.json"):
+        (folder / name).write_text("{}")
+    write_safetensors(folder / "model.safetensors", [2, 3], data=data)
+    if index:
+        named = {f"tensor-{number}": name for number, name in enumerate(index)}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": named}))
+    return wrong(list(check_checkpoint("mine", str(folder))))
+
+
+def test_a_whole_checkpoint_is_fine_and_its_parameters_are_counted(tmp_path: Path) -> None:
+    assert checkpoint(tmp_path) == []
+    assert parameters("mine", str(tmp_path)) == 6
+
+
+def test_a_file_that_was_cut_off_or_is_missing_is_an_error(tmp_path: Path) -> None:
+    assert "cannot be loaded: model.safetensors has" in checkpoint(tmp_path, data=b"123")[0][2]
+    assert "b.safetensors of its index are missing" in checkpoint(tmp_path, index=["b.safetensors"])[0][2]
+    (tmp_path / "model.safetensors").write_bytes(b"<html>")
+    assert "is no safetensors file" in wrong(list(check_checkpoint("mine", str(tmp_path))))[0][2]
+    assert parameters("mine", str(tmp_path)) is None
+
+
+def test_what_is_not_here_is_an_error_for_a_path_and_a_warning_for_the_hub(tmp_path: Path) -> None:
+    assert wrong(list(check_checkpoint("mine", str(tmp_path / "no"))))[0][:2] == ("checkpoint", "error")
+    assert wrong(list(check_checkpoint(SEVEN_B, None)))[0][:2] == ("checkpoint", "warning")
+    assert wrong(list(check_checkpoint("no-such-guard", None)))[0][:2] == ("checkpoint", "error")

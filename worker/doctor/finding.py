@@ -1,0 +1,40 @@
+"""What the doctor found: a level, a sentence, why it matters and what to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Level(StrEnum):
+    """An error stops work or endangers it; a warning costs something or will."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    GOOD = "ok"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fact. `check` names what was looked at; `do` is a command wherever one helps."""
+
+    check: str
+    level: Level
+    what: str
+    why: str = ""
+    do: str = ""
+
+
+def good(check: str, what: str) -> Finding:
+    """Nothing to do."""
+    return Finding(check, Level.GOOD, what)
+
+
+def warning(check: str, what: str, *, why: str, do: str) -> Finding:
+    """It costs something, or will."""
+    return Finding(check, Level.WARNING, what, why, do)
+
+
+def error(check: str, what: str, *, why: str, do: str) -> Finding:
+    """It stops work, or endangers it."""
+    return Finding(check, Level.ERROR, what, why, do)
