@@ -40,6 +40,7 @@ ANSWER_PIECE: Final = _DIALOGUE_PIECES[1]
 """What stands between question and answer."""
 _ANSWER_PIECES: Final = (PREFILL, '",\n', '  "分析": "', '"\n}')
 _PIECES: Final = (f"user\n{INSTRUCTION}", TEXT_PIECE, ANSWER_PIECE, "assistant\n", *_ANSWER_PIECES)
+# Line ends stand alone: beside one of a text's own, a piece of the prompt that begins with one is still found.
 _SPLIT: Final = "|".join(
     [
         *map(re.escape, _PIECES),
@@ -48,8 +49,8 @@ _SPLIT: Final = "|".join(
         r"\p{N}",
         r"[\p{L}&&[^\p{Han}]]+",
         r"[^\s\p{L}\p{N}]",
-        r"\s*[\r\n]+",
-        r"\s+",
+        r"[\r\n]",
+        r"[^\S\r\n]+",
     ]
 )
 

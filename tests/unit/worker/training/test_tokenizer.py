@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from infra.errors import GuardError
@@ -47,14 +49,20 @@ def test_the_fixed_prompt_takes_few_tokens(tokenizer: Tokenizer) -> None:
 
 
 def test_no_token_joins_two_characters_of_a_chinese_text(tokenizer: Tokenizer) -> None:
-    text = "怎样防范诈骗？！2024年，先报警。。"
-    assert [tokenizer.decode([token]) for token in encode_plain(tokenizer, text)] == list(text)
+    text = "怎样防范诈骗？！2024年，\n\n先报警。。"
+    whole = encode_plain(tokenizer, text)
+    assert whole == [token for character in text for token in encode_plain(tokenizer, character)]
 
 
-def test_pieces_of_the_prompt_are_tokens_of_their_own_beside_any_text(tokenizer: Tokenizer) -> None:
-    ids = encode_plain(tokenizer, "user\n" + user_turn("：“问\n", "：答"))
+@given(st.text("：“问\n\r 　#a1", max_size=8), st.text("：“答\n\r 　#a1", max_size=8))
+def test_pieces_of_the_prompt_are_tokens_of_their_own_beside_any_text(
+    tokenizer: Tokenizer, question: str, response: str
+) -> None:
+    ids = encode_plain(tokenizer, f"user\n{user_turn(question, response)}")
+    at = ids.index(piece_id(tokenizer, ANSWER_PIECE))
     assert ids.index(piece_id(tokenizer, TEXT_PIECE)) == 1
-    assert piece_id(tokenizer, ANSWER_PIECE) in ids
+    assert tokenizer.decode(ids[2:at]) == question
+    assert tokenizer.decode(ids[at + 1 :]) == f"{response}\n"
 
 
 def test_a_prompt_that_is_not_one_token_is_refused(rows: list[Row]) -> None:
