@@ -34,10 +34,22 @@ def test_slots_that_one_text_alone_sets_weigh_nothing(examples: list[Example], t
     config = new_model(tokenizer, SHAPE, RECIPE.slots).config
     found = presence([example.ids[: example.label] for example in examples], config)
     used, kept = in_use(found, RECIPE)
+    assert 0 < len(used) < len(found.slots.unique())
     counts = torch.bincount(found.slots, minlength=RECIPE.slots)
     assert used.tolist() == (counts >= 2).nonzero()[:, 0].tolist()
     assert torch.bincount(used[kept.slots], minlength=RECIPE.slots).tolist() == (counts * (counts >= 2)).tolist()
     assert set(fit_table(examples, config, RECIPE).nonzero()[:, 0].tolist()) <= set(used.tolist())
+
+
+def test_dialogues_change_nothing_of_what_comments_say(
+    examples: list[Example], rows: list[Row], tokenizer: Tokenizer
+) -> None:
+    config = new_model(tokenizer, SHAPE, RECIPE.slots).config
+    comments = [example for example, row in zip(examples, rows, strict=True) if not row.question]
+    of_comments = presence([example.ids[: example.label] for example in comments], config)
+    assert 0 < len(comments) < len(examples)
+    sums = [of_comments.sums(fit_table(part, config, RECIPE)) for part in (comments, examples)]
+    assert torch.allclose(*sums, atol=0.2)  # what is left are slots that two n-grams happen to share
 
 
 def test_shares_find_the_logistic_model_that_made_the_labels() -> None:
