@@ -24,6 +24,7 @@ from infra.patience import forgiving
 from infra.together import Together
 from schemas.messages import VerdictChunk, decode_chunk
 from schemas.retention import Retention
+from worker.collector.counts import count_settled
 from worker.collector.report import build_report
 
 _RETRY_MAX_S: Final = 1.0
@@ -84,9 +85,10 @@ class Collector:
     def _settle_all(self, chunks: list[VerdictChunk]) -> Sequence[settlement.Settled | Exception]:
         """One transaction for what waits together, then word to those who wait for it."""
         outcomes = self._patiently(lambda: settlement.settle_all(self._engine, chunks, retention=self._retention))
-        settled = [chunk for chunk, outcome in zip(chunks, outcomes, strict=True) if not isinstance(outcome, Exception)]
+        told = zip(chunks, outcomes, strict=True)
+        settled = [(chunk, outcome) for chunk, outcome in told if not isinstance(outcome, Exception)]
         with forgiving("settled"):
-            self._board.note_settled(settled)
+            self._board.note_settled([chunk for chunk, _ in settled], count_settled(settled).fields())
         return outcomes
 
     def finalize(self, run_id: str) -> None:

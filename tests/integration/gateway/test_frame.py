@@ -46,10 +46,16 @@ def test_readiness_names_the_servers_and_who_judges(api: TestClient, services: S
 
 def test_a_broker_that_is_away_makes_the_gateway_unready(settings: Settings, database_url: str) -> None:
     services = Services(settings, "redis://127.0.0.1:1/0", database_url, embedded=True)
-    answer = TestClient(build_app(services)).get("/readyz")
+    client = TestClient(build_app(services))
+    answer = client.get("/readyz")
+    metrics = client.get("/metrics").text
 
     assert answer.status_code == 503
     assert (answer.json()["ledger"], answer.json()["broker"]) == ("ok", "away")
+    assert 'libra_server_up{server="ledger"} 1.0' in metrics
+    assert 'libra_server_up{server="broker"} 0.0' in metrics
+    assert "libra_dead_items 0.0" in metrics
+    assert "libra_queue_chunks{" not in metrics
     services.engine.dispose()
 
 
@@ -60,6 +66,8 @@ def test_metrics_count_requests_by_route_and_never_by_path(api: TestClient) -> N
 
     assert 'libra_gateway_requests_total{method="GET",route="/healthz",status="200"} 1.0' in text
     assert 'libra_queue_chunks{guard="fake",lane="live"} 0.0' in text
+    assert 'libra_items_pending{guard="fake",lane="bulk"} 0.0' in text
+    assert 'libra_server_up{server="ledger"} 1.0' in text
     assert "user-chosen" not in text
 
 
