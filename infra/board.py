@@ -110,28 +110,25 @@ class Board:
         """Chunks that a live consumer works on."""
         return cast("list[str]", self._redis.eval(_HELD, 1, self._key("held", queue), str(HELD_FOR_S)))
 
-    def note_settled(self, chunks: Sequence[VerdictChunk], counts: Mapping[str, float] | None = None) -> None:
-        """Tell those who wait, let redelivered copies of the chunks be skipped, and count what this was."""
+    def note_settled(self, chunks: Sequence[VerdictChunk]) -> None:
+        """Tell those who wait, and let redelivered copies of the chunks be skipped."""
         with self._redis.pipeline(transaction=False) as pipe:
             for chunk in chunks:
                 pipe.set(self._key("settled", chunk.chunk_id), 1, ex=self._remember_s)
                 pipe.delete(self._key("deliveries", chunk.chunk_id))
                 pipe.publish(self._key("run", chunk.run_id), json.dumps([verdict.seq for verdict in chunk.verdicts]))
-            self._add(pipe, counts or {})
             pipe.execute()
 
     def count(self, counts: Mapping[str, float]) -> None:
-        """Add to the fleet's counts."""
-        with self._redis.pipeline(transaction=False) as pipe:
-            self._add(pipe, counts)
-            pipe.execute()
-
-    def _add(self, pipe: redis.client.Pipeline, counts: Mapping[str, float]) -> None:
+        """Add to the fleet's counts, by field."""
+        if not counts:
+            return
         key = self._key("counts")
-        for field, count in counts.items():
-            pipe.hincrbyfloat(key, field, count)
-        if counts:
+        with self._redis.pipeline(transaction=False) as pipe:
+            for field, count in counts.items():
+                pipe.hincrbyfloat(key, field, count)
             pipe.expire(key, _COUNTS_KEPT_S)
+            pipe.execute()
 
     def counts(self) -> dict[str, str]:
         """The fleet's counts so far; from zero again where Redis was lost, or after a month without one."""

@@ -75,7 +75,7 @@ DEVICE_PADDED_TOKENS: Final = Metric(
 DEVICE_BUSY: Final = Metric("libra_device_busy_seconds_total", Kind.COUNTER, "Time spent in batches", _DEVICE)
 DEVICE_BUDGET: Final = Metric("libra_device_budget_tokens", Kind.GAUGE, "Token budget of a batch as it is now", _DEVICE)
 
-# Counted on the board by those who did it, once per transaction.
+# Counted by those who did it, and added up on the board once a second.
 ITEMS_SETTLED: Final = Metric("libra_items_settled_total", Kind.COUNTER, "Items settled", (*_LANE, "outcome", "label"))
 ITEMS_CACHED: Final = Metric(
     "libra_items_cached_total", Kind.COUNTER, "Items settled by an answer from the cache", _LANE

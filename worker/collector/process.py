@@ -43,9 +43,11 @@ def run_collector(services: Services) -> None:
     with announced(board, "collector") as worker_id:
         reconciler = Reconciler(engine, board, publisher, settings)
         threading.Thread(target=reconciler.run, args=(stop,), daemon=True).start()
+        threading.Thread(target=collector.counts.run, args=(stop,), daemon=True).start()
         log.info("collector_ready", worker=worker_id)
         run_celery(app, board, VERDICTS, FINALIZING, threads=settings.collector_threads, hostname=worker_id)
         stop.set()
+        collector.counts.tell()
 
 
 def _register(app: Celery, collector: Collector, board: Board) -> None:

@@ -24,7 +24,7 @@ from infra.patience import forgiving
 from infra.together import Together
 from schemas.messages import VerdictChunk, decode_chunk
 from schemas.retention import Retention
-from worker.collector.counts import count_settled
+from worker.collector.counts import Counts
 from worker.collector.report import build_report
 
 _RETRY_MAX_S: Final = 1.0
@@ -61,6 +61,7 @@ class Collector:
         self._finalize_lease_s = finalize_lease_s
         self._retention = retention
         self._stopping = stopping
+        self.counts = Counts(board)
         self._settle_together = Together(self._settle_all, at_most=_JOINT_CHUNKS)
 
     def settle(self, body: str) -> None:
@@ -85,10 +86,11 @@ class Collector:
     def _settle_all(self, chunks: list[VerdictChunk]) -> Sequence[settlement.Settled | Exception]:
         """One transaction for what waits together, then word to those who wait for it."""
         outcomes = self._patiently(lambda: settlement.settle_all(self._engine, chunks, retention=self._retention))
-        told = zip(chunks, outcomes, strict=True)
-        settled = [(chunk, outcome) for chunk, outcome in told if not isinstance(outcome, Exception)]
+        pairs = zip(chunks, outcomes, strict=True)
+        settled = [(chunk, outcome) for chunk, outcome in pairs if not isinstance(outcome, Exception)]
         with forgiving("settled"):
-            self._board.note_settled([chunk for chunk, _ in settled], count_settled(settled).fields())
+            self._board.note_settled([chunk for chunk, _ in settled])
+        self.counts.count(settled)
         return outcomes
 
     def finalize(self, run_id: str) -> None:
