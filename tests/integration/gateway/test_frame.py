@@ -46,16 +46,10 @@ def test_readiness_names_the_servers_and_who_judges(api: TestClient, services: S
 
 def test_a_broker_that_is_away_makes_the_gateway_unready(settings: Settings, database_url: str) -> None:
     services = Services(settings, "redis://127.0.0.1:1/0", database_url, embedded=True)
-    client = TestClient(build_app(services))
-    answer = client.get("/readyz")
-    metrics = client.get("/metrics").text
+    answer = TestClient(build_app(services)).get("/readyz")
 
     assert answer.status_code == 503
     assert (answer.json()["ledger"], answer.json()["broker"]) == ("ok", "away")
-    assert 'libra_server_up{server="ledger"} 1.0' in metrics
-    assert 'libra_server_up{server="broker"} 0.0' in metrics
-    assert "libra_dead_items 0.0" in metrics
-    assert "libra_queue_chunks{" not in metrics
     services.engine.dispose()
 
 
