@@ -14,10 +14,10 @@ from fastapi.responses import Response
 
 from infra.errors import ServerError
 from infra.ledger.intake import ledger_now
+from infra.pressure import oldest_age_s
 from producer.gateway.metrics import CONTENT_TYPE
 from producer.gateway.problems import ProblemError
 from producer.gateway.state import Gateway, gateway_of
-from producer.pressure import oldest_age_s
 from schemas.messages import Lane
 
 _ANSWER_WITHIN_S: Final = 3.0
