@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SEED ?= 1
 BENCH ?=
 
-.PHONY: help setup demo test lint check bench drill two-machines fuzz clean
+.PHONY: help setup demo test lint docs check bench drill two-machines fuzz clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,7 +46,10 @@ lint: $(STAMP) ## Style, types and import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: lint test ## Everything CI checks
+docs: $(STAMP) ## Build the documentation site into out/docs/site; any warning fails
+	$(BIN)/python -m docs.site
+
+check: lint docs test ## Everything CI checks
 
 bench: $(STAMP) ## Measure everything in tests/benchmarks beside its bar (BENCH: some by name)
 	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS),peers]'

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -14,13 +14,14 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 
 from infra.errors import DataError, RunError, ServerError, UsageError
 from infra.fleet import local_fleet, worker_is_up
-from infra.ledger import intake, reading
+from infra.ledger import cascades, intake, reading
 from infra.ledger.reading import RunStatus
 from infra.process import deferred_interrupt
 from infra.services import Services, services
 from infra.settings import load_settings
+from producer.cascade_report import cascade_report
 from producer.datasets import DataSet, Validation, open_dataset, valid_items, validate
-from producer.options import FleetChoice, Gate, Order, Outlet
+from producer.options import FleetChoice, Gate, GuardChoice, Order, Outlet
 from producer.report.evidence import gather
 from producer.report.json import to_json
 from producer.show import bad_rows, err, print_report, say
@@ -123,13 +124,14 @@ def carry_out(found: Services, order: Order, data: Checked, choice: FleetChoice,
     """
     known = known_run(found, order)
     run_id = known.id if known else intake.new_run_id()
-    ended = known is not None and known.state.ended
+    ended = known is not None and cascades.stages_of(found.engine, run_id)[-1].state.ended
     with fleet_for(found, order.spec, choice, needed=not ended) as fleet_lives:
         with detaching(found, run_id, fleet_lives) as check:
             begin(found, order, known, run_id)
             with progress_line(found.engine, run_id, err, total_items=data.validation.valid * order.spec.repeat):
                 data.feed(found, run_id, order.spec, check)
                 wait_for_end(found.engine, run_id, check=check)
+            follow_stages(found, run_id, check)
         finish(found, run_id, outlet)
 
 
@@ -154,15 +156,24 @@ def go_on(found: Services, run: RunStatus, choice: FleetChoice, outlet: Outlet, 
     """
     if run.spec.lane is Lane.LIVE:
         raise UsageError(f"{run.name} is live traffic, which has no end: `libra bench status` shows where it stands")
-    with fleet_for(found, run.spec, choice, needed=not run.state.ended) as fleet_lives:
-        with (
-            detaching(found, run.id, fleet_lives) as check,
-            progress_line(found.engine, run.id, err, total_items=run.expected),
-        ):
-            if data is not None:
-                data.feed(found, run.id, run.spec, check)
-            wait_for_end(found.engine, run.id, check=check)
+    ended = cascades.stages_of(found.engine, run.id)[-1].state.ended
+    with fleet_for(found, run.spec, choice, needed=not ended) as fleet_lives:
+        with detaching(found, run.id, fleet_lives) as check:
+            with progress_line(found.engine, run.id, err, total_items=run.expected):
+                if data is not None:
+                    data.feed(found, run.id, run.spec, check)
+                wait_for_end(found.engine, run.id, check=check)
+            follow_stages(found, run.id, check)
         finish(found, run.id, outlet)
+
+
+def follow_stages(found: Services, run_id: str, check: Callable[[], None]) -> None:
+    """Follow a cascade from its first run, which has ended, to the end of its last stage; nothing for other runs."""
+    while (stages := cascades.stages_of(found.engine, run_id))[-1].state.ended is False:
+        stage = stages[-1]
+        say(f"what was not sure goes on to {stage.spec.guard}: run {stage.name}")
+        with progress_line(found.engine, stage.id, err, total_items=stage.expected):
+            wait_for_end(found.engine, stage.id, check=check)
 
 
 @contextmanager
@@ -174,15 +185,36 @@ def fleet_for(
     needed: bool = True,
     worker_options: Sequence[str] = (),
 ) -> Iterator[Callable[[], None]]:
-    """A local fleet where one is wanted, or a word about a missing worker; yields what checks on the fleet."""
+    """A local fleet where one is wanted, or a word about a missing worker; yields what checks on the fleet.
+
+    A cascade has a worker for each of its guards.
+    """
+    guards = [GuardChoice(spec.guard, spec.checkpoint), *(GuardChoice(s.guard, s.checkpoint) for s in spec.stages)]
+    with ExitStack() as stack:
+        checks = [
+            stack.enter_context(_fleet_of(found, guard, choice, needed=needed, worker_options=worker_options))
+            for guard in guards
+        ]
+
+        def check_all() -> None:
+            for check in checks:
+                check()
+
+        yield check_all
+
+
+@contextmanager
+def _fleet_of(
+    found: Services, guard: GuardChoice, choice: FleetChoice, *, needed: bool, worker_options: Sequence[str]
+) -> Iterator[Callable[[], None]]:
     if needed and (choice.local or (choice.local is None and found.embedded)):
-        checkpoint = ["--checkpoint", spec.checkpoint] if spec.checkpoint else []
+        checkpoint = ["--checkpoint", guard.checkpoint] if guard.checkpoint else []
         options = ["--devices", choice.devices, *checkpoint, *worker_options]
-        with local_fleet(found, spec.guard, worker_options=options, say=lambda what: say(f"{what} …")) as fleet:
+        with local_fleet(found, guard.name, worker_options=options, say=lambda what: say(f"{what} …")) as fleet:
             yield fleet.check
         return
-    if needed and not worker_is_up(found, spec.guard):
-        say(f"no worker for {spec.guard} is up yet: start one with `libra worker --guard {spec.guard}`")
+    if needed and not worker_is_up(found, guard.name):
+        say(f"no worker for {guard.name} is up yet: start one with `libra worker --guard {guard.name}`")
     yield lambda: None
 
 
@@ -247,7 +279,7 @@ def finish(found: Services, run_id: str, outlet: Outlet) -> None:
     Raises:
         RunError: it was cancelled, an average is too low, or items died.
     """
-    stored = reading.stored_report(found.engine, run_id)
+    stored = report_of(found, run_id)
     if stored is None:
         raise RunError(f"run {run_id} ended without a report")
     price = found.settings.price_per_device_hour
@@ -258,6 +290,18 @@ def finish(found: Services, run_id: str, outlet: Outlet) -> None:
     if outlet.page:
         write_page(found, stored, outlet.page)
     _judge_outcome(stored, outlet.gates)
+
+
+def report_of(found: Services, run_id: str) -> RunReport | None:
+    """The report of a run that has ended, or None; of a cascade's first run, over all of its stages.
+
+    Raises:
+        UsageError: a stage of the cascade has not ended.
+    """
+    stages = cascades.stages_of(found.engine, run_id)
+    if stages[0].spec.stages and stages[0].state.ended:
+        return cascade_report(found.engine, stages)
+    return reading.stored_report(found.engine, run_id)
 
 
 def write_page(found: Services, report: RunReport, file: Path, *, with_text: bool = True) -> None:

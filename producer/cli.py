@@ -13,7 +13,9 @@ from pydantic import ValidationError
 
 from infra.errors import DataError, RunError, UsageError
 from infra.fleet import local_fleet
-from infra.ledger import intake, reading, settlement
+from infra.ledger import cascades, intake, reading, settlement
+from infra.ledger.reading import RunStatus
+from infra.services import Services
 from producer.bench import (
     begin,
     carry_out,
@@ -24,6 +26,7 @@ from producer.bench import (
     go_on,
     known_run,
     prepare,
+    report_of,
     write_page,
 )
 from producer.client import LiveClient
@@ -42,9 +45,9 @@ from producer.options import (
     mode_option,
     price_option,
     takes_fleet,
-    takes_order,
     takes_outlet,
 )
+from producer.orders import takes_order
 from producer.parity import parity
 from producer.show import print_json, print_report, print_runs, print_verdict, run_facts, say
 from producer.watch import wait_for_end
@@ -110,7 +113,7 @@ def resume(*, run: str, source: str | None, fleet: FleetChoice, outlet: Outlet) 
     """
     prepare(outlet)
     with connected() as found:
-        status = reading.run_status(found.engine, run)
+        status = _whole(found, run)
         if status.spec.parent and status.state is RunState.OPEN:
             raise UsageError(
                 f"run {status.name} is a child: go on with libra remoderate --guard {status.spec.guard} "
@@ -133,7 +136,7 @@ def watch(*, run: str, fleet: FleetChoice, outlet: Outlet) -> None:
     """Follow a run until it has ended, then print its table."""
     prepare(outlet)
     with connected() as found:
-        status = reading.run_status(found.engine, run)
+        status = _whole(found, run)
         if status.state is RunState.OPEN:
             say(f"run {status.name} takes items still; if nobody submits any more: libra bench resume {status.name}")
         go_on(found, status, fleet, outlet)
@@ -149,7 +152,7 @@ def status(*, run: str, as_json: bool) -> None:
         if as_json:
             print_json(run_facts(status))
         else:
-            print_runs([status])
+            print_runs(cascades.stages_of(found.engine, status.id))
 
 
 @bench.command(name="list")
@@ -172,7 +175,8 @@ def list_(*, limit: int, as_json: bool) -> None:
 def cancel(*, run: str) -> None:
     """End a run now: what is pending settles as dead with the reason "cancelled"."""
     with connected() as found:
-        status = reading.run_status(found.engine, run)
+        stages = cascades.stages_of(found.engine, reading.run_status(found.engine, run).id)
+        status = next((stage for stage in stages if not stage.state.ended), stages[-1])
         if status.state.ended:
             raise UsageError(f"run {status.name} has ended already: it is {status.state}")
         settled = settlement.cancel(found.engine, status.id)
@@ -195,7 +199,7 @@ def report(*, run: str, price_per_device_hour: float | None, html: Path | None, 
     """Print the report of a run that has ended, and write it as a page."""
     with connected() as found:
         status = reading.run_status(found.engine, run)
-        stored = reading.stored_report(found.engine, status.id)
+        stored = report_of(found, status.id)
         if stored is None:
             raise UsageError(f"run {status.name} is {status.state}: its report comes when it has ended")
         price = found.settings.price_per_device_hour if price_per_device_hour is None else price_per_device_hour
@@ -250,6 +254,14 @@ def judge(
         print_verdict(verdict, as_json=as_json)
     if verdict.outcome is Outcome.DEAD:
         raise RunError("the text could not be judged")
+
+
+def _whole(found: Services, run: str) -> RunStatus:
+    """A run by id or name; of a cascade's stage, the cascade's first run."""
+    status = reading.run_status(found.engine, run)
+    if cascades.is_later_stage(status.id, status.spec):
+        return reading.run_status(found.engine, cascades.first_id(status.id))
+    return status
 
 
 def _standard_input() -> str:

@@ -18,7 +18,7 @@ from infra.services import Services
 from producer.bench import connected, save_page, writable
 from producer.comparison import Comparison
 from producer.options import html_option, json_option
-from producer.report.board import COLUMNS, Contest, Standing, by_accuracy
+from producer.report.board import COLUMNS, COST_COLUMNS, Contest, Standing, by_accuracy
 from producer.report.markdown import to_markdown
 from producer.show import out, print_json
 from schemas.items import Label
@@ -70,8 +70,7 @@ def _standing(found: Services, run: str) -> Standing:
     report = reading.stored_report(found.engine, status.id)
     if report is None:
         raise UsageError(f"run {status.name} is {status.state}: it can be compared when it has ended")
-    workers = len(evidence.workers(found.engine, status.id))
-    return Standing(report, workers, evidence.volume(found.engine, status.id))
+    return Standing(report, evidence.volume(found.engine, status.id))
 
 
 def _contest(found: Services, first: Standing, second: Standing) -> Contest:
@@ -107,8 +106,7 @@ def _standing_facts(standing: Standing) -> dict[str, object]:
         **report.counts.model_dump(),
         "average": {metric.name: metric.value for metric in average.metrics} if average else {},
         "items_per_s": standing.items_per_s,
-        "workers": standing.workers,
-        "worker_s_per_1000": standing.worker_s_per_1000,
+        "device_s_per_1000": standing.device_s_per_1000,
         "tokens_per_item": standing.tokens_per_item,
     }
 
@@ -137,8 +135,16 @@ def _contest_facts(contest: Contest) -> dict[str, object]:
 
 
 def _parts(board: Sequence[Standing], contests: Sequence[Contest]) -> Iterator[Text | Table]:
-    rows = [(one.report.name, f"{one.report.counts.accepted:,}", *one.cells) for one in board]
-    yield _table(("Run", "n", *COLUMNS), rows)
+    names = [one.report.name for one in board]
+    counted = [(f"{one.report.counts.accepted:,}", *one.cells) for one in board]
+    quality = len(COLUMNS) - COST_COLUMNS + 1
+    yield _table(
+        ("Run", "n", *COLUMNS[:-COST_COLUMNS]), [(n, *row[:quality]) for n, row in zip(names, counted, strict=True)]
+    )
+    yield Text()
+    yield _table(
+        ("Run", *COLUMNS[-COST_COLUMNS:]), [(n, *row[quality:]) for n, row in zip(names, counted, strict=True)]
+    )
     for contest in contests:
         yield Text()
         yield Text(_clean(f"{contest.second.name} beside {contest.first.name}"), style="bold")
@@ -176,7 +182,9 @@ def _said(label: Label | None, score: float | None) -> tuple[str, str]:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for at, title in enumerate(head):
-        table.add_column(title, justify="right" if at else "left", overflow="fold", no_wrap=at > 0)
+        table.add_column(
+            title, justify="right" if at else "left", overflow="fold", min_width=0 if at else 8, no_wrap=at > 0
+        )
     for row in rows:
         table.add_row(*(Text(_clean(cell)) for cell in row))
     return table

@@ -21,7 +21,10 @@ _SHOW_TIMEOUT_S = 120.0
 @json_option
 @click.pass_context
 def guards(context: click.Context, *, as_json: bool) -> None:
-    """List the guards that can be run by name, each with an honest status."""
+    """List the guards that can be run by name, each with an honest status.
+
+    `libra bench run` also takes several in a row: --guard 'cascade:libra-tiny>libra-guard-qwen2.5-7b-instruct'.
+    """
     if context.invoked_subcommand is not None:
         return
     if as_json:

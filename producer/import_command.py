@@ -22,7 +22,8 @@ from producer.bench import connected, finish, prepare
 from producer.critic import read_critic
 from producer.datasets.raw import RawRecord, raw_records
 from producer.datasets.records import RowError
-from producer.options import Outlet, name_option, takes_outlet
+from producer.options import Outlet, takes_outlet
+from producer.orders import name_option
 from producer.report.view import IMPORTED
 from producer.show import say
 from producer.submit import seal

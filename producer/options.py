@@ -17,11 +17,9 @@ import click
 
 from infra.metrics import AVERAGED
 from schemas.guards import GUARDS, Mode
-from schemas.messages import Lane
 from schemas.runs import RunSpec
 
 DEFAULT_GUARD: Final = "libra-tiny"
-_LONGEST_NAME: Final = 100
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -68,20 +66,22 @@ class Outlet(NamedTuple):
 
 
 def _guard(_: click.Context, __: click.Parameter, value: str) -> GuardChoice:
+    return guard_named(value)
+
+
+def guard_named(value: str) -> GuardChoice:
+    """The guard that NAME or NAME=CHECKPOINT stands for.
+
+    Raises:
+        click.BadParameter: it has no card and no checkpoint.
+    """
     name, _equals, checkpoint = value.partition("=")
     if not name or (name not in GUARDS and not checkpoint):
         hint = _did_you_mean(name, GUARDS)
         raise click.BadParameter(
             f"no guard named {name!r}{hint} (`libra guards` lists them; NAME=FOLDER runs your own)"
         )
-    return GuardChoice(name, _absolute(checkpoint) if checkpoint else None)
-
-
-def _shard(_: click.Context, __: click.Parameter, value: str) -> tuple[int, int]:
-    index, _slash, count = value.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise click.BadParameter(f"{value!r}: expected I/N with 0 ≤ I < N, such as 0/4")
-    return int(index), int(count)
+    return GuardChoice(name, absolute(checkpoint) if checkpoint else None)
 
 
 def _gates(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[Gate, ...]:
@@ -101,23 +101,17 @@ def _gate(value: str) -> Gate:
     return Gate(metric, floor)
 
 
-def _name(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
-    if value is None or (0 < len(value) <= _LONGEST_NAME and value.isprintable() and value == value.strip()):
-        return value
-    raise click.BadParameter(f"1 to {_LONGEST_NAME} printable characters, no space at either end")
-
-
 def _did_you_mean(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.4)
     return f"; did you mean {', '.join(close)}?" if close else ""
 
 
-def _absolute(source: str) -> str:
+def absolute(source: str) -> str:
     """A path that still holds when the run is resumed in another folder; what is no path stays as it is."""
     return str(Path(source).resolve()) if Path(source).exists() else source
 
 
-def _stacked(command: Command[R], *options: Callable[[Command[R]], Command[R]]) -> Command[R]:
+def stacked(command: Command[R], *options: Callable[[Command[R]], Command[R]]) -> Command[R]:
     """The command with these options, in this order on its help page."""
     return functools.reduce(lambda stacked, option: option(stacked), reversed(options), command)
 
@@ -130,7 +124,6 @@ price_option = click.option(
     metavar="PRICE",
     help="What an hour of a device costs, in your currency. Default: LIBRA_PRICE_PER_DEVICE_HOUR.",
 )
-name_option = click.option("--name", callback=_name, help="A name of your own for the run.")
 html_option = click.option(
     "--html",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -152,13 +145,6 @@ mode_option = click.option(
 )
 
 
-_shard_option = click.option(
-    "--shard",
-    metavar="I/N",
-    callback=_shard,
-    default="0/1",
-    help="Only every N-th row, beginning with row I (the first is 0).",
-)
 analysis_option = click.option(
     "--analysis", is_flag=True, help="In mode generate, let the model write on after its verdict."
 )
@@ -188,65 +174,6 @@ def mode_for(guard: GuardChoice, mode: str | None) -> Mode:
     return Mode(mode)
 
 
-def takes_order(command: Command[R]) -> Command[R]:
-    """Give a command SOURCE and the options of a run, as one `order`."""
-
-    @functools.wraps(command)
-    def ordered(
-        *,
-        source: str,
-        guard: GuardChoice,
-        mode: str | None,
-        name: str | None,
-        shard: tuple[int, int],
-        limit: int | None,
-        seed: int | None,
-        repeat: int,
-        skip_invalid: bool,
-        cache: bool,
-        analysis: bool,
-        **rest: object,
-    ) -> R:
-        if seed is not None and limit is None:
-            raise click.UsageError("--seed chooses the sample that --limit takes: give both, or neither")
-        if cache and repeat > 1:
-            raise click.UsageError("--repeat judges every item anew: it goes with no --cache")
-        chosen = mode_for(guard, mode)
-        spec = RunSpec(
-            guard=guard.name,
-            checkpoint=guard.checkpoint,
-            mode=chosen,
-            lane=Lane.BULK,
-            source=_absolute(source) if source else source,
-            shard_index=shard[0],
-            shard_count=shard[1],
-            limit=limit,
-            repeat=repeat,
-            seed=seed,
-            skip_invalid=skip_invalid,
-            cache=cache,
-            verdict_only=chosen is Mode.GENERATE and not analysis,
-        )
-        return command(order=Order(source, spec, name), **rest)
-
-    return _stacked(
-        ordered,
-        click.argument("source"),
-        guard_option,
-        mode_option,
-        click.option(
-            "--name", callback=_name, help="A name of your own; given again, the same command goes on with the run."
-        ),
-        _shard_option,
-        click.option("--limit", type=click.IntRange(min=1), help="At most so many rows."),
-        click.option("--seed", type=int, help="With --limit: a random sample by this seed, not the first rows."),
-        click.option("--repeat", type=click.IntRange(min=1), default=1, help="Judge every item so many times."),
-        click.option("--skip-invalid", is_flag=True, help="List bad rows in the report instead of refusing the data."),
-        cache_option(default=False),
-        analysis_option,
-    )
-
-
 def takes_fleet(command: Command[R]) -> Command[R]:
     """Give a command the options of a local fleet, as one `fleet`."""
 
@@ -254,7 +181,7 @@ def takes_fleet(command: Command[R]) -> Command[R]:
     def with_fleet(*, local: bool | None, devices: str, **rest: object) -> R:
         return command(fleet=FleetChoice(local, devices), **rest)
 
-    return _stacked(
+    return stacked(
         with_fleet,
         click.option(
             "--local/--no-local",
@@ -274,7 +201,7 @@ def takes_outlet(command: Command[R]) -> Command[R]:
     ) -> R:
         return command(outlet=Outlet(as_json, out, html, fail_under), **rest)
 
-    return _stacked(
+    return stacked(
         with_outlet,
         click.option(
             "--out", type=click.Path(dir_okay=False, path_type=Path), help="Also write the report as JSON to this file."

@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
+from infra.chunking import in_chunks
 from infra.errors import DataError
 from infra.ledger import intake, reading
 from infra.ledger.submissions import Submission, accept_submitted
 from infra.patience import patiently
+from infra.pressure import has_room
 from infra.services import Services
-from producer.pressure import has_room
 from schemas.items import Item
 from schemas.messages import JudgeChunk
 from schemas.runs import InvalidRow, RunSpec
@@ -78,15 +79,7 @@ def seal(services: Services, run_id: str, *, invalid_count: int = 0, invalid_row
 
 def cut_chunks(items: Sequence[Item], *, max_items: int, max_bytes: int) -> list[list[Item]]:
     """Group neighbours in length into chunks of at most so many items and text bytes (a larger item goes alone)."""
-    chunks: list[list[Item]] = []
-    size = 0
-    for item in sorted(items, key=lambda item: item.text_bytes):
-        if not chunks or len(chunks[-1]) >= max_items or size + item.text_bytes > max_bytes:
-            chunks.append([])
-            size = 0
-        chunks[-1].append(item)
-        size += item.text_bytes
-    return chunks
+    return in_chunks(sorted(items, key=lambda item: item.text_bytes), max_items=max_items, max_bytes=max_bytes)
 
 
 def _windows(items: Iterable[Item], *, max_items: int, max_bytes: int) -> Iterator[list[Item]]:

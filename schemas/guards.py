@@ -521,3 +521,10 @@ _LATEST: Final = (
 _CARDS: Final = (*_LIBRA, *_INSTRUCT, *_LLAMA_GUARD, *_SHIELDS, *_NEWER, *_LATEST)
 
 GUARDS: Final[dict[str, GuardCard]] = {card.name: card for card in _CARDS}
+
+_WRITER: Final = "writer"
+
+
+def is_writer(name: str) -> bool:
+    """Whether a name (`writer`, `writer-…`) is that of a model which writes text for curation and judges nothing."""
+    return name == _WRITER or name.startswith(f"{_WRITER}-")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from schemas.base import ADDED, Frozen, Shared
 from schemas.guards import Mode
@@ -27,6 +27,26 @@ class RunState(StrEnum):
         return self in (RunState.COMPLETE, RunState.CANCELLED)
 
 
+class NextStage(Frozen):
+    """The stage of a cascade after another: its guard, and which scores of the other settle an item without it.
+
+    An item is settled where the other guard scored it with `p_unsafe` at most `sure_below` or at least `sure_above`.
+    Everything else goes on: what lies between, what has no score, what is unparseable or dead. -1 and 2: never.
+    """
+
+    guard: str
+    checkpoint: str | None = None
+    mode: Mode = Mode.SCORE
+    sure_below: float = Field(ge=-1, le=2)
+    sure_above: float = Field(ge=-1, le=2)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> NextStage:
+        if self.sure_below >= self.sure_above:
+            raise ValueError(f"sure below {self.sure_below:g} and above {self.sure_above:g}: nothing lies between")
+        return self
+
+
 class RunSpec(Shared):
     """What the user asked for. `source` says where the items came from, as given on the command line.
 
@@ -36,6 +56,7 @@ class RunSpec(Shared):
     `examples` are shown to the guard before each item, in this order.
     `parent` is the id of the run whose items a child run judges anew.
     `tenant` is whose run it is, if it came through the gateway or the live client.
+    `stages` of a cascade follow on this run, each as a child run of the one before.
     """
 
     guard: str
@@ -54,11 +75,27 @@ class RunSpec(Shared):
     examples: tuple[Example, ...] = Field(default=(), **ADDED)
     parent: str | None = Field(default=None, **ADDED)
     tenant: str | None = Field(default=None, **ADDED)
+    stages: tuple[NextStage, ...] = Field(default=(), **ADDED)
 
     @property
     def uses_cache(self) -> bool:
         """Whether its chunks may be answered from the cache: a second judgement that is a copy would say nothing."""
         return self.cache and self.repeat == 1
+
+    def next_stage(self, run_id: str) -> RunSpec:
+        """What the child run of the first of `stages` is asked for; `run_id` is this run's own."""
+        stage = self.stages[0]
+        return RunSpec(
+            guard=stage.guard,
+            checkpoint=stage.checkpoint,
+            mode=stage.mode,
+            lane=self.lane,
+            source=f"run:{run_id}",
+            cache=self.cache,
+            verdict_only=stage.mode is Mode.GENERATE,
+            parent=run_id,
+            stages=self.stages[1:],
+        )
 
     def chunk(
         self,
@@ -185,6 +222,49 @@ class Cost(Shared):
         return self.device_s / 3600 * price_per_device_hour
 
 
+class StageShare(Frozen):
+    """What one stage of a cascade did. `settled` counts the items whose final verdict is this stage's.
+
+    `device_s`: seconds in which its devices held work of it, added up over devices.
+    """
+
+    run_id: str
+    guard: str
+    judged: int = Field(ge=0)
+    settled: int = Field(ge=0)
+    unparseable: int = Field(ge=0)
+    dead: int = Field(ge=0)
+    device_s: float = Field(ge=0)
+
+
+class Against(Frozen):
+    """A cascade beside a run that judged the same items with one guard. Accuracies are over the items with a truth.
+
+    `accuracy_lost` is the run's accuracy less the cascade's, paired by item; its interval is the normal one.
+    """
+
+    run_id: str
+    guard: str
+    items: int = Field(ge=0)
+    agreement: float
+    device_s: float = Field(ge=0)
+    accuracy: float | None = None
+    cascade_accuracy: float | None = None
+    accuracy_lost: Interval | None = None
+
+
+class CascadeShares(Frozen):
+    """How a cascade's stages shared the work.
+
+    `device_s_saved` is what the last stage alone would have taken for all items, less what all stages took: as if the
+    items it did not see took as long as those it saw. Absent where it saw none. `against` holds what was measured.
+    """
+
+    stages: tuple[StageShare, ...]
+    device_s_saved: float | None = None
+    against: Against | None = None
+
+
 class RunReport(Shared):
     """Everything a run ends with, as data. Rendering it is somebody else's work.
 
@@ -192,6 +272,7 @@ class RunReport(Shared):
     "all" (the whole run), one per "source", "category" and "subcategory" (named category/subcategory),
     "baseline" (constant unsafe) and, where verdicts were controversial, "loose" (the average were they safe).
     infra.metrics names and defines their metrics. `cached` counts the judgements that came from the cache.
+    `cascade` is there where the verdicts are those of several stages.
     """
 
     version: int = 1
@@ -210,5 +291,6 @@ class RunReport(Shared):
     dead_items: tuple[ItemId, ...] = ()
     cached: int = Field(default=0, ge=0, **ADDED)
     cost: Cost | None = Field(default=None, **ADDED)
+    cascade: CascadeShares | None = Field(default=None, **ADDED)
     receipt: str = ""
     created_at: str = ""

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import redis
 
@@ -13,6 +14,10 @@ from infra.embedded import EmbeddedServers, ServerUrls
 from infra.services import Services
 from infra.settings import Settings
 from tests.support.database import fresh_database
+
+# How long an example takes says how busy the machine is, and nothing about the code.
+hypothesis.settings.register_profile("libra", deadline=None)
+hypothesis.settings.load_profile("libra")
 
 # 0 is left to tests that use `servers` directly; a straggler of one test does not meet the next one.
 _REDIS_DATABASES = itertools.cycle(range(1, 16))

@@ -48,6 +48,12 @@ if TYPE_CHECKING:
 )
 @click.option("--fake-batch-ms", type=float, default=0, help="fake guard: simulated cost of a batch.")
 @click.option("--fake-item-ms", type=float, default=0, help="fake guard: simulated cost of an item.")
+@click.option(
+    "--fake-error",
+    type=click.FloatRange(0, 0.5),
+    default=0,
+    help="fake guard: simulated share of wrong verdicts, the less sure the more of them.",
+)
 def worker(*, guard: str, checkpoint: str | None, devices: str, **options: Any) -> None:
     """Judge items with one guard on this machine's devices until SIGTERM."""
     from worker.supervisor import choose_devices, run_worker  # noqa: PLC0415 - keeps `libra --help` quick
@@ -82,11 +88,12 @@ def collector() -> None:
 
 def _device_spec(settings: Settings, guard: str, location: str | None, options: dict[str, Any]) -> DeviceSpec:
     from worker.device.spec import DeviceSpec, longest_batch_s  # noqa: PLC0415 - keeps `libra --help` quick
+    from worker.guards.registry import is_fake  # noqa: PLC0415 - likewise
 
     card = GUARDS.get(guard)
     folder = options["offload_folder"]
     server = _server_spec(options)
-    local: EngineName = "fake" if card and card.family == "fake" else "transformers"
+    local: EngineName = "fake" if is_fake(guard, location) else "transformers"
     return DeviceSpec(
         guard=guard,
         location=location,
@@ -104,6 +111,7 @@ def _device_spec(settings: Settings, guard: str, location: str | None, options: 
         batch_deadline_s=settings.batch_deadline_s if server is None else longest_batch_s(server.request_timeout_s),
         fake_batch_s=options["fake_batch_ms"] / 1000,
         fake_item_s=options["fake_item_ms"] / 1000,
+        fake_error=options["fake_error"],
         socket_path=Path("unset"),  # the supervisor gives every device its own paths
         heartbeat_path=Path("unset"),
     )

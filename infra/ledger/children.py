@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
+from infra.ledger.cascades import next_id
 from schemas.guards import Mode
 from schemas.items import Item, Label
 
@@ -64,12 +65,12 @@ def items_of(engine: sa.Engine, run_id: str, since: datetime | None) -> Iterator
 
 
 def open_child(engine: sa.Engine, parent: str, guard: str, mode: Mode) -> str | None:
-    """A child run whose submission was interrupted, to go on with."""
+    """A child run whose submission was interrupted, to go on with; never a cascade's next stage."""
     statement = sa.text(
         "SELECT id FROM runs WHERE parent = :parent AND guard = :guard AND spec ->> 'mode' = :mode AND state = 'open' "
-        "ORDER BY created_at LIMIT 1"
+        "AND id <> :next ORDER BY created_at LIMIT 1"
     )
     with engine.connect() as connection:
-        values = {"parent": parent, "guard": guard, "mode": mode.value}
+        values = {"parent": parent, "guard": guard, "mode": mode.value, "next": next_id(parent)}
         found: str | None = connection.scalar(statement, values)
     return found

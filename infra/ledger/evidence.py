@@ -10,8 +10,6 @@ import sqlalchemy as sa
 from infra.ledger.connection import expect_whole_runs
 from schemas.items import Label
 
-_BARS: Final = 60
-
 
 class Kind(StrEnum):
     """How a judgement went wrong."""
@@ -158,7 +156,7 @@ _PACE: Final = sa.text(
 )
 
 
-def pace(engine: sa.Engine, run_id: str, *, bars: int = _BARS) -> Pace | None:
+def pace(engine: sa.Engine, run_id: str, *, bars: int) -> Pace | None:
     """How fast a run went from its first settled item to its last; None where nothing has settled."""
     with engine.connect() as connection:
         rows = connection.execute(_PACE, {"run_id": run_id, "bars": bars}).all()

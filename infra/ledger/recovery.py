@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
+from infra.ledger.cascades import WAITS_FOR_NEXT_STAGE
 from schemas.messages import ChunkItem, JudgeChunk, Lane
 from schemas.runs import RunSpec
 
@@ -147,9 +148,10 @@ def take_up(connection: sa.Connection, lost: OverdueChunk) -> JudgeChunk | None:
 def unfinished(connection: sa.Connection) -> list[str]:
     """Runs whose items have all settled but whose metrics nobody is computing (a collector died in between)."""
     statement = sa.text(
-        """
+        f"""
         SELECT id FROM runs WHERE settled = expected
           AND (state = 'sealed' OR (state = 'finalizing' AND lease_until < clock_timestamp()))
-        """
+          AND NOT ({WAITS_FOR_NEXT_STAGE})
+        """  # noqa: S608 - our own
     )
     return list(connection.scalars(statement))

@@ -20,7 +20,8 @@ _SCRUB_ITEMS: Final = """
     WHERE run_id = :run_id AND (response <> '' OR (content_hash <> ''::bytea AND NOT :keep_hash))
 """
 _JUDGED_ONCE: Final = """
-    AND seq = ANY(CAST(:seqs AS bigint[])) AND (SELECT repeat FROM runs WHERE id = :run_id) = 1
+    AND seq = ANY(CAST(:seqs AS bigint[]))
+    AND (SELECT repeat = 1 AND spec -> 'stages' IS NULL FROM runs WHERE id = :run_id)
 """
 _OF_A_WHOLE_RUN: Final = " AND (SELECT settled = expected FROM runs WHERE id = :run_id)"
 _SCRUB_EXAMPLES: Final = "UPDATE runs SET spec = spec - 'examples' WHERE id = :run_id AND settled = expected"
@@ -62,7 +63,7 @@ class Purged(NamedTuple):
 
 
 def scrub_settled(connection: sa.Connection, run_id: str, seqs: Sequence[int], retention: Retention) -> None:
-    """Scrub items that have just settled, where each of them is judged once only."""
+    """Scrub items that have just settled, where each of them is judged once only and by no later stage."""
     if not retention.scrubs:
         return
     values = {"run_id": run_id, "seqs": list(seqs), "keep_hash": retention is Retention.HASH}

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from infra.errors import LibraError, UsageError
 from infra.ledger import decisions
+from infra.ledger.cascades import WAITS_FOR_NEXT_STAGE
 from infra.ledger.connection import expect_whole_runs
 from infra.ledger.feed import append_to_feeds
 from infra.ledger.retention import scrub_settled
@@ -379,13 +380,17 @@ def _count_in(
 
 
 def begin_finalizing(engine: sa.Engine, run_id: str, *, lease_s: float) -> bool:
-    """Take the lease on computing a run's metrics; False where somebody holds it or the run is not ready."""
+    """Take the lease on computing a run's metrics; False where somebody holds it or the run is not ready.
+
+    A stage of a cascade is ready once it has handed on what it was not sure of.
+    """
     statement = sa.text(
-        """
+        f"""
         UPDATE runs SET state = 'finalizing', lease_until = now() + make_interval(secs => :lease_s)
         WHERE id = :run_id AND settled = expected
           AND (state = 'sealed' OR (state = 'finalizing' AND lease_until < now()))
-        """
+          AND NOT ({WAITS_FOR_NEXT_STAGE})
+        """  # noqa: S608 - our own
     )
     with engine.begin() as connection:
         return connection.execute(statement, {"run_id": run_id, "lease_s": lease_s}).rowcount == 1

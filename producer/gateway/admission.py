@@ -18,10 +18,10 @@ from limits.strategies import SlidingWindowCounterRateLimiter
 
 from infra.board import Board
 from infra.ledger.submissions import pending_items
+from infra.pressure import oldest_age_s
 from infra.services import Services
 from producer.gateway.metrics import GatewayMetrics
 from producer.gateway.problems import ProblemError
-from producer.pressure import oldest_age_s
 from schemas.messages import Lane
 
 _LOOKED_FOR_S: Final = 0.25

@@ -8,13 +8,18 @@ from typing import Final, NamedTuple
 
 from infra.ledger.evidence import Volume
 from producer.comparison import Apart, Comparison
-from producer.report.view import average, is_imported, short
+from producer.report.view import HEADLINE, average, is_imported, short
 from schemas.runs import Metric, RunReport
 
 COLUMNS: Final = (
     *("Accuracy", "95 %", "F1-safe", "F1-unsafe", "AUROC", "Coverage"),
-    *("items/s", "worker-s/1,000", "tokens/item"),
+    *("items/s", "device-s/1,000", "tokens/item"),
 )
+
+COST_COLUMNS: Final = 3
+"""The last ones: speed and cost."""
+
+_TITLES: Final = dict(HEADLINE)
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,6 @@ class Standing:
     """A run on the board: its report, and what it took."""
 
     report: RunReport
-    workers: int
     volume: Volume
 
     @property
@@ -33,12 +37,10 @@ class Standing:
         return -1.0 if value is None else value
 
     @property
-    def worker_s_per_1000(self) -> float | None:
-        """Seconds of device processes held per 1,000 judgements, the run's waiting included: what it cost at most."""
-        settled, speed = self.report.counts.settled, self.report.throughput
-        if speed is None or not settled or not self.workers or is_imported(self.report):
-            return None
-        return 1_000 * self.workers * speed.seconds / settled
+    def device_s_per_1000(self) -> float | None:
+        """Busy seconds of devices per 1,000 judgements, as workers measured them; None where none was measured."""
+        cost = self.report.cost
+        return cost.per_1000(cost.device_s) if cost and cost.measured else None
 
     @property
     def items_per_s(self) -> float | None:
@@ -64,7 +66,7 @@ class Standing:
             f"{short(bounds.low)}–{short(bounds.high)}" if bounds else "–",
             *(_digits(metric(name)) for name in ("f1_safe", "f1_unsafe", "auroc", "coverage")),
             _number(self.items_per_s, 1),
-            _number(self.worker_s_per_1000, 1),
+            _number(self.device_s_per_1000, 2),
             _number(self.tokens_per_item, 0),
         )
 
@@ -107,12 +109,12 @@ class Contest(NamedTuple):
     @property
     def difference_rows(self) -> list[tuple[str, ...]]:
         """Metric, first, second, difference, interval."""
-        rows = []
+        rows: list[tuple[str, ...]] = []
         for one in self.comparison.differences:
             bounds = one.interval
             rows.append(
                 (
-                    one.metric.replace("_", "-"),
+                    _TITLES[one.metric],
                     _number(one.first, 4),
                     _number(one.second, 4),
                     "–" if one.difference is None else f"{one.difference:+.4f}",

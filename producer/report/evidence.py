@@ -14,6 +14,9 @@ from infra.metrics.curves import Traced, trace
 from schemas.runs import RunReport
 
 LISTED_PER_KIND: Final = 250
+_CHUNKS_PER_BAR: Final = 2
+"""So that a bar of throughput shows more than whether a chunk happened to end in it."""
+_BARS: Final = (6, 60)
 MAX_SOURCES: Final = 6
 """Sources with a curve of their own: more would be a tangle."""
 
@@ -31,11 +34,13 @@ class Evidence:
 
 def gather(engine: sa.Engine, report: RunReport) -> Evidence:
     """Read what the page of a run needs; one pass over its rows, and a few sums."""
+    workers = evidence.workers(engine, report.run_id)
+    bars = sum(share.chunks for share in workers) // _CHUNKS_PER_BAR
     return Evidence(
         traced=trace(judged_rows(engine, report.run_id), largest_sources(report)),
         mistakes=evidence.mistakes(engine, report.run_id, limit=LISTED_PER_KIND),
-        pace=evidence.pace(engine, report.run_id),
-        workers=evidence.workers(engine, report.run_id),
+        pace=evidence.pace(engine, report.run_id, bars=min(max(bars, _BARS[0]), _BARS[1])),
+        workers=workers,
         volume=evidence.volume(engine, report.run_id),
     )
 

@@ -9,6 +9,7 @@ from typing import Final
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from infra.ledger.evidence import Pace
 from infra.metrics.counts import COUNT_METRICS, Confusion
@@ -115,26 +116,13 @@ def _reliability(bins: Sequence[Bin], group: MetricGroup | None) -> Shown:
     with drawing("reliability", "Reliability diagram", across="mean p(unsafe)", up="share truly unsafe") as picture:
         axes = picture.axes
         _in_squares(axes)
-        filled = [(part.mean, part.share_unsafe, part.safe + part.unsafe) for part in bins if part.mean is not None]
-        most = max(rows for _, _, rows in filled)
         axes.plot([0, 1], [0, 1], color=SOFT, linewidth=0.8, linestyle=(0, (4, 3)))
-        axes.vlines(
-            [mean for mean, _, _ in filled],
-            [mean for mean, _, _ in filled],
-            [share for _, share, _ in filled],
-            colors=ACCENT,
-            linewidth=0.9,
-            alpha=0.55,
-        )
-        sizes = [10 + 90 * rows / most for _, _, rows in filled]
-        axes.scatter(
-            [mean for mean, _, _ in filled],
-            [share for _, share, _ in filled],
-            s=sizes,
-            color=ACCENT,
-            zorder=3,
-            linewidths=0,
-        )
+        means = [part.mean for part in bins if part.mean is not None]
+        shares = [part.share_unsafe for part in bins if part.share_unsafe is not None]
+        rows = [part.safe + part.unsafe for part in bins if part.mean is not None]
+        axes.vlines(means, means, shares, colors=ACCENT, linewidth=0.9, alpha=0.55)
+        sizes = [10 + 90 * count / max(rows) for count in rows]
+        axes.scatter(means, shares, s=sizes, color=ACCENT, zorder=3, linewidths=0, clip_on=False)
     words = (
         f"ECE {_value(group, 'ece')}, Brier {_value(group, 'brier')}. On the diagonal a score means what it says; "
         "above it the guard is too mild, below it too strict. Large dots hold many items."
@@ -153,7 +141,7 @@ def _histogram(bins: Sequence[Bin]) -> Shown:
         axes.axhline(0, color=SOFT, linewidth=0.8)
         axes.set_xlim(0, 1)
         axes.yaxis.set_major_formatter(lambda count, _: f"{abs(count):,.0f}")
-        axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     keys = Key("--unsafe", "truly unsafe, upwards"), Key("--safe", "truly safe, downwards")
     return Shown("Scores", picture.svg, "A good guard's upper bars lean right, its lower ones left.", keys)
 

@@ -10,7 +10,7 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import matplotlib as mpl
 from markupsafe import Markup, escape
@@ -38,7 +38,7 @@ _VARIABLES: Final = {
 _WIDTH_PT, _HEIGHT_PT = 400, 264
 """About the width of a phone's screen, so that the letters are of a readable size on it."""
 
-_STYLE: Final = {
+_STYLE: Final[dict[Any, Any]] = {
     "axes.axisbelow": True,
     "axes.edgecolor": LINE,
     "axes.grid": True,

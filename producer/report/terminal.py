@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from producer.report.cost import cost_line
-from schemas.runs import InvalidRow, Metric, MetricGroup, RunReport, RunState, Throughput
+from producer.report.view import is_imported
+from schemas.runs import CascadeShares, InvalidRow, Metric, MetricGroup, RunReport, RunState, Throughput
 
 WIDE: Final = 116
 """From this many columns an interval stands beside its value, below that under it."""
@@ -64,8 +65,10 @@ def _parts(report: RunReport, *, wide: bool) -> Iterator[Text | Table]:
         yield _verdict_mix(report.groups)
         yield Text()
     yield _counts(report)
+    if report.cascade:
+        yield from _cascade(report.cascade)
     yield from _losses(report)
-    if report.throughput:
+    if report.throughput and not is_imported(report):
         yield _throughput(report.throughput)
     if report.invalid_count:
         yield from _invalid(report.invalid_rows, report.invalid_count)
@@ -233,6 +236,33 @@ def _counts(report: RunReport) -> Text:
         line.append(_GAP)
         line.append(f"{counts.pending:,} pending", style="yellow")
     return line
+
+
+def _cascade(cascade: CascadeShares) -> Iterator[Table | Text]:
+    """Who settled what, and what that saved; what it cost is known beside a run of one guard alone."""
+    table = _table("Stage", "settled", "unparseable", "dead", "device", justify="right")
+    items = cascade.stages[0].judged
+    for stage in cascade.stages:
+        settled = f"{stage.settled:,}" + (f" {stage.settled / items:6.1%}" if items else "")
+        numbers = (f"{stage.judged:,}", settled, f"{stage.unparseable:,}", f"{stage.dead:,}", _seconds(stage.device_s))
+        table.add_row(_clean(stage.guard), *numbers)
+    yield table
+    if cascade.device_s_saved is not None:
+        saved, last = cascade.device_s_saved, _clean(cascade.stages[-1].guard)
+        word = "saved" if saved >= 0 else "lost"
+        yield Text(f"{_seconds(abs(saved))} of device time {word}, reckoned, against {last} alone")
+    if (against := cascade.against) is not None:
+        used = sum(stage.device_s for stage in cascade.stages)
+        yield Text(
+            f"beside run {against.run_id} of {_clean(against.guard)}, {against.items:,} items: "
+            f"{against.agreement:.2%} end alike{_GAP}device {_seconds(used)}, not {_seconds(against.device_s)}"
+        )
+        if against.accuracy is not None and against.cascade_accuracy is not None and against.accuracy_lost is not None:
+            low, high = against.accuracy_lost.low, against.accuracy_lost.high
+            yield Text(
+                f"accuracy {against.cascade_accuracy:.4f}, not {against.accuracy:.4f}: "
+                f"{against.accuracy - against.cascade_accuracy:+.4f} lost ({low:+.4f} to {high:+.4f})"
+            )
 
 
 def _losses(report: RunReport) -> Iterable[Text]:

@@ -94,7 +94,7 @@ def test_the_ledger_tells_mistakes_pace_and_workers_and_the_page_is_the_same_eac
         (Kind.UNPARSEABLE, "i3"),
         (Kind.FALSE_ALARM, "i2"),
     ]
-    pace = evidence.pace(services.engine, ran)
+    pace = evidence.pace(services.engine, ran, bars=6)
     assert pace is not None
     assert sum(bar.settled for bar in pace.bars) == 6
     assert [bar.device_p50_s for bar in pace.bars if bar.device_p50_s is not None] == [0.25]

@@ -7,8 +7,8 @@ import sqlalchemy as sa
 
 from infra.errors import DataError
 from infra.ledger import intake, reading
+from infra.pressure import has_room
 from infra.services import Services
-from producer.pressure import has_room
 from producer.submit import submit
 from schemas.messages import Lane
 from tests.support.make import items, spec

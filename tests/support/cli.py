@@ -11,6 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+import click
+
+from infra.cli import libra
 from infra.process import wait_until
 from tests.support.fleet import ROOT
 
@@ -71,3 +74,18 @@ class Cli:
             if process.poll() is None:
                 process.kill()
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def require_command(words: list[str]) -> None:
+    """Parse `libra` with these words, down to the last sub-command, and run nothing.
+
+    Raises:
+        click.UsageError: there is no such command, or it has no such option.
+    """
+    command: click.Command = libra
+    context = click.Context(libra)
+    while isinstance(command, click.Group) and words:  # our groups have no options of their own
+        name, found, words = command.resolve_command(context, words)
+        assert found is not None
+        command, context = found, click.Context(found, info_name=name, parent=context)
+    command.make_context(context.info_name, list(words), parent=context.parent)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import itertools
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from infra.cli import libra
 from infra.settings import Settings
+from tests.support.cli import require_command
 
 ROOT = Path(__file__).parents[2]
 COMPOSE_TEXT = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
@@ -48,6 +49,29 @@ def _commands() -> list[tuple[str, list[str]]]:
             assert test[:2] == ["CMD", "libra"]
             found.append((f"{name} health", test[2:]))
     return found
+
+
+def test_compose_is_valid_by_the_compose_specification() -> None:
+    check = [Path(sys.executable).with_name("check-jsonschema"), "--builtin-schema", "vendor.compose-spec"]
+    checked = subprocess.run(
+        [*check, ROOT / "docker-compose.yml"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_a_service_reads_only_folders_that_the_observability_files_have() -> None:
+    mounted = [
+        volume.split(":")[0] for name in SERVICES for volume in SERVICES[name].get("volumes", []) if volume[0] == "."
+    ]
+    assert sorted(mounted) == ["./infra/grafana/dashboards", "./infra/grafana/provisioning", "./infra/prometheus"]
+    for folder in mounted:
+        asked_by = [name for name in SERVICES if any(folder in v for v in SERVICES[name].get("volumes", []))]
+        assert all(SERVICES[name]["profiles"] == ["observability"] for name in asked_by)
+
+
+def test_webhook_exceptions_pass_through_to_those_who_ask_for_them() -> None:
+    for name in ("gateway", "webhooks", "libra"):
+        assert SERVICES[name]["environment"]["LIBRA_WEBHOOK_ALLOW"] == "${LIBRA_WEBHOOK_ALLOW:-}"
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
@@ -89,12 +113,7 @@ def test_environment_names_settings(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "words"), _commands(), ids=[name for name, _ in _commands()])
 def test_command_parses(name: str, words: list[str]) -> None:
-    command: click.Command | None = libra
-    context = click.Context(libra)
-    assert isinstance(command, click.Group)
-    command = command.get_command(context, words[0])
-    assert command is not None
-    command.make_context(words[0], words[1:], parent=context)
+    require_command(words)
 
 
 @pytest.mark.parametrize("name", OURS)

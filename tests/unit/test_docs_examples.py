@@ -1,9 +1,12 @@
-"""The examples in docs/policies.md and docs/webhooks.md are what they say they are."""
+"""The examples in the documentation are what they say they are."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
+
+import pytest
 
 from infra.policy.files import parse_policy
 from infra.settings import Settings
@@ -11,6 +14,7 @@ from schemas.items import Label
 from schemas.policy import decide, surface_of
 from schemas.verdicts import Outcome, Verdict
 from schemas.webhooks import Envelope, JudgedItem
+from tests.support.cli import require_command
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -50,3 +54,13 @@ def test_the_receivers_code_compiles_and_the_schedule_is_the_default() -> None:
 
     assert named in (DOCS / "webhooks.md").read_text(encoding="utf-8")
     assert pauses == list(Settings.model_fields["webhook_retry_s"].default)
+
+
+@pytest.mark.parametrize("page", ["docs/tutorial.md", "docs/kubernetes.md", "docs/deploy.md", "README.md"])
+def test_commands_that_a_page_shows_exist_with_their_options(page: str) -> None:
+    text = (DOCS.parent / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(?:console|bash)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    shown = re.findall(r"(?:^\$ |\$\(|-- |-T |rm )(?:\.venv/bin/)?libra ([^\n&)<]+)", "\n".join(blocks), re.MULTILINE)
+    assert shown
+    for words in shown:
+        require_command(shlex.split(words, comments=True))

@@ -1,4 +1,4 @@
-"""Composition root of the collector: a Celery worker for verdicts, and the reconciler in a thread."""
+"""Composition root of the collector: a Celery worker for verdicts; reconciler and handing on in a thread each."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from infra.presence import announced
 from infra.services import Services
 from schemas.messages import MessageError
 from worker.app import run_celery
+from worker.collector.handing_on import HandingOn
 from worker.collector.reconcile import Reconciler
 from worker.collector.tasks import Collector, ShuttingDownError
 
@@ -44,6 +45,7 @@ def run_collector(services: Services) -> None:
         reconciler = Reconciler(engine, board, publisher, settings)
         threading.Thread(target=reconciler.run, args=(stop,), daemon=True).start()
         threading.Thread(target=collector.counts.run, args=(stop,), daemon=True).start()
+        threading.Thread(target=HandingOn(services, publisher).run, args=(stop,), daemon=True).start()
         log.info("collector_ready", worker=worker_id)
         run_celery(app, board, VERDICTS, FINALIZING, threads=settings.collector_threads, hostname=worker_id)
         stop.set()

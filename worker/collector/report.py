@@ -12,6 +12,7 @@ from schemas.runs import RunReport, RunState
 def build_report(engine: sa.Engine, run_id: str) -> RunReport:
     """Metrics, counts, speed and provenance of a run whose items have all settled."""
     status = reading.run_status(engine, run_id)
+    cost = costs.run_cost(engine, run_id)
     return RunReport(
         run_id=status.id,
         name=status.name,
@@ -24,7 +25,7 @@ def build_report(engine: sa.Engine, run_id: str) -> RunReport:
         dead_reasons=reading.dead_reasons(engine, run_id),
         dead_items=reading.dead_items(engine, run_id),
         cached=reading.cached_count(engine, run_id),
-        cost=costs.run_cost(engine, run_id),
+        cost=cost if cost.measured else None,
         invalid_rows=reading.invalid_rows(engine, run_id),
         invalid_count=status.invalid_count,
         receipt=audit.receipt(engine, run_id),

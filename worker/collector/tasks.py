@@ -18,6 +18,7 @@ from infra.board import Board
 from infra.broker import Publisher
 from infra.errors import LibraError
 from infra.ledger import reviews, settlement
+from infra.ledger.cascades import is_later_stage
 from infra.ledger.retention import scrub_run
 from infra.log import get_logger
 from infra.patience import forgiving
@@ -107,7 +108,7 @@ class Collector:
             return
         scrub_run(self._engine, run_id, self._retention)
         report = build_report(self._engine, run_id)
-        if report.spec.parent:
+        if report.spec.parent and not is_later_stage(run_id, report.spec):
             reviews.note_disagreements(self._engine, run_id, report.spec.parent)
         settlement.complete(self._engine, run_id, report)
         with forgiving("ended"):

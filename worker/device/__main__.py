@@ -57,7 +57,7 @@ def load_engine(spec: DeviceSpec, budgets_folder: Path | None = None) -> Engine:
 
         budgets = {"max_batch_tokens": spec.max_batch_tokens, "max_batch_items": spec.max_batch_items}
         given = {name: value for name, value in budgets.items() if value is not None}
-        return FakeEngine(batch_s=spec.fake_batch_s, item_s=spec.fake_item_s, **given)
+        return FakeEngine(batch_s=spec.fake_batch_s, item_s=spec.fake_item_s, error=spec.fake_error, **given)
     from worker.guards.registry import load_guard, resolve_checkpoint  # noqa: PLC0415
 
     if spec.server is not None:

@@ -1,8 +1,9 @@
-"""What a checkpoint's own files say: context, stop ids, decoding budget, where the tokenizer is. Torch-free."""
+"""What a checkpoint's own files say: context, stop ids, budget, temperature, where the tokenizer is. Torch-free."""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,6 +11,8 @@ from infra.errors import GuardError
 
 TOKENIZER_JSON: Final = "tokenizer.json"
 QWEN_V1: Final = "qwen.tiktoken"
+CALIBRATION: Final = "libra.json"
+"""What this project's training found out about a checkpoint and its serving needs: {"temperature": number, …}."""
 
 
 def context_tokens_of(folder: Path, card_tokens: int | None) -> int:
@@ -36,6 +39,26 @@ def generation_budget(folder: Path, wanted: int) -> int:
     path = folder / "generation_config.json"
     own = read_json(path).get("max_new_tokens") if path.is_file() else None
     return min(wanted, own) if isinstance(own, int) and own > 0 else wanted
+
+
+def temperature_of(folder: Path) -> float:
+    """What log-probabilities of labels are divided by before they are compared; 1 where nobody calibrated the folder.
+
+    Raises:
+        GuardError: the file says something that is no temperature.
+    """
+    path = folder / CALIBRATION
+    if not path.is_file():
+        return 1.0
+    found = read_json(path).get("temperature", 1.0)
+    if isinstance(found, bool) or not isinstance(found, int | float) or not (math.isfinite(found) and found > 0):
+        raise GuardError(f"{path}: temperature is a number above 0")
+    return float(found)
+
+
+def calibration_mark(temperature: float) -> tuple[str, ...]:
+    """What a temperature adds to a guard's digest; nothing at 1, where verdicts are those of an uncalibrated guard."""
+    return () if temperature == 1 else (f"temperature {temperature!r}",)
 
 
 def tokenizer_file(folder: Path) -> Path:

@@ -22,8 +22,14 @@ from schemas.messages import ChunkItem
 from schemas.verdicts import Outcome, Verdict
 from worker.guards.base import PromptIds, common_length, digest_of, no_such_mode, without_extensions
 from worker.guards.chat import ChatTokenizer
-from worker.guards.checkpoint import context_tokens_of, generation_budget, generation_stop_ids
-from worker.guards.reading import worst
+from worker.guards.checkpoint import (
+    calibration_mark,
+    context_tokens_of,
+    generation_budget,
+    generation_stop_ids,
+    temperature_of,
+)
+from worker.guards.reading import shares, worst
 from worker.guards.windows import fitting_windows
 
 INSTRUCTION: Final = """# 背景\x20
@@ -97,7 +103,16 @@ class LibraGuard:
             raise GuardError(f"{folder}: a context of {context:,} tokens is too short for the instruction and a text")
         self.stop_ids = tuple(dict.fromkeys([*self._chat.stop_ids, *generation_stop_ids(folder)]))
         self.verdict_ids = self._verdicts()
-        self.prompt_digest = digest_of(self._chat.digest, INSTRUCTION, DIALOGUE, PREFILL, *WORDS.values(), str(context))
+        self.temperature = temperature_of(folder)
+        self.prompt_digest = digest_of(
+            self._chat.digest,
+            INSTRUCTION,
+            DIALOGUE,
+            PREFILL,
+            *WORDS.values(),
+            str(context),
+            *calibration_mark(self.temperature),
+        )
 
     def shown(self, examples: Sequence[Example]) -> LibraGuard:
         """The same guard with these examples in its prompts, in the reference's place and form."""
@@ -146,7 +161,7 @@ class LibraGuard:
         single: bool = False,  # noqa: ARG002 - Libra asks about both alike
     ) -> Verdict:
         """The worst window's verdict; `windows` holds (safe, unsafe) log-probabilities."""
-        return worst([_read_score(seq, *logprobs) for logprobs in windows])
+        return worst([_read_score(seq, *logprobs, temperature=self.temperature) for logprobs in windows])
 
     def read_ids(
         self,
@@ -248,12 +263,12 @@ def _unquoted(written: str) -> str:
     return written.strip("“”＂'")
 
 
-def _read_score(seq: int, safe: float, unsafe: float) -> Verdict:
+def _read_score(seq: int, safe: float, unsafe: float, *, temperature: float) -> Verdict:
     mass = min(1.0, math.exp(safe) + math.exp(unsafe))
     if mass < MIN_LABEL_MASS:
         reason = f"neither word is likely: together {mass:.2f} of the probability"
         return Verdict(seq=seq, outcome=Outcome.UNPARSEABLE, label_mass=mass, reason=reason)
-    p_unsafe = math.exp(unsafe) / (math.exp(safe) + math.exp(unsafe))
+    _, p_unsafe = shares([safe, unsafe], temperature)
     label = Label.UNSAFE if p_unsafe > 0.5 else Label.SAFE
     return Verdict(seq=seq, outcome=Outcome.SCORED, label=label, p_unsafe=p_unsafe, label_mass=mass)
 

@@ -85,16 +85,29 @@ def from_answer(seq: int, answer: Answer, text: str) -> Verdict:
     )
 
 
+def shares(logprobs: Sequence[float], temperature: float = 1) -> list[float]:
+    """The probability of each of these among themselves, at a temperature (Guo et al. 2017)."""
+    highest = max(logprobs)
+    weights = [math.exp((logprob - highest) / temperature) for logprob in logprobs]
+    return [weight / sum(weights) for weight in weights]
+
+
 def from_logprobs(
-    seq: int, choices: Sequence[Choice], logprobs: Sequence[float], *, threshold: float = 0.5, policy: str = ""
+    seq: int,
+    choices: Sequence[Choice],
+    logprobs: Sequence[float],
+    *,
+    threshold: float = 0.5,
+    policy: str = "",
+    temperature: float = 1,
 ) -> Verdict:
     """The verdict of one forward pass: strict P(unsafe) among the choices, unsafe above the threshold."""
-    weights = [math.exp(logprob) for logprob in logprobs]
-    total = sum(weights)
-    mass = min(1.0, total)
+    mass = min(1.0, sum(math.exp(logprob) for logprob in logprobs))
     if mass < MIN_LABEL_MASS:
         reason = f"no label is likely: together {mass:.2f} of the probability"
         return Verdict(seq=seq, outcome=Outcome.UNPARSEABLE, label_mass=mass, reason=reason)
+    weights = shares(logprobs, temperature)
+    total = sum(weights)
     strict = sum(w for choice, w in zip(choices, weights, strict=True) if choice.label is Label.UNSAFE) / total
     label = Label.UNSAFE if strict > threshold else Label.SAFE
     verdict = Verdict(seq=seq, outcome=Outcome.SCORED, label=label, p_unsafe=min(1.0, strict), label_mass=mass)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from infra.errors import GuardError
-from schemas.guards import GUARDS, Family, GuardCard
+from schemas.guards import GUARDS, Family, GuardCard, is_writer
 from worker.guards.base import Guard
 from worker.guards.checkpoint import QWEN_V1, TOKENIZER_JSON, read_json
 from worker.guards.fake import FakeGuard
@@ -30,8 +30,8 @@ _HUB_FILES: Final = ("*.safetensors", *_LANGUAGE_FILES)
 def load_guard(name: str, location: str | None = None, *, weights: bool = True) -> Guard:
     """The guard of this name; `location` (a folder or hub id) replaces its own checkpoint.
 
-    A name without a card needs a location; a checkpoint with a classification head classifies, any other is
-    asked in Libra Guard's words. Where a server runs the model (`weights=False`), its other files are enough.
+    A name without a card needs a location; a checkpoint with a classification head classifies, a writer writes, any
+    other is asked in Libra Guard's words. Where a server runs the model (`weights=False`), its other files are enough.
 
     Raises:
         GuardError: no such guard, or its checkpoint cannot be found or used.
@@ -49,6 +49,11 @@ def load_guard(name: str, location: str | None = None, *, weights: bool = True) 
         "context_tokens": card.context_tokens if card else None,
     }
     # Each brings transformers' tokenizers along: seconds that the fake guard needs not pay.
+    if is_writer(name):
+        from worker.guards import writer  # noqa: PLC0415
+        from worker.guards.template_guard import TemplateGuard  # noqa: PLC0415
+
+        return TemplateGuard(folder, writer.form(), **known)
     if family is Family.SEQUENCE_CLASSIFIER or (card is None and _has_classes(folder)):
         from worker.guards.sequence_classifier import SequenceClassifierGuard  # noqa: PLC0415
 
@@ -94,7 +99,14 @@ def resolve_checkpoint(name: str, location: str | None = None, *, weights: bool 
     return _complete(_download(place, revision, _HUB_FILES if weights else _LANGUAGE_FILES), name, weights=weights)
 
 
+def is_fake(name: str, location: str | None) -> bool:
+    """Whether this is the fake guard, by its own name or, as NAME=fake, by another: a queue of its own."""
+    return name == FakeGuard.name or (location == FakeGuard.name and name not in GUARDS)
+
+
 def _family(name: str, location: str | None) -> Family:
+    if is_fake(name, location):
+        return Family.FAKE
     if name in GUARDS:
         return GUARDS[name].family
     if location is None:

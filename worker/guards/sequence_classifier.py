@@ -18,8 +18,8 @@ from schemas.items import Example, Label
 from schemas.messages import ChunkItem
 from schemas.verdicts import Outcome, Verdict
 from worker.guards.base import PromptIds, digest_of, no_examples, no_such_mode
-from worker.guards.checkpoint import context_tokens_of, read_json
-from worker.guards.reading import worst
+from worker.guards.checkpoint import calibration_mark, context_tokens_of, read_json, temperature_of
+from worker.guards.reading import shares, worst
 from worker.guards.vocabulary import Vocabulary
 from worker.guards.windows import fitting_windows
 
@@ -67,8 +67,13 @@ class SequenceClassifierGuard:
         self._safe = _safe_classes(self._classes, safe_labels, folder, multi_label=self._multi_label)
         self._head, self._tail = self._special_ids(folder)
         self._limit = _usable_context(config, context_tokens_of(folder, context_tokens))
+        self._temperature = temperature_of(folder)
         self.prompt_digest = digest_of(
-            self._words.digest, *self._classes, *map(str, sorted(self._safe)), str(self._limit)
+            self._words.digest,
+            *self._classes,
+            *map(str, sorted(self._safe)),
+            str(self._limit),
+            *calibration_mark(self._temperature),
         )
 
     def prefix_ids(self, mode: Mode) -> PromptIds:  # noqa: ARG002 - the Guard protocol's signature
@@ -93,7 +98,7 @@ class SequenceClassifierGuard:
         single: bool = False,  # noqa: ARG002 - one text is all it judges
     ) -> Verdict:
         """The worst window's verdict; `windows` holds log-probabilities of the classes."""
-        return worst([self._read(seq, [math.exp(value) for value in row]) for row in windows])
+        return worst([self._read(seq, self._probabilities(row)) for row in windows])
 
     def read_ids(self, seq: int, windows: Sequence[Sequence[int]], *, single: bool = False) -> Verdict:
         """A classifier writes nothing.
@@ -128,6 +133,14 @@ class SequenceClassifierGuard:
             raise GuardError(f"the tokenizer of {folder} writes special tokens in a way that is not supported")
         return array("i", found.ids[:at]), array("i", found.ids[at + len(text) :])
 
+    def _probabilities(self, logprobs: Sequence[float]) -> list[float]:
+        if self._temperature == 1:
+            return [math.exp(value) for value in logprobs]
+        if self._multi_label:
+            # Each class stands against its own absence.
+            return [shares([value, _log_not(value)], self._temperature)[0] for value in logprobs]
+        return shares(logprobs, self._temperature)
+
     def _read(self, seq: int, probabilities: Sequence[float]) -> Verdict:
         unsafe = {at: p for at, p in enumerate(probabilities) if at not in self._safe}
         p_unsafe = min(1.0, max(unsafe.values()) if self._multi_label else sum(unsafe.values()))
@@ -137,6 +150,11 @@ class SequenceClassifierGuard:
         named = named or [max(unsafe, key=lambda at: unsafe[at])]
         categories = tuple(self._classes[at] for at in named)
         return Verdict(seq=seq, outcome=Outcome.SCORED, label=Label.UNSAFE, p_unsafe=p_unsafe, categories=categories)
+
+
+def _log_not(logprob: float) -> float:
+    """log(1 - p) of a log p."""
+    return math.log(-math.expm1(logprob)) if logprob < 0 else -math.inf
 
 
 def is_multi_label(config: dict[str, Any]) -> bool:

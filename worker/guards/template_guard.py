@@ -18,7 +18,13 @@ from schemas.items import Example, Label
 from schemas.messages import ChunkItem
 from schemas.verdicts import Verdict
 from worker.guards.base import PromptIds, common_length, digest_of, no_examples, no_such_mode, without_extensions
-from worker.guards.checkpoint import context_tokens_of, generation_budget, generation_stop_ids
+from worker.guards.checkpoint import (
+    calibration_mark,
+    context_tokens_of,
+    generation_budget,
+    generation_stop_ids,
+    temperature_of,
+)
 from worker.guards.prompt import Ask, Dialogue, Prompt
 from worker.guards.reading import Answer, Choice, from_answer, from_logprobs, worst
 from worker.guards.vocabulary import Vocabulary
@@ -90,9 +96,14 @@ class TemplateGuard:
             raise GuardError(f"{folder}: a context of {context:,} tokens is too short for the instruction and a text")
         self.stop_ids = self._stops(folder, prompts)
         self.verdict_ids = self._verdicts(prompts)
+        self._temperature = temperature_of(folder)
         texts = [prompt.rendered + "\0" + prompt.ask.prefill for prompt in prompts]
         self.prompt_digest = digest_of(
-            *texts, *(choice.text for choice in form.choices), self._words.digest, str(context)
+            *texts,
+            *(choice.text for choice in form.choices),
+            self._words.digest,
+            str(context),
+            *calibration_mark(self._temperature),
         )
 
     def prefix_ids(self, mode: Mode) -> PromptIds:
@@ -117,7 +128,14 @@ class TemplateGuard:
         asks, threshold = self._asks[single], self._form.threshold(single)
         return worst(
             [
-                from_logprobs(seq, self._form.choices, row, threshold=threshold, policy=asks[at % len(asks)].ask.policy)
+                from_logprobs(
+                    seq,
+                    self._form.choices,
+                    row,
+                    threshold=threshold,
+                    policy=asks[at % len(asks)].ask.policy,
+                    temperature=self._temperature,
+                )
                 for at, row in enumerate(windows)
             ]
         )

@@ -7,6 +7,7 @@ plain text, a whole turn at a time, as the serving side does it.
 
 from __future__ import annotations
 
+import json
 from typing import Final
 
 from schemas.items import Label
@@ -37,4 +38,5 @@ def label_text(label: Label) -> str:
 
 def answer_text(label: Label, analysis: str) -> str:
     """The whole answer the guard is taught to give, without the turn's end."""
-    return f"{PREFILL}{label_text(label)}{analysis}{_ANSWER_END}"
+    written = json.dumps(analysis, ensure_ascii=False)[1:-1]
+    return f"{PREFILL}{label_text(label)}{written}{_ANSWER_END}"

@@ -12,9 +12,9 @@ from sqlalchemy.exc import OperationalError
 from infra.ledger import mix, reading
 from infra.ledger.mix import MixBar
 from infra.ledger.reading import RunStatus
+from infra.pressure import oldest_age_s
 from infra.settings import Settings
 from producer.gateway.state import Gateway
-from producer.pressure import oldest_age_s
 from schemas.messages import Lane
 from schemas.runs import RunReport
 

@@ -22,7 +22,9 @@
     document.getElementById("found").textContent = `${Math.min(found, shown)} of ${found}`;
   };
 
-  form.addEventListener("input", () => { shown = step; apply(); });
+  for (const heard of ["input", "change"]) {
+    form.addEventListener(heard, () => { shown = step; apply(); });
+  }
   form.addEventListener("submit", (event) => event.preventDefault());
   more.addEventListener("click", () => { shown += step; apply(); });
   form.hidden = false;

@@ -11,7 +11,7 @@ from producer.report.board import Contest, Standing, by_accuracy
 from producer.report.board_page import board_page
 from producer.report.markdown import to_markdown
 from schemas.items import Label
-from schemas.runs import RunReport
+from schemas.runs import Cost, RunReport
 from schemas.verdicts import Outcome
 from tests.support.pages import HOSTILE, report_of
 from tests.unit.infra.metrics.build import judged
@@ -77,7 +77,7 @@ def test_the_examples_are_the_widest_gaps() -> None:
 def test_markdown_and_page_keep_hostile_names_as_text() -> None:
     first, second = reports(HOSTILE, "b|c")
     contest = Contest(first, second, Comparison.of([both(1, (UNSAFE, SAFE), name=HOSTILE)]))
-    board = by_accuracy([Standing(report, 1, Volume(600, 2, 2, 2)) for report in (first, second)])
+    board = by_accuracy([Standing(report, Volume(600, 2, 2, 2)) for report in (first, second)])
 
     markdown = to_markdown(board, [contest])
     page = board_page(board, [contest], {second.run_id: {1: (HOSTILE, HOSTILE)}})
@@ -89,9 +89,11 @@ def test_markdown_and_page_keep_hostile_names_as_text() -> None:
     assert page == board_page(board, [contest], {second.run_id: {1: (HOSTILE, HOSTILE)}})
 
 
-def test_a_run_costs_the_seconds_its_device_processes_were_held() -> None:
+def test_a_run_costs_the_seconds_its_devices_were_busy_as_far_as_they_were_measured() -> None:
     (report,) = reports("a")
-    standing = Standing(report, 2, Volume(600, 2, 2, 2))
+    volume = Volume(600, 2, 2, 2)
+    cost = Cost(verdicts=2, measured=2, device_s=0.5, prompt_tokens=600)
 
-    assert standing.worker_s_per_1000 == 1_000 * 2 * 101.5 / 2
-    assert standing.tokens_per_item == 300
+    assert Standing(report.model_copy(update={"cost": cost}), volume).device_s_per_1000 == 250
+    assert Standing(report, volume).device_s_per_1000 is None
+    assert Standing(report, volume).tokens_per_item == 300

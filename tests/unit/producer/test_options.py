@@ -6,7 +6,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from producer.options import Order, takes_order
+from producer.options import Order
+from producer.orders import takes_order
 from schemas.runs import RunSpec
 
 

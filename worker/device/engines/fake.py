@@ -2,10 +2,14 @@
 
 A prompt's first id may be a directive (see `worker.guards.fake_protocol`); any other prompt is
 unsafe iff the sum of its ids is divisible by three.
+
+With an `error` it is a guard that is sometimes wrong and knows how sure it is: an item's share of doubt is drawn from
+its ids, `error` on average and mostly near 0, and the verdict is wrong in that share of the cases.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import threading
@@ -30,6 +34,7 @@ _TEXTS: Final = {
     "unsafe": tuple('{"答案": "不安全"}'.encode()),
     "unparseable": tuple("这个问题没有结论。".encode()),
 }
+_LEAST_DOUBT: Final = 1e-6
 _DIRECTIVE_NAMES: Final = {code: name for name, code in DIRECTIVES.items()}
 _FIRST_DIRECTIVE: Final = min(_DIRECTIVE_NAMES)
 
@@ -45,12 +50,14 @@ class FakeEngine:
         *,
         batch_s: float = 0.0,
         item_s: float = 0.0,
+        error: float = 0.0,
         max_batch_tokens: int = 16_384,
         max_batch_items: int = 256,
         context_tokens: int = 1_000_000,
     ) -> None:
         self._batch_s = batch_s
         self._item_s = item_s
+        self._error = error
         self._info = EngineInfo(
             engine="fake",
             dtype="none",
@@ -78,7 +85,10 @@ class FakeEngine:
             OutOfMemory: a prompt says so and is not alone.
         """
         self._spend(len(prompts))
-        return [_SCORES[_verdict(prompt, alone=len(prompts) == 1)] for prompt in prompts]
+        said = [_verdict(prompt, alone=len(prompts) == 1) for prompt in prompts]
+        if not self._error:
+            return [_SCORES[verdict] for verdict in said]
+        return [self._unsure(prompt, verdict) for prompt, verdict in zip(prompts, said, strict=True)]
 
     def generate(
         self,
@@ -99,6 +109,16 @@ class FakeEngine:
     def classify(self, prompts: Sequence[array[int]]) -> list[tuple[float, ...]]:
         """What `score` says: (safe, unsafe)."""
         return self.score(prompts, ())
+
+    def _unsure(self, prompt: array[int], verdict: str) -> tuple[float, ...]:
+        if verdict == "unparseable":
+            return _SCORES[verdict]
+        digest = hashlib.blake2b(prompt.tobytes(), digest_size=16, salt=repr(self._error).encode()[:16]).digest()
+        doubt, luck = (int.from_bytes(part, "big") / 2**64 for part in (digest[:8], digest[8:]))
+        p_wrong = max(_LEAST_DOUBT, 0.5 * doubt ** (0.5 / self._error - 1))  # its mean is `error`
+        says_unsafe = (verdict == "unsafe") != (luck < p_wrong)
+        p_unsafe = 1 - p_wrong if says_unsafe else p_wrong
+        return math.log(1 - p_unsafe), math.log(p_unsafe)
 
     def _spend(self, items: int) -> None:
         if cost_s := self._batch_s + items * self._item_s:

@@ -10,7 +10,19 @@ from rich.console import Console
 
 from infra.metrics import Judged, measure
 from producer.report.terminal import render
-from schemas.runs import Cost, InvalidRow, RunCounts, RunReport, RunSpec, RunState, Throughput
+from schemas.runs import (
+    Against,
+    CascadeShares,
+    Cost,
+    Interval,
+    InvalidRow,
+    RunCounts,
+    RunReport,
+    RunSpec,
+    RunState,
+    StageShare,
+    Throughput,
+)
 from tests.unit.infra.metrics.build import judged, rows_of
 from tests.unit.infra.metrics.reference import LIBRA_14B, PUBLISHED_14B
 
@@ -218,3 +230,38 @@ def test_cost_is_device_time_and_tokens_and_money_where_a_price_is_known() -> No
     render(seen, Console(file=with_price, width=200), price_per_device_hour=2.5)
     assert "0.025 per 1,000 at 2.5 an hour · measured on 1,000 of 2,000" in with_price.getvalue()
     assert "cost:" not in text(report())
+
+
+def shares(**changes: Any) -> CascadeShares:
+    facts: dict[str, Any] = {"unparseable": 0, "dead": 0}
+    small = StageShare(run_id="r1", guard="small", judged=5720, settled=4290, device_s=6, **facts)
+    large = StageShare(run_id="r1-next", guard="large", judged=1430, settled=1430, device_s=60, **facts)
+    return CascadeShares(stages=(small, large), **({"device_s_saved": 174.0} | changes))
+
+
+def test_a_cascade_says_who_settled_what_and_what_that_saved() -> None:
+    shown = text(report(cascade=shares()))
+
+    assert line(shown, "small").split() == ["small", "5,720", "4,290", "75.0%", "0", "0", "6.0", "s"]
+    assert line(shown, "large").split() == ["large", "1,430", "1,430", "25.0%", "0", "0", "60.0", "s"]
+    assert "174.0 s of device time saved, reckoned, against large alone" in shown
+    assert "accuracy" not in shown.split("Stage")[1]  # what it cost is not known without a run to compare with
+    assert "of device time lost" in text(report(cascade=shares(device_s_saved=-3.0)))
+    assert "of device time" not in text(report(cascade=shares(device_s_saved=None)))
+
+
+def test_a_cascade_beside_a_run_of_one_guard_says_what_it_cost() -> None:
+    against = Against(
+        run_id="r2",
+        guard="large",
+        items=5720,
+        agreement=0.9912,
+        device_s=241,
+        accuracy=0.9,
+        cascade_accuracy=0.8975,
+        accuracy_lost=Interval(low=-0.001, high=0.006),
+    )
+    shown = " ".join(text(report(cascade=shares(against=against))).split())
+
+    assert "beside run r2 of large, 5,720 items: 99.12% end alike · device 66.0 s, not 241.0 s" in shown
+    assert "accuracy 0.8975, not 0.9000: +0.0025 lost (-0.0010 to +0.0060)" in shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from array import array
 
 import pytest
@@ -47,3 +48,17 @@ def test_the_oom_directive_needs_company() -> None:
 
 def test_generation_is_cut() -> None:
     assert FakeEngine().generate([array("i", [256])], max_new_tokens=2, stop_ids=()) == [tuple(b'{"')]
+
+
+def test_with_an_error_it_is_wrong_that_often_and_knows_how_sure_it_is() -> None:
+    prompts = [array("i", [DIRECTIVES["unsafe"], *str(at).encode()]) for at in range(4_000)]
+    unsafe = [math.exp(scores[1]) for scores in FakeEngine(error=0.1).score(prompts, LABELS)]
+
+    wrong = [p_unsafe < 0.5 for p_unsafe in unsafe]
+    doubts = [min(p_unsafe, 1 - p_unsafe) for p_unsafe in unsafe]
+    assert sum(wrong) / len(wrong) == pytest.approx(0.1, abs=0.02)
+    assert sum(doubts) / len(doubts) == pytest.approx(0.1, abs=0.01)
+    sure = [is_wrong for is_wrong, doubt in zip(wrong, doubts, strict=True) if doubt < 0.05]
+    assert len(sure) / len(wrong) > 0.5
+    assert sum(sure) / len(sure) < 0.03
+    assert unsafe == [math.exp(scores[1]) for scores in FakeEngine(error=0.1).score(prompts, LABELS)]

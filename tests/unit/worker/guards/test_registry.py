@@ -12,7 +12,7 @@ import pytest
 from infra.errors import GuardError
 from worker.guards import registry
 from worker.guards.fake import FakeGuard
-from worker.guards.registry import load_guard, resolve_checkpoint
+from worker.guards.registry import is_fake, load_guard, resolve_checkpoint
 
 QWEN = "qwen2.5-0.5b-instruct"
 
@@ -39,6 +39,11 @@ def test_the_fake_guard_needs_no_checkpoint() -> None:
     assert isinstance(load_guard("fake"), FakeGuard)
     with pytest.raises(GuardError, match="no checkpoint"):
         resolve_checkpoint("fake")
+
+
+def test_the_fake_guard_runs_under_another_name_but_replaces_no_known_guard() -> None:
+    assert isinstance(load_guard("small", "fake"), FakeGuard)
+    assert not is_fake(QWEN, "fake")
 
 
 def test_a_location_replaces_a_guards_own_checkpoint(small_folder: Path) -> None:

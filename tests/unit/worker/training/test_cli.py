@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from worker.training import build
+from infra.errors import UsageError
+from worker.training import build, curriculum
 from worker.training.cli import train
 from worker.training.train import Recipe
 
@@ -43,3 +44,20 @@ def test_the_defaults_are_the_bundled_guards_recipe(tmp_path: Path, monkeypatch:
 def test_a_folder_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
     result = CliRunner().invoke(train, ["--data", str(tmp_path / "none"), "--out", str(tmp_path)])
     assert result.exit_code == 2
+
+
+def test_a_recipe_reaches_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(curriculum, "train_guard", lambda recipe, _, **options: calls.append((recipe.name, options)))
+    path = str(Path(__file__).parents[4] / "recipes" / "libra-guard-0.5b.yaml")
+    assert CliRunner().invoke(train, [path]).exit_code == 0
+    assert CliRunner().invoke(train, [path, "--restart"]).exit_code == 0
+    assert calls == [("libra-guard-0.5b", {"restart": False}), ("libra-guard-0.5b", {"restart": True})]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--data", "."], ["RECIPE", "--data", "."]])
+def test_neither_or_both_ways_are_a_usage_error(tmp_path: Path, arguments: list[str]) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.touch()
+    found = CliRunner().invoke(train, [str(recipe) if argument == "RECIPE" else argument for argument in arguments])
+    assert isinstance(found.exception, UsageError)

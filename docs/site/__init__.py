@@ -1,0 +1,1 @@
+"""Builds the documentation site from this repository's Markdown and code; no part of what is installed."""

@@ -1,0 +1,20 @@
+"""A model that writes: asked with the item's text as it stands, its answer is the raw text of an unparseable verdict.
+
+For `libra curate`, so that what a language model writes is settled exactly once, on any device, like a verdict. It
+never gives a label, so nothing is moderated by it.
+"""
+
+from __future__ import annotations
+
+from worker.guards.prompt import RESPONSE, Ask
+from worker.guards.reading import Answer, unreadable
+from worker.guards.template_guard import Format
+
+
+def form() -> Format:
+    """One user turn in the checkpoint's own chat template."""
+    return Format(pair=(Ask((("user", RESPONSE),)),), read=_no_verdict, max_new_tokens=512)
+
+
+def _no_verdict(text: str, single: bool) -> Answer:  # noqa: ARG001, FBT001 - Format.read
+    return unreadable("a writer gives text, no verdict")

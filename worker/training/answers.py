@@ -1,0 +1,104 @@
+"""Training rows as token ids: the prompt that is served, and the answer to be learnt after it. Torch-free.
+
+The prompt is rendered by the Libra guard itself, so that what is learnt is what is asked. An answer is the reference's
+JSON, the label first. A row without an analysis teaches its label alone: nobody invents a reason for it.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from infra.errors import GuardError
+from schemas.guards import Mode
+from schemas.items import Label
+from schemas.messages import ChunkItem
+from worker.guards.base import PromptIds, common_length
+from worker.guards.chat import ChatTokenizer
+from worker.guards.libra import LibraGuard
+from worker.training.rendering import answer_text, user_turn
+from worker.training.samples import Sample
+
+_ANY_ANALYSIS: Final = "分析"
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One row. The ids from `answer` on are to be learnt; the label's first id stands at `label`."""
+
+    ids: PromptIds
+    answer: int
+    label: int
+    truth: Label
+
+    @property
+    def prompt(self) -> PromptIds:
+        """What is asked in score mode: everything before the label."""
+        return self.ids[: self.label]
+
+
+class AnswerEncoder:
+    """One checkpoint's way from a sample to ids.
+
+    Raises:
+        GuardError: its tokenizer or template cannot do it, or what is learnt would not be what is read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.guard = LibraGuard(folder, name=folder.name, model=folder.name)
+        self._chat = ChatTokenizer(folder)
+        self._end = array("i", [self._chat.stop_ids[-1]])
+        (asked,) = self.guard.render([ChunkItem(seq=0, question="", response="")], Mode.SCORE)[0]
+        (user,) = self._chat.encode_users([user_turn("", "")])
+        self._tail = asked[len(user) :]
+        self._alone = {label: self._label_alone(label) for label in Label}
+        lead = self._chat.tail_ids("")
+        self._before_answer = common_length([lead, *self._alone.values()])
+        self._check(folder)
+
+    @property
+    def first_ids(self) -> tuple[int, int]:
+        """The ids that the labels safe and unsafe begin with."""
+        safe, unsafe = self.guard.label_ids
+        return safe[0], unsafe[0]
+
+    def encode(self, samples: Iterable[Sample], max_tokens: int) -> tuple[list[Encoded], int]:
+        """The rows that are no longer than `max_tokens`, and how many were left out because they are."""
+        rows = [self._row(sample) for sample in samples]
+        kept = [row for row in rows if len(row.ids) <= max_tokens]
+        return kept, len(rows) - len(kept)
+
+    def _row(self, sample: Sample) -> Encoded:
+        (user,) = self._chat.encode_users([user_turn(sample.item.question, sample.item.response)])
+        label = sample.label
+        answer = (
+            self._chat.tail_ids(answer_text(label, sample.analysis)) + self._end
+            if sample.analysis
+            else self._alone[label]
+        )
+        start = len(user)
+        return Encoded(user + answer, start + self._before_answer, start + len(self._tail), label)
+
+    def _label_alone(self, label: Label) -> PromptIds:
+        """The ids of an answer up to the end of its label, whatever follows."""
+        answers = [self._chat.tail_ids(answer_text(label, text)) for text in (_ANY_ANALYSIS, "a")]
+        words = self._tail + array("i", self.guard.label_ids[list(Label).index(label)])
+        return answers[0][: common_length([*answers, words])]
+
+    def _check(self, folder: Path) -> None:
+        ends = len(self._tail)
+        learnt = [alone[ends : ends + 1].tolist() for alone in self._alone.values()]
+        if any(alone[:ends] != self._tail for alone in self._alone.values()) or learnt != [
+            [first] for first in self.first_ids
+        ]:
+            raise GuardError(
+                f"the tokenizer of {folder} cuts a whole answer otherwise than the beginning that is served"
+            )
+
+
+def lengths_of(rows: Sequence[Encoded]) -> list[int]:
+    """Tokens of each row."""
+    return [len(row.ids) for row in rows]

@@ -1,0 +1,323 @@
+"""One stage: rows in order, steps, measurements on the dev rows, early stopping, and the best weights at the end.
+
+Knows nothing of files of rows or of other stages. Every process of a distributed run calls everything here; what is
+written to disk is written by the main one. The loss of a step is the mean over the answers' tokens of all its rows,
+whichever process computes them in how many parts, so that it does not depend on the number of processes.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import set_seed
+
+from infra.errors import GuardError
+from infra.metrics.counts import COUNT_METRICS, Confusion
+from schemas.items import Label
+from schemas.verdicts import Verdict
+from worker.guards.libra import LibraGuard
+from worker.training import checkpoints, plan
+from worker.training.answers import Encoded, lengths_of
+from worker.training.calibration import mean_nll
+from worker.training.checkpoints import Evaluation, Progress
+from worker.training.lm import answer_loss, label_logprobs, load_lm, save_lm, step_weight, training_batch
+from worker.training.recipe import Recipe, Stage
+
+Report = Callable[[str], None]
+
+DTYPES: Final = {"bf16": torch.bfloat16, "fp32": torch.float32}
+"""What the finished weights are stored in."""
+
+
+@dataclass(frozen=True)
+class StageRows:
+    """What a stage learns from and is measured on, encoded; and the guard that reads the answers."""
+
+    train: Sequence[Encoded]
+    dev: Sequence[Encoded]
+    guard: LibraGuard
+    first_ids: tuple[int, int]
+
+
+def run_stage(
+    accelerator: Accelerator, recipe: Recipe, stage: Stage, *, rows: StageRows, base: Path, folder: Path, report: Report
+) -> Path:
+    """Train one stage, or the rest of it, and return the folder of its checkpoint, which can be served.
+
+    Args:
+        accelerator: The processes and their devices.
+        recipe: The run's settings.
+        stage: Which of its stages.
+        rows: Encoded by the base's tokenizer.
+        base: The checkpoint to start from.
+        folder: Where the stage keeps its checkpoints; what is there is gone on with.
+        report: Takes a line of progress at a time.
+
+    Raises:
+        GuardError: the base cannot be loaded, or the loss is no longer a number.
+        UsageError: the stage was begun by another number of processes.
+    """
+    finished = folder / "model"
+    if not finished.exists():
+        run = _StageRun(accelerator, recipe, stage, rows=rows, base=base, folder=folder, report=report)
+        run.train()
+        run.finish(finished)
+    return finished
+
+
+def history_of(folder: Path) -> list[Evaluation]:
+    """The measurements of a finished stage."""
+    lines = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    return [Evaluation.model_validate_json(line) for line in lines]
+
+
+class _StageRun:
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        recipe: Recipe,
+        stage: Stage,
+        *,
+        rows: StageRows,
+        base: Path,
+        folder: Path,
+        report: Report,
+    ) -> None:
+        self._accelerator, self._recipe, self._stage = accelerator, recipe, stage
+        self._rows, self._base, self._folder, self._report = rows, base, folder, report
+        self._lengths = lengths_of(rows.train)
+        epoch = plan.steps_per_epoch(len(rows.train), stage.batch_rows)
+        self._steps = epoch * stage.epochs
+        self._every = stage.evaluate_every_steps or epoch
+        self._seed = f"{recipe.seed}/{stage.name}"
+        self._losses: list[tuple[torch.Tensor, float]] = []
+        self._undo: list[Callable[[], None]] = []
+        set_seed(recipe.seed)
+        self._model, self._optimizer = self._prepared()
+        set_seed(recipe.seed, device_specific=True)
+        self._progress = self._resumed()
+
+    # Setting up.
+
+    def _prepared(self) -> tuple[Any, Any]:
+        """Model and optimizer, placed and wrapped by accelerate."""
+        recipe, accelerator = self._recipe, self._accelerator
+        bf16_base = recipe.lora is not None and recipe.precision == "bf16"
+        model = load_lm(self._base, dtype=torch.bfloat16 if bf16_base else torch.float32)
+        if recipe.lora is not None:
+            from worker.training.lora import adapted  # noqa: PLC0415 - an extra
+
+            model = adapted(model, recipe.lora)
+            if recipe.activation_checkpointing:
+                model.enable_input_require_grads()
+        if accelerator.distributed_type is DistributedType.FSDP:
+            accelerator.state.fsdp_plugin.activation_checkpointing = recipe.activation_checkpointing
+        elif recipe.activation_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.dim() > 1], "weight_decay": self._stage.weight_decay},
+            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=self._stage.learning_rate)
+        if recipe.lora is not None:
+            self._undo.append(accelerator.register_save_state_pre_hook(_keep_trained_only).remove)
+        prepared: tuple[Any, Any] = accelerator.prepare(model, optimizer)
+        return prepared
+
+    def _resumed(self) -> Progress:
+        found = checkpoints.load(self._accelerator, self._folder, strict=self._recipe.lora is None)
+        if found:
+            self._report(f"{self._stage.name}: going on after step {found.step:,} of {self._steps:,}")
+        return found or Progress()
+
+    # Training.
+
+    def train(self) -> None:
+        """Take the steps that are left, until the last one or until it no longer gets better."""
+        progress = self._progress
+        self._report(
+            f"{self._stage.name}: {len(self._rows.train):,} rows, {len(self._rows.dev):,} to measure on, "
+            f"{self._steps:,} steps"
+        )
+        while progress.step < self._steps and not progress.stopped:
+            self._take_step(progress.step)
+            progress.step += 1
+            if progress.step % self._every == 0 or progress.step == self._steps:
+                self._measure()
+                checkpoints.save(self._accelerator, self._folder, progress)
+
+    def _take_step(self, step: int) -> None:
+        stage, accelerator = self._stage, self._accelerator
+        self._model.train()
+        rate = self._rate(step)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        weight, batches = self._share_of(step)
+        loss = torch.zeros((), device=accelerator.device)
+        for number, chosen in enumerate(batches, 1):
+            # Gradients of all parts are added up here, and those of the processes exchanged with the last one.
+            with accelerator.no_sync(self._model) if number < len(batches) else nullcontext():
+                part = self._part_loss(chosen) / weight
+                # The exchange takes the mean over processes; what is wanted is the sum.
+                accelerator.backward(part * accelerator.num_processes)
+                loss += part.detach()
+        accelerator.clip_grad_norm_(self._model.parameters(), stage.max_grad_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._losses.append((loss, weight))
+
+    def _share_of(self, step: int) -> tuple[float, list[list[int]]]:
+        """What all answers of a step weigh, and this process's part of its rows."""
+        stage, accelerator = self._stage, self._accelerator
+        chosen = plan.step_rows(step, rows=len(self._rows.train), batch_rows=stage.batch_rows, seed=self._seed)
+        batches = plan.micro_batches(
+            chosen,
+            self._lengths,
+            process=accelerator.process_index,
+            processes=accelerator.num_processes,
+            device_rows=stage.device_rows,
+        )
+        return step_weight([self._rows.train[row] for row in chosen], stage.label_weight), batches
+
+    def _part_loss(self, chosen: Sequence[int]) -> torch.Tensor:
+        """The summed loss of some rows; of none, a row's that counts nothing: every process must run each part."""
+        batch = training_batch([self._rows.train[row] for row in chosen or [0]], self._stage.label_weight)
+        loss = answer_loss(self._model, batch.to(self._accelerator.device))
+        return loss if chosen else loss * 0
+
+    def _rate(self, step: int) -> float:
+        share = plan.learning_rate_share(step, steps=self._steps, warmup_share=self._stage.warmup_share)
+        return self._stage.learning_rate * share
+
+    # Measuring.
+
+    def _measure(self) -> None:
+        """Measure on the dev rows, tell, and keep the weights if they are the best so far."""
+        progress = self._progress
+        logprobs = self._dev_logprobs()
+        loss = self._mean_loss()
+        if not math.isfinite(loss):
+            raise GuardError(f"{self._stage.name}: the loss is no longer a number before step {progress.step:,}")
+        unsafe = [row.truth is Label.UNSAFE for row in self._rows.dev]
+        found = Evaluation(
+            step=progress.step,
+            loss=loss,
+            dev_nll=mean_nll([unsafe_lp - safe_lp for safe_lp, unsafe_lp in logprobs], unsafe),
+            macro_f1=macro_f1(self._rows.dev, [self._rows.guard.read_scores(0, [row]) for row in logprobs]),
+            learning_rate=self._rate(progress.step - 1),
+        )
+        better = progress.record(found, self._stage.patience)
+        if better:
+            self._keep()
+        self._report(
+            f"{self._stage.name}: step {found.step:,} of {self._steps:,}, loss {found.loss:.4f}, "
+            f"dev NLL {found.dev_nll:.4f}, macro F1 {found.macro_f1:.4f}{' (best)' if better else ''}"
+        )
+        if progress.stopped:
+            self._report(f"{self._stage.name}: stopped, no better macro F1 in {progress.stale} measurements")
+
+    def _mean_loss(self) -> float:
+        """Mean training loss since the last measurement, over all processes."""
+        total = sum(loss * weight for loss, weight in self._losses)
+        weight = sum(weight for _, weight in self._losses)
+        self._losses.clear()
+        return float(self._accelerator.reduce(torch.as_tensor(total), reduction="sum")) / weight
+
+    def _dev_logprobs(self) -> list[list[float]]:
+        """Log-probabilities of (safe, unsafe) after every dev row's prompt."""
+        self._model.eval()
+        accelerator, rows = self._accelerator, self._rows.dev
+        found: dict[int, list[float]] = {}
+        for batch in self._dev_batches():
+            mine = batch[accelerator.process_index :: accelerator.num_processes]
+            part = label_logprobs(
+                self._model, [rows[at] for at in mine], self._rows.first_ids, device=accelerator.device
+            )
+            gathered = accelerator.gather(part).double().cpu().tolist()
+            order = [batch[process :: accelerator.num_processes] for process in range(accelerator.num_processes)]
+            found.update(zip((at for part_of in order for at in part_of), gathered, strict=True))
+        return [found[at] for at in range(len(rows))]
+
+    def _dev_batches(self) -> Iterator[list[int]]:
+        """Dev rows by length, as many for each process; the last batch is filled up with rows that come twice."""
+        size = self._stage.device_rows * self._accelerator.num_processes
+        order = sorted(range(len(self._rows.dev)), key=lambda at: self._rows.dev[at].label)
+        for start in range(0, len(order), size):
+            batch = order[start : start + size]
+            missing = -len(batch) % self._accelerator.num_processes
+            yield batch + [batch[0]] * missing
+
+    # Weights.
+
+    @property
+    def _best(self) -> Path:
+        return self._folder / "best"
+
+    def _keep(self) -> None:
+        """Write the present weights as the best: a whole checkpoint, or the adapters alone."""
+        accelerator = self._accelerator
+        weights = accelerator.get_state_dict(self._model)
+        if accelerator.is_main_process:
+            fresh = self._folder / "best.new"
+            shutil.rmtree(fresh, ignore_errors=True)
+            fresh.mkdir(parents=True)
+            model = accelerator.unwrap_model(self._model)
+            if self._recipe.lora is None:
+                save_lm(model, fresh, base=self._base, dtype=DTYPES[self._recipe.precision], weights=weights)
+            else:
+                from worker.training.lora import save_adapter  # noqa: PLC0415 - an extra
+
+                save_adapter(model, fresh, weights)
+            shutil.rmtree(self._best, ignore_errors=True)
+            fresh.replace(self._best)
+        accelerator.wait_for_everyone()
+
+    def finish(self, finished: Path) -> None:
+        """Make the best weights the stage's checkpoint, keep its history, drop what was only there to go on with."""
+        accelerator = self._accelerator
+        if accelerator.is_main_process:
+            history = "".join(found.model_dump_json() + "\n" for found in self._progress.history)
+            (self._folder / "history.jsonl").write_text(history, encoding="utf-8")
+            if self._recipe.lora is not None:
+                self._merge(self._folder / "merged")
+            (self._best if self._recipe.lora is None else self._folder / "merged").replace(finished)
+            for path in self._folder.glob("step-*"):
+                shutil.rmtree(path)
+        for undo in self._undo:
+            undo()
+        self._model = self._optimizer = None
+        accelerator.free_memory()
+        accelerator.wait_for_everyone()
+
+    def _merge(self, folder: Path) -> None:
+        from worker.training.lora import merge  # noqa: PLC0415 - an extra
+
+        shutil.rmtree(folder, ignore_errors=True)
+        merge(self._base, self._best, folder, dtype=DTYPES[self._recipe.precision])
+
+
+def macro_f1(rows: Sequence[Encoded], verdicts: Sequence[Verdict]) -> float:
+    """Mean of both classes' F1; a verdict without a label counts as wrong, a class that is not there as 0."""
+    pairs = [(row.truth, verdict.label or row.truth.opposite) for row, verdict in zip(rows, verdicts, strict=True)]
+    safe, unsafe = Label.SAFE, Label.UNSAFE
+    counts = Confusion(
+        *(pairs.count(pair) for pair in ((unsafe, unsafe), (unsafe, safe), (safe, unsafe), (safe, safe)))
+    )
+    return sum(COUNT_METRICS[name].formula(counts) or 0.0 for name in ("f1_safe", "f1_unsafe")) / 2
+
+
+def _keep_trained_only(models: list[Any], weights: list[dict[str, Any]], folder: str) -> None:  # noqa: ARG001 - accelerate's signature
+    """A training checkpoint of adapters leaves the base out: it is there, unchanged."""
+    for model, state in zip(models, weights, strict=False):
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        for name in [name for name in state if name not in trained]:
+            del state[name]
