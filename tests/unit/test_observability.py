@@ -36,7 +36,11 @@ def _expressions() -> list[str]:
 
 
 def _used() -> set[str]:
-    return {name for expression in _expressions() for name in re.findall(r"\b(?:libra|celery)_\w+", expression)}
+    return _names(" ".join(_expressions()))
+
+
+def _names(text: str) -> set[str]:
+    return set(re.findall(r"\b(?:libra|celery)_\w+", text))
 
 
 def test_rules_and_dashboards_ask_for_declared_metrics_alone_and_for_each_of_them() -> None:
@@ -44,6 +48,12 @@ def test_rules_and_dashboards_ask_for_declared_metrics_alone_and_for_each_of_the
 
     assert used <= set().union(*map(_series, DECLARED))
     assert [metric.name for metric in DECLARED if not _series(metric) & used] == []
+
+
+def test_autoscaling_asks_for_declared_metrics_alone() -> None:
+    asked = _names((ROOT / "infra/kubernetes/base/scaling.yaml").read_text())
+
+    assert asked == {telemetry.OLDEST_AGE.name, telemetry.ITEMS_PENDING.name}
 
 
 def test_the_docs_list_is_the_declarations() -> None:
