@@ -142,7 +142,7 @@ def connect_redis(redis_url: str, *, wait_s: float = 0) -> redis.Redis:
 class Publisher:
     """Puts messages on queues; waits while the broker is away or full. User text stays out of headers and logs.
 
-    Where traces are on, the current span's `traceparent` travels in the headers: messages are the same with and without.
+    Where traces are on, the current span's `traceparent` travels in the headers; bodies are the same with and without.
     """
 
     def __init__(self, app: Celery) -> None:

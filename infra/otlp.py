@@ -1,7 +1,7 @@
 """Spans by OpenTelemetry's SDK, sent by OTLP over HTTP. Imported by `infra.tracing` alone, where traces are on.
 
-Sending never disturbs work: a thread does it from a bounded queue, what does not fit or does not arrive is dropped with a
-line in the log, and a process that ends waits for a few seconds at most.
+Sending never disturbs work: a thread does it from a bounded queue, what does not fit or does not arrive is dropped
+with a line in the log, and a process that ends waits for a few seconds at most.
 """
 
 from __future__ import annotations
@@ -37,10 +37,9 @@ class Tracer:
 
     def __init__(self, endpoint: str, service: str, *, guard: str | None = None, always: bool = False) -> None:
         """Start sending. How much is sampled the SDK's own variables say (OTEL_TRACES_SAMPLER), unless `always`."""
+        of_process = {"service.namespace": "libra", "service.name": service, **_ours({"guard": guard})}
         self._provider = TracerProvider(
-            resource=Resource.create(
-                {"service.namespace": "libra", "service.name": service, **_ours({"guard": guard})}
-            ),
+            resource=Resource.create(of_process),
             sampler=ALWAYS_ON if always else None,
             shutdown_on_exit=False,
         )

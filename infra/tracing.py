@@ -1,8 +1,8 @@
 """Traces: what a chunk met on its way, as OpenTelemetry spans, where an OTLP endpoint is configured.
 
-Without one nothing of OpenTelemetry is imported and everything here returns at once. Knows nothing of Celery or of the
-device socket: who sends something puts `traceparent()` beside it, who takes it up passes that to `following`. Attributes
-are ids of ours and numbers: never a text, never an id that a user gave an item.
+Without one nothing of OpenTelemetry is imported and everything here returns at once. Knows nothing of Celery or of
+the device socket: who sends something puts `traceparent()` beside it, who takes it up passes that to `following`.
+Attributes are ids of ours and numbers: never a text, never an id that a user gave an item.
 """
 
 from __future__ import annotations

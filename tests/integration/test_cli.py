@@ -623,10 +623,6 @@ def test_a_live_items_trace_goes_from_producer_to_verdict_and_its_batch_is_linke
     assert all(SECRET.encode() not in request.body for request in traces.received)
 
 
-def test_log_lines_within_a_span_name_it(found: Services, traces: Receiver) -> None:
-    LiveClient(found, guard="fake", cache=False).judge("[[fake:refuse]]", timeout_s=30)
-
-
 def test_no_log_holds_user_text(libra: Cli, found: Services) -> None:
     libra.json("bench", "run", "good.jsonl", *GUARD)
     libra.json("judge", f"[[fake:safe]] {SECRET}", *GUARD)

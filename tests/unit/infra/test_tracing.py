@@ -53,6 +53,29 @@ def test_without_an_endpoint_nothing_is_imported_and_nothing_travels() -> None:
     assert "trace_id" not in done.stderr
 
 
+ON = """
+import sys
+from infra import tracing
+from infra.log import configure_logging, get_logger
+configure_logging("info", "json")
+tracing.start(sys.argv[1], "test")
+with tracing.span("a"):
+    print(tracing.traceparent())
+    get_logger("test").info("within")
+get_logger("test").info("outside")
+"""
+
+
+def test_log_lines_within_a_span_carry_its_ids_and_the_span_is_sent_when_the_process_ends(receiver: Receiver) -> None:
+    words = [sys.executable, "-c", ON, f"http://127.0.0.1:{receiver.port}/"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+
+    within, outside = map(json.loads, done.stderr.splitlines())
+    assert done.stdout.strip() == f"00-{within['trace_id']}-{within['span_id']}-01"
+    assert "trace_id" not in outside
+    assert [seen.span.span_id.hex() for seen in spans_in(receiver)] == [within["span_id"]]
+
+
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
     with Receiver().running() as started:
