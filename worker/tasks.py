@@ -149,7 +149,7 @@ class Judge:
             windows, refused, fingerprint = self._render(chunk)
         rendered = time.perf_counter()
         prompts = [prompt for item_prompts in windows for prompt in item_prompts]
-        with tracing.span("libra.device", tokens=sum(map(len, prompts)), **about):
+        with tracing.span("libra.device", **about, tokens=sum(map(len, prompts))):
             answered = self._ask(chunk, prompts, fingerprint, isolate=isolate)
         answers = iter(zip(answered.answers, answered.known, strict=True))
         verdicts = tuple(
