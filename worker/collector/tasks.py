@@ -14,6 +14,7 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.exc import DBAPIError
 
+from infra import tracing
 from infra.board import Board
 from infra.broker import Publisher
 from infra.errors import LibraError
@@ -73,7 +74,11 @@ class Collector:
             ShuttingDownError: not settled, give it back.
         """
         chunk = decode_chunk(VerdictChunk, body)
-        with structlog.contextvars.bound_contextvars(run=chunk.run_id, chunk=chunk.chunk_no):
+        guard = chunk.fingerprint.guard if chunk.fingerprint else None
+        with (
+            structlog.contextvars.bound_contextvars(run=chunk.run_id, chunk=chunk.chunk_no),
+            tracing.span("libra.settle", guard=guard, run_id=chunk.run_id, items=len(chunk.verdicts)),
+        ):
             try:
                 settled = self._settle_together(chunk)
             except settlement.FingerprintMismatchError as error:
