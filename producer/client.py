@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from infra import tracing
 from infra.errors import RunError
@@ -110,6 +110,12 @@ class LiveClient:
             if self._watch is not None:
                 self._watch.close()
                 self._watch = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def submit(self, items: Sequence[Item]) -> list[Ticket]:
         """Accept items into the ledger and put them on the live lane; a ticket for each, in the order given.

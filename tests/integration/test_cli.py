@@ -28,7 +28,7 @@ from producer.submit import seal, submit
 from schemas.items import MAX_ITEM_BYTES, Item
 from schemas.messages import Lane
 from schemas.runs import RunReport, RunSpec
-from schemas.verdicts import Outcome
+from schemas.verdicts import Outcome, Verdict
 from tests.support.cli import Cli
 from tests.support.fleet import Fleet, children
 from tests.support.receiver import Receiver
@@ -432,9 +432,8 @@ def test_a_local_fleet_takes_the_place_of_one_that_goes_away(services: Services,
     fleet.start_collector()
     worker = fleet.start_worker()
     orphans = children(worker)
-    client = LiveClient(services, guard="fake")
 
-    with local_fleet(services, "fake"):
+    with LiveClient(services, guard="fake") as client, local_fleet(services, "fake"):
         worker.kill()
         worker.wait()
         verdict = client.judge("文本", timeout_s=30)
@@ -455,24 +454,29 @@ def test_a_local_fleet_that_cannot_load_its_guard_says_why(libra: Cli) -> None:
 # The live lane
 
 
+def judged(found: Services, text: str, *, cache: bool = True, question: str = "") -> Verdict:
+    with LiveClient(found, guard="fake", cache=cache) as client:
+        return client.judge(text, question=question, timeout_s=30)
+
+
 def test_a_submitted_item_gets_its_ticket_and_later_its_verdict(found: Services) -> None:
-    client = LiveClient(found, guard="fake", tenant="tickets")
     batch = [
         Item(id="long", response="[[fake:unsafe]] " + "长" * 50),
         Item(id="short", response="[[fake:safe]]"),
     ]
 
-    tickets = client.submit(batch)
+    with LiveClient(found, guard="fake", tenant="tickets") as client:
+        tickets = client.submit(batch)
 
-    assert [ticket.item_id for ticket in tickets] == ["long", "short"]
-    assert wait_until(lambda: all(client.verdict(ticket) for ticket in tickets), timeout_s=30)
-    assert [verdict and verdict.label for verdict in map(client.verdict, tickets)] == ["unsafe", "safe"]
-    with pytest.raises(DataError, match="already"):
-        client.submit(batch[:1])
+        assert [ticket.item_id for ticket in tickets] == ["long", "short"]
+        assert wait_until(lambda: all(client.verdict(ticket) for ticket in tickets), timeout_s=30)
+        assert [verdict and verdict.label for verdict in map(client.verdict, tickets)] == ["unsafe", "safe"]
+        with pytest.raises(DataError, match="already"):
+            client.submit(batch[:1])
 
 
 def test_the_client_waits_for_the_settled_verdict(found: Services) -> None:
-    verdict = LiveClient(found, guard="fake").judge("[[fake:unsafe]]", question="问题", timeout_s=30)
+    verdict = judged(found, "[[fake:unsafe]]", question="问题")
 
     assert (verdict.outcome, verdict.label) == (Outcome.SCORED, "unsafe")
 
@@ -490,8 +494,8 @@ def test_what_was_judged_before_is_taken_from_the_cache_where_asked_and_marked(l
     assert "cached" not in plain
     assert "20 from the cache" in said.stdout
     assert (proof["sound"], proof["cached_items"]) == (True, 20)
-    assert LiveClient(found, guard="fake").judge(text).cached
-    assert not LiveClient(found, guard="fake", cache=False).judge(text).cached
+    assert judged(found, text).cached
+    assert not judged(found, text, cache=False).cached
 
 
 def test_a_repeated_judgement_is_never_a_copy(found: Services) -> None:
@@ -572,7 +576,7 @@ def test_a_message_that_cannot_be_read_is_parked_and_the_worker_judges_on(found:
     newest = found.board.parked()[0]
     assert newest["queue"] == queue_of("fake", Lane.LIVE)
     assert reason in newest["reason"]
-    assert LiveClient(found, guard="fake").judge("文本", timeout_s=30).outcome is Outcome.SCORED
+    assert judged(found, "文本").outcome is Outcome.SCORED
     assert {facts["pid"] for facts in found.board.workers()} == workers
     assert not deaths(found), "a consumer must not die of a message"
 
