@@ -7,14 +7,14 @@ each item settles exactly once rests on the ledger alone. Times are the Redis se
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final, NamedTuple, cast
 
 import redis
 from redis.client import PubSub
 
-from infra.broker import VERDICTS, connect_redis, queue_of
+from infra.broker import FINALIZING, VERDICTS, connect_redis, queue_of
 from infra.settings import Settings
 from infra.unacked import enqueued_at, requeue, task_of
 from schemas.messages import Lane, VerdictChunk
@@ -24,6 +24,7 @@ HELD_FOR_S: Final = 6
 
 _WORKER_TTL_S: Final = 15
 _PARKED_KEPT: Final = 10_000
+_COUNTS_KEPT_S: Final = 30 * 86_400
 
 _HOLD: Final = """
 local now = redis.call('TIME')
@@ -118,6 +119,21 @@ class Board:
                 pipe.publish(self._key("run", chunk.run_id), json.dumps([verdict.seq for verdict in chunk.verdicts]))
             pipe.execute()
 
+    def count(self, counts: Mapping[str, float]) -> None:
+        """Add to the fleet's counts, by field."""
+        if not counts:
+            return
+        key = self._key("counts")
+        with self._redis.pipeline(transaction=False) as pipe:
+            for field, count in counts.items():
+                pipe.hincrbyfloat(key, field, count)
+            pipe.expire(key, _COUNTS_KEPT_S)
+            pipe.execute()
+
+    def counts(self) -> dict[str, str]:
+        """The fleet's counts so far; from zero again where Redis was lost, or after a month without one."""
+        return cast("dict[str, str]", self._redis.hgetall(self._key("counts")))
+
     def note_ended(self, run_id: str) -> None:
         """The run has its report."""
         self._redis.publish(self._key("run", run_id), "[]")
@@ -157,6 +173,10 @@ class Board:
     def verdicts_waiting(self) -> int:
         """Judged chunks that no collector has taken yet."""
         return self._redis.llen(self._prefix + VERDICTS)
+
+    def finalizing_waiting(self) -> int:
+        """Runs whose metrics no collector has begun to compute."""
+        return self._redis.llen(self._prefix + FINALIZING)
 
     def judged(self) -> set[str]:
         """Ids of the chunks whose verdicts no collector has taken yet."""

@@ -10,6 +10,7 @@ from typing import Final
 
 import click
 
+from infra import tracing
 from infra.errors import LibraError, ServerError, UsageError
 from infra.health import Role, is_ready
 from infra.log import configure_logging
@@ -54,10 +55,12 @@ def _unavailable(name: str, error: ImportError) -> click.Command:
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(version("libra-fleet"), prog_name="libra")
-def libra() -> None:
+@click.pass_context
+def libra(context: click.Context) -> None:
     """Asynchronous content moderation on your own GPUs."""
     settings = load_settings()
     configure_logging(settings.log_level, settings.log_format)
+    tracing.start(settings.otlp_endpoint, f"libra-{context.invoked_subcommand}")
     if settings.parent_pid is not None:
         die_with_parent(parent_pid=settings.parent_pid)
 

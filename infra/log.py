@@ -12,8 +12,11 @@ from typing import Literal
 import structlog
 from structlog.typing import Processor
 
+from infra import tracing
+
 _SHARED: tuple[Processor, ...] = (
     structlog.contextvars.merge_contextvars,
+    tracing.add_ids,
     structlog.stdlib.add_log_level,
     structlog.stdlib.add_logger_name,
     structlog.processors.TimeStamper(fmt="iso", utc=True),

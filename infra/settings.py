@@ -30,6 +30,11 @@ class Settings(BaseSettings):
     namespace: str = Field("libra", pattern=r"^[a-z][a-z0-9_-]{0,30}$", description="prefix of every Redis key")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line to log")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal")
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="where spans go by OTLP over HTTP, as http://127.0.0.1:4318; none: no traces",
+    )
 
     chunk_items: int = Field(64, ge=1, le=1024, description="items in a bulk chunk, at most")
     chunk_bytes: int = Field(1 << 20, ge=1024, description="text bytes in a bulk chunk, at most")

@@ -14,9 +14,10 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
-from typing import NamedTuple
+from contextlib import AbstractContextManager, contextmanager
+from typing import NamedTuple, Self
 
+from infra import tracing
 from infra.errors import RunError
 from infra.ledger import intake, settlement
 from infra.services import Services, services
@@ -94,7 +95,9 @@ class LiveClient:
         settings: Settings | None = None,
     ) -> Iterator[LiveClient]:
         """A client on the configured servers (or the embedded ones)."""
-        with services(settings or load_settings()) as found:
+        settings = settings or load_settings()
+        tracing.start(settings.otlp_endpoint, "libra-client")
+        with services(settings) as found:
             client = cls(found, guard=guard, mode=mode, tenant=tenant, cache=cache, analysis=analysis)
             try:
                 yield client
@@ -108,6 +111,12 @@ class LiveClient:
                 self._watch.close()
                 self._watch = None
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def submit(self, items: Sequence[Item]) -> list[Ticket]:
         """Accept items into the ledger and put them on the live lane; a ticket for each, in the order given.
 
@@ -115,8 +124,10 @@ class LiveClient:
             DataError: an item id was used before in the day's run.
             RunError: an operator has ended the day's run; the next call goes to another.
         """
-        tickets, chunks = self._accept(self._todays_run(), items)
-        self._enqueue(chunks)
+        run_id = self._todays_run()
+        with self._traced(run_id, items):
+            tickets, chunks = self._accept(run_id, items)
+            self._enqueue(chunks)
         return tickets
 
     def judge(self, response: str, *, question: str = "", timeout_s: float = 30) -> Verdict:
@@ -146,10 +157,15 @@ class LiveClient:
         """Accept what several threads ask, expect its verdicts, then enqueue it."""
         run_id = self._todays_run()
         watch = self._watching(run_id)
-        tickets, chunks = self._accept(run_id, items)
-        verdicts = watch.expect([ticket.seq for ticket in tickets])
-        self._enqueue(chunks)
+        with self._traced(run_id, items):
+            tickets, chunks = self._accept(run_id, items)
+            verdicts = watch.expect([ticket.seq for ticket in tickets])
+            self._enqueue(chunks)
         return [_Awaited(ticket, watch, verdict) for ticket, verdict in zip(tickets, verdicts, strict=True)]
+
+    def _traced(self, run_id: str, items: Sequence[Item]) -> AbstractContextManager[None]:
+        spec = self._spec
+        return tracing.span("libra.submit", guard=spec.guard, lane=spec.lane.value, run_id=run_id, items=len(items))
 
     def _accept(self, run_id: str, items: Sequence[Item]) -> tuple[list[Ticket], list[JudgeChunk]]:
         settings = self._services.settings

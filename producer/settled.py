@@ -67,7 +67,7 @@ class SettledWatch:
                     self._follow(channel)
             except (redis.RedisError, DBAPIError) as error:
                 log.warning("watch_interrupted", run=self.run_id, error=f"{type(error).__name__}: {error}")
-                self._closed.wait(_LOOK_EVERY_S)
+                time.sleep(_LOOK_EVERY_S)  # also once it is closed: somebody may wait still
 
     def _follow(self, channel: PubSub) -> None:
         look_at = time.monotonic()

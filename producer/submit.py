@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
+from infra import tracing
 from infra.chunking import in_chunks
 from infra.errors import DataError
 from infra.ledger import intake, reading
@@ -51,8 +52,9 @@ def submit(
         if fresh:
             _wait_for_room(services, spec, check)
             groups = cut_chunks(fresh, max_items=settings.chunk_items, max_bytes=settings.chunk_bytes)
-            for chunk in _accept(services, run_id, spec, groups, submission_of):
-                services.publisher.judge(chunk)
+            with tracing.span("libra.submit", guard=spec.guard, lane=spec.lane.value, run_id=run_id, items=len(fresh)):
+                for chunk in _accept(services, run_id, spec, groups, submission_of):
+                    services.publisher.judge(chunk)
         accepted += len(fresh)
         check()
     return accepted

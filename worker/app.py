@@ -14,12 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from celery import Celery
+from celery import Celery, Task
 from celery.exceptions import Reject, SecurityWarning
 from celery.signals import setup_logging
 
+from infra import tracing
 from infra.board import Board, open_board
-from infra.broker import JUDGE, Publisher, make_app, queue_of, worker_queues
+from infra.broker import JUDGE, TRACEPARENT, Publisher, make_app, queue_of, worker_queues
 from infra.cache import open_cache
 from infra.errors import DeviceError
 from infra.log import configure_logging, get_logger
@@ -117,10 +118,11 @@ def answer_cache(redis_url: str, settings: Settings, info: EngineInfo) -> Answer
 def register_judge(app: Celery, judge: Judge, board: Board, queue: str) -> None:
     """Make `judge` the task that this consumer runs."""
 
-    @app.task(name=JUDGE)  # type: ignore[untyped-decorator]
-    def run(body: str) -> None:
+    @app.task(name=JUDGE, bind=True)  # type: ignore[untyped-decorator]
+    def run(task: Task, body: str) -> None:
         try:
-            judge(body)
+            with tracing.following(task.request.get(TRACEPARENT)):
+                judge(body)
         except MessageError as error:
             log.error("chunk_parked", reason=str(error))
             board.park(queue, str(error), body)
@@ -191,6 +193,7 @@ def main() -> None:
     die_with_parent(parent_pid=settings.parent_pid)
     spec = ConsumerSpec.from_argument(sys.argv[1])
     configure_logging(settings.log_level, settings.log_format, worker=spec.worker_id, lane=spec.lane.value)
+    tracing.start(settings.otlp_endpoint, "libra-consumer")
     run_consumer(spec, settings)
 
 

@@ -195,8 +195,11 @@ class _Post:
         pulse = self._device.stats() if self._device else Pulse()
         return {
             "device": self._visible or self._device_spec.device,
+            "batches": pulse.batches,
             "items": pulse.items,
             "rows": pulse.rows,
+            "tokens": pulse.tokens,
+            "padded_tokens": pulse.padded_tokens,
             "busy_s": round(pulse.busy_s, 3),
             "budget_tokens": pulse.budget_tokens or self._device_spec.max_batch_tokens,
             **self._pace.look(time.monotonic(), pulse),

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 
 import structlog
 
+from infra import tracing
 from infra.board import HELD_FOR_S, Board
 from infra.broker import queue_of
 from infra.errors import GuardError
@@ -47,6 +48,11 @@ class _Rendered(NamedTuple):
     windows: list[list[PromptIds]]
     refused: dict[int, str]
     fingerprint: Fingerprint
+
+
+def _about(chunk: JudgeChunk) -> dict[str, str | int]:
+    """What spans say of a chunk."""
+    return {"guard": chunk.guard, "lane": chunk.lane.value, "run_id": chunk.run_id, "items": len(chunk.items)}
 
 
 def holder_of(worker_id: str, pid: int) -> str:
@@ -95,7 +101,12 @@ class Judge:
         """
         taken_at = time.time()
         chunk = decode_chunk(JudgeChunk, body)
-        with structlog.contextvars.bound_contextvars(run=chunk.run_id, chunk=chunk.chunk_no):
+        about = _about(chunk)
+        tracing.record("libra.chunk.wait", start_s=chunk.enqueued_at, end_s=taken_at, **about)
+        with (
+            structlog.contextvars.bound_contextvars(run=chunk.run_id, chunk=chunk.chunk_no),
+            tracing.span("libra.judge", **about),
+        ):
             delivery = patiently(lambda: self._board.take(chunk.chunk_id, chunk.run_id, self._queue, self._holder))
             with self._held(chunk.chunk_id):
                 if delivery.settled or delivery.cancelled:
@@ -103,7 +114,8 @@ class Judge:
                     return
                 isolate = delivery.deliveries >= ISOLATE_FROM_DELIVERY
                 verdicts, fresh = self._judge(chunk, queue_s=max(0.0, taken_at - chunk.enqueued_at), isolate=isolate)
-                self._publish(verdicts)
+                with tracing.span("libra.publish", **about):
+                    self._publish(verdicts)
                 if self._cache is not None:
                     self._cache.keep(fresh)
 
@@ -132,10 +144,13 @@ class Judge:
     def _judge(self, chunk: JudgeChunk, *, queue_s: float, isolate: bool) -> tuple[VerdictChunk, Mapping[bytes, bytes]]:
         """The chunk's verdicts, and what the cache may keep of the device's answers."""
         started = time.perf_counter()
-        windows, refused, fingerprint = self._render(chunk)
+        about = _about(chunk)
+        with tracing.span("libra.render", **about):
+            windows, refused, fingerprint = self._render(chunk)
         rendered = time.perf_counter()
         prompts = [prompt for item_prompts in windows for prompt in item_prompts]
-        answered = self._ask(chunk, prompts, fingerprint, isolate=isolate)
+        with tracing.span("libra.device", **about, tokens=sum(map(len, prompts))):
+            answered = self._ask(chunk, prompts, fingerprint, isolate=isolate)
         answers = iter(zip(answered.answers, answered.known, strict=True))
         verdicts = tuple(
             self._read(item, item_prompts, [next(answers) for _ in item_prompts])

@@ -32,16 +32,27 @@ CANCELLED: Final = "cancelled"
 
 
 class Settled(NamedTuple):
-    """What one settlement changed: items settled now, and whether the sealed run reached its count."""
+    """What one settlement changed: items settled now, and whether the sealed run reached its count.
+
+    What follows says whose items these are, and how many settled as what; `cached` ones are among the scored.
+    """
 
     inserted: int
     finished: bool
+    guard: str = ""
+    lane: str = ""
+    scored: int = 0
+    unsafe: int = 0
+    unparseable: int = 0
+    dead: int = 0
+    cached: int = 0
 
 
 class FingerprintMismatchError(LibraError):
     """The chunk was judged by another guard fingerprint than the one pinned on its run."""
 
 
+_OwnPlace = sa.Row[tuple[str, int, int, int, int, bool, str, str]]
 _LOCK_CHUNKS: Final = sa.text(
     """
     WITH known AS (
@@ -51,12 +62,13 @@ _LOCK_CHUNKS: Final = sa.text(
         WHERE NOT EXISTS (SELECT 1 FROM fingerprints k WHERE k.digest = f.digest)
         ON CONFLICT DO NOTHING
     )
-    SELECT run_id, chunk_no, first_seq, size, iteration, EXISTS (
+    SELECT c.run_id, c.chunk_no, c.first_seq, c.size, c.iteration, EXISTS (
         SELECT 1 FROM submissions s
-        WHERE s.run_id = c.run_id AND s.seq BETWEEN c.first_seq AND c.first_seq + c.size - 1) AS submitted
-    FROM chunks c
-    WHERE (run_id, chunk_no) IN (SELECT * FROM unnest(CAST(:run_ids AS text[]), CAST(:chunk_nos AS bigint[])))
-    ORDER BY run_id, chunk_no FOR UPDATE
+        WHERE s.run_id = c.run_id AND s.seq BETWEEN c.first_seq AND c.first_seq + c.size - 1) AS submitted,
+        r.guard, r.lane
+    FROM chunks c JOIN runs r ON r.id = c.run_id
+    WHERE (c.run_id, c.chunk_no) IN (SELECT * FROM unnest(CAST(:run_ids AS text[]), CAST(:chunk_nos AS bigint[])))
+    ORDER BY c.run_id, c.chunk_no FOR UPDATE OF c
     """
 )
 
@@ -86,10 +98,12 @@ _INSERT_VERDICTS: Final = sa.text(
                prompt_tokens, windows, attempt, fingerprint, cached
         FROM verdict JOIN chunk USING (place)
         ON CONFLICT DO NOTHING
-        RETURNING run_id, seq, iteration, outcome
+        RETURNING run_id, seq, iteration, outcome, label, cached
     ), counted AS (
         SELECT place, count(outcome) AS inserted,
                count(*) FILTER (WHERE outcome = 'scored') AS scored,
+               count(*) FILTER (WHERE label = 'unsafe') AS unsafe,
+               count(*) FILTER (WHERE cached) AS cached,
                count(*) FILTER (WHERE outcome = 'unparseable') AS unparseable,
                count(*) FILTER (WHERE outcome = 'dead') AS dead,
                array_agg(seq) FILTER (WHERE outcome IS NOT NULL AND submitted) AS seqs
@@ -111,7 +125,8 @@ _INSERT_VERDICTS: Final = sa.text(
         FROM chunk JOIN counted USING (place)
         WHERE chunks.run_id = chunk.run_id AND chunks.chunk_no = chunk.chunk_no
     )
-    SELECT run_id, inserted, scored, unparseable, dead, seqs FROM chunk JOIN counted USING (place) ORDER BY place
+    SELECT run_id, inserted, scored, unsafe, unparseable, dead, cached, seqs
+    FROM chunk JOIN counted USING (place) ORDER BY place
     """
 )
 
@@ -138,7 +153,7 @@ _COUNT_IN: Final = sa.text(
                     unparseable = unparseable + :unparseable, fingerprint = coalesce(fingerprint, :pin),
                     settled_at = CASE WHEN settled + :inserted = expected THEN now() ELSE settled_at END
     WHERE id = :run_id
-    RETURNING lane, fingerprint, state = 'sealed' AND settled = expected AS finished, spec->>'tenant' AS tenant
+    RETURNING guard, lane, fingerprint, state = 'sealed' AND settled = expected AS finished, spec->>'tenant' AS tenant
     """
 )
 
@@ -175,7 +190,8 @@ def settle_all(
 
 def _settle_together(engine: sa.Engine, chunks: Sequence[VerdictChunk], retention: Retention) -> list[Settled]:
     with engine.begin() as connection:
-        submitted = _lock(connection, chunks)
+        own = _lock(connection, chunks)
+        submitted = [row.submitted for row in own]
         fresh = connection.execute(_INSERT_VERDICTS, _columns(chunks, submitted, keep_raw=not retention.scrubs)).all()
         for chunk, row in zip(chunks, fresh, strict=True):
             if row.seqs:
@@ -193,12 +209,25 @@ def _settle_together(engine: sa.Engine, chunks: Sequence[VerdictChunk], retentio
                 finished[places[-1]] = bool(run.finished)
                 seqs = [verdict.seq for place in news for verdict in chunks[place].verdicts]
                 _scrub_and_feed(connection, run, run_id, seqs, retention)
-    return [Settled(row.inserted, finished=finished.get(place, False)) for place, row in enumerate(fresh)]
+    return [
+        Settled(
+            inserted=row.inserted,
+            finished=finished.get(place, False),
+            guard=own[place].guard,
+            lane=own[place].lane,
+            scored=row.scored,
+            unsafe=row.unsafe,
+            unparseable=row.unparseable,
+            dead=row.dead,
+            cached=row.cached,
+        )
+        for place, row in enumerate(fresh)
+    ]
 
 
 def _scrub_and_feed(
     connection: sa.Connection,
-    run: sa.Row[tuple[str, str, bool, str]],
+    run: sa.Row[tuple[str, str, str, bool, str]],
     run_id: str,
     seqs: Sequence[int],
     retention: Retention,
@@ -229,13 +258,13 @@ def settle_dead(
             decisions.decide_settled(connection, run_id, _died(died.seqs, died.iterations, reason))
         run = _count_in(connection, run_id, _Fresh(dead=died.dead))
         _scrub_and_feed(connection, run, run_id, list(itertools.chain.from_iterable(spans)), retention)
-    return Settled(died.dead, bool(run.finished))
+    return Settled(died.dead, bool(run.finished), run.guard, run.lane, dead=died.dead)
 
 
-def _lock(connection: sa.Connection, chunks: Sequence[VerdictChunk]) -> list[bool]:
+def _lock(connection: sa.Connection, chunks: Sequence[VerdictChunk]) -> list[_OwnPlace]:
     """Lock the chunks, in an order that all share, and see that they hold the items they bring verdicts on.
 
-    Says of each whether some of its items were submitted through the gateway.
+    Says of each whose it is, and whether some of its items were submitted through the gateway.
     """
     known = {f.digest: f.model_dump_json() for f in {chunk.fingerprint for chunk in chunks} if f is not None}
     values = {
@@ -245,7 +274,7 @@ def _lock(connection: sa.Connection, chunks: Sequence[VerdictChunk]) -> list[boo
         "chunk_nos": [chunk.chunk_no for chunk in chunks],
     }
     rows = {(row.run_id, row.chunk_no): row for row in connection.execute(_LOCK_CHUNKS, values)}
-    return [bool(_own_place(rows.get((chunk.run_id, chunk.chunk_no)), chunk).submitted) for chunk in chunks]
+    return [_own_place(rows.get((chunk.run_id, chunk.chunk_no)), chunk) for chunk in chunks]
 
 
 def _judged(chunk: VerdictChunk, seqs: Sequence[int]) -> list[decisions.Judged]:
@@ -262,9 +291,7 @@ def _died(seqs: Sequence[int], iterations: Sequence[int], reason: str) -> list[d
     ]
 
 
-def _own_place(
-    row: sa.Row[tuple[str, int, int, int, int, bool]] | None, chunk: VerdictChunk
-) -> sa.Row[tuple[str, int, int, int, int, bool]]:
+def _own_place(row: _OwnPlace | None, chunk: VerdictChunk) -> _OwnPlace:
     if row is None:
         raise MessageError(f"chunk {chunk.chunk_id} is not in the ledger")
     own = range(row.first_seq, row.first_seq + row.size)
@@ -338,7 +365,7 @@ class _Fresh(NamedTuple):
 
 def _count_in(
     connection: sa.Connection, run_id: str, fresh: _Fresh, fingerprints: Collection[Fingerprint | None] = ()
-) -> sa.Row[tuple[str, str, bool, str]]:
+) -> sa.Row[tuple[str, str, str, bool, str]]:
     """Move the run's counters; the row says whether the run, sealed, reached its count, and whose run it is.
 
     Raises:

@@ -136,8 +136,8 @@ def augment(
             rows = reworded(source(), _writer(writers[0], licence), texts_of(found, run))
             yield from in_file("augmented", distinct(augmented(rows, variants, seed), similarity))
 
-    recipe: dict[str, object] = {"variants": variants, "similarity": similarity, "seed": seed}
-    recipe |= {"writers": writers, "licence": licence if writers else None}
+    drawn = {"variants": variants, "similarity": similarity, "seed": seed}
+    recipe = {**drawn, "writers": writers, "licence": licence if writers else None}
     made = carry_out(folder, "augmented", recipe, make, made_of="queries")
     say_done(folder, ["augmented"], made=made)
 
@@ -186,6 +186,12 @@ def _ask_writer(
     base_url: str | None,
     items: Callable[[], Iterable[Item]],
 ) -> str:
-    """The run in which a writer wrote; a local one is told of the server that runs its model."""
+    """The run in which a writer wrote; a local one is told of the server that runs its model.
+
+    Raises:
+        UsageError: a server is named, and no local worker is wanted that could ask it.
+    """
+    if base_url and fleet.local is False:
+        raise UsageError("--base-url is for a local worker; elsewhere: libra worker --engine openai --base-url …")
     server = ("--engine", "openai", "--base-url", base_url) if base_url else ()
     return ask(found, fleet, writer, items, mode=Mode.GENERATE, worker_options=server)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from infra import tracing
 from infra.errors import LibraError, RunError
 from infra.ledger.submissions import Once, Submission, accept_submitted
 from infra.log import get_logger
@@ -149,7 +150,9 @@ class Intake:
             else:
                 loop.call_soon_threadsafe(_refuse, request, refusal)
         if admitted:
-            self._commit_and_queue(loop, stream, admitted, once)
+            items = sum(len(request.items) for request in admitted)
+            with tracing.span("libra.submit", guard=stream.guard, lane=Lane.LIVE.value, items=items):
+                self._commit_and_queue(loop, stream, admitted, once)
 
     def _commit_and_queue(
         self, loop: asyncio.AbstractEventLoop, stream: Stream, requests: Sequence[_Request], once: Once | None

@@ -7,21 +7,17 @@ from collections import Counter
 from collections.abc import Awaitable
 from typing import Annotated, Any, Final, TypeVar
 
-import redis
-import sqlalchemy as sa
 from fastapi import APIRouter, Depends
 from fastapi.responses import Response
+from prometheus_client import generate_latest
 
-from infra.errors import ServerError
 from infra.ledger.intake import ledger_now
-from infra.pressure import oldest_age_s
+from producer.exporter.fleet import AWAY, look, nothing_known
 from producer.gateway.metrics import CONTENT_TYPE
 from producer.gateway.problems import ProblemError
 from producer.gateway.state import Gateway, gateway_of
-from schemas.messages import Lane
 
 _ANSWER_WITHIN_S: Final = 3.0
-_AWAY: Final = (redis.RedisError, sa.exc.SQLAlchemyError, ServerError, TimeoutError)
 
 T = TypeVar("T")
 router = APIRouter(tags=["operations"])
@@ -50,20 +46,18 @@ async def readyz(gateway: Here) -> dict[str, Any]:
 
 @router.get("/metrics")
 async def metrics(gateway: Here) -> Response:
-    """Prometheus metrics; what lies on the broker is left as it was while the broker is away."""
+    """Prometheus metrics: this gateway's own, and the whole fleet's, without what lies on a server that is away."""
     gateway.metrics.waiting.set(gateway.awaited.count)
-    try:
-        await asyncio.wait_for(gateway.pool.run(_look_at_queues, gateway), _ANSWER_WITHIN_S)
-    except _AWAY:
-        gateway.metrics.workers.clear()
-    return Response(gateway.metrics.render(), media_type=CONTENT_TYPE)
+    fleet = await _answers(gateway.pool.run(_fleet, gateway))
+    own = gateway.metrics.render()
+    return Response(own + (generate_latest(nothing_known()) if fleet is None else fleet), media_type=CONTENT_TYPE)
 
 
 async def _answers(question: Awaitable[T]) -> T | None:
     """The answer to a question to a server, or None where it is away."""
     try:
         return await asyncio.wait_for(question, _ANSWER_WITHIN_S)
-    except _AWAY:
+    except (*AWAY, TimeoutError):
         return None
 
 
@@ -90,15 +84,5 @@ def _ready_collectors(announced: list[dict[str, object]]) -> int:
     return sum(facts.get("state") == "ready" and facts.get("kind") == "collector" for facts in announced)
 
 
-def _look_at_queues(gateway: Gateway) -> None:
-    metrics, board = gateway.metrics, gateway.board
-    announced = board.workers()
-    guards = _ready_workers(announced)
-    metrics.workers.clear()
-    for guard in {*guards, gateway.default_guard}:
-        metrics.workers.labels(guard).set(guards[guard])
-        for lane in Lane:
-            metrics.queue_chunks.labels(guard, lane).set(board.queue_length(guard, lane))
-            metrics.queue_age_s.labels(guard, lane).set(oldest_age_s(gateway.services, board, guard, lane))
-    metrics.collectors.set(_ready_collectors(announced))
-    metrics.verdict_chunks.set(board.verdicts_waiting())
+def _fleet(gateway: Gateway) -> bytes:
+    return generate_latest(look(gateway.services, lambda: gateway.board, [gateway.default_guard]))

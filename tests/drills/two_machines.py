@@ -29,6 +29,7 @@ from typing import Final
 import redis
 import sqlalchemy as sa
 
+from infra.board import Board
 from infra.embedded_places import Binaries, find_binaries, postgres_user
 from infra.ledger.connection import open_ledger
 from infra.process import module_path, stop, wait_until
@@ -170,7 +171,9 @@ class Fleet:
 
     def __init__(self, folder: Path, names: dict[str, str], environment: dict[str, str], password: str) -> None:
         self.names = names
-        self.broker = redis.Redis(unix_socket_path=str(folder / "valkey.sock"), password=password)
+        self.broker = redis.Redis(
+            unix_socket_path=str(folder / "valkey.sock"), password=password, decode_responses=True
+        )
         self._database_url = f"postgresql://libra:{password}@/postgres?host={folder / 'postgres'}"
         self.places = {}
         for place in (SERVERS, *MACHINES):
@@ -180,6 +183,11 @@ class Fleet:
                 "LIBRA_DATABASE_URL": f"postgresql://libra:{password}@{network}.1:5432/postgres",
             }
             self.places[place] = Place(place, names[place], folder, {**environment, **urls})
+
+    def ready(self) -> int:
+        """How many processes have announced that they are ready."""
+        board = Board(self.broker, namespace="libra", remember_s=0)
+        return sum(facts["state"] == "ready" for facts in board.workers())
 
     def ledger(self) -> sa.Engine:
         """The ledger, reached by its socket file."""
@@ -240,8 +248,7 @@ def judge_apart(found: Fleet, guard: str, items: int, folder: Path) -> None:
             *((machine, ("worker", "--guard", guard, "--devices", "cpu", *_slow(guard))) for machine in MACHINES),
         ):
             undo.callback(stop, found.places[name].start(*command), grace_s=15)
-        ready = ("libra:board:workers", 1 + len(MACHINES))
-        assert wait_until(lambda: found.broker.scard(ready[0]) == ready[1], timeout_s=WAIT_S), "they do not all come up"
+        assert wait_until(lambda: found.ready() == 1 + len(MACHINES), timeout_s=WAIT_S), "they do not all come up"
         source = folder / "items.jsonl"
         source.write_text("".join(_record(number) for number in range(items)), encoding="utf-8")
         options = ("--guard", guard)

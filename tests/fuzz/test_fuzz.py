@@ -277,7 +277,9 @@ def test_a_parquet_file_is_read_or_refused(tmp_path: Path) -> None:
 
 def test_scores_become_a_verdict_whatever_they_are() -> None:
     chance = random.Random(SEED)
-    guards = [FakeGuard(), object.__new__(LibraGuard)]
+    libra = object.__new__(LibraGuard)
+    libra.temperature = 1.5
+    guards = [FakeGuard(), libra]
     for _ in range(SHARE):
         scores = [tuple(_logprob(chance) for _ in range(2)) for _ in range(chance.randint(1, 3))]
         for guard in guards:

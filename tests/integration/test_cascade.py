@@ -27,7 +27,7 @@ from schemas.messages import JudgeChunk, Lane, VerdictChunk
 from schemas.retention import Retention
 from schemas.runs import NextStage, RunSpec, RunState
 from schemas.verdicts import Outcome, Timings, Verdict
-from tests.support.fleet import Fleet
+from tests.support.fleet import Fleet, kill_tree
 from tests.support.make import FINGERPRINT, items
 from worker.collector.handing_on import HandingOn
 from worker.collector.tasks import Collector
@@ -310,8 +310,7 @@ def test_the_command_line_takes_a_data_set_through_both_guards(
     monkeypatch.setenv("LIBRA_REDIS_URL", services.redis_url)
     monkeypatch.setenv("LIBRA_DATABASE_URL", services.database_url)
     fleet.start_collector()
-    for name in ("small", "large"):
-        fleet.start("worker", "--guard", f"{name}=fake", "--devices", "cpu")
+    workers = [fleet.start("worker", "--guard", f"{name}=fake", "--devices", "cpu") for name in ("small", "large")]
     path = tmp_path / "data.json"
     path.write_text(json.dumps(ROWS), encoding="utf-8")
     order = [str(path), "--guard", "cascade:small@0.2:0.95=fake>large=fake", "--name", "both"]
@@ -336,3 +335,5 @@ def test_the_command_line_takes_a_data_set_through_both_guards(
     assert json.loads(fitted.stdout)["settled_share"] == 1.0
     assert audit(services.engine, run_id).sound
     assert audit(services.engine, cascades.next_id(run_id)).sound
+    for worker in workers:  # idle by now: draining would only take its time
+        kill_tree(worker)

@@ -28,9 +28,11 @@ from producer.submit import seal, submit
 from schemas.items import MAX_ITEM_BYTES, Item
 from schemas.messages import Lane
 from schemas.runs import RunReport, RunSpec
-from schemas.verdicts import Outcome
+from schemas.verdicts import Outcome, Verdict
 from tests.support.cli import Cli
 from tests.support.fleet import Fleet, children
+from tests.support.receiver import Receiver
+from tests.support.traces import Seen, spans_in, tree
 
 SECRET = "绝不能进日志的用户原文"
 GUARD = ("--guard", "fake")
@@ -53,11 +55,21 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(home: Path) -> Iterator[Services]:
+def traces() -> Iterator[Receiver]:
+    """Where the module's fleet sends its traces."""
+    with Receiver().running() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="module")
+def found(home: Path, traces: Receiver) -> Iterator[Services]:
     """The module's embedded servers with a fleet on them; commands given the same state folder share both."""
-    with services(Settings(state_dir=home / "state")) as servers, local_fleet(servers, "fake") as fleet:
-        yield servers
-        fleet.check()
+    with services(Settings(state_dir=home / "state")) as servers, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("LIBRA_OTLP_ENDPOINT", f"http://127.0.0.1:{traces.port}")
+        with local_fleet(servers, "fake") as fleet:
+            environment.undo()
+            yield servers
+            fleet.check()
 
 
 @pytest.fixture(scope="module")
@@ -420,9 +432,8 @@ def test_a_local_fleet_takes_the_place_of_one_that_goes_away(services: Services,
     fleet.start_collector()
     worker = fleet.start_worker()
     orphans = children(worker)
-    client = LiveClient(services, guard="fake")
 
-    with local_fleet(services, "fake"):
+    with LiveClient(services, guard="fake") as client, local_fleet(services, "fake"):
         worker.kill()
         worker.wait()
         verdict = client.judge("文本", timeout_s=30)
@@ -443,24 +454,29 @@ def test_a_local_fleet_that_cannot_load_its_guard_says_why(libra: Cli) -> None:
 # The live lane
 
 
+def judged(found: Services, text: str, *, cache: bool = True, question: str = "") -> Verdict:
+    with LiveClient(found, guard="fake", cache=cache) as client:
+        return client.judge(text, question=question, timeout_s=30)
+
+
 def test_a_submitted_item_gets_its_ticket_and_later_its_verdict(found: Services) -> None:
-    client = LiveClient(found, guard="fake", tenant="tickets")
     batch = [
         Item(id="long", response="[[fake:unsafe]] " + "长" * 50),
         Item(id="short", response="[[fake:safe]]"),
     ]
 
-    tickets = client.submit(batch)
+    with LiveClient(found, guard="fake", tenant="tickets") as client:
+        tickets = client.submit(batch)
 
-    assert [ticket.item_id for ticket in tickets] == ["long", "short"]
-    assert wait_until(lambda: all(client.verdict(ticket) for ticket in tickets), timeout_s=30)
-    assert [verdict and verdict.label for verdict in map(client.verdict, tickets)] == ["unsafe", "safe"]
-    with pytest.raises(DataError, match="already"):
-        client.submit(batch[:1])
+        assert [ticket.item_id for ticket in tickets] == ["long", "short"]
+        assert wait_until(lambda: all(client.verdict(ticket) for ticket in tickets), timeout_s=30)
+        assert [verdict and verdict.label for verdict in map(client.verdict, tickets)] == ["unsafe", "safe"]
+        with pytest.raises(DataError, match="already"):
+            client.submit(batch[:1])
 
 
 def test_the_client_waits_for_the_settled_verdict(found: Services) -> None:
-    verdict = LiveClient(found, guard="fake").judge("[[fake:unsafe]]", question="问题", timeout_s=30)
+    verdict = judged(found, "[[fake:unsafe]]", question="问题")
 
     assert (verdict.outcome, verdict.label) == (Outcome.SCORED, "unsafe")
 
@@ -478,8 +494,8 @@ def test_what_was_judged_before_is_taken_from_the_cache_where_asked_and_marked(l
     assert "cached" not in plain
     assert "20 from the cache" in said.stdout
     assert (proof["sound"], proof["cached_items"]) == (True, 20)
-    assert LiveClient(found, guard="fake").judge(text).cached
-    assert not LiveClient(found, guard="fake", cache=False).judge(text).cached
+    assert judged(found, text).cached
+    assert not judged(found, text, cache=False).cached
 
 
 def test_a_repeated_judgement_is_never_a_copy(found: Services) -> None:
@@ -560,7 +576,7 @@ def test_a_message_that_cannot_be_read_is_parked_and_the_worker_judges_on(found:
     newest = found.board.parked()[0]
     assert newest["queue"] == queue_of("fake", Lane.LIVE)
     assert reason in newest["reason"]
-    assert LiveClient(found, guard="fake").judge("文本", timeout_s=30).outcome is Outcome.SCORED
+    assert judged(found, "文本").outcome is Outcome.SCORED
     assert {facts["pid"] for facts in found.board.workers()} == workers
     assert not deaths(found), "a consumer must not die of a message"
 
@@ -573,6 +589,42 @@ def logs(found: Services) -> list[str]:
     """Every line of every log, the servers' own included."""
     folder = found.settings.state_dir / "logs"
     return [line for path in folder.iterdir() for line in path.read_text(errors="replace").splitlines()]
+
+
+def test_a_live_items_trace_goes_from_producer_to_verdict_and_its_batch_is_linked(libra: Cli, traces: Receiver) -> None:
+    text = f"[[fake:unsafe]] 一条要追踪的文本 {SECRET}"
+    done = libra("judge", text, *GUARD, LIBRA_OTLP_ENDPOINT=f"http://127.0.0.1:{traces.port}")
+    assert done.returncode == 0, done.stderr
+
+    def of(service: str) -> dict[str, Seen]:
+        """The process's spans of the one trace that `libra judge` began."""
+        begun = [seen.span.trace_id for seen in spans_in(traces) if seen.service == "libra-judge"]
+        return {s.name: s for s in spans_in(traces) if s.service == service and s.span.trace_id in begun}
+
+    assert wait_until(lambda: bool(of("libra-collector")) and len(of("libra-consumer")) == 5, timeout_s=20)
+    (submit,), consumer, (settle,) = of("libra-judge").values(), of("libra-consumer"), of("libra-collector").values()
+    judge, device = consumer["libra.judge"], consumer["libra.device"]
+    print(tree([submit, *consumer.values(), settle]))
+
+    assert (submit.name, submit.span.parent_span_id) == ("libra.submit", b"")
+    assert {seen.span.parent_span_id for seen in (consumer["libra.chunk.wait"], judge)} == {submit.span.span_id}
+    within = [consumer[name] for name in ("libra.render", "libra.device", "libra.publish")]
+    assert {seen.span.parent_span_id for seen in within} == {judge.span.span_id}
+    assert (settle.name, settle.span.parent_span_id) == ("libra.settle", consumer["libra.publish"].span.span_id)
+    assert judge.about == {name: submit.about[name] for name in judge.about}
+    assert judge.about.keys() == {"libra.guard", "libra.lane", "libra.run_id", "libra.items"}
+
+    def batches() -> list[Seen]:
+        linked = [seen for seen in spans_in(traces) if seen.service == "libra-device"]
+        return [seen for seen in linked if device.span.span_id in {link.span_id for link in seen.span.links}]
+
+    assert wait_until(lambda: bool(batches()), timeout_s=20)
+    (batch,) = batches()
+    print(tree([batch]))
+    assert (batch.name, batch.span.parent_span_id) == ("libra.device.batch", b"")
+    assert batch.about["libra.tokens"] == device.about["libra.tokens"]
+    assert all(text[-30:].encode() not in request.body for request in traces.received)
+    assert all(SECRET.encode() not in request.body for request in traces.received)
 
 
 def test_no_log_holds_user_text(libra: Cli, found: Services) -> None:

@@ -33,7 +33,7 @@ def test_two_judges_annotate_and_a_killed_annotation_goes_on(services: Services,
     fleet.start_collector()
     fleet.start_worker()
     folder = tmp_path / "rows"
-    run("combine", folder, "--count", 39)
+    run("combine", folder, "--count", 13)
     run("queries", folder, "--per-combination", 1)
     run("augment", folder, "--variants", 0)
     run("responses", folder)

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from infra import tracing
 from infra.errors import DeviceError, GuardError
+from infra.otlp import Tracer
 from infra.process import wait_until
 from schemas.messages import Lane
 from tests.support.device import (
@@ -24,6 +26,8 @@ from tests.support.device import (
     score_request,
     serving,
 )
+from tests.support.receiver import Receiver
+from tests.support.traces import spans_in
 from worker.device.client import DeviceClient
 from worker.device.engines.base import DeviceLost
 from worker.device.engines.fake import FakeEngine
@@ -377,3 +381,33 @@ def test_a_process_that_is_not_ready_in_time_is_killed(short_path: Path) -> None
     with pytest.raises(DeviceError, match="not ready"):
         process.wait_ready(0)
     assert not process.alive()
+
+
+def test_one_batch_that_serves_two_chunks_is_one_span_linked_to_both(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = RecordingEngine()
+    engine.gate.clear()
+
+    def ask(seed: int) -> None:
+        with tracing.span(f"asker {seed}"):
+            DeviceClient(path).run(score_request([prompt(4, seed), prompt(5, seed)]))
+
+    with Receiver().running() as receiver, serving(engine, short_path) as (server, path), ThreadPoolExecutor(3) as pool:
+        tracer = Tracer(f"http://127.0.0.1:{receiver.port}", "test")
+        monkeypatch.setattr(tracing, "_tracer", tracer)
+        first = pool.submit(ask, 1)
+        assert wait_until(lambda: len(engine.batches) == 1, timeout_s=TIMEOUT_S)  # the device is busy
+        others = [pool.submit(ask, seed) for seed in (2, 3)]
+        assert wait_until(lambda: len(server.waiting) == 4, timeout_s=TIMEOUT_S)
+        engine.gate.set()
+        for job in [first, *others]:
+            job.result(TIMEOUT_S)
+        tracer.close()
+
+    span_of = {seen.span.span_id: seen for seen in spans_in(receiver)}
+    batches = [seen for seen in span_of.values() if seen.name == "libra.device.batch"]
+    asked_by = [{span_of[link.span_id].name for link in batch.span.links} for batch in batches]
+    assert asked_by == [{"asker 1"}, {"asker 2", "asker 3"}]
+    assert [batch.about["libra.items"] for batch in batches] == [2, 4]
+    assert all(not batch.span.parent_span_id for batch in batches)

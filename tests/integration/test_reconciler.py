@@ -55,6 +55,7 @@ def test_what_left_its_queue_and_never_came_back_is_enqueued_again_once(services
     found = looks(services, reconciler(services))
 
     assert [look.requeued for look in found] == [0, 2, 0]
+    assert services.board.counts() == {'["libra_reconciler_chunks_total", "fake", "bulk", "requeued"]': "2"}
     assert sorted(services.board.queued("fake", Lane.BULK)) == sorted(chunk.chunk_id for chunk in chunks)
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from prometheus_client import generate_latest
 
 from infra.ledger import intake, reading
 from infra.services import Services
+from producer.exporter.fleet import FleetCollector
 from producer.status.command import status
 from producer.submit import seal, submit
 from tests.support.fleet import Fleet
 from tests.support.make import items, spec
+from tests.support.prometheus import free_port, prometheus
 
 
 @pytest.fixture
@@ -23,7 +27,9 @@ def configured(services: Services, monkeypatch: pytest.MonkeyPatch) -> Services:
     return services
 
 
-def test_status_follows_a_run_from_an_unserved_queue_to_its_end(configured: Services, fleet: Fleet) -> None:
+def test_status_and_prometheus_follow_a_run_from_an_unserved_queue_to_its_end(
+    configured: Services, fleet: Fleet, tmp_path: Path
+) -> None:
     run_id = intake.create_run(configured.engine, spec())
     submit(configured, run_id, spec(), items(2_000))
     seal(configured, run_id)
@@ -31,6 +37,8 @@ def test_status_follows_a_run_from_an_unserved_queue_to_its_end(configured: Serv
     alone = json.loads(CliRunner().invoke(status, ["--json"]).stdout)
     shown = CliRunner().invoke(status).stdout
     fleet.start_collector()
+    port = free_port()
+    fleet.start("metrics-exporter", "--port", str(port))
     fleet.start_worker("--fake-item-ms", "1")
     fleet.wait(lambda: _facts()["runs"] == [])
     done = _facts()
@@ -53,6 +61,31 @@ def test_status_follows_a_run_from_an_unserved_queue_to_its_end(configured: Serv
     assert isinstance(prints, dict)
     assert prints["score"] == reading.run_status(configured.engine, run_id).fingerprint
     assert announced["version"]
+    with prometheus(f"127.0.0.1:{port}", tmp_path) as scraped:
+        fleet.wait(lambda: scraped.value("sum(libra_device_prompts_total)") == 2_000)
+        fleet.wait(lambda: scraped.value("sum(libra_items_settled_total)") == 2_000)
+        assert scraped.value('sum(libra_items_settled_total{guard="fake",lane="bulk",outcome="scored"})') == 2_000
+        assert scraped.value('libra_stage_seconds_count{lane="bulk",stage="device"}') == 32
+        assert scraped.value('libra_items_pending{guard="fake",lane="bulk"}') == 0
+        assert scraped.value('libra_queue_oldest_age_seconds{guard="fake",lane="live"}') == 0
+        assert scraped.value('celery_queue_length{queue_name="guard.fake.bulk"}') == 0
+        assert scraped.value('libra_workers{guard="fake"}') == scraped.value("libra_collectors") == 1
+        assert scraped.value("sum(libra_server_up)") == 2
+        assert scraped.value("libra_device_padded_tokens_total >= libra_device_tokens_total > 0")
+        assert "LibraNoWorker" in scraped.rules()
+
+
+def test_a_scrape_while_the_broker_is_away_tells_what_the_ledger_knows(services: Services) -> None:
+    run_id = intake.create_run(services.engine, spec())
+    intake.accept(services.engine, run_id, spec(), [items(3)])
+    alone = Services(services.settings, "redis://127.0.0.1:1/0", services.database_url, embedded=True)
+    told = generate_latest(FleetCollector(alone)).decode()
+    alone.engine.dispose()
+
+    assert 'libra_server_up{server="ledger"} 1.0' in told
+    assert 'libra_server_up{server="broker"} 0.0' in told
+    assert 'libra_items_pending{guard="fake",lane="bulk"} 3.0' in told
+    assert "libra_queue_chunks{" not in told
 
 
 def _facts() -> dict[str, Any]:

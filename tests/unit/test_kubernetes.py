@@ -180,6 +180,8 @@ def test_workers_scale_by_age_and_backlog_of_the_guard_they_run(overlay: str) ->
     assert {trigger["type"] for trigger in scaled["spec"]["triggers"]} == {"prometheus"}
     queries = {trigger["name"]: trigger["metadata"]["query"] for trigger in scaled["spec"]["triggers"]}
     named = {name: re.findall(r'(libra_\w+)\{guard="([^"]+)"', query) for name, query in queries.items()}
+    assert {trigger["metadata"]["ignoreNullValues"] for trigger in scaled["spec"]["triggers"]} == {"false"}
+    assert not any("vector(" in query for query in queries.values()), "a metric that nobody tells would read as 0"
     arguments = _container(worker["spec"]["template"])["args"]
     guard = arguments[arguments.index("--guard") + 1]
     assert guard in GUARDS

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from typing import Final
 
+from infra import tracing
 from infra.broker import Publisher
 from infra.chunking import in_chunks
 from infra.errors import DataError, RunError
@@ -69,8 +70,11 @@ class HandingOn:
             found = cascades.handover(engine, parent, after=after, limit=_WINDOW_ITEMS)
             if found.items:
                 groups = in_chunks(found.items, max_items=settings.chunk_items, max_bytes=settings.chunk_bytes)
-                for chunk in intake.accept(engine, child, spec, groups):
-                    self._publisher.judge(chunk)
+                with tracing.span(
+                    "libra.submit", guard=spec.guard, lane=spec.lane.value, run_id=child, items=len(found.items)
+                ):
+                    for chunk in intake.accept(engine, child, spec, groups):
+                        self._publisher.judge(chunk)
                 handed_on += len(found.items)
             self._looked_to[parent.id] = found.looked_to
             if found.last:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 
-from celery import Celery
+from celery import Celery, Task
 from celery.exceptions import Reject
 from celery.worker import state as celery_state
 
+from infra import tracing
 from infra.board import Board
-from infra.broker import FINALIZE, FINALIZING, SETTLE, VERDICTS, Publisher, make_app
+from infra.broker import FINALIZE, FINALIZING, SETTLE, TRACEPARENT, VERDICTS, Publisher, make_app
 from infra.log import get_logger
 from infra.presence import announced
 from infra.services import Services
@@ -44,17 +45,20 @@ def run_collector(services: Services) -> None:
     with announced(board, "collector") as worker_id:
         reconciler = Reconciler(engine, board, publisher, settings)
         threading.Thread(target=reconciler.run, args=(stop,), daemon=True).start()
+        threading.Thread(target=collector.counts.run, args=(stop,), daemon=True).start()
         threading.Thread(target=HandingOn(services, publisher).run, args=(stop,), daemon=True).start()
         log.info("collector_ready", worker=worker_id)
         run_celery(app, board, VERDICTS, FINALIZING, threads=settings.collector_threads, hostname=worker_id)
         stop.set()
+        collector.counts.tell()
 
 
 def _register(app: Celery, collector: Collector, board: Board) -> None:
-    @app.task(name=SETTLE)  # type: ignore[untyped-decorator]
-    def settle(body: str) -> None:
+    @app.task(name=SETTLE, bind=True)  # type: ignore[untyped-decorator]
+    def settle(task: Task, body: str) -> None:
         try:
-            collector.settle(body)
+            with tracing.following(task.request.get(TRACEPARENT)):
+                collector.settle(body)
         except MessageError as error:
             log.error("verdicts_parked", reason=str(error))
             board.park(VERDICTS, str(error), body)

@@ -12,13 +12,17 @@ from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
+from infra import telemetry
 from infra.board import Board
 from infra.broker import Publisher, queue_of
 from infra.ledger import recovery, settlement
 from infra.ledger.recovery import LaneKey, OverdueChunk
 from infra.log import get_logger
+from infra.patience import forgiving
 from infra.settings import Settings
+from infra.telemetry import Tally
 from schemas.messages import Lane
+from schemas.verdicts import Outcome
 
 _JITTER: Final = 0.2
 _BEHIND_CHUNKS: Final = 256
@@ -63,17 +67,22 @@ class Reconciler:
     def look(self, connection: sa.Connection) -> Reconciled:
         """One pass over all lanes."""
         requeued = given_up = 0
+        tally = Tally()
         if self._board.verdicts_waiting() > _BEHIND_CHUNKS:
             recovery.restart_leases(connection)
         for key in recovery.lanes_with_pending(connection):
             lost = self._lost(connection, key)
             if lost:  # read only now: verdicts that still wait are as good as settled, and few by the rule above
                 judged = self._board.judged()
-                again, dead = self._recover(connection, [chunk for chunk in lost if chunk.chunk_id not in judged])
+                missing = [chunk for chunk in lost if chunk.chunk_id not in judged]
+                again, dead = self._recover(connection, key, missing, tally)
                 requeued, given_up = requeued + again, given_up + dead
         unfinished = recovery.unfinished(connection)
         for run_id in unfinished:
             self._publisher.finalize(run_id)
+        tally.add(telemetry.FINISHED_ANEW, by=len(unfinished))
+        with forgiving("reconciled"):
+            self._board.count(tally.fields())
         if requeued or given_up:
             log.warning("reconciled", requeued=requeued, given_up=given_up)
         return Reconciled(requeued, given_up, len(unfinished))
@@ -86,7 +95,9 @@ class Reconciler:
         lease_s = self._settings.live_lease_s if key.lane is Lane.LIVE else self._settings.bulk_lease_s
         return recovery.overdue(connection, key, lease_s=lease_s)
 
-    def _recover(self, connection: sa.Connection, lost: list[OverdueChunk]) -> tuple[int, int]:
+    def _recover(
+        self, connection: sa.Connection, key: LaneKey, lost: list[OverdueChunk], tally: Tally
+    ) -> tuple[int, int]:
         requeued = 0
         hopeless: dict[str, list[int]] = defaultdict(list)
         for chunk in lost:
@@ -98,13 +109,18 @@ class Reconciler:
                 self._publisher.judge(again)
                 requeued += 1
         for run_id, chunk_nos in hopeless.items():
-            self._give_up(run_id, chunk_nos)
-        return requeued, sum(map(len, hopeless.values()))
+            died = self._give_up(run_id, chunk_nos)
+            tally.add(telemetry.ITEMS_SETTLED, *key, Outcome.DEAD.value, telemetry.NO_LABEL, by=died)
+        given_up = sum(map(len, hopeless.values()))
+        tally.add(telemetry.RECONCILED, *key, telemetry.REQUEUED, by=requeued)
+        tally.add(telemetry.RECONCILED, *key, telemetry.GIVEN_UP, by=given_up)
+        return requeued, given_up
 
-    def _give_up(self, run_id: str, chunk_nos: list[int]) -> None:
+    def _give_up(self, run_id: str, chunk_nos: list[int]) -> int:
         reason = f"lost {self._settings.max_attempts} times between queue and verdict"
         settled = settlement.settle_dead(self._engine, run_id, chunk_nos, reason, retention=self._settings.retention)
         log.error("chunks_given_up", run=run_id, chunks=chunk_nos, items=settled.inserted)
         self._board.note_ended(run_id)
         if settled.finished:
             self._publisher.finalize(run_id)
+        return settled.inserted

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.exc import DBAPIError
 
+from infra import tracing
 from infra.board import Board
 from infra.broker import Publisher
 from infra.errors import LibraError
@@ -25,6 +26,7 @@ from infra.patience import forgiving
 from infra.together import Together
 from schemas.messages import VerdictChunk, decode_chunk
 from schemas.retention import Retention
+from worker.collector.counts import Counts
 from worker.collector.report import build_report
 
 _RETRY_MAX_S: Final = 1.0
@@ -61,6 +63,7 @@ class Collector:
         self._finalize_lease_s = finalize_lease_s
         self._retention = retention
         self._stopping = stopping
+        self.counts = Counts(board)
         self._settle_together = Together(self._settle_all, at_most=_JOINT_CHUNKS)
 
     def settle(self, body: str) -> None:
@@ -71,7 +74,11 @@ class Collector:
             ShuttingDownError: not settled, give it back.
         """
         chunk = decode_chunk(VerdictChunk, body)
-        with structlog.contextvars.bound_contextvars(run=chunk.run_id, chunk=chunk.chunk_no):
+        guard = chunk.fingerprint.guard if chunk.fingerprint else None
+        with (
+            structlog.contextvars.bound_contextvars(run=chunk.run_id, chunk=chunk.chunk_no),
+            tracing.span("libra.settle", guard=guard, run_id=chunk.run_id, items=len(chunk.verdicts)),
+        ):
             try:
                 settled = self._settle_together(chunk)
             except settlement.FingerprintMismatchError as error:
@@ -85,9 +92,11 @@ class Collector:
     def _settle_all(self, chunks: list[VerdictChunk]) -> Sequence[settlement.Settled | Exception]:
         """One transaction for what waits together, then word to those who wait for it."""
         outcomes = self._patiently(lambda: settlement.settle_all(self._engine, chunks, retention=self._retention))
-        settled = [chunk for chunk, outcome in zip(chunks, outcomes, strict=True) if not isinstance(outcome, Exception)]
+        pairs = zip(chunks, outcomes, strict=True)
+        settled = [(chunk, outcome) for chunk, outcome in pairs if not isinstance(outcome, Exception)]
         with forgiving("settled"):
-            self._board.note_settled(settled)
+            self._board.note_settled([chunk for chunk, _ in settled])
+        self.counts.count(settled)
         return outcomes
 
     def finalize(self, run_id: str) -> None:

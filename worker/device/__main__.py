@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
+from infra import tracing
 from infra.errors import DeviceError, GuardError, LibraError, UsageError
 from infra.log import configure_logging, get_logger
 from infra.process import die_with_parent
@@ -43,6 +44,8 @@ def main(arguments: list[str]) -> int:
     except ValueError as error:
         return _fail(report, UsageError(f"bad device spec: {error}"))
     configure_logging(settings.log_level, settings.log_format, guard=spec.guard, device=spec.device)
+    # Whoever asks decides whether an item's trace is sampled; its batches follow.
+    tracing.start(settings.otlp_endpoint, "libra-device", guard=spec.guard, always=True)
     try:
         engine = load_engine(spec, settings.state_dir / "budgets")
     except Exception as error:  # noqa: BLE001 - torch, transformers and safetensors each raise their own

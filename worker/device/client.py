@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from infra import tracing
 from infra.errors import DeviceError
 from worker.device.engines.base import EngineInfo
 from worker.device.protocol import (
@@ -278,4 +279,5 @@ def _header(request: DeviceRequest, request_id: int, group: _Group) -> Request:
         max_new_tokens=request.max_new_tokens,
         verdict_ids=request.verdict_ids,
         iteration=request.iteration,
+        traceparent=tracing.traceparent(),
     )

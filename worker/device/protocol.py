@@ -24,7 +24,7 @@ from schemas.messages import Lane
 from worker.device.engines.base import EngineInfo
 from worker.device.types import Generated, Kind, Scored
 
-PROTOCOL_VERSION: Final = 3
+PROTOCOL_VERSION: Final = 4
 MAX_HEADER_BYTES: Final = 1 << 20
 MAX_PAYLOAD_BYTES: Final = 64 << 20
 """A chunk holds at most 1 MiB of text, so its ids take a few MiB."""
@@ -44,7 +44,10 @@ class Hello(Frozen):
 
 
 class Request(Frozen):
-    """Prompts to run; `alone`: one batch each. Payload: as many lengths as prompts, then all ids (int32)."""
+    """Prompts to run; `alone`: one batch each. Payload: as many lengths as prompts, then all ids (int32).
+
+    `traceparent`: the span that asks (W3C Trace Context), where traces are on.
+    """
 
     type: Literal["request"] = "request"
     id: int
@@ -57,6 +60,7 @@ class Request(Frozen):
     max_new_tokens: int = Field(default=0, ge=0)
     verdict_ids: tuple[tuple[int, ...], ...] = ()
     iteration: int = Field(default=0, ge=0)
+    traceparent: str | None = Field(default=None, max_length=64)
 
 
 class Started(Frozen):

@@ -13,11 +13,13 @@ import struct
 import threading
 import time
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from infra import tracing
 from infra.errors import DeviceError
 from infra.log import get_logger
 from schemas.messages import Lane
@@ -241,7 +243,8 @@ class Server:
         self._heartbeat.begin(started + self._batch_deadline_s)
         reasons: Mapping[int, str] = {}
         try:
-            rows = self._infer(batch)
+            with _traced(batch, asks):
+                rows = self._infer(batch)
         except PartlyAnswered as partly:
             rows, reasons = partly.answers, partly.reasons
         except (OutOfMemory, MemoryError):
@@ -338,6 +341,18 @@ def _by_ask(batch: _Batch) -> dict[_Ask, list[_Place]]:
         for prompt in entry.items:
             asks.setdefault(prompt.ask, []).append((prompt.index, row))
     return asks
+
+
+def _traced(batch: _Batch, asks: Iterable[_Ask]) -> AbstractContextManager[None]:
+    """A span for the batch, linked to those who asked: it runs for many traces at once and is part of none."""
+    return tracing.batch(
+        "libra.device.batch",
+        (ask.request.traceparent for ask in asks),
+        lane=batch[0].lane.value,
+        items=sum(len(entry.items) for entry in batch),
+        rows=len(batch),
+        tokens=sum(entry.tokens for entry in batch),
+    )
 
 
 def _alone(batch: _Batch, reason: str) -> list[_Batch]:

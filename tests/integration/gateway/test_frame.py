@@ -60,6 +60,8 @@ def test_metrics_count_requests_by_route_and_never_by_path(api: TestClient) -> N
 
     assert 'libra_gateway_requests_total{method="GET",route="/healthz",status="200"} 1.0' in text
     assert 'libra_queue_chunks{guard="fake",lane="live"} 0.0' in text
+    assert 'libra_items_pending{guard="fake",lane="bulk"} 0.0' in text
+    assert 'libra_server_up{server="ledger"} 1.0' in text
     assert "user-chosen" not in text
 
 

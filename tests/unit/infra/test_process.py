@@ -110,6 +110,7 @@ def test_waiting_gives_up_when_the_condition_never_holds() -> None:
 
 
 def test_a_deferred_ctrl_c_takes_effect_where_it_is_asked_for() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     reached = False
     with pytest.raises(KeyboardInterrupt), deferred_interrupt() as check:
         check()

@@ -253,7 +253,7 @@ def test_two_processes_learn_what_one_does_with_accumulation(base: Path, rows: d
         for rank in ("0", "1")
     ]
     try:
-        assert [process.wait(timeout=120) for process in processes] == [0, 0]
+        assert [process.wait(timeout=240) for process in processes] == [0, 0]
     finally:
         for process in processes:
             process.kill()

@@ -1,0 +1,1 @@
+"""The fleet's metrics in Prometheus' form: read at the time of the scrape, held nowhere."""
