@@ -31,11 +31,11 @@ Report = Callable[[str], None]
 class Shape:
     """The model's size."""
 
-    hidden: int = 128
-    intermediate: int = 384
+    hidden: int = 96
+    intermediate: int = 256
     layers: int = 2
-    heads: int = 4
-    kv_heads: int = 2
+    heads: int = 3
+    kv_heads: int = 1
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Recipe:
     """Everything that decides a training run, besides its rows."""
 
     synthetic_epochs: int = 1
-    epochs: int = 4
+    epochs: int = 1
     seed: int = 20260101
     threads: int = 2
     batch: int = 32
@@ -57,7 +57,7 @@ class Recipe:
     table: TableRecipe = field(default_factory=TableRecipe)
 
 
-_LOG_EVERY: Final = 100
+_LOG_EVERY: Final = 50
 _MARGIN_BATCH: Final = 128
 
 
