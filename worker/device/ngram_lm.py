@@ -30,7 +30,7 @@ _MIX: Final = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9)
 """Odd 64-bit multipliers (SplitMix64), as signed numbers below."""
 
 
-class NgramQwen2Config(Qwen2Config):
+class NgramQwen2Config(Qwen2Config):  # type: ignore[no-untyped-call]
     """Qwen2's configuration, the frame's ids, and how the verdict is put together.
 
     margin = `lm_share` * the transformer's margin + `ngram_share` * the table's sum + `margin_bias`.
@@ -60,9 +60,10 @@ class Field(NamedTuple):
     prompt: torch.Tensor
 
 
-class NgramQwen2ForCausalLM(Qwen2ForCausalLM):
+class NgramQwen2ForCausalLM(Qwen2ForCausalLM):  # type: ignore[no-untyped-call]
     """See the module. `head_alone` tells an engine that a hidden state does not decide the logits by itself."""
 
+    config: NgramQwen2Config
     config_class = NgramQwen2Config
     head_alone = False
 
@@ -100,7 +101,7 @@ class NgramQwen2ForCausalLM(Qwen2ForCausalLM):
         slots = ngram_slots(ids, found, self.config.ngram_slots)
         slots = first_occurrences(slots, found.prompt)
         each = self.ngram_weights[slots].double().masked_fill(slots == 0, 0.0).sum(dim=-1)
-        return torch.cat([part.cumsum(dim=1) for part in each.split(list(lengths), dim=1)], dim=1)
+        return torch.cat([part.cumsum(dim=1) for part in torch.split(each, list(lengths), dim=1)], dim=1)
 
     def _weighed(self, logits: torch.Tensor, asked: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
         config = self.config

@@ -77,7 +77,8 @@ def add_table(trainer: Trainer, corpus: Corpus, recipe: Recipe, report: Report) 
     """Fit the n-gram table on the training rows, and on COLD's dev rows what it counts beside the language model."""
     model = trainer.model
     # What is saved and served is rounded: the shares are fitted to that.
-    model.bfloat16().float()
+    model.bfloat16()
+    model.float()  # type: ignore[no-untyped-call]
     config = model.config
     weights = fit_table([trainer.encoder.encode(row) for row in corpus.train], config, recipe.table)
     model.ngram_weights.data = weights.bfloat16().float()

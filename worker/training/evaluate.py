@@ -105,7 +105,7 @@ def examine(examiner: Examiner, name: str, records: Sequence[LibraRecord]) -> Se
     unparseable = sum(verdict.outcome is Outcome.UNPARSEABLE for verdict in verdicts)
     rows = [
         Judged(
-            source=record.source,
+            source=record.source or name,
             category="",
             subcategory="",
             truth=truth(record),

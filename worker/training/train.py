@@ -195,7 +195,7 @@ def _rate(step: int, steps: int, recipe: Recipe) -> float:
 @torch.inference_mode()
 def lm_margins(model: NgramQwen2ForCausalLM, examples: Sequence[Example]) -> torch.Tensor:
     """The transformer's own margin, log P(unsafe) - log P(safe), where the label stands: (examples,)."""
-    model.eval()
+    model.train(mode=False)
     found = torch.empty(len(examples))
     order = sorted(range(len(examples)), key=lambda at: examples[at].label)
     for start in range(0, len(order), _MARGIN_BATCH):
