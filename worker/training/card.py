@@ -60,8 +60,9 @@ A small Qwen2 from random weights over a tokenizer of single characters, trained
 answer alone, the label weighted up. Beside it stands a table of hashed n-gram weights: a logistic regression on the
 presence of 1- to 3-grams, each scaled by its log-count ratio: first of comments, then, beyond that, of questions and
 replies. At the label both are put together by a logistic regression on COLD dev; the margin is divided by the
-temperature $temperature (libra.json). docs/libra-tiny.md tells what else was tried, and what each stage gives alone. Made by one command, which
-gives the same data, order and starting weights each time (bit-equal weights only on an equal machine and library):
+temperature $temperature (libra.json). docs/libra-tiny.md tells what else was tried, and what each stage gives alone.
+Made by one command, which gives the same data, order and starting weights each time (bit-equal weights only on an equal
+machine and library):
 
 ```
 make train-tiny DATA=FOLDER OUT=FOLDER        # seed $seed
