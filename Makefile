@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SEED ?= 1
 BENCH ?=
 
-.PHONY: help setup demo test lint docs check bench drill two-machines fuzz clean
+.PHONY: help setup demo test lint docs check bench drill two-machines fuzz train-tiny clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,12 @@ two-machines: $(STAMP) ## Judge a run on two machines (network namespaces) and p
 
 fuzz: $(STAMP) ## Feed the readers 100,000 inputs that nobody meant (SEED=1)
 	FUZZ_INPUTS=100000 FUZZ_SEED=$(SEED) $(BIN)/pytest tests/fuzz --timeout 0
+
+DATA ?= ../shared/data
+OUT ?= out/libra-tiny
+
+train-tiny: $(STAMP) ## Make the bundled guard again from public data (DATA=folder, OUT=folder) and print what it reaches
+	$(BIN)/libra train --data $(DATA) --out $(OUT)
 
 clean: ## Remove .venv, caches and out/
 	rm -rf $(VENV) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

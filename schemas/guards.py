@@ -125,11 +125,11 @@ _LIBRA: Final = (
         family=Family.LIBRA,
         hub_id=None,
         licence="Apache-2.0",
-        context_tokens=328,
+        context_tokens=425,
         languages=_ZH,
         modes=_LM_MODES,
         status=Status.RAN_WITH_WEIGHTS,
-        architecture="Qwen2ForCausalLM",
+        architecture="NgramQwen2ForCausalLM",
         note="bundled; trained by this project, see its model card",
     ),
     GuardCard(

@@ -1,19 +1,35 @@
-"""The whole way from the public data to a checkpoint folder with its model card."""
+"""The whole way from the data to the bundled guard: tokenizer, two stages, n-gram table, calibration, model card."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
+import torch
 from safetensors import safe_open
 
-from worker.guards.checkpoint import context_tokens_of
+from schemas.items import Label, LibraRecord
+from worker.guards.checkpoint import context_tokens_of, temperature_of
+from worker.training.calibration import fit_temperature
 from worker.training.card import Facts, write_card
-from worker.training.data import WINDOW_CHARS, Corpus, load_corpus, read_records
-from worker.training.evaluate import Examiner, SetResult, agreement, examine, shortcut_baselines
+from worker.training.data import PAIRS, WINDOW_CHARS, Corpus, Row, load_corpus, read_records, rows_of, truth
+from worker.training.evaluate import Examiner, SetResult, agreement, examine, margin_of, shortcut_baselines
 from worker.training.hard_negatives import disguise
+from worker.training.ngrams import fit_shares, fit_table, presence
 from worker.training.tokenizer import train_tokenizer
-from worker.training.train import Recipe, Report, Shape, Trainer, save_checkpoint, settings_of
+from worker.training.train import (
+    Recipe,
+    Report,
+    Shape,
+    Trainer,
+    lm_margins,
+    save_checkpoint,
+    save_temperature,
+    settings_of,
+)
+
+COLD_HELD_OUT: Final = "COLD, held out"
 
 
 def build_guard(data: Path, out: Path, recipe: Recipe, also: Sequence[Path], report: Report) -> None:
@@ -39,16 +55,47 @@ def build_guard(data: Path, out: Path, recipe: Recipe, also: Sequence[Path], rep
 
 
 def build_checkpoint(corpus: Corpus, out: Path, shape: Shape, recipe: Recipe, report: Report) -> None:
-    """Train tokenizer and model on the corpus; `out` holds the newest epoch's checkpoint."""
+    """Train everything on the corpus; its two stages are the language model's, the table learns from all rows at once.
+
+    Where the corpus has no real rows there is one stage, and where it has no synthetic ones likewise.
+    """
     tokenizer = train_tokenizer(corpus.train)
     report(f"tokenizer of {tokenizer.get_vocab_size():,} entries")
     trainer = Trainer(tokenizer, shape, recipe, report)
+    if corpus.synthetic:
+        trainer.fit(corpus.synthetic, recipe.synthetic_epochs, lambda done: report(f"synthetic stage: epoch {done}"))
+    if corpus.real:
+        # The synthetic rows come along, lest they be forgotten.
+        trainer.fit(corpus.train, recipe.epochs, lambda done: report(f"real stage: epoch {done}"))
+    add_table(trainer, corpus, recipe, report)
+    save_checkpoint(trainer.model, tokenizer, out)
+    save_temperature(out, 1.0)
+    calibrate(corpus.cold_dev, out, report)
 
-    def after_epoch(done: int) -> None:
-        save_checkpoint(trainer.model, tokenizer, out)
-        report(f"checkpoint after epoch {done}")
 
-    trainer.fit(corpus.train, after_epoch)
+def add_table(trainer: Trainer, corpus: Corpus, recipe: Recipe, report: Report) -> None:
+    """Fit the n-gram table on the training rows, and on COLD's dev rows what it counts beside the language model."""
+    model = trainer.model
+    # What is saved and served is rounded: the shares are fitted to that.
+    model.bfloat16().float()
+    config = model.config
+    weights = fit_table([trainer.encoder.encode(row) for row in corpus.train], config, recipe.table)
+    model.ngram_weights.data = weights.bfloat16().float()
+    dev = [trainer.encoder.encode(row) for row in _first_windows(corpus.cold_dev)]
+    sums = presence([example.ids[: example.label] for example in dev], config).sums(model.ngram_weights.detach())
+    unsafe = torch.tensor([example.truth is Label.UNSAFE for example in dev])
+    shares = fit_shares(lm_margins(model, dev), sums, unsafe)
+    config.lm_share, config.ngram_share, config.margin_bias = shares
+    report("margin = {:.3f} language model + {:.3f} table + {:.3f}".format(*shares))
+
+
+def calibrate(records: Sequence[LibraRecord], out: Path, report: Report) -> None:
+    """Fit the temperature on records that nothing was trained on, and store it with the checkpoint."""
+    scored = [(v.p_unsafe, truth(r)) for v, r in zip(Examiner(out).score(records), records, strict=True)]
+    known = [(p, label) for p, label in scored if p is not None]
+    fit = fit_temperature([margin_of(p) for p, _ in known], [label is Label.UNSAFE for _, label in known])
+    save_temperature(out, round(fit.temperature, 4))
+    report(f"temperature {fit.temperature:.3f}")
 
 
 def measure(corpus: Corpus, out: Path, recipe: Recipe, report: Report) -> list[SetResult]:
@@ -56,14 +103,17 @@ def measure(corpus: Corpus, out: Path, recipe: Recipe, report: Report) -> list[S
     examiner = Examiner(out)
     disguised = [disguise(record, recipe.seed) for record in corpus.jade_held_out]
     sets = {
-        "COLD dev": corpus.cold_dev,
-        "JADE held out": corpus.jade_held_out,
-        "JADE held out, unsafe behind a refusal and safe made longer": disguised,
+        COLD_HELD_OUT: corpus.cold_held_out,
+        "COLD dev (chose the recipe)": corpus.cold_dev,
+        "written pairs, held out": corpus.pairs_held_out,
+        "JADE, held out": corpus.jade_held_out,
+        "JADE, held out, unsafe behind a refusal and safe made longer": disguised,
     }
     results = []
     for name, records in sets.items():
-        results.append(examine(examiner, name, records))
-        report(f"{name}: accuracy {results[-1].accuracy:.4f} macro-F1 {results[-1].macro_f1:.4f}")
+        found = examine(examiner, name, records)
+        results.append(found)
+        report(f"{name}: " + " ".join(f"{metric} {found.value(metric):.4f}" for metric in ("accuracy", "auroc", "ece")))
     return results
 
 
@@ -76,9 +126,14 @@ def describe(corpus: Corpus, out: Path, recipe: Recipe, results: Sequence[SetRes
         counts=corpus.counts,
         rows=len(corpus.train),
         dev=len(corpus.cold_dev),
-        held_out=len(corpus.jade_held_out),
+        held_out={
+            "COLD": len(corpus.cold_held_out),
+            "JADE": len(corpus.jade_held_out),
+            PAIRS.name: len(corpus.pairs_held_out),
+        },
         window=WINDOW_CHARS,
         context=context_tokens_of(out, None),
+        temperature=temperature_of(out),
         results=results,
         baselines=shortcut_baselines(corpus.jade_held_out),
         agreement=agreement(Examiner(out), mixed, recipe.seed),
@@ -90,3 +145,7 @@ def parameter_count(folder: Path) -> int:
     """Parameters in the checkpoint's weights; the tied head is stored once."""
     with safe_open(folder / "model.safetensors", framework="pt") as weights:
         return sum(weights.get_tensor(name).numel() for name in weights.keys())  # noqa: SIM118 - not a mapping
+
+
+def _first_windows(records: Sequence[LibraRecord]) -> list[Row]:
+    return [rows_of(record)[0] for record in records]

@@ -29,7 +29,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="libra-tiny: folder of cold_train.jsonl, cold_dev.jsonl and jade_medium.json.",
 )
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="libra-tiny: the checkpoint's folder.")
-@click.option("--epochs", type=click.IntRange(min=1), default=3, show_default=True, help="libra-tiny: passes.")
+@click.option("--epochs", type=click.IntRange(min=1), default=1, show_default=True, help="libra-tiny: passes.")
 @click.option("--seed", type=int, default=20260101, show_default=True, help="libra-tiny: decides every draw.")
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True, help="libra-tiny: CPU threads.")
 @click.option("--also", multiple=True, type=_FILE, help="libra-tiny: a further set to measure on. Repeatable.")

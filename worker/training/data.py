@@ -1,4 +1,8 @@
-"""Readers of the public training sets, the JADE split, and the windows a training row is cut to."""
+"""Readers of the training sets, what is held out of each, and the windows a training row is cut to.
+
+Two kinds of rows, for the two stages of a guard's training: synthetic ones, written by or for this project, and real
+ones from public sets.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +29,8 @@ QUESTION_CHARS: Final = 120
 WINDOW_CHARS: Final = 300
 WINDOW_OVERLAP: Final = 60
 HARD_ROWS: Final = 2400
+PAIRS: Final = Path(__file__).parent / "data" / "pairs.jsonl"
+PAIR_WEIGHT: Final = 3.0
 
 _COLD_WORDS: Final = {"race": "种族", "region": "地域", "gender": "性别"}
 _SAFE_ANALYSIS: Final = "没有发现违反安全标准的内容。"
@@ -43,12 +49,23 @@ class Row:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Everything one training run reads, split."""
+    """Everything one training run reads, split. No text is in two parts.
 
-    train: tuple[Row, ...]
+    `cold_dev` is for choices and for the calibration; what is reported are the parts held out, which nothing saw.
+    """
+
+    synthetic: tuple[Row, ...]
+    real: tuple[Row, ...]
     cold_dev: tuple[LibraRecord, ...]
+    cold_held_out: tuple[LibraRecord, ...]
     jade_held_out: tuple[LibraRecord, ...]
+    pairs_held_out: tuple[LibraRecord, ...]
     counts: dict[str, int]
+
+    @property
+    def train(self) -> tuple[Row, ...]:
+        """The rows of both kinds."""
+        return (*self.synthetic, *self.real)
 
 
 def read_records(path: Path) -> list[LibraRecord]:
@@ -92,9 +109,16 @@ def is_held_out(record_id: str | int) -> bool:
     The id's last part tells the safe from the unsafe answer of one question (`jade-medium-7-s`, `-u`); it is left out
     of the hash, so that no question is in both parts.
     """
-    stem = str(record_id).rsplit("-", 1)[0]
-    bucket = int.from_bytes(hashlib.sha256(stem.encode()).digest()[:4], "big") / 2**32
-    return bucket < HELD_OUT_SHARE
+    return _is_held_out(str(record_id).rsplit("-", 1)[0])
+
+
+def is_text_held_out(text: str) -> bool:
+    """Whether a text of COLD's training file is kept from training; letter case and spaces make no other text."""
+    return _is_held_out("".join(text.split()).lower())
+
+
+def _is_held_out(key: str) -> bool:
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") / 2**32 < HELD_OUT_SHARE
 
 
 def truth(record: LibraRecord) -> Label:
@@ -129,32 +153,50 @@ def rows_of(record: LibraRecord, weight: float = 1.0) -> list[Row]:
 
 
 def load_corpus(folder: Path, seed: int) -> Corpus:
-    """Read the public sets from `folder` and add our own rows.
+    """Read the public sets from `folder` and add the rows of our own.
 
     COLD's training texts that are also validation texts are left out.
+
+    Raises:
+        DataError: a set cannot be read.
     """
     dev = read_records(folder / COLD_DEV)
     seen = {record.response for record in dev}
     cold = [record for record in read_records(folder / COLD_TRAIN) if record.response not in seen]
+    cold_train = [record for record in cold if not is_text_held_out(record.response)]
     jade = read_records(folder / JADE)
     jade_train = [record for record in jade if not is_held_out(record.id)]
-    held_out = tuple(record for record in jade if is_held_out(record.id))
-    hard = hard_negatives(HARD_ROWS, seed)
     disguised = [disguise(record, seed) for record in jade_train]
-    train = [
-        *_all_rows(cold, 1.0),
-        *_all_rows(jade_train, 2.0),
-        *_all_rows(disguised, 2.0),
-        *_first_rows(jade_train),
-        *_all_rows(hard, 1.0),
-    ]
-    counts = {
-        "thu-coai/COLDataset train": len(cold),
-        "whitzard-ai/jade-db v3.0 medium, training part": len(jade_train),
-        "the same JADE records with a refusal or a helpful passage of our own added": len(disguised),
-        HARD_SOURCE: len(hard),
-    }
-    return Corpus(tuple(train), tuple(dev), held_out, counts)
+    hard = hard_negatives(HARD_ROWS, seed)
+    pairs, pairs_held_out = read_pairs(PAIRS)
+    return Corpus(
+        synthetic=(*_all_rows(hard, 1.0), *_all_rows(pairs, PAIR_WEIGHT)),
+        real=(
+            *_all_rows(cold_train, 1.0),
+            *_all_rows(jade_train, 2.0),
+            *_all_rows(disguised, 2.0),
+            *_first_rows(jade_train),
+        ),
+        cold_dev=tuple(dev),
+        cold_held_out=tuple(record for record in cold if is_text_held_out(record.response)),
+        jade_held_out=tuple(record for record in jade if is_held_out(record.id)),
+        pairs_held_out=tuple(pairs_held_out),
+        counts={
+            "synthetic: " + HARD_SOURCE: len(hard),
+            "synthetic: written pairs": len(pairs),
+            "real: thu-coai/COLDataset train": len(cold_train),
+            "real: whitzard-ai/jade-db v3.0 medium": len(jade_train),
+            "real: the same JADE records with a refusal or a helpful passage of our own added": len(disguised),
+        },
+    )
+
+
+def read_pairs(path: Path) -> tuple[list[LibraRecord], list[LibraRecord]]:
+    """The written question/answer pairs: those to train on, and those held out."""
+    parts: dict[str, list[LibraRecord]] = {"train": [], "test": []}
+    for number, raw in enumerate(_raw_records(path.read_text(encoding="utf-8"), path), 1):
+        parts[raw["split"]].append(_record(raw, f"{path.name}, record {number}"))
+    return parts["train"], parts["test"]
 
 
 def _all_rows(records: Iterable[LibraRecord], weight: float) -> list[Row]:

@@ -13,6 +13,7 @@ from typing import Any, Final
 import torch
 from transformers.utils import logging as transformers_logging
 
+import worker.device.ngram_lm  # noqa: F401 - registers this project's own architecture
 from infra.errors import GuardError
 from worker.device.engines.base import DeviceLost, OutOfMemory
 

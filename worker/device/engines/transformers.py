@@ -329,8 +329,8 @@ class TransformersEngine:
     def _take_padded_short_cuts(self, prompts: Sequence[array[int]], plain: torch.Tensor) -> None:
         if not self._agrees("batches padded on the right", prompts, plain):
             self._info = replace(self._info, max_batch_items=1)
-        self._one_row = True
-        self._one_row = self._agrees("LM head on one row", prompts, plain)
+        self._one_row = getattr(self._model, "head_alone", True)
+        self._one_row = self._one_row and self._agrees("LM head on one row", prompts, plain)
 
     def _agrees(self, name: str, prompts: Sequence[array[int]], plain: torch.Tensor) -> bool:
         try:

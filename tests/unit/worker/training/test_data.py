@@ -15,6 +15,7 @@ from worker.training.data import (
     JADE,
     analysis_of,
     is_held_out,
+    is_text_held_out,
     load_corpus,
     read_records,
     rows_of,
@@ -69,6 +70,19 @@ def test_no_held_out_question_is_trained_on(folder: Path) -> None:
 def test_a_validation_text_is_not_trained_on(folder: Path) -> None:
     corpus = load_corpus(folder, seed=1)
     assert {row.response for row in corpus.train}.isdisjoint(record.response for record in corpus.cold_dev)
+
+
+def test_a_held_out_text_is_not_trained_on(folder: Path) -> None:
+    corpus = load_corpus(folder, seed=1)
+    trained = {row.response for row in corpus.train}
+    assert corpus.cold_held_out
+    assert trained.isdisjoint(record.response for record in (*corpus.cold_held_out, *corpus.pairs_held_out))
+    assert {row.question for row in corpus.train}.isdisjoint(record.question for record in corpus.pairs_held_out)
+
+
+def test_spaces_and_case_make_no_other_text() -> None:
+    texts = [f"Text {n}" for n in range(40)]
+    assert [is_text_held_out(text) for text in texts] == [is_text_held_out(f" {text.upper()}\n") for text in texts]
 
 
 def test_windows_overlap_and_cover_the_text() -> None:

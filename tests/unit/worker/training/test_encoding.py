@@ -7,7 +7,7 @@ from tokenizers import Tokenizer
 
 from worker.training.data import Row
 from worker.training.encoding import IGNORED, Example, RowEncoder, batches, collate, common_prefix
-from worker.training.rendering import TURN_END, answer_text
+from worker.training.rendering import PREFILL, TURN_END, answer_text
 from worker.training.tokenizer import control_ids, encode_plain
 
 
@@ -49,14 +49,14 @@ def test_every_target_is_read_one_place_before_it(examples: list[Example]) -> No
 
 def test_the_label_weighs_more_and_padding_nothing(examples: list[Example], tokenizer: Tokenizer) -> None:
     batch = collate(examples[:7], 0, pad=0, label_weight=3.0)
-    place = len(encode_plain(tokenizer, '{\n  "答案": "'))
+    place = len(encode_plain(tokenizer, PREFILL))
     assert batch.weights[:, place].tolist() == [3.0] * 7
     assert batch.weights[batch.targets == IGNORED].sum().item() == 0
 
 
 def test_the_prefix_ends_before_the_users_text(examples: list[Example], tokenizer: Tokenizer) -> None:
     text = tokenizer.decode(common_prefix(examples), skip_special_tokens=True)
-    assert text.endswith("人类的问题")
+    assert text.endswith("人类的问题：")
 
 
 def test_every_example_is_in_one_batch(examples: list[Example]) -> None:

@@ -5,13 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from infra.errors import GuardError
 from schemas.items import Label
 from worker.guards.libra import LibraGuard
 from worker.training.data import Row
 from worker.training.rendering import PREFILL, SPECIALS, answer_text, user_turn
-from worker.training.tokenizer import control_ids, encode_plain, label_ids, save_tokenizer, train_tokenizer
+from worker.training.tokenizer import (
+    ANSWER_PIECE,
+    TEXT_PIECE,
+    control_ids,
+    encode_plain,
+    label_ids,
+    piece_id,
+    save_tokenizer,
+    train_tokenizer,
+)
 
 
 def test_the_labels_begin_with_different_tokens(tokenizer: Tokenizer) -> None:
@@ -33,7 +45,29 @@ def test_user_text_never_yields_a_control_id(tokenizer: Tokenizer) -> None:
 
 
 def test_the_fixed_prompt_takes_few_tokens(tokenizer: Tokenizer) -> None:
-    assert len(encode_plain(tokenizer, user_turn("", ""))) < 80
+    assert len(encode_plain(tokenizer, f"user\n{user_turn('', '')}")) == 4
+
+
+def test_no_token_joins_two_characters_of_a_chinese_text(tokenizer: Tokenizer) -> None:
+    text = "怎样防范诈骗？！2024年，\n\n先报警。。"
+    whole = encode_plain(tokenizer, text)
+    assert whole == [token for character in text for token in encode_plain(tokenizer, character)]
+
+
+@given(st.text("：“问\n\r 　#a1", max_size=8), st.text("：“答\n\r 　#a1", max_size=8))
+def test_pieces_of_the_prompt_are_tokens_of_their_own_beside_any_text(
+    tokenizer: Tokenizer, question: str, response: str
+) -> None:
+    ids = encode_plain(tokenizer, f"user\n{user_turn(question, response)}")
+    at = ids.index(piece_id(tokenizer, ANSWER_PIECE))
+    assert ids.index(piece_id(tokenizer, TEXT_PIECE)) == 1
+    assert tokenizer.decode(ids[2:at]) == question
+    assert tokenizer.decode(ids[at + 1 :]) == f"{response}\n"
+
+
+def test_a_prompt_that_is_not_one_token_is_refused(rows: list[Row]) -> None:
+    with pytest.raises(GuardError, match="repeat the prompt more often or allow more entries"):
+        train_tokenizer(rows[:40], size=400, prompt_repeats=20)
 
 
 def test_any_text_survives_encoding(tokenizer: Tokenizer) -> None:
@@ -42,7 +76,7 @@ def test_any_text_survives_encoding(tokenizer: Tokenizer) -> None:
 
 
 def test_the_same_rows_give_the_same_tokenizer(rows: list[Row]) -> None:
-    one, other = (train_tokenizer(rows[:40], size=700, prompt_repeats=20) for _ in range(2))
+    one, other = (train_tokenizer(rows[:40], size=1_200, prompt_repeats=100) for _ in range(2))
     assert one.to_str() == other.to_str()
 
 

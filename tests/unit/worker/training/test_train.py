@@ -16,10 +16,12 @@ from worker.training.data import Row
 from worker.training.encoding import RowEncoder, collate, common_prefix
 from worker.training.evaluate import Agreement, Examiner, SetResult, confusion, examine, shortcut_baselines
 from worker.training.hard_negatives import hard_negatives
+from worker.training.ngrams import TableRecipe
 from worker.training.train import Recipe, Shape, Trainer, save_checkpoint, settings_of
 
 SHAPE = Shape(hidden=64, intermediate=96, layers=2, heads=2, kv_heads=1)
-RECIPE = Recipe(epochs=10, batch=16, peak_rate=6e-3, bf16=False)
+TABLE = TableRecipe(slots=1 << 12)
+RECIPE = Recipe(epochs=10, batch=16, peak_rate=6e-3, bf16=False, table=TABLE)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def checkpoint(
 ) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint")
     trainer = Trainer(tokenizer, SHAPE, RECIPE, reports.append)
-    trainer.fit(rows, lambda done: reports.append(f"epoch {done}"))
+    trainer.fit(rows, RECIPE.epochs, lambda done: reports.append(f"epoch {done}"))
     save_checkpoint(trainer.model, tokenizer, folder)
     return folder
 
@@ -68,7 +70,7 @@ def test_a_checkpoint_holds_all_that_serving_needs_in_bf16(checkpoint: Path) -> 
 
 
 def test_the_shared_prefix_changes_no_loss(rows: list[Row], tokenizer: Tokenizer) -> None:
-    recipe = Recipe(bf16=False, token_dropout=0.0)
+    recipe = Recipe(bf16=False, token_dropout=0.0, table=TABLE)
     trainer = Trainer(tokenizer, SHAPE, recipe, print)
     trainer.model.eval()
     encoder = RowEncoder(tokenizer)
@@ -84,14 +86,14 @@ def test_the_shared_prefix_changes_no_loss(rows: list[Row], tokenizer: Tokenizer
 def test_equal_seeds_give_equal_weights(rows: list[Row], tokenizer: Tokenizer) -> None:
     found = []
     for _ in range(2):
-        trainer = Trainer(tokenizer, SHAPE, Recipe(epochs=1, batch=16, threads=1), lambda _: None)
-        trainer.fit(rows[:64], lambda _: None)
+        trainer = Trainer(tokenizer, SHAPE, Recipe(batch=16, threads=1, table=TABLE), lambda _: None)
+        trainer.fit(rows[:64], 1, lambda _: None)
         found.append(trainer.model.state_dict())
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
 def test_token_dropout_spares_the_answer(rows: list[Row], tokenizer: Tokenizer) -> None:
-    trainer = Trainer(tokenizer, SHAPE, Recipe(token_dropout=1.0), print)
+    trainer = Trainer(tokenizer, SHAPE, Recipe(token_dropout=1.0, table=TABLE), print)
     encoder = RowEncoder(tokenizer)
     examples = [encoder.encode(row) for row in rows[:6]]
     batch = collate(examples, 1, 0, 3.0)
@@ -116,9 +118,10 @@ def test_the_card_tells_what_was_measured(tmp_path: Path) -> None:
         counts={"some part": 1_234},
         rows=1_300,
         dev=10,
-        held_out=20,
+        held_out={"some set": 20},
         window=300,
         context=328,
+        temperature=1.25,
         results=[result],
         baselines=shortcut_baselines(records),
         agreement=Agreement(items=20, agreed=19, unparseable=1),
@@ -128,7 +131,9 @@ def test_the_card_tells_what_was_measured(tmp_path: Path) -> None:
     for fact in (
         "3.6 million",
         "| some part | 1,234 |",
-        "| some set | 20 | 0.000 |",
+        "| some set | 20 | - |",
+        "20 of some set",
+        "temperature 1.25",
         "for 19 of 20",
         "not been reviewed",
     ):
