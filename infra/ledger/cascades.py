@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from infra.ledger import reading
 from infra.ledger.connection import expect_whole_runs
 from infra.ledger.reading import RunStatus
+from infra.ledger.rows import item_of, judged_of
 from infra.metrics import Judged
 from schemas.items import Item, Label
 from schemas.runs import RunCounts, RunSpec, StageShare
@@ -110,7 +111,7 @@ def handover(engine: sa.Engine, parent: RunStatus, *, after: int, limit: int) ->
         rows = connection.execute(_ITEMS, {"parent": parent.id, "seqs": seqs}).all()
     full = len(seqs) == limit
     looked_to = seqs[-1] if full else span.until - 1
-    return Handover([_item(row) for row in rows], looked_to, last=bool(span.whole) and not full)
+    return Handover([item_of(row) for row in rows], looked_to, last=bool(span.whole) and not full)
 
 
 _SPAN: Final = sa.text(
@@ -137,18 +138,6 @@ _ITEMS: Final = sa.text(
 )
 
 
-def _item(row: sa.Row[tuple[object, ...]]) -> Item:
-    return Item.model_construct(  # it was valid when it was accepted
-        id=row.item_id,
-        question=row.question,
-        response=row.response,
-        truth=Label(row.truth) if row.truth else None,
-        source=row.source,
-        category=row.category,
-        subcategory=row.subcategory,
-    )
-
-
 _FINAL: Final = """
     SELECT DISTINCT ON (i.item_id) i.item_id, i.source, i.category, i.subcategory, i.truth, s.stage,
            v.outcome, v.label, v.p_unsafe, v.settled_at,
@@ -167,16 +156,7 @@ def final_rows(engine: sa.Engine, run_ids: Sequence[str], *, fetch: int = 5_000)
         expect_whole_runs(connection)
         values = {"run_ids": list(run_ids), "controversial": CONTROVERSIAL}
         for row in connection.execution_options(yield_per=fetch).execute(statement, values):
-            yield Judged(
-                source=row.source,
-                category=row.category,
-                subcategory=row.subcategory,
-                truth=Label(row.truth) if row.truth else None,
-                outcome=Outcome(row.outcome),
-                label=Label(row.label) if row.label else None,
-                p_unsafe=row.p_unsafe,
-                controversial=row.controversial,
-            )
+            yield judged_of(row)
 
 
 class Ends(NamedTuple):

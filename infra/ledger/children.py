@@ -9,8 +9,9 @@ from typing import Final, NamedTuple
 import sqlalchemy as sa
 
 from infra.ledger.cascades import next_id
+from infra.ledger.rows import item_of
 from schemas.guards import Mode
-from schemas.items import Item, Label
+from schemas.items import Item
 
 _FETCH: Final = 2_000
 
@@ -53,15 +54,7 @@ def items_of(engine: sa.Engine, run_id: str, since: datetime | None) -> Iterator
     with engine.connect() as connection:
         streamed = connection.execution_options(yield_per=_FETCH)
         for row in streamed.execute(statement, {"run_id": run_id, "since": since}):
-            yield Item.model_construct(  # it was valid when it was accepted
-                id=row.item_id,
-                question=row.question,
-                response=row.response,
-                truth=Label(row.truth) if row.truth else None,
-                source=row.source,
-                category=row.category,
-                subcategory=row.subcategory,
-            )
+            yield item_of(row)
 
 
 def open_child(engine: sa.Engine, parent: str, guard: str, mode: Mode) -> str | None:

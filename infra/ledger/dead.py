@@ -8,7 +8,8 @@ from typing import Final, NamedTuple
 import sqlalchemy as sa
 
 from infra.ledger.connection import expect_whole_runs
-from schemas.items import Item, Label
+from infra.ledger.rows import item_of
+from schemas.items import Item
 
 _FETCH: Final = 1_000
 
@@ -37,13 +38,4 @@ def dead_of(engine: sa.Engine, run_id: str, *, limit: int | None = None) -> Iter
         expect_whole_runs(connection)
         streamed = connection.execution_options(yield_per=_FETCH)
         for row in streamed.execute(statement, {"run_id": run_id, "limit": limit}):
-            item = Item.model_construct(  # a scrubbed one has no text, which no new item may lack
-                id=row.item_id,
-                question=row.question,
-                response=row.response,
-                truth=Label(row.truth) if row.truth else None,
-                source=row.source,
-                category=row.category,
-                subcategory=row.subcategory,
-            )
-            yield DeadItem(row.seq, row.iteration, row.reason, row.attempt, item)
+            yield DeadItem(row.seq, row.iteration, row.reason, row.attempt, item_of(row))

@@ -19,9 +19,9 @@ from infra.ledger.cascades import WAITS_FOR_NEXT_STAGE
 from infra.ledger.connection import expect_whole_runs
 from infra.ledger.feed import append_to_feeds
 from infra.ledger.retention import scrub_settled
+from infra.ledger.rows import judged_of
 from infra.ledger.settled import verdict_from
 from infra.metrics import Judged
-from schemas.items import Label
 from schemas.messages import MessageError, VerdictChunk
 from schemas.retention import Retention
 from schemas.runs import RunReport
@@ -450,16 +450,7 @@ def judged_rows(engine: sa.Engine, run_id: str, *, fetch: int = 5_000) -> Iterat
         expect_whole_runs(connection)
         sought = {"run_id": run_id, "controversial": CONTROVERSIAL}
         for row in connection.execution_options(yield_per=fetch).execute(statement, sought):
-            yield Judged(
-                source=row.source,
-                category=row.category,
-                subcategory=row.subcategory,
-                truth=Label(row.truth) if row.truth else None,
-                outcome=Outcome(row.outcome),
-                label=Label(row.label) if row.label else None,
-                p_unsafe=row.p_unsafe,
-                controversial=row.controversial,
-            )
+            yield judged_of(row)
 
 
 def verdict_of(engine: sa.Engine, run_id: str, seqs: Sequence[int]) -> dict[int, Verdict]:

@@ -12,7 +12,7 @@ from math import inf
 from typing import Final, NamedTuple
 
 from infra.metrics.counts import Confusion
-from infra.metrics.scores import ScoreSums
+from infra.metrics.scores import ScoreSums, begins_tie
 from infra.metrics.tally import Judged
 from schemas.items import Label
 
@@ -117,9 +117,7 @@ class _Tracing:
         self._every = 1
 
     def add(self, score: float, *, unsafe: bool) -> None:
-        if score != self._score:
-            if not score < self._score:
-                raise ValueError("the rows are not in the order of their scores, highest first")
+        if begins_tie(score, after=self._score):
             self._end_tie()
             self._score = score
         if unsafe:

@@ -37,6 +37,17 @@ class Calibration(NamedTuple):
     brier: float
 
 
+def begins_tie(score: float, *, after: float) -> bool:
+    """Whether a row's score is another than that of the row before, of rows with the highest first.
+
+    Raises:
+        ValueError: it is not in that order.
+    """
+    if score != after and not score < after:
+        raise ValueError("the rows are not in the order of their scores, highest first")
+    return score != after
+
+
 class RankSums:
     """AUROC with ties counted half, its variance, and average precision, from rows that come highest score first.
 
@@ -60,9 +71,7 @@ class RankSums:
         Raises:
             ValueError: its score is above that of the row before.
         """
-        if score != self._score:
-            if not score < self._score:
-                raise ValueError("the rows are not in the order of their scores, highest first")
+        if begins_tie(score, after=self._score):
             self._end_tie()
             self._score = score
         if unsafe:

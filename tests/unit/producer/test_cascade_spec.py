@@ -2,27 +2,11 @@
 
 from __future__ import annotations
 
-import click
 import pytest
-from click.testing import CliRunner
 
-from producer.options import Order
-from producer.orders import takes_order
 from schemas.guards import Mode
 from schemas.runs import NextStage, RunSpec
-
-
-def ordered(*options: str) -> RunSpec | str:
-    """The spec that these options order, or what is said against them."""
-    orders: list[Order] = []
-
-    @click.command()
-    @takes_order
-    def command(*, order: Order) -> None:
-        orders.append(order)
-
-    done = CliRunner().invoke(command, ["demo", *options])
-    return orders[0].spec if orders else done.output
+from tests.support.orders import ordered
 
 
 def test_a_cascade_is_a_run_of_its_first_guard_with_the_others_to_follow() -> None:

@@ -2,26 +2,10 @@
 
 from __future__ import annotations
 
-import click
 import pytest
-from click.testing import CliRunner
 
-from producer.options import Order
-from producer.orders import takes_order
 from schemas.runs import RunSpec
-
-
-def ordered(*options: str) -> RunSpec | str:
-    """The spec that these options order, or what is said against them."""
-    orders: list[Order] = []
-
-    @click.command()
-    @takes_order
-    def command(*, order: Order) -> None:
-        orders.append(order)
-
-    done = CliRunner().invoke(command, ["demo", *options])
-    return orders[0].spec if orders else done.output
+from tests.support.orders import ordered
 
 
 @pytest.mark.parametrize(
