@@ -80,6 +80,23 @@ def write_checkpoint(
     return folder
 
 
+def small_config(tokenizer: Tokenizer, context_tokens: int, **shape: Any) -> Any:
+    """A Qwen2 of two layers over a tokenizer's vocabulary; `shape` is whatever else its configuration takes."""
+    from transformers import Qwen2Config
+
+    usual = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "tie_word_embeddings": False,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    size = {"vocab_size": tokenizer.get_vocab_size(), "max_position_embeddings": context_tokens}
+    return Qwen2Config(**(usual | size | shape))
+
+
 def write_model(
     folder: Path, *, favour: Sequence[int] = (), after: Sequence[Sequence[int]] = (), context_tokens: int = 1_024
 ) -> Path:
@@ -89,23 +106,11 @@ def write_model(
     all embeddings share a component, the LM head has a constant to lift and to balance them by.
     """
     import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import Qwen2ForCausalLM
 
     torch.manual_seed(0)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    config = Qwen2Config(
-        vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=context_tokens,
-        initializer_range=0.3,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
+    config = small_config(tokenizer, context_tokens, num_key_value_heads=2, initializer_range=0.3)
     model = Qwen2ForCausalLM(config).eval()
     with torch.no_grad():
         model.model.embed_tokens.weight[:, 0] += 3

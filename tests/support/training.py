@@ -12,9 +12,9 @@ from typing import Any
 import torch
 import yaml
 from tokenizers import Tokenizer
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2ForCausalLM
 
-from tests.support.checkpoints import small_tokenizer, write_checkpoint
+from tests.support.checkpoints import small_config, small_tokenizer, write_checkpoint
 from worker.guards.libra import INSTRUCTION
 from worker.training.recipe import Recipe
 
@@ -26,18 +26,8 @@ def write_base(folder: Path, *, tied: bool = True) -> Path:
     write_checkpoint(folder, small_tokenizer(whole=re.findall(r"\w+", INSTRUCTION)), context_tokens=CONTEXT_TOKENS)
     torch.manual_seed(0)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    config = Qwen2Config(
-        vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=CONTEXT_TOKENS,
-        initializer_range=0.1,
-        tie_word_embeddings=tied,
-        bos_token_id=None,
-        eos_token_id=None,
+    config = small_config(
+        tokenizer, CONTEXT_TOKENS, num_key_value_heads=1, initializer_range=0.1, tie_word_embeddings=tied
     )
     Qwen2ForCausalLM(config).save_pretrained(folder)
     return folder
