@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import select
 import time
-from typing import Final
+from typing import Any, Final, cast
 
 import psycopg
 import sqlalchemy as sa
 from psycopg.types.array import ListBinaryDumper
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import InvalidatePoolError, OperationalError
 
 from infra.errors import ServerError
 
 _RETRY_EVERY_S: Final = 0.25
+_ASKED_AFTER_S: Final = 20.0
+"""A connection that was used since is not asked whether its server is there: that is a round trip for each use."""
 
 
 def open_ledger(database_url: str, *, pool_size: int = 4, wait_s: float = 0) -> sa.Engine:
@@ -26,10 +29,10 @@ def open_ledger(database_url: str, *, pool_size: int = 4, wait_s: float = 0) -> 
         url,
         pool_size=pool_size,
         max_overflow=2,
-        pool_pre_ping=True,
         connect_args={"connect_timeout": 5, "keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3},
     )
     sa.event.listen(engine, "connect", _send_lists_binary)
+    _replace_dead_connections(engine)
     deadline = time.monotonic() + wait_s
     while True:
         try:
@@ -50,6 +53,32 @@ def expect_whole_runs(connection: sa.Connection) -> None:
     over the run's id alone: 43 s for 20,000 items, four times that for twice as many.
     """
     connection.execute(sa.text("SET LOCAL enable_nestloop = off"))
+
+
+def _replace_dead_connections(engine: sa.Engine) -> None:
+    """See that a pooled connection is alive before it is used again; a server that went away has closed its end."""
+
+    def note_use(_: object, record: Any) -> None:  # noqa: ANN401 - SQLAlchemy's pool record
+        record.info["used_at"] = time.monotonic()
+
+    def check(connection: psycopg.Connection, record: Any, _: object) -> None:  # noqa: ANN401
+        used_at = record.info.get("used_at")
+        if used_at is None or (time.monotonic() < used_at + _ASKED_AFTER_S and _is_silent(connection)):
+            return
+        try:
+            engine.dialect.do_ping(cast("Any", connection))
+        except psycopg.Error as error:
+            raise InvalidatePoolError from error
+
+    sa.event.listen(engine, "checkin", note_use)
+    sa.event.listen(engine, "checkout", check)
+
+
+def _is_silent(connection: psycopg.Connection) -> bool:
+    """Whether the server has sent nothing unasked: its last words, or the end of the stream."""
+    poll = select.poll()
+    poll.register(connection.pgconn.socket, select.POLLIN)
+    return not poll.poll(0)
 
 
 def _send_lists_binary(connection: psycopg.Connection, _: object) -> None:

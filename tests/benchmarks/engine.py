@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from transformers import Qwen2ForCausalLM
@@ -40,13 +40,23 @@ from worker.guards.base import PromptIds
 from worker.guards.libra import LibraGuard
 
 BENCH: Final = "engine"
-_ITEMS: Final = 64
 _SLOW_ITEMS: Final = 8
-_FLEET_ITEMS: Final = 256
 _PASSES: Final = 3
-_GEMM: Final = 2_048
 _LOOPS: Final = ((4, 64, 8.0), (4, 256, 20.0), (1, 256, 50.0))
 """The reference's batch size and new tokens, and how many times faster we must be."""
+
+
+class _Sizes(NamedTuple):
+    """How much there is to do: items for the bare engine and for the fleet, rows of the matrix product, how often."""
+
+    items: int
+    fleet_items: int
+    gemm: int
+    gemms: int
+
+
+_SIZES: Final = {"cpu": _Sizes(64, 128, 2_048, 1), "cuda": _Sizes(1_000, 20_000, 8_192, 10)}
+"""A second's work at least, and products that fill the device."""
 
 
 def run(*, quick: bool) -> Iterator[Figure]:
@@ -77,7 +87,8 @@ class _EngineBench:
 
     def __init__(self, engine: TransformersEngine, guard: LibraGuard, folder: Path, device: str) -> None:
         self._engine, self._guard, self._folder, self._device = engine, guard, folder, device
-        self._items = stratified_items(_ITEMS)
+        self._sizes = _SIZES[device]
+        self._items = stratified_items(self._sizes.items)
         self._prompts = rendered(guard, self._items, Mode.SCORE)
         self._plain = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).to(device).eval()
         self._linear = [m for m in self._plain.model.modules() if isinstance(m, torch.nn.Linear)]
@@ -126,14 +137,20 @@ class _EngineBench:
         )
 
     def against_matrix_products(self, *, passes: int) -> Iterator[Figure]:
-        """Operations on useful tokens a second, of what a large bf16 product reaches in this process right before."""
+        """Operations on useful tokens a second, of what a large bf16 product reaches in this process right before.
+
+        The product is timed anew before every batch, for the machine's speed changes from second to second.
+        """
         shares, rates, padding = [], [], []
         for _ in range(passes):
-            peak = max(_product_rate(self._device) for _ in range(5))
+            possible, seconds = 0.0, 0.0
             with self._counting() as ran:
-                seconds = seconds_of(self._score_all)
+                for batch in self.batches(self._prompts):
+                    peak = max(_product_rate(self._device, self._sizes) for _ in range(3))
+                    took_s = seconds_of(partial(self._engine.score, batch, self._guard.label_ids))
+                    possible, seconds = possible + peak * took_s, seconds + took_s
             useful = sum(len(prompt) - self._engine.prefix_tokens for prompt in self._prompts)
-            shares.append(self._operations() / seconds / peak)
+            shares.append(self._operations() / possible)
             rates.append(len(self._prompts) / seconds)
             padding.append(1 - useful / ran[0])
         yield median_figure(
@@ -186,7 +203,7 @@ class _EngineBench:
 
     def in_float32(self) -> Iterator[Figure]:
         """The same without rounding to speak of: every label must be the plain forward's."""
-        prompts = self._prompts[::4]
+        prompts = self._prompts[:: len(self._prompts) // 8]
         engine = self._new_engine("float32", max_batch_tokens=self._engine.info.max_batch_tokens)
         ours = engine.score(prompts, self._guard.label_ids)
         model = Qwen2ForCausalLM.from_pretrained(self._folder, dtype=torch.float32).to(self._device).eval()
@@ -247,10 +264,13 @@ class _EngineBench:
 
     def inside_the_fleet(self, *, runs: int) -> Iterator[Figure]:
         """The same engine behind producer, queue, consumer, collector and ledger."""
-        items = stratified_items(_FLEET_ITEMS)
+        items = stratified_items(self._sizes.fleet_items)
         prompts = rendered(self._guard, items, Mode.SCORE)
         budget = str(self._engine.info.max_batch_tokens)
-        options = ("--checkpoint", str(self._folder), "--dtype", "bfloat16", "--max-batch-tokens", budget)
+        options = (
+            *("--devices", "all", "--checkpoint", str(self._folder), "--dtype", "bfloat16"),
+            *("--max-batch-tokens", budget),
+        )
         with rig() as found, found.fleet(*options, guard=GUARD, warm_up_items=8):
             source = found.folder / "items.jsonl"
             source.write_text("".join(_record(item) for item in items), encoding="utf-8")
@@ -271,10 +291,17 @@ def _record(item: ChunkItem) -> str:
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 
-def _product_rate(device: str) -> float:
-    """Operations a second of one large square product in bfloat16."""
-    a, b = (torch.randn(_GEMM, _GEMM, device=device).to(torch.bfloat16) for _ in range(2))
-    return 2 * _GEMM**3 / min(seconds_of(lambda: (a @ b).sum().item()) for _ in range(3))
+def _product_rate(device: str, sizes: _Sizes) -> float:
+    """Operations a second of large square products in bfloat16, one behind the other."""
+    n = sizes.gemm
+    a, b = (torch.randn(n, n, device=device).to(torch.bfloat16) for _ in range(2))
+
+    def multiply() -> None:
+        for _ in range(sizes.gemms):
+            product = a @ b
+        product[0, 0].item()  # waits for the device
+
+    return 2 * n**3 * sizes.gemms / seconds_of(multiply)
 
 
 def _distance(ours: Sequence[tuple[float, ...]], plain: Sequence[tuple[float, ...]]) -> float:

@@ -27,8 +27,8 @@ from worker.guards.base import PromptIds
 from worker.guards.libra import LibraGuard
 
 BENCH: Final = "peers"
-_ITEMS: Final = 32
-_PASSES: Final = 3
+_ITEMS: Final = 24
+_PASSES: Final = 2
 _BATCH: Final = 8
 
 

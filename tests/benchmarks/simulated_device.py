@@ -17,7 +17,7 @@ _ITEM_MS: Final = 1
 _ITEMS: Final = 20_000
 _QUICK_ITEMS: Final = 10_000
 _TEXT_BYTES: Final = 300
-_RUNS: Final = 3
+_RUNS: Final = 2
 
 
 def run(*, quick: bool) -> Iterator[Figure]:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from infra.errors import DataError, RunError, UsageError
 from infra.ledger import costs, intake, migrate, reading, recovery, settlement
+from infra.ledger.connection import open_ledger
 from infra.ledger.recovery import LaneKey
 from infra.ledger.tables import metadata
 from infra.process import wait_until
@@ -53,6 +54,39 @@ def test_the_head_that_the_code_asks_for_is_the_newest_migration() -> None:
     script = ScriptDirectory(str(migrate.Path(migrate.__file__).parent / "migrations"))
 
     assert script.get_current_head() == migrate.HEAD
+
+
+def test_a_connection_that_the_server_closed_is_replaced_before_it_is_used(
+    services: Services, database_url: str
+) -> None:
+    engine = open_ledger(database_url, pool_size=1)
+    with engine.connect() as connection:
+        first = connection.scalar(sa.text("SELECT pg_backend_pid()"))
+    with services.engine.connect() as connection:
+        connection.execute(sa.text("SELECT pg_terminate_backend(:pid)"), {"pid": first})
+        gone = sa.text("SELECT NOT EXISTS (SELECT 1 FROM pg_stat_activity WHERE pid = :pid)")
+        assert wait_until(lambda: bool(connection.scalar(gone, {"pid": first})), timeout_s=10)
+
+    with engine.connect() as connection:
+        assert connection.scalar(sa.text("SELECT pg_backend_pid()")) != first
+    engine.dispose()
+
+
+def test_a_connection_is_asked_whether_it_lives_only_after_a_pause(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = open_ledger(database_url, pool_size=1)
+    asked = []
+    monkeypatch.setattr(engine.dialect, "do_ping", asked.append)
+    for _ in range(3):
+        with engine.connect():
+            pass
+    assert asked == []
+
+    monkeypatch.setattr("infra.ledger.connection._ASKED_AFTER_S", 0.0)
+    with engine.connect():
+        assert len(asked) == 1
+    engine.dispose()
 
 
 def test_a_ledger_that_was_never_migrated_is_refused_with_advice(database_url: str) -> None:

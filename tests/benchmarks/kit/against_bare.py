@@ -1,9 +1,10 @@
 """The fleet against the bare engine on the same items: what everything around an engine costs it.
 
-Both judge the same items with one engine's settings on the same device, in turns, so that whatever else the machine
-does meanwhile falls on both. The bare engine is called in a loop with batches planned over everything, nothing around
-it; the fleet is measured end to end, from the start of the submission to the last verdict in the ledger, its ramp-up
-and its last batch included.
+Both judge the same items with one engine's settings on the same device, in turns: each run of the fleet stands between
+two of the bare engine and is held against the mean of these, so that a machine that becomes slower or faster does so
+for both. The bare engine is called in a loop with batches planned over everything, nothing around it; the fleet is
+measured end to end, from the start of the submission to the last verdict in the ledger, its ramp-up and its last batch
+included.
 """
 
 from __future__ import annotations
@@ -50,20 +51,22 @@ def fleet_share(
         source: the items, as a file that `libra bench run` reads.
         bare: runs the engine alone over the prompts of the same items and says what that took.
         guard: the guard's name.
-        runs: pairs of one bare and one fleet run.
+        runs: of the fleet; the bare engine has one more.
         at_least: the bar.
     """
-    shares, fleet_rates, bare_rates, busy, fills = [], [], [], [], []
+    shares, fleet_rates, busy, fills = [], [], [], []
+    alone = bare()
+    bare_rates = [alone.items / alone.seconds]
     spec = DeviceSpec.model_validate_json(find_process("device process").cmdline()[-1])
     for _ in range(runs):
-        alone = bare()
         before = read_pulse(spec.heartbeat_path)
         times = found.judge(source, guard=guard)
         after = read_pulse(spec.heartbeat_path)
         seconds = times.settled_at - times.started_at
-        bare_rates.append(alone.items / alone.seconds)
         fleet_rates.append(times.items_per_s)
-        shares.append(fleet_rates[-1] / bare_rates[-1])
+        alone = bare()
+        bare_rates.append(alone.items / alone.seconds)
+        shares.append(2 * fleet_rates[-1] / (bare_rates[-2] + bare_rates[-1]))
         busy.append((after.busy_s - before.busy_s) / seconds)
         fills.append((after.items - before.items) / (after.batches - before.batches))
     yield median_figure(bench, "fleet / bare engine, same items", shares, "", at_least=at_least)

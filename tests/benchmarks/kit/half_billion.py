@@ -50,13 +50,26 @@ def guard_of(folder: Path) -> LibraGuard:
 
 
 def stratified_items(count: int) -> list[ChunkItem]:
-    """Real items in their file's order, evenly spread over all lengths; the demo set where there are no others."""
+    """Real items in their file's order, evenly spread over all lengths; the demo set where there are no others.
+
+    More than the file holds: the same again, each time with another number at the question's end, so that no two are
+    the same item.
+    """
     source = _REAL if _REAL.exists() else _DEMO
     text = source.read_text(encoding="utf-8")
     rows = json.loads(text) if source.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
     by_length = sorted(range(len(rows)), key=lambda at: len(rows[at]["question"]) + len(rows[at]["response"]))
-    chosen = sorted(by_length[int((step + 0.5) * len(rows) / count)] for step in range(count))
-    return [ChunkItem(seq=at, question=rows[at]["question"], response=rows[at]["response"]) for at in chosen]
+    rounds, once = -(-count // len(rows)), min(count, len(rows))
+    chosen = sorted(by_length[int((step + 0.5) * len(rows) / once)] for step in range(once))
+    return [
+        ChunkItem(
+            seq=turn * len(rows) + at,
+            question=rows[at]["question"] + (f" {turn}" if turn else ""),
+            response=rows[at]["response"],
+        )
+        for turn in range(rounds)
+        for at in chosen
+    ][:count]
 
 
 def rendered(guard: LibraGuard, items: Sequence[ChunkItem], mode: Mode) -> list[PromptIds]:

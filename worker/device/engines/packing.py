@@ -11,6 +11,8 @@ prompts of a few hundred ids (docs/decisions/0016). On CUDA it is torch's variab
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import signature
+from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -33,6 +35,7 @@ class Pack:
         self._prefix = prefix
         self._masks: dict[tuple[object, ...], torch.Tensor] = {}
         self._offsets: dict[tuple[object, ...], torch.Tensor] = {}
+        self._sources: torch.Tensor | None = None
 
     @property
     def prefix_tokens(self) -> int:
@@ -42,7 +45,8 @@ class Pack:
     def position_ids(self, device: torch.device) -> torch.Tensor:
         """Every prompt counts on from the prefix: (1, T)."""
         first = self.prefix_tokens
-        return torch.cat([torch.arange(first, first + n, device=device) for n in self.lengths])[None]
+        # Put together here and sent once: on CUDA each of many small tensors would cost a launch of its own.
+        return torch.cat([torch.arange(first, first + n) for n in self.lengths])[None].to(device, non_blocking=True)
 
     def extended(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """One prompt's keys and values behind those of the prefix: (1, K, P + n, D) each."""
@@ -52,13 +56,26 @@ class Pack:
         return torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
 
     def extended_row(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same for a whole row: each prompt's behind its own copy of the prefix's."""
+        """The same for a whole row, each prompt's behind its own copy of the prefix's: (prompts x P + T, K, D) each."""
+        keys, values = key[0].transpose(0, 1), value[0].transpose(0, 1)
         if not self._prefix:
-            return key, value
-        lengths = list(self.lengths)
-        pieces = zip(torch.split(key, lengths, dim=2), torch.split(value, lengths, dim=2), strict=True)
-        keys, values = zip(*(self.extended(layer, *piece) for piece in pieces), strict=True)
-        return torch.cat(keys, dim=2), torch.cat(values, dim=2)
+            return keys, values
+        before = [states[0].transpose(0, 1) for states in self._prefix[layer]]
+        sources = self._row_sources(key.device)
+        return torch.cat([before[0], keys])[sources], torch.cat([before[1], values])[sources]
+
+    def _row_sources(self, device: torch.device) -> torch.Tensor:
+        """For each place of such a row, which one of the prefix and the prompts behind it is copied there."""
+        if self._sources is None:
+            first, ends = self.prefix_tokens, list(accumulate(self.lengths))
+            prefix = torch.arange(first)
+            pieces = [
+                piece
+                for end, n in zip(ends, self.lengths, strict=True)
+                for piece in (prefix, torch.arange(first + end - n, first + end))
+            ]
+            self._sources = torch.cat(pieces).to(device, non_blocking=True)
+        return self._sources
 
     def mask(self, n: int, like: torch.Tensor, window: int | None) -> torch.Tensor:
         """0 where an id may look, -inf elsewhere: (n, P + n). The same for all layers of a kind."""
@@ -103,8 +120,9 @@ def packed_attention(
         raise TypeError(f"packed attention is causal and plain: {unknown or 'no mask of its own'}")
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     if query.is_cuda and softcap is None and query.dtype is not torch.float32:
-        window = (-1 if sliding_window is None else sliding_window - 1, 0)
-        return _variable_length(query, *pack.extended_row(layer, key, value), pack, scale=scaling, window=window), None
+        return ragged_attention(
+            query, key, value, pack, layer=layer, scale=scaling, sliding_window=sliding_window
+        ), None
     soft = _Softmax(scaling if scaling is not None else query.shape[3] ** -0.5, softcap)
     output = query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
     begin = 0
@@ -144,30 +162,34 @@ def _products(
     return torch.bmm(scores.softmax(dim=-1), value).view(heads, n, value.shape[2])
 
 
-def _variable_length(
+def ragged_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     pack: Pack,
     *,
+    layer: int,
     scale: float | None,
-    window: tuple[int, int],
+    sliding_window: int | None,
 ) -> torch.Tensor:
-    """All prompts at once by torch's flash attention for ragged rows: (1, T, H, D)."""
+    """The same for all prompts at once by torch's flash attention for ragged rows, which runs on CUDA alone."""
     from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415 - not in every torch that runs on a CPU
 
+    keys, values = pack.extended_row(layer, key, value)
     before, longest = pack.prefix_tokens, max(pack.lengths)
+    # Fewer heads of keys than of queries: newer versions want to be told, older ones take it as it comes.
+    told: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
     output = varlen_attn(
         query[0].transpose(0, 1),
-        key[0].transpose(0, 1),
-        value[0].transpose(0, 1),
+        keys,
+        values,
         pack.offsets(query.device, 0),
         pack.offsets(query.device, before),
         longest,
         before + longest,
         scale=scale,
-        window_size=window,
-        enable_gqa=True,
+        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
+        **told,
     )
     assert isinstance(output, torch.Tensor)  # noqa: S101 - a tuple only where more was asked for
     return output[None]

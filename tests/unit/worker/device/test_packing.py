@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -109,6 +111,56 @@ def test_attention_of_another_kind_is_refused_and_not_guessed(special: str) -> N
 
     with pytest.raises(TypeError, match=special):
         packed_attention(module, states, states, states, None, pack=Pack([3], []), **{special: torch.zeros(1)})
+
+
+def varlen_attn(
+    query: Any, key: Any, value: Any, *ragged: Any, scale: float, window_size: tuple[int, int], enable_gqa: bool
+) -> Any:
+    """What torch documents of its variable-length kernel, one sequence at a time: the last query sees the last key."""
+    assert enable_gqa
+    starts, key_starts, longest, longest_key = ragged
+    assert (longest, longest_key) == (int(starts.diff().max()), int(key_starts.diff().max()))
+    output = []
+    for begin, end, first, last in zip(starts, starts[1:], key_starts, key_starts[1:], strict=False):
+        q, k, v = (rows.transpose(0, 1) for rows in (query[begin:end], key[first:last], value[first:last]))
+        behind = torch.arange(k.shape[1])[None] - torch.arange(k.shape[1] - q.shape[1], k.shape[1])[:, None]
+        seen = (behind <= window_size[1]) & ((behind >= -window_size[0]) | (window_size[0] < 0))
+        done = torch.nn.functional.scaled_dot_product_attention(
+            q[None], k[None], v[None], attn_mask=seen, scale=scale, enable_gqa=True
+        )
+        output.append(done[0].transpose(0, 1))
+    return torch.cat(output)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6),
+    prefix=st.integers(0, 5),
+    window=st.none() | st.integers(1, 8),
+)
+@settings(deadline=None)
+def test_the_ragged_kernel_is_asked_for_the_same_attention_as_the_products_compute(
+    lengths: list[int], prefix: int, window: int | None
+) -> None:
+    generator = torch.Generator().manual_seed(len(lengths))
+    heads, key_heads, size, total = 4, 2, 8, sum(lengths)
+
+    def states(heads: int, ids: int) -> Any:
+        # As a model hands them over: ids first in memory, heads first in shape.
+        return torch.randn(1, ids, heads, size, generator=generator).transpose(1, 2)
+
+    before = [(states(key_heads, prefix), states(key_heads, prefix))] if prefix else []
+    query, key, value = states(heads, total), states(key_heads, total), states(key_heads, total)
+    module = torch.nn.Module()
+    module.layer_idx, module.is_causal = 0, True
+    products, _ = packed_attention(module, query, key, value, None, pack=Pack(lengths, before), sliding_window=window)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
+        ragged = packing.ragged_attention(
+            query, key, value, Pack(lengths, before), layer=0, scale=size**-0.5, sliding_window=window
+        )
+
+    torch.testing.assert_close(ragged, products)
 
 
 @pytest.fixture(scope="module")
