@@ -47,7 +47,7 @@ async def readyz(gateway: Here) -> dict[str, Any]:
 @router.get("/metrics")
 async def metrics(gateway: Here) -> Response:
     """Prometheus metrics: this gateway's own, and the whole fleet's, without what lies on a server that is away."""
-    gateway.metrics.waiting.set(gateway.awaited.count)
+    gateway.metrics.waiting.set(gateway.waiting)
     fleet = await _answers(gateway.pool.run(_fleet, gateway))
     own = gateway.metrics.render()
     return Response(own + (generate_latest(nothing_known()) if fleet is None else fleet), media_type=CONTENT_TYPE)

@@ -58,6 +58,11 @@ class Gateway:
         """Requests that wait for verdicts."""
         return AwaitedVerdicts(self.services.engine, self.services.board)
 
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for verdicts; none before the servers were reached for the first time."""
+        return self.awaited.count if "awaited" in self.__dict__ else 0
+
     @cached_property
     def live_runs(self) -> LiveRuns:
         """The runs that are fed."""

@@ -74,6 +74,15 @@ def test_webhook_exceptions_pass_through_to_those_who_ask_for_them() -> None:
         assert SERVICES[name]["environment"]["LIBRA_WEBHOOK_ALLOW"] == "${LIBRA_WEBHOOK_ALLOW:-}"
 
 
+def test_a_receiver_of_traces_passes_through_to_all_of_ours() -> None:
+    ours = [
+        service["environment"] for service in SERVICES.values() if "LIBRA_REDIS_URL" in service.get("environment", {})
+    ]
+    assert len(ours) > 3
+    # Without a value: compose takes it from the shell or .env, and leaves it unset where neither has it.
+    assert all(environment["LIBRA_OTLP_ENDPOINT"] is None for environment in ours)
+
+
 @pytest.mark.parametrize("name", sorted(SERVICES))
 def test_service_is_watched_or_ends_by_itself(name: str) -> None:
     service = SERVICES[name]
@@ -134,6 +143,7 @@ def test_passwords_have_no_default() -> None:
 
 def test_example_names_every_variable_of_compose_and_no_other() -> None:
     used = {name for name, _, _ in VARIABLE.findall(COMPOSE_TEXT)}
+    used |= {key for name in OURS for key, value in SERVICES[name]["environment"].items() if value is None}
     assert set(re.findall(r"^(?:# )?([A-Z_]+)=", ENV_EXAMPLE, re.MULTILINE)) == used
 
 

@@ -53,6 +53,16 @@ def test_a_broker_that_is_away_makes_the_gateway_unready(settings: Settings, dat
     services.engine.dispose()
 
 
+def test_a_gateway_that_never_reached_its_broker_has_metrics_that_say_so(settings: Settings, database_url: str) -> None:
+    services = Services(settings, "redis://127.0.0.1:1/0", database_url, embedded=True)
+    answer = TestClient(build_app(services)).get("/metrics")
+
+    assert answer.status_code == 200
+    assert 'libra_server_up{server="broker"} 0.0' in answer.text
+    assert 'libra_server_up{server="ledger"} 1.0' in answer.text
+    services.engine.dispose()
+
+
 def test_metrics_count_requests_by_route_and_never_by_path(api: TestClient) -> None:
     api.get("/healthz")
     api.get("/user-chosen")
