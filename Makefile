@@ -53,7 +53,7 @@ check: lint docs test ## Everything CI checks
 
 bench: $(STAMP) ## Measure everything in tests/benchmarks beside its bar (BENCH: some by name)
 	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS),peers]'
-	$(BIN)/python -m tests.benchmarks $(BENCH) --json out/benchmarks.json
+	$(BIN)/python -m tests.benchmarks $(BENCH) --json out/benchmarks.json --markdown out/benchmarks.md
 
 drill: $(STAMP) ## Break a fleet a hundred times and prove that nothing was lost (SEED=1)
 	$(BIN)/libra drill --faults 100 --items 20000 --seed $(SEED) --out out/drill-$(SEED).json

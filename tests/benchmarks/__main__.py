@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks [NAME …] [--json FILE] [--quick]`: measure, show, exit 1 where a bar is missed."""
+"""`python -m tests.benchmarks [NAME …] [OPTION …]`: measure, show, exit 1 where a bar is missed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, Final
 from rich.console import Console
 
 import tests.benchmarks
-from tests.benchmarks.kit.figures import Figure, show
+from tests.benchmarks.kit.figures import Figure, as_markdown, show
 from tests.benchmarks.kit.machine import machine_facts
 from tests.benchmarks.kit.processes import adopt_orphans
 
@@ -33,6 +33,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", choices=[[], *NAMES], help=", ".join(NAMES))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and machine facts to this file")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table for a page to this file")
     parser.add_argument("--quick", action="store_true", help="fewer runs and items; the bars are the same")
     options = parser.parse_args()
     adopt_orphans()
@@ -43,6 +44,8 @@ def main() -> int:
         figures += _measure(name, quick=options.quick)
     if options.json:
         _write(options.json, facts, figures)
+    if options.markdown:
+        options.markdown.write_text(as_markdown(figures), encoding="utf-8")
     missed = [figure for figure in figures if not figure.met]
     for figure in missed:
         console.print(f"[red]missed[/]: {figure.bench}, {figure.name}: {figure.value:.4g} {figure.unit}, {figure.bar}")

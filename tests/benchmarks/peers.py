@@ -27,7 +27,7 @@ from worker.guards.base import PromptIds
 from worker.guards.libra import LibraGuard
 
 BENCH: Final = "peers"
-_ITEMS: Final = 24
+_ITEMS: Final = 16
 _PASSES: Final = 2
 _BATCH: Final = 8
 

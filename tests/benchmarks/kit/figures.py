@@ -51,11 +51,25 @@ def show(figures: Sequence[Figure], console: Console) -> None:
     """Print a table: figure, spread over the runs, bar, and whether it is met."""
     table = Table("bench", "figure", "value", "unit", "runs (min … max)", "bar", "", "note", box=None, pad_edge=False)
     for figure in figures:
-        spread = f"{len(figure.runs)}: {_number(min(figure.runs))} … {_number(max(figure.runs))}" if figure.runs else ""
         verdict = "" if not figure.bar else "[green]met[/]" if figure.met else "[red]MISSED[/]"
         value = _number(figure.value)
-        table.add_row(figure.bench, figure.name, value, figure.unit, spread, figure.bar, verdict, figure.note)
+        table.add_row(figure.bench, figure.name, value, figure.unit, _spread(figure), figure.bar, verdict, figure.note)
     console.print(table)
+
+
+def as_markdown(figures: Sequence[Figure]) -> str:
+    """The same for a page: one table, what missed its bar in bold."""
+    rows = ["| bench | figure | measured | runs | bar |", "|---|---|---|---|---|"]
+    for figure in figures:
+        value = f"{_number(figure.value)} {figure.unit}".strip()
+        measured = value if figure.met else f"**{value}: missed**"
+        name = f"{figure.name} ({figure.note})" if figure.note else figure.name
+        rows.append(f"| {figure.bench} | {name} | {measured} | {_spread(figure)} | {figure.bar} |")
+    return "\n".join(rows) + "\n"
+
+
+def _spread(figure: Figure) -> str:
+    return f"{len(figure.runs)}: {_number(min(figure.runs))} … {_number(max(figure.runs))}" if figure.runs else ""
 
 
 def _number(value: float) -> str:
