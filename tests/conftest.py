@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,10 @@ from infra.embedded import EmbeddedServers, ServerUrls
 from infra.services import Services
 from infra.settings import Settings
 from tests.support.database import fresh_database
+
+# Before torch is loaded, here and in what tests start: three test processes and their fleets share the cores, and
+# threads of matrix products that wait for each other by spinning took a quarter of the time of all tests near a model.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # How long an example takes says how busy the machine is, and nothing about the code.
 hypothesis.settings.register_profile("libra", deadline=None)

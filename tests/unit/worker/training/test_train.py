@@ -21,7 +21,7 @@ from worker.training.train import Recipe, Shape, Trainer, save_checkpoint, setti
 
 SHAPE = Shape(hidden=64, intermediate=96, layers=2, heads=2, kv_heads=1)
 TABLE = TableRecipe(slots=1 << 12)
-RECIPE = Recipe(epochs=10, batch=16, peak_rate=6e-3, bf16=False, table=TABLE)
+RECIPE = Recipe(epochs=5, batch=16, peak_rate=6e-3, bf16=False, table=TABLE)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def checkpoint(
 
 
 def test_a_run_reports_every_epoch(checkpoint: Path, reports: list[str]) -> None:
-    assert [line for line in reports if line.startswith("epoch")] == [f"epoch {n}" for n in range(1, 11)]
+    assert [line for line in reports if line.startswith("epoch")] == [f"epoch {n}" for n in range(1, RECIPE.epochs + 1)]
 
 
 def test_a_trained_checkpoint_answers_in_score_mode(checkpoint: Path) -> None:
