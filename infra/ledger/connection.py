@@ -76,6 +76,8 @@ def _replace_dead_connections(engine: sa.Engine) -> None:
 
 def _is_silent(connection: psycopg.Connection) -> bool:
     """Whether the server has sent nothing unasked: its last words, or the end of the stream."""
+    if connection.closed:
+        return False
     poll = select.poll()
     poll.register(connection.pgconn.socket, select.POLLIN)
     return not poll.poll(0)

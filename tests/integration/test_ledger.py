@@ -72,6 +72,18 @@ def test_a_connection_that_the_server_closed_is_replaced_before_it_is_used(
     engine.dispose()
 
 
+def test_a_connection_that_was_closed_on_this_side_is_replaced_as_well(database_url: str) -> None:
+    engine = open_ledger(database_url, pool_size=1)
+    with engine.connect() as connection:
+        driver = connection.connection.driver_connection
+    assert driver is not None
+    driver.close()
+
+    with engine.connect() as connection:
+        assert connection.scalar(sa.text("SELECT 1")) == 1
+    engine.dispose()
+
+
 def test_a_connection_is_asked_whether_it_lives_only_after_a_pause(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,12 +8,17 @@ import selectors
 import subprocess
 import sys
 import time
-from typing import IO, Any
+from typing import IO, Any, Final
 
 from infra.errors import DeviceError, GuardError
 from infra.settings import child_environment
 from worker.device.heartbeat import Pulse, read_pulse
 from worker.device.spec import DeviceSpec
+
+_SPINS: Final = "20000"
+"""How often a thread of a matrix product looks for the next one before it sleeps: about a millisecond. Not at all cost
+a CPU engine a tenth of its rate; the default, fifteen times as often, takes a core from a CPU worker's other processes
+after each batch (docs/decisions/0016)."""
 
 
 class DeviceProcess:
@@ -25,8 +30,7 @@ class DeviceProcess:
 
     def __init__(self, spec: DeviceSpec, *, visible_devices: str | None = None) -> None:
         """Start it. `visible_devices` becomes CUDA_VISIBLE_DEVICES; None leaves it as it is."""
-        # Threads of a parallel region that spin while they wait starve every other process of a CPU worker.
-        changes = {"OMP_WAIT_POLICY": "PASSIVE"}
+        changes = {"GOMP_SPINCOUNT": _SPINS}
         if visible_devices is not None:
             changes["CUDA_VISIBLE_DEVICES"] = visible_devices
         self._spec = spec
