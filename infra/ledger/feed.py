@@ -24,7 +24,8 @@ _APPEND: Final = sa.text(
         SELECT tenant, seq, row_number() OVER (PARTITION BY tenant ORDER BY seq) AS place
         FROM submissions s
         WHERE run_id = :run_id AND seq = ANY(CAST(:seqs AS bigint[]))
-          AND NOT EXISTS (SELECT 1 FROM feed_entries f WHERE f.run_id = s.run_id AND f.seq = s.seq)
+          -- OFFSET keeps this a question per item: as a join, an unknown run's entries would all be read each time.
+          AND NOT EXISTS (SELECT 1 FROM feed_entries f WHERE f.run_id = s.run_id AND f.seq = s.seq OFFSET 0)
     ), counted AS (
         SELECT tenant, count(*) AS entries FROM mine GROUP BY tenant
     ), numbered AS (

@@ -92,6 +92,15 @@ def test_of_two_settlements_at_once_none_is_skipped_by_a_reader_between_their_co
     assert [item.seq for _, item in feed.feed_page(services.engine, "acme", after=after, limit=10)] == [first, second]
 
 
+def test_the_feed_looks_an_item_up_by_its_whole_key_whatever_postgres_knows_of_the_run(services: Services) -> None:
+    with services.engine.connect() as connection:
+        connection.execute(sa.text("SET LOCAL enable_seqscan = off"))  # nothing is in it yet
+        explain = sa.text(f"EXPLAIN {feed._APPEND}")
+        plan = "\n".join(connection.execute(explain, {"run_id": "r", "seqs": list(range(64))}).scalars())
+
+    assert "Index Cond: ((run_id = s.run_id) AND (seq = s.seq))" in plan
+
+
 def _append(services: Services, run_id: str, seq: int) -> None:
     with services.engine.begin() as connection:
         feed.append_to_feeds(connection, run_id, [seq])
