@@ -29,7 +29,10 @@ _SUBMITTED: Final = sa.text(
     """
     SELECT s.run_id, s.seq, s.tenant, s.custom_id, coalesce(s.policy, t.policy) AS policy, s.callback_url, s.metadata,
            i.item_id, i.source
-    FROM submissions s JOIN items i USING (run_id, seq) LEFT JOIN tenant_policies t USING (tenant)
+    FROM submissions s
+    -- OFFSET keeps this a question per item: as a plain join, an unknown run's items would all be read for each.
+    CROSS JOIN LATERAL (SELECT item_id, source FROM items WHERE run_id = s.run_id AND seq = s.seq OFFSET 0) AS i
+    LEFT JOIN tenant_policies t USING (tenant)
     WHERE s.run_id = :run_id AND s.seq = ANY(CAST(:seqs AS bigint[]))
     """
 )
