@@ -20,7 +20,6 @@ from infra import tracing
 from infra.errors import ServerError
 from infra.patience import patiently
 from infra.settings import Settings
-from infra.transport import LastingClients
 from schemas.messages import JudgeChunk, Lane, VerdictChunk
 
 JUDGE: Final = "libra.judge"
@@ -45,7 +44,7 @@ def queue_of(guard: str, lane: Lane) -> str:
 def make_app(redis_url: str, settings: Settings) -> Celery:
     """A Celery application on this broker. It declares no task: entry points register what they run."""
     _register_serializer()
-    app = Celery("libra", broker=broker_url(redis_url), amqp=LastingClients, set_as_current=False)
+    app = Celery("libra", broker=broker_url(redis_url), set_as_current=False)
     app.conf.update(_delivery(settings))
     return app
 

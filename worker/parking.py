@@ -95,7 +95,7 @@ def _vetting(transport: type[Any], park: Park) -> type[Any]:
             note = super().append
             patiently(lambda: note(message, delivery_tag), errors=FULL)
 
-    class VettingChannel(transport.Channel):  # type: ignore[misc, name-defined]
+    class VettingChannel(_keeping_its_client(transport.Channel)):  # type: ignore[misc]
         QoS = PatientQoS
 
         def _queue_bind(self, *args: object) -> None:
@@ -122,6 +122,25 @@ def _vetting(transport: type[Any], park: Park) -> type[Any]:
             return vetting_client
 
     return type("VettingTransport", (transport,), {"Channel": VettingChannel})
+
+
+def _keeping_its_client(channel: type[Any]) -> type[Any]:
+    """This channel with one Redis client, where kombu makes one for each note and each acknowledgement.
+
+    A client holds the pool and no connection, so that any thread may use it (docs/decisions/0026).
+    """
+
+    class KeepingChannel(channel):  # type: ignore[misc]
+        _kept: Any = None
+
+        def _create_client(self, asynchronous: bool = False) -> Any:  # noqa: ANN401, FBT001, FBT002 - kombu's signature
+            if asynchronous:
+                return super()._create_client(asynchronous=True)
+            if self._kept is None or self._kept.connection_pool is not self.pool:
+                self._kept = super()._create_client()
+            return self._kept
+
+    return KeepingChannel
 
 
 def _is_message(channel: object, raw: bytes) -> bool:

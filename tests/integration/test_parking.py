@@ -6,15 +6,26 @@ import json
 
 import redis
 
-from infra.broker import JUDGE, SETTLE, VERDICTS, queue_of
+from infra.broker import JUDGE, SETTLE, VERDICTS, make_app, queue_of
 from infra.ledger import intake, reading
 from infra.services import Services
+from infra.settings import Settings
 from producer.submit import seal, submit
 from schemas.messages import JudgeChunk, Lane, VerdictChunk
 from tests.support.fleet import Fleet
 from tests.support.make import items, spec, verdicts_for
+from worker.parking import _vetting
 
 QUEUE = queue_of("fake", Lane.BULK)
+
+
+def test_a_consumers_channel_keeps_its_redis_client(redis_url: str, settings: Settings) -> None:
+    with make_app(redis_url, settings).connection_for_read() as connection:
+        connection.transport_cls = _vetting(connection.get_transport_cls(), lambda *_: None)
+        channel = connection.default_channel
+
+        assert channel._create_client() is channel._create_client()
+        assert channel._create_client().ping()
 
 
 def test_messages_of_a_newer_version_and_noise_are_parked(services: Services, fleet: Fleet) -> None:

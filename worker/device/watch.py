@@ -16,9 +16,8 @@ from worker.device.heartbeat import Pulse, read_pulse
 from worker.device.spec import DeviceSpec
 
 _SPINS: Final = "20000"
-"""How often a thread of a matrix product looks for the next one before it sleeps: about a millisecond. Not at all cost
-a CPU engine a tenth of its rate; the default, fifteen times as often, takes a core from a CPU worker's other processes
-after each batch (docs/decisions/0016)."""
+"""How often a thread of a matrix product looks for the next one before it sleeps. Not at all cost a CPU engine a tenth
+of its rate; the default, fifteen times as often, takes more from the other processes (docs/decisions/0016)."""
 
 
 class DeviceProcess:

@@ -46,7 +46,7 @@ class Pack:
         """Every prompt counts on from the prefix: (1, T)."""
         first = self.prefix_tokens
         # Put together here and sent once: on CUDA each of many small tensors would cost a launch of its own.
-        return torch.cat([torch.arange(first, first + n) for n in self.lengths])[None].to(device, non_blocking=True)
+        return torch.cat([torch.arange(first, first + n) for n in self.lengths])[None].to(device)
 
     def extended(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """One prompt's keys and values behind those of the prefix: (1, K, P + n, D) each."""
@@ -74,7 +74,7 @@ class Pack:
                 for end, n in zip(ends, self.lengths, strict=True)
                 for piece in (prefix, torch.arange(first + end - n, first + end))
             ]
-            self._sources = torch.cat(pieces).to(device, non_blocking=True)
+            self._sources = torch.cat(pieces).to(device)
         return self._sources
 
     def mask(self, n: int, like: torch.Tensor, window: int | None) -> torch.Tensor:
