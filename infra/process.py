@@ -24,6 +24,15 @@ _POLL_S: Final = 0.02
 _LIBC: Final = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
+def python_module(name: str, *arguments: str) -> list[str]:
+    """The command that runs one of our modules with this interpreter.
+
+    `-P` keeps the current folder off the import path: a user's own `schemas.py` or `worker.py` there would otherwise
+    take the place of our package, and be executed.
+    """
+    return [sys.executable, "-P", "-m", name, *arguments]
+
+
 def die_with_parent(signal_number: int = signal.SIGKILL, *, parent_pid: int | None = None) -> None:
     """Has this process receive `signal_number` as soon as its parent is gone, however that one ended.
 

@@ -11,8 +11,8 @@ import hypothesis
 import pytest
 import redis
 
-from infra.embedded import EmbeddedServers, ServerUrls
-from infra.services import Services
+from infra.servers.embedded import EmbeddedServers, ServerUrls
+from infra.servers.services import Services
 from infra.settings import Settings
 from tests.support.database import fresh_database
 

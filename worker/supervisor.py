@@ -10,7 +10,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -21,19 +20,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-from infra.board import Board
-from infra.broker import queue_of
+from infra.broker.app import queue_of
+from infra.coordination.store import Board
 from infra.errors import DeviceError, UsageError
 from infra.log import get_logger
-from infra.process import stop
+from infra.process import python_module, stop
 from infra.settings import Settings
 from schemas.messages import Lane
-from worker.app import ConsumerSpec, read_fingerprints
+from worker.consumer.app import ConsumerSpec, read_fingerprints
+from worker.consumer.tasks import holder_of
 from worker.device.heartbeat import Pulse
 from worker.device.pace import Pace
 from worker.device.spec import DeviceSpec
 from worker.device.watch import DeviceProcess
-from worker.tasks import holder_of
 
 _TICK_S: Final = 0.1
 _ANNOUNCE_EVERY_S: Final = 5.0
@@ -112,7 +111,7 @@ class _Post:
 
     def _start(self, spec: ConsumerSpec) -> None:
         self._consumers[spec.lane] = subprocess.Popen(
-            [sys.executable, "-m", "worker.app", spec.to_argument()],
+            python_module("worker.consumer.app", spec.to_argument()),
             env={**self._env, "LIBRA_PARENT_PID": str(os.getpid())},
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C reaches the supervisor, which drains in order

@@ -7,20 +7,20 @@ from collections.abc import Iterator
 import click
 from fastapi import FastAPI
 
-from infra.cli import libra
-from producer.gateway import batches, items, moderations, ops, runs
+from libra_fleet.cli.main import libra
+from producer.gateway.api import batches, items, moderations, ops, runs
 from producer.gateway.console import routes as console
 from schemas.guards import GUARDS
 
 _WIDTH = 86  # columns of a code block on a desk's screen
 _METHODS = ("get", "post", "put", "patch", "delete")
 _PYTHON = {
-    "Live traffic on the fleet's own servers": ["producer.client.LiveClient", "producer.client.Ticket"],
+    "Live traffic on the fleet's own servers": ["producer.intake.live.LiveClient", "producer.intake.live.Ticket"],
     "Over HTTP": [
-        "producer.gateway_client.GatewayClient",
-        "producer.gateway_client.AsyncGatewayClient",
-        "producer.gateway_client.NewItem",
-        "producer.gateway_client.Judged",
+        "libra_fleet.client.GatewayClient",
+        "libra_fleet.client.AsyncGatewayClient",
+        "libra_fleet.client.NewItem",
+        "libra_fleet.client.Judged",
     ],
     "The language everyone speaks": [
         "schemas.items",

@@ -12,14 +12,14 @@ import sqlalchemy as sa
 from prometheus_client import Metric as Family
 from prometheus_client.registry import Collector
 
-from infra import telemetry
-from infra.board import Board, open_board
-from infra.broker import FINALIZING, VERDICTS, queue_of
+from infra.broker.app import FINALIZING, VERDICTS, queue_of
+from infra.coordination import counters as telemetry
+from infra.coordination.store import Board, open_board
 from infra.errors import ServerError
 from infra.ledger.backlog import Backlog, Pending, read_backlog
 from infra.ledger.recovery import LaneKey
 from infra.log import get_logger
-from infra.services import Services
+from infra.servers.services import Services
 from producer.exporter.page import Page
 from schemas.items import Label
 from schemas.messages import Lane

@@ -11,7 +11,7 @@ from prometheus_client import Metric as Family
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from infra.telemetry import SUM, Kind, Metric, read_counts
+from infra.coordination.counters import SUM, Kind, Metric, read_counts
 
 _INFINITE: Final = "+Inf"
 _Labels = tuple[str, ...]

@@ -16,10 +16,10 @@ from limits import RateLimitItemPerMinute
 from limits.storage import RedisStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 
-from infra.board import Board
+from infra.broker.backpressure import oldest_age_s
+from infra.coordination.store import Board
 from infra.ledger.submissions import pending_items
-from infra.pressure import oldest_age_s
-from infra.services import Services
+from infra.servers.services import Services
 from producer.gateway.metrics import GatewayMetrics
 from producer.gateway.problems import ProblemError
 from schemas.messages import Lane

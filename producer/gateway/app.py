@@ -14,16 +14,16 @@ from starlette.middleware.cors import CORSMiddleware
 
 from infra.ledger.submissions import forget_old_keys
 from infra.log import get_logger
-from infra.services import Services
-from producer.gateway import batches, items, moderations, ops, runs
-from producer.gateway.batch_worker import BatchWorker
+from infra.servers.services import Services
+from libra_fleet.cli.options import DEFAULT_GUARD
+from producer.gateway.api import batches, items, moderations, ops, runs
+from producer.gateway.api.batch_worker import BatchWorker
 from producer.gateway.console import routes as console
 from producer.gateway.console.pages import ConsoleHeaders
-from producer.gateway.console.view import Console
-from producer.gateway.frame import BodyLimit, Frame
+from producer.gateway.console.state import Console
+from producer.gateway.middleware import BodyLimit, Frame
 from producer.gateway.problems import IN_OPENAPI, answer_errors
 from producer.gateway.state import Gateway, KnowsPolicy, no_policies
-from producer.options import DEFAULT_GUARD
 from producer.webhooks.addresses import Allowed
 
 UPLOAD_PATH: Final = "/v1/files"

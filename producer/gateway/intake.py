@@ -16,13 +16,13 @@ from infra import tracing
 from infra.errors import LibraError, RunError
 from infra.ledger.submissions import Once, Submission, accept_submitted
 from infra.log import get_logger
-from infra.services import Services
+from infra.servers.services import Services
 from producer.gateway.live_runs import LiveRuns, Stream
 from producer.gateway.metrics import GatewayMetrics
 from producer.gateway.pool import Pool
 from producer.gateway.problems import ProblemError
 from producer.gateway.verdicts_awaited import AwaitedVerdicts, Place
-from producer.submit import cut_chunks
+from producer.intake.submit import cut_chunks
 from schemas.items import Item
 from schemas.messages import JudgeChunk, Lane
 from schemas.verdicts import Verdict

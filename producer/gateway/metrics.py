@@ -1,4 +1,4 @@
-"""One gateway process's own metrics, as `infra.telemetry` declares them."""
+"""One gateway process's own metrics, as `infra.coordination.counters` declares them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from infra import telemetry
-from infra.telemetry import Metric
+from infra.coordination import counters as telemetry
+from infra.coordination.counters import Metric
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -8,8 +8,8 @@ from functools import cached_property
 
 from fastapi import Request
 
-from infra.board import Board, open_board
-from infra.services import Services
+from infra.coordination.store import Board, open_board
+from infra.servers.services import Services
 from infra.settings import Settings
 from producer.gateway.access import Keys
 from producer.gateway.admission import Admission

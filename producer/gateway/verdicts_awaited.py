@@ -18,7 +18,7 @@ import redis
 import sqlalchemy as sa
 from redis.client import PubSub
 
-from infra.board import Board
+from infra.coordination.store import Board
 from infra.ledger import settlement
 from infra.log import get_logger
 from schemas.verdicts import Verdict

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from producer.report.board import COLUMNS, Contest, Standing
+from producer.report.leaderboard import COLUMNS, Contest, Standing
 
 
 def to_markdown(standings: Sequence[Standing], contests: Sequence[Contest]) -> str:

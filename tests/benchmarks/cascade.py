@@ -18,12 +18,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Final, NamedTuple
 
-from infra.fleet import local_fleet
 from infra.ledger import cascades, intake, settlement
 from infra.metrics.thresholds import Scored, fit_thresholds
-from producer.bench import follow_stages, report_of
-from producer.submit import seal, submit
-from producer.watch import wait_for_end
+from libra_fleet.cli.context import follow_stages, report_of
+from libra_fleet.cli.watch import wait_for_end
+from libra_fleet.machine.local_fleet import local_fleet
+from producer.intake.submit import seal, submit
 from schemas.items import Item, Label
 from schemas.messages import Lane
 from schemas.runs import Interval, NextStage, RunSpec

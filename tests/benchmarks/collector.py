@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from infra.ledger import endpoints, intake, policies
 from infra.process import stop, wait_until
-from infra.services import Services
+from infra.servers.services import Services
 from schemas.guards import Mode
 from schemas.items import Item, Label
 from schemas.messages import JudgeChunk, Lane, VerdictChunk
@@ -100,7 +100,7 @@ def _verdicts(chunk: JudgeChunk) -> VerdictChunk:
 def _collect(found: Services, run_id: str) -> None:
     log = found.settings.state_dir / "collector.log"
     with log.open("wb") as output:
-        command = [sys.executable, "-m", "infra.cli", "collector"]
+        command = [sys.executable, "-m", "libra_fleet.cli", "collector"]
         process = subprocess.Popen(command, env=found.environment(), stdout=output, stderr=output)
         try:
             if not wait_until(lambda: run_row(found.engine, run_id)["completed_at"], timeout_s=_TIMEOUT_S):

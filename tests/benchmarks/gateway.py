@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from infra.ledger.keys import create_key
 from infra.process import stop, wait_until
-from infra.services import Services
+from infra.servers.services import Services
 from schemas.access import Role
 from tests.benchmarks.kit.figures import Figure
 from tests.benchmarks.kit.rig import GUARD, rig, text_of
@@ -66,7 +66,7 @@ def _figures(load: dict[str, Any], without_verdict: int, judged: int) -> Iterato
 
 @contextmanager
 def _gateway(services: Services, folder: Path, port: int) -> Iterator[None]:
-    command = [sys.executable, "-m", "infra.cli", "gateway", "--port", str(port), "--guard", GUARD, "--no-local"]
+    command = [sys.executable, "-m", "libra_fleet.cli", "gateway", "--port", str(port), "--guard", GUARD, "--no-local"]
     with (folder / "gateway.log").open("wb") as output:
         process = subprocess.Popen(command, env=services.environment(), stdout=output, stderr=output)
     try:

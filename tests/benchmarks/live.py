@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from producer.client import LiveClient
+from producer.intake.live import LiveClient
 from tests.benchmarks.kit.figures import Figure
 from tests.benchmarks.kit.rig import GUARD, Rig, rig, text_of, write_items
 

@@ -22,7 +22,7 @@ import sqlalchemy as sa
 
 from infra.ledger import intake, settlement
 from infra.process import stop, wait_until
-from producer.submit import submit
+from producer.intake.submit import submit
 from schemas.items import Item
 from schemas.messages import Lane
 from schemas.runs import RunSpec
@@ -87,7 +87,7 @@ def _ready_devices(found: Rig) -> int:
 def _process(found: Rig, *arguments: str) -> Iterator[None]:
     log = found.folder / f"{arguments[0]}-{time.monotonic_ns()}.log"
     with log.open("wb") as output:
-        command = [sys.executable, "-m", "infra.cli", *arguments]
+        command = [sys.executable, "-m", "libra_fleet.cli", *arguments]
         process = subprocess.Popen(command, env=found.services.environment(), stdout=output, stderr=output)
         try:
             yield

@@ -11,15 +11,15 @@ from typing import Any, Final
 
 import redis
 
-from infra.cache import open_cache
-from infra.embedded import EmbeddedServers
+from infra.coordination.cache import open_cache
+from infra.servers.embedded import EmbeddedServers
 from infra.settings import Settings
 from producer.datasets import open_dataset, valid_items, validate
 from schemas.guards import Mode
 from schemas.messages import ChunkItem, Lane
 from tests.benchmarks.kit.figures import Figure, median_figure
 from tests.support.make import FINGERPRINT
-from worker.answers import keys_of, pack
+from worker.consumer.answers import keys_of, pack
 from worker.device.engines.transformers import TransformersEngine
 from worker.device.types import DeviceRequest, Generated, Kind, Scored
 from worker.guards.registry import load_guard, resolve_checkpoint

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.services import Services
+from infra.servers.services import Services
 from tests.support.fleet import Fleet, fleet_on
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from infra.drill.drill import Drill, DrillOptions
-from infra.drill.plan import Fault
-from infra.embedded import EmbeddedServers
-from infra.services import Services
+from infra.servers.embedded import EmbeddedServers
+from infra.servers.services import Services
 from infra.settings import Settings
+from libra_fleet.drill.drill import Drill, DrillOptions
+from libra_fleet.drill.plan import Fault
 
 
 def test_a_fleet_survives_one_fault_of_each_kind(tmp_path: Path, settings: Settings) -> None:

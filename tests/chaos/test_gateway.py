@@ -14,9 +14,9 @@ import sqlalchemy as sa
 from standardwebhooks import Webhook
 
 from infra.ledger import endpoints, feed, outbox
-from infra.services import Services
-from producer.gateway.views import place_of
-from producer.gateway_client import GatewayClient, NewItem
+from infra.servers.services import Services
+from libra_fleet.client import GatewayClient, NewItem
+from producer.gateway.api.views import place_of
 from tests.support.fleet import Fleet
 from tests.support.gateway import free_port, new_key, start_gateway
 from tests.support.receiver import Received, Receiver

@@ -12,11 +12,11 @@ import psutil
 import pytest
 import sqlalchemy as sa
 
-from infra.broker import queue_of
+from infra.broker.app import queue_of
 from infra.ledger import intake, reading
 from infra.process import stop
-from infra.services import Services
-from producer.submit import seal, submit
+from infra.servers.services import Services
+from producer.intake.submit import seal, submit
 from schemas.items import Item
 from schemas.messages import Lane
 from schemas.runs import RunSpec, RunState

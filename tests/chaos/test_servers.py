@@ -9,13 +9,13 @@ import psutil
 import pytest
 import redis
 
-from infra.embedded import EmbeddedServers
-from infra.embedded_places import Places
 from infra.ledger import intake, reading
 from infra.ledger.audit import audit
-from infra.services import Services
+from infra.servers.embedded import EmbeddedServers
+from infra.servers.places import Places
+from infra.servers.services import Services
 from infra.settings import Settings
-from producer.submit import seal, submit
+from producer.intake.submit import seal, submit
 from schemas.items import Item
 from schemas.runs import RunSpec
 from tests.support.fleet import Fleet, fleet_on

@@ -29,10 +29,10 @@ from typing import Final
 import redis
 import sqlalchemy as sa
 
-from infra.board import Board
-from infra.embedded_places import Binaries, find_binaries, postgres_user
+from infra.coordination.store import Board
 from infra.ledger.connection import open_ledger
 from infra.process import module_path, stop, wait_until
+from infra.servers.places import Binaries, find_binaries, postgres_user
 from infra.settings import child_environment
 
 SERVERS: Final = "servers"
@@ -58,7 +58,7 @@ class Place:
 
     def libra(self, *arguments: str) -> list[str]:
         """A libra command as it must be called to run there."""
-        return self.command(sys.executable, "-m", "infra.cli", *arguments)
+        return self.command(sys.executable, "-m", "libra_fleet.cli", *arguments)
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Start a libra command there; it dies with us."""

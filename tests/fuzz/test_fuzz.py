@@ -22,8 +22,9 @@ import pyarrow.parquet
 import pytest
 from kombu.transport.virtual import Message
 
+from infra.broker.dead_letters import _is_message
+from infra.broker.unacked import enqueued_at, task_of
 from infra.errors import DataError, DeviceError, GuardError
-from infra.unacked import enqueued_at, task_of
 from producer.datasets import open_dataset
 from schemas.guards import GUARDS, Mode
 from schemas.messages import ChunkItem, JudgeChunk, Lane, MessageError, VerdictChunk, decode_chunk
@@ -52,7 +53,6 @@ from worker.guards import registry
 from worker.guards.fake import FakeGuard
 from worker.guards.libra import LibraGuard, read_answer
 from worker.guards.reading import Answer
-from worker.parking import _is_message
 
 SEED = int(os.environ.get("FUZZ_SEED", "1"))
 INPUTS = int(os.environ.get("FUZZ_INPUTS", "3000"))

@@ -25,10 +25,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from infra.broker import FINALIZING, VERDICTS, queue_of
+from infra.broker.app import FINALIZING, VERDICTS, queue_of
 from infra.ledger import intake, reading, recovery
 from infra.ledger.audit import audit
-from infra.services import Services
+from infra.servers.services import Services
 from schemas.guards import Mode
 from schemas.messages import Lane
 from schemas.runs import RunState
@@ -36,9 +36,9 @@ from tests.support.make import FINGERPRINT, items, spec
 from worker.collector import tasks as collecting
 from worker.collector.reconcile import Reconciler
 from worker.collector.tasks import Collector
+from worker.consumer.tasks import Judge
 from worker.device.types import DeviceRequest, DeviceResult, Scored
 from worker.guards.fake import FakeGuard
-from worker.tasks import Judge
 
 QUEUE = queue_of("fake", Lane.BULK)
 

@@ -8,7 +8,7 @@ import socket
 import pytest
 import redis
 
-from infra.cache import MEMORY_SHARE, PAUSE_S, Cache, open_cache
+from infra.coordination.cache import MEMORY_SHARE, PAUSE_S, Cache, open_cache
 from infra.settings import Settings
 
 

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from infra.errors import UsageError
 from infra.ledger import cascades, children, intake, reading, recovery, settlement
 from infra.ledger.audit import audit
-from infra.services import Services
-from producer.cascade_command import cascade
-from producer.cascade_report import cascade_report
-from producer.cli import bench
+from infra.servers.services import Services
+from libra_fleet.cli.cascade import cascade
+from libra_fleet.cli.run import bench
+from producer.report.cascade import cascade_report
 from schemas.guards import Mode
 from schemas.items import Label
 from schemas.messages import JudgeChunk, Lane, VerdictChunk
@@ -29,7 +29,7 @@ from schemas.runs import NextStage, RunSpec, RunState
 from schemas.verdicts import Outcome, Timings, Verdict
 from tests.support.fleet import Fleet, kill_tree
 from tests.support.make import FINGERPRINT, items
-from worker.collector.handing_on import HandingOn
+from worker.collector.escalation import HandingOn
 from worker.collector.tasks import Collector
 
 SPEC = RunSpec(

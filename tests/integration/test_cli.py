@@ -15,16 +15,16 @@ import pytest
 import redis
 import sqlalchemy as sa
 
-from infra.broker import JUDGE, queue_of
+from infra.broker.app import JUDGE, queue_of
 from infra.errors import DataError, UsageError
-from infra.fleet import local_fleet
 from infra.ledger import intake, reading
 from infra.ledger.tables import items, runs
 from infra.process import wait_until
-from infra.services import Services, services
+from infra.servers.services import Services, services
 from infra.settings import Settings
-from producer.client import LiveClient
-from producer.submit import seal, submit
+from libra_fleet.machine.local_fleet import local_fleet
+from producer.intake.live import LiveClient
+from producer.intake.submit import seal, submit
 from schemas.items import MAX_ITEM_BYTES, Item
 from schemas.messages import Lane
 from schemas.runs import RunReport, RunSpec

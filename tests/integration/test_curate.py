@@ -8,9 +8,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from infra.ledger import children, intake, policies, reading, reviews, settlement
-from infra.services import Services
-from producer.curate.command import curate
-from producer.curate.stage import path_of, rows_of
+from infra.servers.services import Services
+from libra_fleet.cli.curate import curate
+from producer.curation.stage import path_of, rows_of
 from schemas.items import Label
 from tests.support.fleet import Fleet
 from tests.support.make import spec

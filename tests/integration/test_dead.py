@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from infra.ledger import intake, reading, settlement
-from infra.services import Services
-from producer.dead import dead
+from infra.servers.services import Services
+from libra_fleet.cli.dead import dead
 from schemas.messages import Lane
 from tests.support.make import items, spec, verdicts_for
 

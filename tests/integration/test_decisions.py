@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 
 from infra.errors import UsageError
 from infra.ledger import decisions, endpoints, intake, policies, reviews, settlement
-from infra.services import Services
-from producer.policy import policy as policy_command
+from infra.servers.services import Services
+from libra_fleet.cli.policy import policy as policy_command
 from schemas.items import Label
 from schemas.policy import Action, Policy
 from tests.support.make import items, spec, verdicts_for

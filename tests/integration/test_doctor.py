@@ -18,16 +18,16 @@ import sqlalchemy as sa
 from click.testing import CliRunner
 from sqlalchemy import make_url
 
-from infra.embedded import ServerUrls
 from infra.ledger import intake
 from infra.ledger.migrate import HEAD
-from infra.services import Services
+from infra.servers.embedded import ServerUrls
+from infra.servers.services import Services
 from infra.settings import Settings
+from libra_fleet.cli.doctor import doctor
+from libra_fleet.doctor import examination
+from libra_fleet.doctor.machine import Device
 from tests.support.database import fresh_database
 from tests.support.make import items, spec
-from worker.doctor import examination
-from worker.doctor.command import doctor
-from worker.doctor.machine import Device
 from worker.guards.registry import BUNDLED
 
 OF_THE_MACHINE = {"disk", "files", "device memory", "devices"}
@@ -113,7 +113,7 @@ def _cut_the_checkpoint_off(patient: Patient) -> None:
 
 def _bring_a_small_gpu(patient: Patient) -> None:
     gpu = Device("0", "small GPU", 8 << 30, 8 << 30)
-    patient.patch.setattr("worker.doctor.machine.list_devices", lambda: [gpu])
+    patient.patch.setattr("libra_fleet.doctor.machine.list_devices", lambda: [gpu])
     patient.arguments[:] = ["--guard", "libra-guard-qwen2.5-14b-instruct", "--devices", "0"]
 
 

@@ -8,10 +8,10 @@ import redis
 from click.testing import CliRunner
 from sqlalchemy import make_url
 
-from infra.drill import command
 from infra.errors import UsageError
-from infra.services import Services
+from infra.servers.services import Services
 from infra.settings import load_settings
+from libra_fleet.cli import drill as command
 
 
 @pytest.fixture

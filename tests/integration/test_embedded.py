@@ -18,11 +18,11 @@ import pytest
 import redis
 import sqlalchemy
 
-from infra.broker import broker_url
-from infra.embedded import EmbeddedServers, ServerUrls, is_running
-from infra.embedded_places import Places
+from infra.broker.app import broker_url
 from infra.errors import ServerError
 from infra.process import module_path, wait_until
+from infra.servers.embedded import EmbeddedServers, ServerUrls, is_running
+from infra.servers.places import Places
 from infra.settings import child_environment
 
 USER = """

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from infra.ledger import intake, reading
-from infra.services import Services
-from producer.submit import seal, submit
+from infra.servers.services import Services
+from producer.intake.submit import seal, submit
 from schemas.items import Item, Label
 from schemas.runs import RunReport, RunSpec
 from tests.support.fleet import Fleet

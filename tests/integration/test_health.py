@@ -5,10 +5,10 @@ import socket
 import pytest
 from click.testing import CliRunner
 
-from infra.board import open_board
-from infra.cli import health
+from infra.coordination.store import open_board
 from infra.errors import ServerError
 from infra.settings import Settings
+from libra_fleet.cli.main import health
 
 
 @pytest.fixture

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 
-from infra.broker import queue_of
+from infra.broker.app import queue_of
 from infra.ledger import intake
-from infra.services import Services
+from infra.servers.services import Services
 from schemas.guards import Mode
 from schemas.messages import Lane, VerdictChunk
 from schemas.verdicts import Outcome
 from tests.support.make import FINGERPRINT, items, spec
+from worker.consumer.tasks import Judge
 from worker.device.types import DeviceRequest, DeviceResult, Scored
 from worker.guards.fake import FakeGuard
-from worker.tasks import Judge
 
 
 class Device:

@@ -20,7 +20,7 @@ from infra.ledger.connection import open_ledger
 from infra.ledger.recovery import LaneKey
 from infra.ledger.tables import metadata
 from infra.process import wait_until
-from infra.services import Services
+from infra.servers.services import Services
 from schemas.guards import Mode
 from schemas.items import Example, Label
 from schemas.messages import JudgeChunk, Lane, MessageError

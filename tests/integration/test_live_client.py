@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import redis
 
-from infra.broker import queue_of
+from infra.broker.app import queue_of
 from infra.errors import RunError
 from infra.ledger import reading, settlement
 from infra.process import wait_until
-from infra.services import Services
-from producer.client import LiveClient
+from infra.servers.services import Services
+from producer.intake.live import LiveClient
 from schemas.items import Item
 from schemas.messages import JudgeChunk, Lane, decode_chunk
 from tests.support.make import verdicts_for

@@ -12,9 +12,9 @@ pytest.importorskip("httpx2")
 
 from infra.ledger import intake, reading
 from infra.ledger.comparing import settled_of
-from infra.services import Services
+from infra.servers.services import Services
 from producer.datasets import open_dataset, valid_items, validate
-from producer.submit import seal, submit
+from producer.intake.submit import seal, submit
 from schemas.guards import Mode
 from schemas.items import Label
 from schemas.messages import ChunkItem

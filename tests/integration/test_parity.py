@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from infra.errors import RunError
-from infra.services import Services
-from producer.cli import bench
-from producer.parity import Parity
+from infra.servers.services import Services
+from libra_fleet.cli.parity import Parity
+from libra_fleet.cli.run import bench
 from schemas.items import Label
 from schemas.verdicts import Outcome
 from tests.support.fleet import Fleet
@@ -55,7 +55,7 @@ def test_a_guard_whose_modes_differ_fails_the_gate_and_shows_no_text(
     source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     differing = [pair("7", labels=(Label.SAFE, Label.UNSAFE)), *(pair(str(at)) for at in range(3))]
-    monkeypatch.setattr("producer.parity.pairs_of", lambda *_: iter(differing))
+    monkeypatch.setattr("libra_fleet.cli.parity.pairs_of", lambda *_: iter(differing))
     options = ["parity", source, "--guard", "fake", "--no-local", "--require", "0.99"]
 
     result = CliRunner().invoke(bench, options)

@@ -6,15 +6,15 @@ import json
 
 import redis
 
-from infra.broker import JUDGE, SETTLE, VERDICTS, make_app, queue_of
+from infra.broker.app import JUDGE, SETTLE, VERDICTS, make_app, queue_of
+from infra.broker.dead_letters import _vetting
 from infra.ledger import intake, reading
-from infra.services import Services
+from infra.servers.services import Services
 from infra.settings import Settings
-from producer.submit import seal, submit
+from producer.intake.submit import seal, submit
 from schemas.messages import JudgeChunk, Lane, VerdictChunk
 from tests.support.fleet import Fleet
 from tests.support.make import items, spec, verdicts_for
-from worker.parking import _vetting
 
 QUEUE = queue_of("fake", Lane.BULK)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from infra.errors import GuardError
 from infra.ledger import intake
-from infra.services import Services
-from producer.submit import submit
+from infra.servers.services import Services
+from producer.intake.submit import submit
 from schemas.messages import Lane
 from tests.support.fleet import Fleet
 from tests.support.make import items, spec

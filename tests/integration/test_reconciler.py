@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from infra.broker import VERDICTS
+from infra.broker.app import VERDICTS
 from infra.ledger import intake, recovery
-from infra.services import Services
+from infra.servers.services import Services
 from schemas.messages import JudgeChunk, Lane
 from tests.support.make import items, spec, verdicts_for
 from worker.collector.reconcile import Reconciled, Reconciler

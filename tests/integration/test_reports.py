@@ -12,12 +12,12 @@ from click.testing import CliRunner, Result
 
 from infra.ledger import evidence, intake, reading, retention, settlement
 from infra.ledger.evidence import Kind
-from infra.services import Services
-from producer.cli import bench
-from producer.critic import read_critic
-from producer.export import export
-from producer.import_command import import_
-from producer.metrics_command import evaluate
+from infra.servers.services import Services
+from libra_fleet.cli.export import export
+from libra_fleet.cli.import_ import import_
+from libra_fleet.cli.metrics import evaluate
+from libra_fleet.cli.run import bench
+from producer.datasets.critic import read_critic
 from producer.report.evidence import gather
 from producer.report.page import run_page
 from schemas.items import Item, Label

@@ -12,10 +12,10 @@ from infra.errors import UsageError
 from infra.ledger import intake, reading, retention, settlement
 from infra.ledger.audit import audit
 from infra.ledger.tables import metadata
-from infra.services import Services
-from producer.dead import dead
-from producer.purge import purge
-from producer.submit import submit
+from infra.servers.services import Services
+from libra_fleet.cli.dead import dead
+from libra_fleet.cli.purge import purge
+from producer.intake.submit import submit
 from schemas.items import Example, Item, Label
 from schemas.messages import JudgeChunk, Lane, VerdictChunk
 from schemas.retention import Retention

@@ -11,9 +11,9 @@ from click.testing import CliRunner
 from infra.errors import UsageError
 from infra.ledger import intake, policies, reading, reviews, settlement
 from infra.ledger.reviews import Why, review_queue
-from infra.services import Services
-from producer.cli import list_ as bench_list
-from producer.remoderate import remoderate
+from infra.servers.services import Services
+from libra_fleet.cli.remoderate import remoderate
+from libra_fleet.cli.run import list_ as bench_list
 from schemas.items import Label
 from schemas.messages import JudgeChunk, Lane
 from schemas.policy import Action

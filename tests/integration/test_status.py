@@ -11,10 +11,10 @@ from click.testing import CliRunner
 from prometheus_client import generate_latest
 
 from infra.ledger import intake, reading
-from infra.services import Services
+from infra.servers.services import Services
+from libra_fleet.cli.status import status
 from producer.exporter.fleet import FleetCollector
-from producer.status.command import status
-from producer.submit import seal, submit
+from producer.intake.submit import seal, submit
 from tests.support.fleet import Fleet
 from tests.support.make import items, spec
 from tests.support.prometheus import free_port, prometheus

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import sqlalchemy as sa
 
+from infra.broker.backpressure import has_room
 from infra.errors import DataError
 from infra.ledger import intake, reading
-from infra.pressure import has_room
-from infra.services import Services
-from producer.submit import submit
+from infra.servers.services import Services
+from producer.intake.submit import submit
 from schemas.messages import Lane
 from tests.support.make import items, spec
 

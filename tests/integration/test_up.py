@@ -12,8 +12,8 @@ import pytest
 
 from infra.ledger import intake, reading
 from infra.process import wait_until
-from infra.services import Services
-from producer.submit import seal, submit
+from infra.servers.services import Services
+from producer.intake.submit import seal, submit
 from tests.support.cli import Cli
 from tests.support.make import items, spec
 

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from infra.ledger import intake, settlement
 from infra.ledger.audit import audit
-from infra.services import Services
+from infra.servers.services import Services
 from schemas.runs import RunReport
 from tests.support.make import items, spec, verdicts_for
 from worker.collector.report import build_report

@@ -22,9 +22,9 @@ from infra.errors import UsageError
 from infra.ledger import endpoints, outbox, settlement
 from infra.ledger.outbox import Sent
 from infra.process import wait_until
-from infra.services import Services
+from infra.servers.services import Services
 from infra.settings import Settings
-from producer.webhooks.command import webhooks
+from libra_fleet.cli.webhooks import webhooks
 from producer.webhooks.sender import Sender, _post
 from schemas.webhooks import Event
 from tests.support.fleet import Fleet

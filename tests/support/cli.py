@@ -13,8 +13,8 @@ from typing import IO, Any
 
 import click
 
-from infra.cli import libra
 from infra.process import wait_until
+from libra_fleet.cli.main import libra
 from tests.support.fleet import ROOT
 
 WAIT_S = 60.0
@@ -33,7 +33,7 @@ class Cli:
     ) -> subprocess.Popen[str]:
         """Start a command in a process group of its own, as a terminal would."""
         return subprocess.Popen(
-            [sys.executable, "-m", "infra.cli", *arguments],
+            [sys.executable, "-m", "libra_fleet.cli", *arguments],
             env={**self._environment, **environment},
             cwd=self.folder,
             stdin=subprocess.PIPE,

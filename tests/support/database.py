@@ -10,7 +10,7 @@ import psycopg
 from psycopg import sql
 from sqlalchemy import make_url
 
-from infra.embedded import ServerUrls
+from infra.servers.embedded import ServerUrls
 
 
 @contextmanager

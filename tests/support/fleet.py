@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from infra.process import stop, wait_until
-from infra.services import Services
+from infra.servers.services import Services
 from schemas.messages import Lane
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +44,7 @@ class Fleet:
         log = self._folder / f"{arguments[0]}-{len(self._started)}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "infra.cli", *arguments],
+                [sys.executable, "-m", "libra_fleet.cli", *arguments],
                 env={**self._environment, **environment},
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
@@ -106,12 +106,12 @@ def children(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 def consumer_of(process: subprocess.Popen[bytes], lane: Lane) -> psutil.Process:
     """A worker's consumer of one lane."""
-    return _child(process, lambda line: "worker.app" in line and f'"{lane.value}"' in line)
+    return _child(process, lambda line: "worker.consumer.app" in line and f'"{lane.value}"' in line)
 
 
 def device_of(process: subprocess.Popen[bytes]) -> psutil.Process:
     """A worker's device process."""
-    return _child(process, lambda line: "worker.device" in line and "worker.app" not in line)
+    return _child(process, lambda line: "worker.device" in line and "worker.consumer.app" not in line)
 
 
 def _child(process: subprocess.Popen[bytes], matches: Callable[[str], bool]) -> psutil.Process:

@@ -7,7 +7,7 @@ import subprocess
 import urllib.request
 
 from infra.ledger.keys import create_key
-from infra.services import Services
+from infra.servers.services import Services
 from schemas.access import Role
 from tests.support.fleet import Fleet
 

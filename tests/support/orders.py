@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 from click.testing import CliRunner
 
-from producer.options import Order
-from producer.orders import takes_order
+from libra_fleet.cli.options import Order
+from libra_fleet.cli.orders import takes_order
 from schemas.runs import RunSpec
 
 

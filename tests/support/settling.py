@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from infra.ledger import settlement
-from infra.services import Services
+from infra.servers.services import Services
 from schemas.items import Label
 from schemas.messages import VerdictChunk
 from schemas.verdicts import Outcome, Timings, Verdict

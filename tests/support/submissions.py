@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 
 from infra.ledger import intake
-from infra.services import Services
+from infra.servers.services import Services
 from schemas.items import Label
 from schemas.messages import JudgeChunk, Lane, VerdictChunk
 from schemas.policy import Policy

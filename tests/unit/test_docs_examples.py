@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.policy.files import parse_policy
 from infra.settings import Settings
+from producer.policies.files import parse_policy
 from schemas.items import Label
 from schemas.policy import decide, surface_of
 from schemas.verdicts import Outcome, Verdict

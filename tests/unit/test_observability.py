@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from infra import telemetry
-from infra.telemetry import Kind, Metric
+from infra.coordination import counters as telemetry
+from infra.coordination.counters import Kind, Metric
 from tests.support.prometheus import RULES, tool
 
 ROOT = Path(__file__).parents[2]

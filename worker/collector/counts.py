@@ -6,11 +6,11 @@ import threading
 from collections.abc import Iterable
 from typing import Final
 
-from infra import telemetry
-from infra.board import Board
+from infra.coordination import counters as telemetry
+from infra.coordination.counters import Tally
+from infra.coordination.store import Board
 from infra.ledger.settlement import Settled
-from infra.patience import forgiving
-from infra.telemetry import Tally
+from infra.retry import forgiving
 from schemas.items import Label
 from schemas.messages import VerdictChunk
 from schemas.verdicts import Outcome

@@ -9,16 +9,16 @@ from celery.exceptions import Reject
 from celery.worker import state as celery_state
 
 from infra import tracing
-from infra.board import Board
-from infra.broker import FINALIZE, FINALIZING, SETTLE, TRACEPARENT, VERDICTS, Publisher, make_app
+from infra.broker.app import FINALIZE, FINALIZING, SETTLE, TRACEPARENT, VERDICTS, Publisher, make_app
+from infra.coordination.presence import announced
+from infra.coordination.store import Board
 from infra.log import get_logger
-from infra.presence import announced
-from infra.services import Services
+from infra.servers.services import Services
 from schemas.messages import MessageError
-from worker.app import run_celery
-from worker.collector.handing_on import HandingOn
+from worker.collector.escalation import HandingOn
 from worker.collector.reconcile import Reconciler
 from worker.collector.tasks import Collector, ShuttingDownError
+from worker.consumer.app import run_celery
 
 log = get_logger(__name__)
 

@@ -12,15 +12,15 @@ from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
-from infra import telemetry
-from infra.board import Board
-from infra.broker import Publisher, queue_of
+from infra.broker.app import Publisher, queue_of
+from infra.coordination import counters as telemetry
+from infra.coordination.counters import Tally
+from infra.coordination.store import Board
 from infra.ledger import recovery, settlement
 from infra.ledger.recovery import LaneKey, OverdueChunk
 from infra.log import get_logger
-from infra.patience import forgiving
+from infra.retry import forgiving
 from infra.settings import Settings
-from infra.telemetry import Tally
 from schemas.messages import Lane
 from schemas.verdicts import Outcome
 

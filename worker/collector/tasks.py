@@ -15,15 +15,15 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 
 from infra import tracing
-from infra.board import Board
-from infra.broker import Publisher
+from infra.broker.app import Publisher
+from infra.coordination.store import Board
 from infra.errors import LibraError
+from infra.group_commit import Together
 from infra.ledger import reviews, settlement
 from infra.ledger.cascades import is_later_stage
 from infra.ledger.retention import scrub_run
 from infra.log import get_logger
-from infra.patience import forgiving
-from infra.together import Together
+from infra.retry import forgiving
 from schemas.messages import VerdictChunk, decode_chunk
 from schemas.retention import Retention
 from worker.collector.counts import Counts

@@ -6,11 +6,11 @@ import json
 import os
 import selectors
 import subprocess
-import sys
 import time
 from typing import IO, Any, Final
 
 from infra.errors import DeviceError, GuardError
+from infra.process import python_module
 from infra.settings import child_environment
 from worker.device.heartbeat import Pulse, read_pulse
 from worker.device.spec import DeviceSpec
@@ -35,7 +35,7 @@ class DeviceProcess:
         self._spec = spec
         spec.heartbeat_path.unlink(missing_ok=True)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "worker.device", spec.model_dump_json()],
+            python_module("worker.device", spec.model_dump_json()),
             env=child_environment(**changes, LIBRA_PARENT_PID=str(os.getpid())),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

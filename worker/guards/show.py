@@ -1,12 +1,11 @@
-"""`python -m worker.guards.show NAME [CHECKPOINT]`: the prompt of a guard, for `libra guards show`."""
+"""The prompt of a guard, for `libra guards show`."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Final
 
-from infra.errors import GuardError, LibraError
+from infra.errors import GuardError
 from schemas.guards import GUARDS, Family, GuardCard, Mode
 from schemas.messages import ChunkItem
 from worker.guards.registry import BUNDLED, cached_checkpoint, format_of, load_guard, resolve_checkpoint
@@ -61,17 +60,3 @@ def _placeholders(card: GuardCard) -> str:
         return "\n\n".join(shown(ask) for ask in format_of(card, Path("its folder")).pair)
     except GuardError as error:
         return f"({error})"
-
-
-def main(arguments: list[str]) -> int:
-    """Print it; returns the exit code."""
-    try:
-        sys.stdout.write(describe(arguments[0], arguments[1] if len(arguments) > 1 else None) + "\n")
-    except LibraError as error:
-        sys.stderr.write(f"{' '.join(str(error).split())}\n")
-        return error.exit_code
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

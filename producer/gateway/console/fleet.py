@@ -9,10 +9,10 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy.exc import OperationalError
 
+from infra.broker.backpressure import oldest_age_s
 from infra.ledger import mix, reading
 from infra.ledger.mix import MixBar
 from infra.ledger.reading import RunStatus
-from infra.pressure import oldest_age_s
 from infra.settings import Settings
 from producer.gateway.state import Gateway
 from schemas.messages import Lane

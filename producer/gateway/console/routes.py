@@ -10,12 +10,13 @@ from fastapi.responses import Response
 
 from infra.errors import UsageError
 from infra.ledger import keys, reviews
+from producer.gateway.api.views import place_of
 from producer.gateway.console.language import Language, Words
 from producer.gateway.console.pages import ASSETS, PATH, go_to, render
-from producer.gateway.console.queue import queue_page
+from producer.gateway.console.review_queue import queue_page
 from producer.gateway.console.sessions import csrf_of, new_token
+from producer.gateway.console.state import Console, console_of
 from producer.gateway.console.trying import Tried, try_text
-from producer.gateway.console.view import Console, console_of
 from producer.gateway.console.visitor import (
     AnyWords,
     LoggedIn,
@@ -32,7 +33,6 @@ from producer.gateway.console.visitor import (
 )
 from producer.gateway.problems import NoSuchThingError
 from producer.gateway.verdicts_awaited import Place
-from producer.gateway.views import place_of
 from schemas.items import Label
 
 _NO_NUL: Final = r"^[^\x00]*$"

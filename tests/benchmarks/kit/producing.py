@@ -15,11 +15,11 @@ import time
 
 from infra.ledger import intake
 from infra.log import configure_logging
-from infra.services import services
+from infra.servers.services import services
 from infra.settings import load_settings
+from libra_fleet.cli.watch import wait_for_end
 from producer.datasets import open_dataset, valid_items, validate
-from producer.submit import seal, submit
-from producer.watch import wait_for_end
+from producer.intake.submit import seal, submit
 from schemas.messages import Lane
 from schemas.runs import RunSpec
 

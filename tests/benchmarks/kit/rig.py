@@ -14,12 +14,12 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from infra.fleet import local_fleet
 from infra.ledger import intake
 from infra.process import wait_until
-from infra.services import Services, services
+from infra.servers.services import Services, services
 from infra.settings import Settings
-from producer.submit import seal, submit
+from libra_fleet.machine.local_fleet import local_fleet
+from producer.intake.submit import seal, submit
 from schemas.items import Item
 from schemas.messages import Lane
 from schemas.runs import RunSpec

@@ -8,7 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from infra.ledger.keys import create_key
-from infra.services import Services
+from infra.servers.services import Services
 from infra.settings import Settings
 from producer.gateway.app import build_app
 from schemas.access import Role

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
 from infra.ledger.keys import create_key, find_key, list_keys, revoke_key
-from infra.services import Services
+from infra.servers.services import Services
 from schemas.access import Role, Scope
 
 KeyFor = Callable[..., dict[str, str]]

@@ -13,9 +13,9 @@ from infra.ledger import batches, intake
 from infra.ledger.audit import audit
 from infra.ledger.submissions import Submission
 from infra.process import wait_until
-from infra.services import Services
+from infra.servers.services import Services
 from producer.gateway.app import build_app
-from producer.submit import submit
+from producer.intake.submit import submit
 from schemas.guards import Mode
 from schemas.items import Item
 from schemas.messages import Lane

@@ -12,8 +12,8 @@ import pytest
 from infra.errors import DataError, UsageError
 from infra.ledger.audit import audit
 from infra.process import wait_until
-from infra.services import Services
-from producer.gateway_client import GatewayClient, NewItem
+from infra.servers.services import Services
+from libra_fleet.client import GatewayClient, NewItem
 from schemas.items import Label
 from schemas.verdicts import Outcome
 from tests.support.cli import Cli

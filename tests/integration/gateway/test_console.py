@@ -13,7 +13,7 @@ from httpx2 import Response
 
 from infra.ledger import mix, policies, reviews, settlement
 from infra.ledger.keys import create_key, revoke_key
-from infra.services import Services
+from infra.servers.services import Services
 from producer.gateway.console import language
 from schemas.access import Role
 from schemas.items import Label

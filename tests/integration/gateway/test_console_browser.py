@@ -12,7 +12,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from infra.ledger import intake, policies, reviews, settlement
 from infra.ledger.keys import create_key
-from infra.services import Services
+from infra.servers.services import Services
 from infra.settings import Settings
 from producer.gateway.app import build_app
 from schemas.access import Role

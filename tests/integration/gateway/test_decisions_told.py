@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 
 from infra.ledger import endpoints, outbox, policies, reviews
 from infra.process import wait_until
-from infra.services import Services
+from infra.servers.services import Services
 from infra.settings import Settings
 from producer.webhooks.sender import Sender
 from schemas.items import Label

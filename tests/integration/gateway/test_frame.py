@@ -7,7 +7,7 @@ import re
 import pytest
 from fastapi.testclient import TestClient
 
-from infra.services import Services
+from infra.servers.services import Services
 from infra.settings import Settings
 from producer.gateway.app import build_app
 

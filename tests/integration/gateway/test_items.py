@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from infra.ledger import decisions, feed, reading, settlement
 from infra.ledger.submissions import Once, find_made, forget_old_keys, make_once
 from infra.process import wait_until
-from infra.services import Services
+from infra.servers.services import Services
 from producer.gateway.app import build_app
 from schemas.verdicts import Outcome
 from tests.integration.gateway.conftest import POLICY

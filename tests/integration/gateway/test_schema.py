@@ -14,7 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis.checks import not_a_server_error
 
-from infra.services import Services
+from infra.servers.services import Services
 from infra.settings import Settings
 from producer.gateway.app import build_app
 

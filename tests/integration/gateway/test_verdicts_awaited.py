@@ -9,7 +9,7 @@ import pytest
 
 from infra.ledger import intake, settlement
 from infra.ledger.submissions import Submission, accept_submitted
-from infra.services import Services
+from infra.servers.services import Services
 from producer.gateway import verdicts_awaited
 from producer.gateway.verdicts_awaited import AwaitedVerdicts, Place
 from schemas.items import Label

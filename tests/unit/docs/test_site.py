@@ -17,7 +17,7 @@ PLACES = {
     "docs/decisions/0001-x.md": "decisions/0001-x.md",
     "docs/scaling.svg": "scaling.svg",
 }
-FILES = {*PLACES, "worker/tasks.py", "docs/decisions"}
+FILES = {*PLACES, "worker/supervisor.py", "docs/decisions"}
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,11 @@ FILES = {*PLACES, "worker/tasks.py", "docs/decisions"}
         ("docs/gateway.md", "[`a` [b]](../README.md)", "[`a` [b]](index.md)"),
         ("docs/decisions/0001-x.md", "[a](../gateway.md) [b](README.md)", "[a](../gateway.md) [b](index.md)"),
         ("docs/gateway.md", "[a](decisions/) ![b](scaling.svg)", "[a](decisions/index.md) ![b](scaling.svg)"),
-        ("docs/gateway.md", "[a page](../worker/tasks.py), [b](../worker/gone.py)", "a page, [b](../worker/gone.py)"),
+        (
+            "docs/gateway.md",
+            "[a page](../worker/supervisor.py), [b](../worker/gone.py)",
+            "a page, [b](../worker/gone.py)",
+        ),
         ("docs/gateway.md", "[a](https://example.org/x.md) [b](#keys)", "[a](https://example.org/x.md) [b](#keys)"),
         ("README.md", "`[a](docs/gateway.md)` [b](docs/gateway.md)", "`[a](docs/gateway.md)` [b](gateway.md)"),
         (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from infra.broker import broker_url
+from infra.broker.app import broker_url
 
 
 @pytest.mark.parametrize(

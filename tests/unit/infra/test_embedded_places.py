@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from infra import embedded_places
-from infra.embedded_places import Places, closed_folder, find_binaries
 from infra.errors import ServerError
+from infra.servers import places as embedded_places
+from infra.servers.places import Places, closed_folder, find_binaries
 
 STRANGER = pwd.struct_passwd(("stranger", "x", 54321, 54321, "", "/", "/bin/false"))
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from infra.health import Role, is_ready
+from infra.coordination.health import Role, is_ready
 
 BOARD: list[dict[str, object]] = [
     {"id": "gpu-1-4711-0", "kind": "worker", "guard": "fake", "state": "ready"},

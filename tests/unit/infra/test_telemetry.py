@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra import telemetry
-from infra.telemetry import SUM, Kind, Metric, Tally, read_counts
+from infra.coordination import counters as telemetry
+from infra.coordination.counters import SUM, Kind, Metric, Tally, read_counts
 
 DECLARED = (*telemetry.FLEET, *telemetry.GATEWAY)
 

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from infra.group_commit import Together
 from infra.process import wait_until
-from infra.together import Together
 
 
 class Gate:

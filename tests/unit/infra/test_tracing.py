@@ -27,7 +27,7 @@ from infra import tracing
 from infra.broker import Publisher
 from infra.errors import UsageError
 from infra.log import configure_logging, get_logger
-import producer.client, producer.submit, worker.app, worker.collector.process, worker.device.server
+import producer.intake.live, producer.intake.submit, worker.consumer.app, worker.collector.process, worker.device.server
 from worker.device.client import _Group, _header
 from tests.support.device import prompt, score_request
 

@@ -6,9 +6,9 @@ import re
 
 from infra.ledger.comparing import Both
 from infra.ledger.evidence import Volume
-from producer.comparison import EXAMPLES, Comparison
-from producer.report.board import Contest, Standing, by_accuracy
-from producer.report.board_page import board_page
+from producer.report.comparison import EXAMPLES, Comparison
+from producer.report.leaderboard import Contest, Standing, by_accuracy
+from producer.report.leaderboard_page import board_page
 from producer.report.markdown import to_markdown
 from schemas.items import Label
 from schemas.runs import Cost, RunReport

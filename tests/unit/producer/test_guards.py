@@ -9,8 +9,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from producer.guards import guards
-from producer.options import GuardChoice, mode_for
+from libra_fleet.cli.guards import guards
+from libra_fleet.cli.options import GuardChoice, mode_for
 from schemas.guards import GUARDS, NOT_PINNED, Mode
 from tests.support.checkpoints import small_tokenizer, write_checkpoint
 from tests.support.families import write_family

@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producer.submit import _windows, cut_chunks
+from producer.intake.submit import _windows, cut_chunks
 from schemas.items import Item
 
 texts = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1, max_size=60)

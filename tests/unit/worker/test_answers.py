@@ -15,7 +15,7 @@ from schemas.messages import Lane
 from schemas.retention import Retention
 from tests.support.make import FINGERPRINT
 from tests.support.store import Store
-from worker.answers import AnswerCache, keys_of, pack, unpack
+from worker.consumer.answers import AnswerCache, keys_of, pack, unpack
 from worker.device.types import Answer, Dead, DeviceRequest, DeviceResult, Generated, Kind, Scored
 
 SCORE = DeviceRequest(Kind.SCORE, Lane.BULK, [array("i", [1, 2]), array("i", [3])], labels=((5,), (6, 7)))

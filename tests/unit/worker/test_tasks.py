@@ -18,11 +18,11 @@ from schemas.messages import ChunkItem, JudgeChunk, Lane, VerdictChunk
 from schemas.retention import Retention
 from schemas.verdicts import Fingerprint, Outcome, Spent
 from tests.support.store import Store
-from worker.answers import AnswerCache
+from worker.consumer.answers import AnswerCache
+from worker.consumer.tasks import Judge
 from worker.device.types import DeviceRequest, DeviceResult, Generated, Kind, Scored
 from worker.guards.base import PromptIds
 from worker.guards.fake import FakeGuard
-from worker.tasks import Judge
 
 
 class Picky(FakeGuard):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from infra.drill.books import ChunkEnd
-from infra.drill.plan import Fault
-from infra.drill.report import Struck, broken_bounds, lines_of
+from libra_fleet.drill.ledger_probe import ChunkEnd
+from libra_fleet.drill.plan import Fault
+from libra_fleet.drill.report import Struck, broken_bounds, lines_of
 
 
 def struck(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from itertools import islice
 
-from infra.grammar import Part, synthetic_rows
-from infra.grammar.phrases import frames, topics
+from producer.curation.synthetic import Part, synthetic_rows
+from producer.curation.synthetic.phrases import frames, topics
 from schemas.items import LibraRecord
 from schemas.taxonomy import SUBCATEGORIES, find_scenario, find_subcategory
 

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.errors import DataError, UsageError
-from producer.capacity import figures
-from producer.capacity.command import capacity
-from producer.capacity.measured import from_file
-from producer.capacity.plan import bulk_devices, erlang_c, late_wait_s, live_plan
+from libra_fleet.cli.capacity import figures
+from libra_fleet.cli.capacity.command import capacity
+from libra_fleet.cli.capacity.measured import from_file
+from libra_fleet.cli.capacity.plan import bulk_devices, erlang_c, late_wait_s, live_plan
 from producer.report.json import to_json
 from schemas.runs import Cost, RunCounts, RunReport, RunSpec, RunState
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producer.curate.augment import WAYS, base64_encoded, homophones, reworded, split_characters
-from producer.curate.near_duplicates import distinct, shingles
-from producer.curate.queries import queries_in
-from producer.curate.rows import Writer
+from producer.curation.augment import WAYS, base64_encoded, homophones, reworded, split_characters
+from producer.curation.near_duplicates import distinct, shingles
+from producer.curation.queries import queries_in
+from producer.curation.rows import Writer
 
 
 def row(number: int, question: str) -> dict[str, object]:

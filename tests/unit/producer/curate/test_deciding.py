@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from infra.ledger.comparing import Settled
 from infra.ledger.hard import Judged
-from producer.curate.agreement import sorted_out
-from producer.curate.command import curate
-from producer.curate.real import Reason, hard_rows, reasons_of
-from producer.curate.stage import rows_of
+from libra_fleet.cli.curate import curate
+from producer.curation.agreement import sorted_out
+from producer.curation.real import Reason, hard_rows, reasons_of
+from producer.curation.stage import rows_of
 from schemas.items import Label, LibraRecord
 from schemas.verdicts import Outcome
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from producer.curate.command import curate
-from producer.curate.stage import rows_of
+from libra_fleet.cli.curate import curate
+from producer.curation.stage import rows_of
 
 PAGE = (Path(__file__).parents[4] / "docs" / "curation.md").read_text(encoding="utf-8")
 WITHOUT_A_FLEET = ("combine", "queries", "augment", "responses")

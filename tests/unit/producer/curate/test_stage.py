@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from infra.errors import UsageError
-from producer.curate.command import curate
-from producer.curate.stage import Placed, carry_out, in_file, path_of, read_note, rows_of
+from libra_fleet.cli.curate import curate
+from producer.curation.stage import Placed, carry_out, in_file, path_of, read_note, rows_of
 
 
 def rows(count: int) -> list[dict[str, Any]]:

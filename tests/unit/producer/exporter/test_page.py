@@ -5,8 +5,8 @@ from __future__ import annotations
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from infra import telemetry
-from infra.telemetry import Tally
+from infra.coordination import counters as telemetry
+from infra.coordination.counters import Tally
 from producer.exporter.page import Page
 
 

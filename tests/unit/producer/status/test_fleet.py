@@ -7,8 +7,8 @@ from io import StringIO
 
 from rich.console import Console
 
-from producer.status.fleet import FleetStatus, OpenRun, Queue, Worker, troubles
-from producer.status.show import status_view
+from infra.fleet_status import FleetStatus, OpenRun, Queue, Worker, troubles
+from libra_fleet.cli.status_view import status_view
 from schemas.messages import Lane
 
 READY = Worker("gpu-host-1234-0", "libra-tiny", "ready", "0", 60.0, 0.99, 1234.5, 410_000.0, 0.031, 131_072)

@@ -15,8 +15,8 @@ import pytest
 
 from infra.errors import GuardError
 from infra.process import wait_until
-from producer.up import crew
-from producer.up.crew import Crew, Member
+from libra_fleet.machine import crew
+from libra_fleet.machine.crew import Crew, Member
 
 WAIT_S = 20.0
 SLEEP = "sleep 60 & wait $!"

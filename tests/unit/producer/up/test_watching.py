@@ -6,8 +6,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from producer.status.fleet import FleetStatus, OpenRun, Worker
-from producer.up.watching import RunPace, Warnings, items_per_s
+from infra.fleet_status import FleetStatus, OpenRun, Worker
+from libra_fleet.machine.watching import RunPace, Warnings, items_per_s
 from schemas.messages import Lane
 
 RUN = OpenRun("r", "nightly", "fake", Lane.BULK, "sealed", 1_000, 0, 1_000, 0, 1_000)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from infra import telemetry
+from infra.coordination import counters as telemetry
+from infra.coordination.counters import SUM, Tally, read_counts
 from infra.ledger.settlement import Settled
-from infra.telemetry import SUM, Tally, read_counts
 from schemas.items import Label
 from schemas.messages import VerdictChunk
 from schemas.verdicts import Outcome, Spent, Timings, Verdict

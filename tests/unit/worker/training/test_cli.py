@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from infra.errors import UsageError
+from libra_fleet.cli.train import train
 from worker.training import build, curriculum
-from worker.training.cli import train
 from worker.training.train import Recipe
 
 

@@ -247,7 +247,7 @@ def test_two_processes_learn_what_one_does_with_accumulation(base: Path, rows: d
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     processes = [
         Popen(
-            [sys.executable, "-m", "infra.cli", "train", str(recipes[1])],
+            [sys.executable, "-m", "libra_fleet.cli", "train", str(recipes[1])],
             env=child_environment(**shared, RANK=rank, LOCAL_RANK=rank, ACCELERATE_USE_CPU="true"),
         )
         for rank in ("0", "1")

@@ -1,0 +1,1 @@
+"""What processes tell each other over Redis. All of it may be lost; the ledger alone is the truth."""

@@ -1,0 +1,1 @@
+"""Redis and Postgres: configured ones, or embedded ones where none are configured."""

@@ -1,0 +1,1 @@
+"""The face of Libra Fleet: what programs import and what people type."""

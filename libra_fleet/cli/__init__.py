@@ -1,0 +1,1 @@
+"""The `libra` command, one module per command group; composes producer and worker."""

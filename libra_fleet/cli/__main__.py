@@ -1,0 +1,5 @@
+"""`python -P -m libra_fleet.cli`: the `libra` command."""
+
+from libra_fleet.cli.main import main
+
+main()

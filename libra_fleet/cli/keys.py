@@ -1,0 +1,96 @@
+"""`libra keys`: API keys for the gateway."""
+
+from __future__ import annotations
+
+import click
+from pydantic import TypeAdapter, ValidationError
+from rich.table import Table
+
+from infra.ledger import keys as ledger_keys
+from infra.ledger.keys import ApiKey
+from infra.servers.services import services
+from infra.settings import load_settings
+from libra_fleet.cli.options import json_option
+from libra_fleet.cli.show import out, print_json, say
+from schemas.access import Role, Tenant
+
+_TENANT = TypeAdapter[str](Tenant)
+
+
+def _tenant(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    try:
+        return None if value is None else _TENANT.validate_python(value)
+    except ValidationError as error:
+        raise click.BadParameter("lower-case letters, digits and _; 63 at most, a letter or digit first") from error
+
+
+@click.group()
+def keys() -> None:
+    """Make, list and revoke API keys of the gateway."""
+
+
+@keys.command()
+@click.option("--tenant", required=True, callback=_tenant, help="Whose items the key submits and sees.")
+@click.option(
+    "--role",
+    type=click.Choice([role.value for role in Role]),
+    default=Role.SERVICE.value,
+    show_default=True,
+    help="service: submit and read; viewer: read; moderator: decide as well; admin: everything of every tenant.",
+)
+@click.option("--note", default="", help="What the key is for.")
+@json_option
+def create(*, tenant: str, role: str, note: str, as_json: bool) -> None:
+    """Make a key and print it, this once: only its hash is kept."""
+    with services(load_settings()) as found:
+        key, secret = ledger_keys.create_key(found.engine, tenant=tenant, role=Role(role), note=note)
+    if as_json:
+        print_json({**_facts(key), "key": secret})
+    else:
+        say(f"key {key.id} of {key.tenant}, role {key.role}; it is not shown again:")
+        click.echo(secret)
+
+
+@keys.command(name="list")
+@click.option("--tenant", callback=_tenant, help="Only this tenant's.")
+@json_option
+def list_(*, tenant: str | None, as_json: bool) -> None:
+    """List keys, revoked ones as well."""
+    with services(load_settings()) as found:
+        known = ledger_keys.list_keys(found.engine, tenant=tenant)
+    if as_json:
+        print_json([_facts(key) for key in known])
+    elif known:
+        _print(known)
+    else:
+        say("no keys yet: `libra keys create --tenant NAME` makes one")
+
+
+@keys.command()
+@click.argument("key_id", metavar="ID")
+def revoke(*, key_id: str) -> None:
+    """End a key. Gateways that know it forget it within seconds."""
+    with services(load_settings()) as found:
+        key = ledger_keys.revoke_key(found.engine, key_id)
+    say(f"key {key.id} of {key.tenant} is revoked")
+
+
+def _facts(key: ApiKey) -> dict[str, object]:
+    return {
+        "id": key.id,
+        "tenant": key.tenant,
+        "role": key.role.value,
+        "note": key.note,
+        "created_at": key.created_at.isoformat(),
+        "revoked_at": key.revoked_at.isoformat() if key.revoked_at else None,
+    }
+
+
+def _print(known: list[ApiKey]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in ("id", "tenant", "role", "created (UTC)", "revoked (UTC)", "note"):
+        table.add_column(column, overflow="fold")
+    for key in known:
+        revoked = f"{key.revoked_at:%Y-%m-%d %H:%M}" if key.revoked_at else ""
+        table.add_row(key.id, key.tenant, key.role.value, f"{key.created_at:%Y-%m-%d %H:%M}", revoked, key.note)
+    out.print(table)

@@ -1,0 +1,219 @@
+"""`libra up`: worker on all devices, collector, gateway and sender of webhooks, until Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import click
+import redis
+from rich.live import Live
+from sqlalchemy.exc import DBAPIError
+
+from infra.errors import UsageError
+from infra.fleet_status import FleetStatus, read_fleet
+from infra.ledger.keys import list_keys
+from infra.servers.filelock import FileLock
+from infra.servers.services import Services, services
+from infra.settings import load_settings
+from libra_fleet.cli.options import GuardChoice, guard_option
+from libra_fleet.cli.show import err, say
+from libra_fleet.machine.crew import Crew, Facts, Member
+from libra_fleet.machine.screen import plain_line, screen
+from libra_fleet.machine.watching import RunPace, Warnings
+
+_LOOK_EVERY_S: Final = 1.0
+_LINE_EVERY_S: Final = 10.0
+_NOTES: Final = 4
+_HOST: Final = "127.0.0.1"
+
+
+@click.command()
+@guard_option
+@click.option("--devices", default="all", show_default=True, help="Devices of the worker: all, cpu, 0,1.")
+@click.option("--port", type=click.IntRange(1, 65_535), default=8000, show_default=True, help="Port of the gateway.")
+@click.option("--no-gateway", is_flag=True, help="No gateway and no sender of webhooks.")
+def up(*, guard: GuardChoice, devices: str, port: int, no_gateway: bool) -> None:
+    """Run a whole fleet on this machine and show it; Ctrl-C drains and ends it, twice ends it at once."""
+    settings = load_settings()
+    settings.state_dir.mkdir(parents=True, exist_ok=True)
+    with_gateway = not no_gateway and _installed("fastapi", "uvicorn")
+    address = f"http://{_HOST}:{port}" if with_gateway else None
+    with _alone(settings.state_dir, guard.name, address), services(settings) as found:
+        if address and not _free(port):
+            raise UsageError(f"port {port} of {_HOST} is taken: choose another one with --port, or --no-gateway")
+        if not no_gateway and not with_gateway:
+            say("no gateway: pip install 'libra-fleet[gateway]' brings it")
+        members = _members(settings.state_dir / "logs", guard, devices, port if with_gateway else None)
+        _Up(found, members, title=_title(guard.name, found, address)).run(_hint(found, address))
+
+
+class _Up:
+    """The loop of `libra up`: one thread starts, watches, draws and ends everything."""
+
+    def __init__(self, found: Services, members: list[Member], *, title: str) -> None:
+        self._found = found
+        self._members = members
+        self._title = title
+        self._notes: deque[str] = deque(maxlen=_NOTES)
+        self._crew = Crew(found, members, self._note)
+        self._warnings = Warnings({member.kind: member.log for member in members})
+        self._pace = RunPace()
+        self._signals = 0
+        self._wake = threading.Event()
+        self._live = Live(console=err, auto_refresh=False, screen=True) if err.is_terminal else None
+
+    def run(self, hint: str) -> None:
+        """Until a signal comes.
+
+        Raises:
+            UsageError: a process cannot start with these options.
+            GuardError: the guard cannot be loaded.
+        """
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+        self._note(self._title)
+        if hint:
+            self._note(hint)
+        try:
+            with self._live or contextlib.nullcontext():
+                self._watch()
+        finally:
+            self._live = None  # the end is told in plain lines, which stay
+            self._crew.stop(lambda: self._signals > 1)
+        say("everything has ended")
+
+    def _watch(self) -> None:
+        said_at = -_LINE_EVERY_S
+        was_ready = False
+        while not self._signals:
+            fleet, announced = _looked(self._found)
+            if fleet is not None:
+                self._crew.tend(announced)
+            for warning in self._warnings.look():
+                if self._live is None:
+                    say(f"! {warning}")
+            left_s = self._pace.look(time.monotonic(), fleet) if fleet else {}
+            if self._crew.all_ready and not was_ready:
+                self._note("everything is ready")
+            was_ready = self._crew.all_ready
+            if self._live is not None:
+                shown = screen(
+                    self._title,
+                    self._members,
+                    fleet,
+                    left_s=left_s,
+                    notes=self._notes,
+                    warnings=self._warnings.last,
+                )
+                self._live.update(shown, refresh=True)
+            elif time.monotonic() - said_at >= _LINE_EVERY_S:
+                said_at = time.monotonic()
+                say(plain_line(self._members, fleet, left_s))
+            self._wake.wait(_LOOK_EVERY_S)
+
+    def _note(self, what: str) -> None:
+        self._notes.append(f"{datetime.now(UTC):%H:%M:%S} {what}")
+        if self._live is None:
+            say(what)
+
+    def _on_signal(self, *_: object) -> None:
+        self._signals += 1
+        self._wake.set()
+
+
+def _looked(found: Services) -> tuple[FleetStatus | None, list[Facts]]:
+    """The fleet's status and who is announced; None while a server is away, which everybody waits for."""
+    try:
+        return read_fleet(found), found.board.workers()
+    except (redis.RedisError, DBAPIError):
+        return None, []
+
+
+def _members(logs: Path, guard: GuardChoice, devices: str, port: int | None) -> list[Member]:
+    """Who runs, in the order of the screen; work stops where it comes in, then where it is done, then is settled."""
+    logs.mkdir(parents=True, exist_ok=True)
+    named = f"{guard.name}={guard.checkpoint}" if guard.checkpoint else guard.name
+    members = [
+        Member("collector", ("collector",), logs / "collector.log", stage=2),
+        Member(
+            "worker",
+            ("worker", "--guard", named, "--devices", devices),
+            logs / f"worker-{guard.name}.log",
+            stage=1,
+            guard=guard.name,
+        ),
+    ]
+    if port is not None:
+        command = ("gateway", "--host", _HOST, "--port", str(port), "--guard", named, "--no-local")
+        members.append(Member("gateway", command, logs / "gateway.log", stage=0))
+        if _installed("httpx2"):
+            members.append(Member("webhooks", ("webhooks", "send"), logs / "webhooks.log", stage=2))
+    return members
+
+
+def _installed(*modules: str) -> bool:
+    return all(importlib.util.find_spec(module) for module in modules)
+
+
+def _title(guard: str, found: Services, address: str | None) -> str:
+    servers = f"embedded servers in {found.settings.state_dir}" if found.embedded else "configured servers"
+    return " · ".join(filter(None, (f"libra up, guard {guard}", servers, f"gateway {address}" if address else None)))
+
+
+def _hint(found: Services, address: str | None) -> str:
+    if address and not list_keys(found.engine):
+        return "the gateway knows no key yet: libra keys create --tenant NAME"
+    return ""
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+@contextmanager
+def _alone(state_dir: Path, guard: str, address: str | None) -> Iterator[None]:
+    """Hold this state folder's place for one `libra up`.
+
+    Raises:
+        UsageError: another one has it; the message says what runs.
+    """
+    place = state_dir / "up.lock"
+    with FileLock(place) as lock:
+        if not lock.try_exclusive():
+            raise UsageError(_who_runs(place.read_text()))
+        facts = {"pid": os.getpid(), "guard": guard, "gateway": address, "since": f"{datetime.now(UTC):%Y-%m-%d %H:%M}"}
+        os.ftruncate(lock.fileno(), 0)
+        os.pwrite(lock.fileno(), json.dumps(facts).encode(), 0)
+        yield
+
+
+def _who_runs(noted: str) -> str:
+    advice = "libra status --watch shows it"
+    try:
+        facts = json.loads(noted)
+    except ValueError:
+        return f"a fleet is up already; {advice}"
+    gateway = f", gateway {facts['gateway']}" if facts["gateway"] else ""
+    return (
+        f"a fleet is up already: process {facts['pid']} since {facts['since']} UTC, guard {facts['guard']}{gateway}. "
+        f"{advice}; kill {facts['pid']} drains and ends it"
+    )

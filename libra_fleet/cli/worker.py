@@ -1,0 +1,144 @@
+"""The worker's commands: `libra worker` and `libra collector`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from infra.errors import UsageError
+from infra.servers.services import services
+from infra.settings import Settings, load_settings
+from schemas.guards import GUARDS, Mode
+
+if TYPE_CHECKING:
+    from worker.device.spec import DeviceSpec, EngineName, ServerSpec
+
+
+@click.command()
+@click.option("--guard", required=True, help="Guard by name, or NAME=CHECKPOINT (folder or hub id).")
+@click.option("--checkpoint", help="Folder or hub id to load instead of the guard's own.")
+@click.option("--devices", default="all", show_default=True, help="all, cpu, or CUDA indexes such as 0,1.")
+@click.option("--devices-per-worker", type=click.IntRange(min=1), default=1, help="Spread one model over so many.")
+@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto")
+@click.option("--offload-folder", type=click.Path(file_okay=False), help="Where accelerate may offload weights.")
+@click.option("--max-batch-tokens", type=click.IntRange(min=16), help="Token budget of a batch. Default: by device.")
+@click.option("--max-batch-items", type=click.IntRange(min=1), help="Prompts in a batch, at most. Default: by device.")
+@click.option(
+    "--deterministic", is_flag=True, help="Batches of fixed shapes: no score depends on its neighbours. Slower."
+)
+@click.option("--trust-remote-code", is_flag=True, help="Run code that the checkpoint brings along.")
+@click.option(
+    "--engine",
+    type=click.Choice(["transformers", "openai"]),
+    default="transformers",
+    show_default=True,
+    help="openai: the model runs on a server (vLLM, SGLang, ...); only the guard's tokenizer is needed here.",
+)
+@click.option("--base-url", help="openai: the server's address, such as http://gpu1:8000/v1.")
+@click.option("--model", help="openai: the server's name for the model. Default: the only one it serves.")
+@click.option("--api-key-file", type=click.Path(dir_okay=False, path_type=Path), help="openai: file with the key.")
+@click.option("--concurrency", type=click.IntRange(1, 1024), help="openai: requests at the same time. Default: 16.")
+@click.option(
+    "--request-timeout",
+    "request_timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    help="openai: seconds to wait for an answer before the request is repeated. Default: 60.",
+)
+@click.option("--fake-batch-ms", type=float, default=0, help="fake guard: simulated cost of a batch.")
+@click.option("--fake-item-ms", type=float, default=0, help="fake guard: simulated cost of an item.")
+@click.option(
+    "--fake-error",
+    type=click.FloatRange(0, 0.5),
+    default=0,
+    help="fake guard: simulated share of wrong verdicts, the less sure the more of them.",
+)
+def worker(*, guard: str, checkpoint: str | None, devices: str, **options: Any) -> None:
+    """Judge items with one guard on this machine's devices until SIGTERM."""
+    from worker.supervisor import choose_devices, run_worker  # noqa: PLC0415 - keeps `libra --help` quick
+
+    name, _, location = guard.partition("=")
+    location = location or checkpoint or ""
+    _require_known(name, location)
+    settings = load_settings()
+    spec = _device_spec(settings, name, location or None, options)
+    if spec.server is not None:
+        devices = "cpu"
+    chosen = choose_devices(devices, per_worker=spec.devices_per_worker, visible=settings.cuda_visible_devices)
+    with services(settings) as found:
+        run_worker(
+            settings,
+            found.board,
+            environment=found.environment(),
+            devices=chosen,
+            spec=spec,
+        )
+
+
+@click.command()
+def collector() -> None:
+    """Settle verdicts into the ledger and complete runs until SIGTERM."""
+    from worker.collector.process import run_collector  # noqa: PLC0415 - keeps `libra --help` quick
+
+    settings = load_settings()
+    with services(settings) as found:
+        run_collector(found)
+
+
+def _device_spec(settings: Settings, guard: str, location: str | None, options: dict[str, Any]) -> DeviceSpec:
+    from worker.device.spec import DeviceSpec, longest_batch_s  # noqa: PLC0415 - keeps `libra --help` quick
+    from worker.guards.registry import is_fake  # noqa: PLC0415 - likewise
+
+    card = GUARDS.get(guard)
+    folder = options["offload_folder"]
+    server = _server_spec(options)
+    local: EngineName = "fake" if is_fake(guard, location) else "transformers"
+    return DeviceSpec(
+        guard=guard,
+        location=location,
+        revision=card.revision if card and not location else None,
+        engine="openai" if server else local,
+        server=server,
+        modes=tuple(Mode),
+        dtype=options["dtype"],
+        devices_per_worker=options["devices_per_worker"],
+        offload_folder=Path(folder) if folder else None,
+        trust_remote_code=options["trust_remote_code"],
+        deterministic=options["deterministic"],
+        max_batch_tokens=options["max_batch_tokens"] or settings.max_batch_tokens,
+        max_batch_items=options["max_batch_items"],
+        batch_deadline_s=settings.batch_deadline_s if server is None else longest_batch_s(server.request_timeout_s),
+        fake_batch_s=options["fake_batch_ms"] / 1000,
+        fake_item_s=options["fake_item_ms"] / 1000,
+        fake_error=options["fake_error"],
+        socket_path=Path("unset"),  # the supervisor gives every device its own paths
+        heartbeat_path=Path("unset"),
+    )
+
+
+def _server_spec(options: dict[str, Any]) -> ServerSpec | None:
+    """Where the model runs, if it is on a server."""
+    from pydantic import ValidationError  # noqa: PLC0415 - keeps `libra --help` quick
+
+    from worker.device.spec import ServerSpec  # noqa: PLC0415
+
+    fields = ("base_url", "model", "api_key_file", "concurrency", "request_timeout_s")
+    given = {field: options[field] for field in fields if options[field] is not None}
+    if options["engine"] != "openai":
+        if given:
+            raise UsageError(f"--{next(iter(given)).replace('_', '-')} goes with --engine openai")
+        return None
+    if "base_url" not in given:
+        raise UsageError("--engine openai needs --base-url, such as http://gpu1:8000/v1")
+    try:
+        return ServerSpec(**given)
+    except ValidationError as error:
+        raise UsageError(
+            f"--base-url {given['base_url']!r}: expected an address such as http://gpu1:8000/v1"
+        ) from error
+
+
+def _require_known(guard: str, location: str) -> None:
+    if guard not in GUARDS and not location:
+        raise UsageError(f"no guard named {guard!r} (`libra guards` lists them; NAME=FOLDER runs your own)")

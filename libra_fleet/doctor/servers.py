@@ -1,0 +1,197 @@
+"""Redis and Postgres: reachable, of a version that will do, set so that nothing is lost, near, and of one time."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final, cast
+
+import redis
+import sqlalchemy as sa
+
+from infra.ledger import migrate
+from libra_fleet.doctor.finding import Finding, error, good, warning
+
+_OLDEST_REDIS: Final = (6, 2)
+_OLDEST_POSTGRES: Final = 13
+_TESTED_POSTGRES: Final = 18
+_NEAR_S: Final = 0.005
+_TRIES: Final = 9
+_FULL: Final = 0.8
+_SAME_TIME_S: Final = 1.0
+_OTHER_TIME_S: Final = 30.0
+
+
+def check_redis(client: redis.Redis) -> Iterator[Finding]:
+    """Everything about the broker but its clock."""
+    facts: dict[str, Any] = client.info()
+    name = "Valkey" if facts.get("server_name") == "valkey" else "Redis"
+    version = str(facts.get("valkey_version") or facts.get("redis_version") or "?")
+    near_s = _median_s(client.ping)
+    yield good("redis", f"{name} {version} answers in {near_s * 1000:.1f} ms")
+    # Valkey calls itself Redis 7.2.4 for those who ask in the old way.
+    if tuple(int(part) for part in str(facts.get("redis_version", "0")).split(".")[:2]) < _OLDEST_REDIS:
+        yield error(
+            "redis version",
+            f"{name} {version} is older than 6.2",
+            why="the fleet was never run on it",
+            do="use Redis 8 or Valkey 9, as docker-compose.yml does",
+        )
+    if facts.get("redis_mode") == "cluster" or facts.get("cluster_enabled"):
+        yield error(
+            "redis cluster",
+            f"{name} runs as a cluster",
+            why="Celery's transport does not work on one (its multi-key commands cross slots)",
+            do="use one Redis with a replica, and a fleet per guard where one is not enough (docs/operations.md)",
+        )
+    if near_s > _NEAR_S:
+        yield _far("redis latency", name, near_s)
+    yield from _redis_settings(client, name)
+    yield from _redis_memory(facts, name)
+
+
+def _redis_settings(client: redis.Redis, name: str) -> Iterator[Finding]:
+    try:
+        settings = cast("dict[str, str]", client.config_get("maxmemory-policy", "appendonly"))
+    except redis.ResponseError:
+        yield warning(
+            "redis settings",
+            f"{name} does not let its settings be read (CONFIG GET)",
+            why="an eviction policy other than noeviction drops queued chunks without a word",
+            do="see in your provider's console that maxmemory-policy is noeviction and appendonly is on",
+        )
+        return
+    if (policy := settings.get("maxmemory-policy")) != "noeviction":
+        yield error(
+            "redis eviction",
+            f"maxmemory-policy is {policy}",
+            why="a full Redis then drops queued chunks instead of making producers wait; each comes back only "
+            "after a lease",
+            do="redis-cli CONFIG SET maxmemory-policy noeviction (and in redis.conf)",
+        )
+    if settings.get("appendonly") != "yes":
+        yield warning(
+            "redis persistence",
+            "appendonly is off",
+            why="a restart empties the queues; the reconciler puts everything back from the ledger, after a lease",
+            do="redis-cli CONFIG SET appendonly yes (and in redis.conf: appendfsync everysec)",
+        )
+
+
+def _redis_memory(facts: dict[str, Any], name: str) -> Iterator[Finding]:
+    used, limit = int(facts.get("used_memory", 0)), int(facts.get("maxmemory", 0))
+    if limit and used / limit > _FULL:
+        yield warning(
+            "redis memory",
+            f"{name} uses {used / limit:.0%} of its {limit / 2**20:,.0f} MiB",
+            why="when it is full, everybody waits",
+            do="give it more memory, or lower LIBRA_HIGH_WATER_CHUNKS and LIBRA_CACHE_TTL_S",
+        )
+
+
+def check_postgres(engine: sa.Engine, *, embedded: bool) -> Iterator[Finding]:
+    """Everything about the ledger's server but its clock. `embedded`: its shape is brought up to date by a start."""
+    with engine.connect() as connection:
+        version = str(connection.scalar(sa.text("SHOW server_version")))
+        near_s = _median_s(lambda: connection.execute(sa.text("SELECT 1")))
+        durable = {
+            name: connection.scalar(sa.text(f"SHOW {name}"))
+            for name in ("fsync", "synchronous_commit", "full_page_writes")
+        }
+    yield good("postgres", f"Postgres {version} answers in {near_s * 1000:.1f} ms")
+    yield from _postgres_version(version)
+    for name, value in durable.items():
+        if value == "off":
+            yield error(
+                "postgres durability",
+                f"{name} is off",
+                why="verdicts that were reported as settled can be gone after a crash; nothing brings them back",
+                do=f"psql -c 'ALTER SYSTEM RESET {name}' -c 'SELECT pg_reload_conf()' (and look at the database's own "
+                f"settings: ALTER DATABASE … RESET {name})",
+            )
+    if near_s > _NEAR_S:
+        yield _far("postgres latency", "Postgres", near_s)
+    revision = migrate.current_revision(engine)
+    if revision == migrate.HEAD:
+        yield good("ledger", f"the ledger is at revision {revision}")
+    elif not embedded:
+        newer = revision is not None and revision > migrate.HEAD
+        yield error(
+            "ledger revision",
+            f"the ledger is at revision {revision or 'none'}, this version needs {migrate.HEAD}",
+            why="every process refuses to start on a ledger of another shape",
+            do="install the version that migrated it" if newer else "libra migrate",
+        )
+
+
+def _postgres_version(version: str) -> Iterator[Finding]:
+    major = int(version.replace(".", " ").split(maxsplit=1)[0])
+    if major < _OLDEST_POSTGRES:
+        yield error(
+            "postgres version",
+            f"Postgres {major} is older than {_OLDEST_POSTGRES}",
+            why="the ledger uses what later ones have",
+            do=f"upgrade to Postgres {_TESTED_POSTGRES}",
+        )
+    elif major > _TESTED_POSTGRES:
+        yield warning(
+            "postgres version",
+            f"Postgres {major} is newer than what was tested ({_TESTED_POSTGRES})",
+            why="nobody has run the fleet on it",
+            do="make test on a machine that has it, and tell us",
+        )
+
+
+def check_clocks(
+    client: redis.Redis | None, engine: sa.Engine | None, clock: Callable[[], float] = time.time
+) -> Iterator[Finding]:
+    """This machine's clock beside those of the servers, half a round trip allowed for."""
+    servers: list[tuple[str, Callable[[], float]]] = []
+    if client is not None:
+        servers.append(("Redis", lambda: _redis_time(client)))
+    if engine is not None:
+        servers.append(("Postgres", lambda: _postgres_time(engine)))
+    for name, ask in servers:
+        before = clock()
+        theirs = ask()
+        ahead_s = (before + clock()) / 2 - theirs
+        if abs(ahead_s) <= _SAME_TIME_S:
+            yield good("clocks", f"this machine and {name} agree within {abs(ahead_s) * 1000:.0f} ms")
+            continue
+        found = error if abs(ahead_s) > _OTHER_TIME_S else warning
+        yield found(
+            "clocks",
+            f"this machine's clock is {abs(ahead_s):,.1f} s {'ahead of' if ahead_s > 0 else 'behind'} {name}'s",
+            why="queue times are wrong; receivers refuse webhooks signed at another time; days of live traffic shift",
+            do="timedatectl set-ntp true (or start chrony), on both machines",
+        )
+
+
+def _redis_time(client: redis.Redis) -> float:
+    seconds, microseconds = client.time()
+    return seconds + microseconds / 1e6
+
+
+def _postgres_time(engine: sa.Engine) -> float:
+    with engine.connect() as connection:
+        connection.execute(sa.text("SELECT 1"))  # connecting takes longer than asking
+        return float(connection.scalar(sa.text("SELECT extract(epoch FROM clock_timestamp())")) or 0)
+
+
+def _median_s(ask: Callable[[], object]) -> float:
+    took = []
+    for _ in range(_TRIES):
+        started = time.perf_counter()
+        ask()
+        took.append(time.perf_counter() - started)
+    return statistics.median(took)
+
+
+def _far(check: str, name: str, near_s: float) -> Finding:
+    return warning(
+        check,
+        f"{name} answers in {near_s * 1000:.1f} ms",
+        why="a live item waits for several round trips; a bulk run hardly notices",
+        do="run workers, collector and gateway in the servers' own network; ping and look at its load",
+    )

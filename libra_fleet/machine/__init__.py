@@ -1,0 +1,1 @@
+"""The processes of a whole fleet on one machine."""

@@ -1,0 +1,137 @@
+"""A stage's files: rows that grow line by line, and a note of what they were made of.
+
+A stage killed half-way goes on where its file ends, as its rows come in the same order again; a finished one is left
+alone; one made with other options, or of another input, is refused rather than mixed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+from infra.errors import DataError, UsageError
+from producer.curation.rows import Row
+from producer.datasets.jsonl_log import OutFile
+
+_BATCH_ROWS: Final = 256
+
+STAGES: Final = (
+    *("combinations", "queries", "augmented", "responses"),
+    *("annotated", "dropped", "real", "selected", "selected-annotated", "selected-dropped"),
+)
+"""Files of a curation folder, in the order they come to be."""
+
+Placed = tuple[str, Row]
+"""The name of a stage's file, and a row for it."""
+
+
+def rows_of(folder: Path, name: str) -> Iterator[Row]:
+    """The rows of a finished stage.
+
+    Raises:
+        UsageError: it has not been made, or not to its end.
+    """
+    note = read_note(folder, name)
+    if note is None or not note["done"]:
+        raise UsageError(f"{folder} has no finished {name}: that stage comes first")
+    with path_of(folder, name).open(encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)
+
+
+def path_of(folder: Path, name: str) -> Path:
+    """A stage's rows."""
+    return folder / f"{name}.jsonl"
+
+
+def read_note(folder: Path, name: str) -> dict[str, Any] | None:
+    """What a stage's rows were made of, and whether they are all there; None where it was never begun."""
+    try:
+        note: dict[str, Any] = json.loads(_note_path(folder, name).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise DataError(f"{_note_path(folder, name)}: not a note of ours") from error
+    return note
+
+
+def carry_out(
+    folder: Path,
+    name: str,
+    options: Mapping[str, object],
+    make: Callable[[], Iterable[Placed]],
+    *,
+    made_of: str | Path | None = None,
+    beside: str | None = None,
+) -> bool:
+    """Make what a stage lacks; returns False where it was finished before.
+
+    `made_of` is the stage or file it reads; `beside` names a second file for rows that are put aside.
+
+    Raises:
+        UsageError: it was begun with other options or input, or the stage it reads is not finished.
+        DataError: a file cannot be written.
+    """
+    if isinstance(made_of, str):
+        next(iter(rows_of(folder, made_of)), None)
+        made_of = path_of(folder, made_of)
+    # As it will be read back, tuples and all.
+    recipe = json.loads(json.dumps({**options, "input": _digest(made_of) if made_of else None}))
+    note = read_note(folder, name)
+    if note and note["recipe"] != recipe:
+        raise UsageError(
+            f"{path_of(folder, name)} was made with other options or input ({_difference(note['recipe'], recipe)}); "
+            f"use another folder, or remove it and {_note_path(folder, name).name}"
+        )
+    if note and note["done"]:
+        return False
+    files = {file: OutFile(path_of(folder, file)) for file in (name, beside) if file}
+    if note is None and any(file.ids for file in files.values()):
+        raise UsageError(f"{path_of(folder, name)} is there without its note: move it away")
+    _write_notes(folder, files, recipe, done=False)
+    _append(files, make())
+    _write_notes(folder, files, recipe, done=True)
+    return True
+
+
+def in_file(name: str, rows: Iterable[Row]) -> Iterator[Placed]:
+    """Rows that all go to one file."""
+    return ((name, row) for row in rows)
+
+
+def _append(files: Mapping[str, OutFile], placed: Iterable[Placed]) -> None:
+    known = {name: frozenset(file.ids) for name, file in files.items()}
+    fresh = ((name, row) for name, row in placed if row["id"] not in known[name])
+    while batch := list(islice(fresh, _BATCH_ROWS)):
+        for name, file in files.items():
+            if rows := [row for where, row in batch if where == name]:
+                file.append(rows)
+
+
+def _write_notes(folder: Path, files: Iterable[str], recipe: Mapping[str, object], *, done: bool) -> None:
+    for name in files:
+        content = json.dumps({"recipe": recipe, "done": done}, ensure_ascii=False, indent=1) + "\n"
+        new = _note_path(folder, name).with_suffix(".json.new")
+        new.write_text(content, encoding="utf-8")
+        new.replace(_note_path(folder, name))
+
+
+def _note_path(folder: Path, name: str) -> Path:
+    return folder / f"{name}.json"
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+
+
+def _difference(theirs: Mapping[str, object], ours: Mapping[str, object]) -> str:
+    names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
+    return "; ".join(f"{name} {str(theirs.get(name))[:40]}, not {str(ours.get(name))[:40]}" for name in names)

@@ -1,0 +1,272 @@
+"""`/v1/files` and `/v1/batches` in OpenAI's shapes: a file in, a bulk run over it, results and errors as files out.
+
+Output files are not stored: they are read from the ledger whenever they are asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal
+
+from fastapi import APIRouter, Depends, File, Form, Query, Request, UploadFile
+from fastapi.responses import Response, StreamingResponse
+
+from infra.ledger import batches as ledger
+from infra.ledger import feed, submissions
+from infra.ledger.batches import Batch, StoredFile
+from infra.ledger.feed import SubmittedItem
+from infra.ledger.submissions import AlreadyMadeError, KeyInFlightError, KeyReusedError
+from producer.gateway.access import Principal, Reader, Submitter
+from producer.gateway.api.batch_lines import Endpoint
+from producer.gateway.api.batch_worker import cancel_run
+from producer.gateway.api.moderations import result_of
+from producer.gateway.api.requests import Asked, IdempotencyKey, Metadata, once_of
+from producer.gateway.api.submitting import hash_of, key_problem
+from producer.gateway.api.views import item_id, item_view
+from producer.gateway.problems import BadFieldError, NoSuchThingError, ProblemError
+from producer.gateway.state import Gateway, gateway_of
+from producer.gateway.verdicts_awaited import Place
+from schemas.runs import RunState
+from schemas.verdicts import Outcome
+
+_OUTPUT: Final = "file-output-"
+_ERRORS: Final = "file-errors-"
+_JSONL: Final = "application/jsonl"
+_LONGEST_FILENAME: Final = 200
+
+router = APIRouter(prefix="/v1", tags=["batches"])
+Here = Annotated[Gateway, Depends(gateway_of)]
+
+
+class AskedBatch(Asked):
+    """OpenAI's request."""
+
+    input_file_id: str
+    endpoint: Endpoint
+    completion_window: Literal["24h"]
+    metadata: Metadata | None = None
+
+
+@router.post("/files")
+async def upload_file(
+    *,
+    principal: Submitter,
+    gateway: Here,
+    file: Annotated[UploadFile, File()],
+    purpose: Annotated[Literal["batch"], Form()],
+) -> dict[str, Any]:
+    """Upload a JSONL file for a batch."""
+    content = await file.read()
+    if not content:
+        raise BadFieldError("file", "empty")
+    filename = "".join(c for c in file.filename or "" if c.isprintable())[:_LONGEST_FILENAME] or "unnamed"
+    stored = await gateway.pool.run(
+        ledger.store_file,
+        gateway.services.engine,
+        tenant=principal.tenant,
+        filename=filename,
+        purpose=purpose,
+        content=content,
+    )
+    return _file_view(stored)
+
+
+@router.get("/files/{file_id}")
+async def get_file(file_id: str, principal: Reader, gateway: Here) -> dict[str, Any]:
+    """A file that was uploaded, without its content."""
+    return _file_view(await _own_file(file_id, principal, gateway))
+
+
+@router.delete("/files/{file_id}")
+async def delete_file(file_id: str, principal: Submitter, gateway: Here) -> dict[str, Any]:
+    """Forget a file."""
+    stored = await _own_file(file_id, principal, gateway)
+    await gateway.pool.run(ledger.delete_file, gateway.services.engine, stored.id)
+    return {"id": stored.id, "object": "file", "deleted": True}
+
+
+@router.get("/files/{file_id}/content", response_class=Response)
+async def get_file_content(file_id: str, principal: Reader, gateway: Here) -> Response:
+    """What was uploaded, or a batch's results or errors, a line for each item."""
+    for prefix in (_OUTPUT, _ERRORS):
+        if file_id.startswith(prefix):
+            batch = await _own_batch(file_id.removeprefix(prefix), principal, gateway)
+            if not _has_ended(batch) or batch.run_id is None:
+                raise NoSuchThingError("file", file_id[:80])
+            return StreamingResponse(_lines(gateway, batch, dead=prefix == _ERRORS), media_type=_JSONL)
+    stored = await _own_file(file_id, principal, gateway)
+    content = await gateway.pool.run(ledger.file_content, gateway.services.engine, stored.id)
+    return Response(content or b"", media_type=_JSONL)
+
+
+@router.post("/batches")
+async def create_batch(
+    *, asked: AskedBatch, principal: Submitter, request: Request, gateway: Here, idempotency_key: IdempotencyKey = None
+) -> dict[str, Any]:
+    """Order the judging of a file; its lines are checked when the batch is taken up, seconds later."""
+    once = once_of(idempotency_key, principal, hash_of("batches", await request.body()))
+    engine = gateway.services.engine
+    try:
+        made = await gateway.pool.run(submissions.find_made, engine, once) if once else None
+        if made is None:
+            await _own_file(asked.input_file_id, principal, gateway, field="input_file_id")
+            made = {
+                "batch": await gateway.pool.run(
+                    ledger.create_batch,
+                    engine,
+                    tenant=principal.tenant,
+                    input_file_id=asked.input_file_id,
+                    endpoint=asked.endpoint,
+                    metadata=asked.metadata,
+                    once=once,
+                )
+            }
+    except AlreadyMadeError as error:
+        made = error.made
+    except (KeyReusedError, KeyInFlightError) as error:
+        raise key_problem(error) from error
+    return batch_view(await _own_batch(str(made.get("batch")), principal, gateway))
+
+
+@router.get("/batches/{batch_id}")
+async def get_batch(batch_id: str, principal: Reader, gateway: Here) -> dict[str, Any]:
+    """Where a batch stands."""
+    return batch_view(await _own_batch(batch_id, principal, gateway))
+
+
+@router.get("/batches")
+async def list_batches(
+    *,
+    principal: Reader,
+    gateway: Here,
+    after: Annotated[str | None, Query(pattern=r"^batch_[0-9a-f]{20}$")] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> dict[str, Any]:
+    """The tenant's batches, newest first."""
+    engine = gateway.services.engine
+    found = await gateway.pool.run(ledger.list_batches, engine, principal.tenant, after=after, limit=limit + 1)
+    page = [batch_view(batch) for batch in found[:limit]]
+    ends = {"first_id": page[0]["id"], "last_id": page[-1]["id"]} if page else {"first_id": None, "last_id": None}
+    return {"object": "list", "data": page, "has_more": len(found) > limit, **ends}
+
+
+@router.post("/batches/{batch_id}/cancel")
+async def cancel_batch(batch_id: str, principal: Submitter, gateway: Here) -> dict[str, Any]:
+    """End a batch: what is pending settles as dead with the reason "cancelled"."""
+    batch = await _own_batch(batch_id, principal, gateway)
+    if _has_ended(batch):
+        raise ProblemError(409, "ended", f"the batch is {_status(batch)}")
+    await gateway.pool.run(ledger.ask_to_cancel, gateway.services.engine, batch.id)
+    if batch.submitted_at is not None and batch.run_id is not None:
+        await gateway.pool.run(cancel_run, gateway, batch.run_id)
+    return batch_view(await _own_batch(batch_id, principal, gateway))
+
+
+async def _own_file(file_id: str, principal: Principal, gateway: Gateway, field: str | None = None) -> StoredFile:
+    name = file_id[:80]
+    stored = None
+    if file_id.isascii() and file_id.isprintable():
+        stored = await gateway.pool.run(ledger.find_file, gateway.services.engine, file_id)
+    if stored is None or not principal.sees(stored.tenant):
+        raise BadFieldError(field, "no such file") if field else NoSuchThingError("file", name)
+    return stored
+
+
+async def _own_batch(batch_id: str, principal: Principal, gateway: Gateway) -> Batch:
+    batch = None
+    if batch_id.isascii() and batch_id.isprintable():
+        batch = await gateway.pool.run(ledger.find_batch, gateway.services.engine, batch_id)
+    if batch is None or not principal.sees(batch.tenant):
+        raise NoSuchThingError("batch", batch_id[:80])
+    return batch
+
+
+def _lines(gateway: Gateway, batch: Batch, *, dead: bool) -> Iterator[bytes]:
+    for item in feed.run_items(gateway.services.engine, str(batch.run_id)):
+        if item.verdict is not None and (item.verdict.outcome is Outcome.DEAD) == dead:
+            yield json.dumps(_line(item, batch.endpoint), ensure_ascii=False).encode() + b"\n"
+
+
+def _line(item: SubmittedItem, endpoint: str) -> dict[str, Any]:
+    name = item_id(Place(item.run_id, item.seq))
+    line: dict[str, Any] = {"id": f"batch_req_{name}", "custom_id": item.custom_id, "response": None, "error": None}
+    if item.verdict is None or item.verdict.outcome is Outcome.DEAD:
+        return {**line, "error": {"code": "dead", "message": item.verdict.reason if item.verdict else ""}}
+    if endpoint == "/v1/items":
+        body = item_view(item)
+    else:
+        body = {"id": f"modr-{name}", "model": item.guard, "results": [result_of(item.verdict, name)]}
+    return {**line, "response": {"status_code": 200, "request_id": name, "body": body}}
+
+
+def _has_ended(batch: Batch) -> bool:
+    return batch.failed_at is not None or (batch.state is not None and batch.state.ended)
+
+
+def _status(batch: Batch) -> str:
+    """OpenAI's word for where the batch stands."""
+    if batch.failed_at is not None:
+        return "failed"
+    if batch.state is RunState.CANCELLED:
+        return "cancelled"
+    if batch.state is RunState.COMPLETE:
+        return "completed"
+    if batch.cancelling_at is not None:
+        return "cancelling"
+    if batch.state is RunState.FINALIZING:
+        return "finalizing"
+    return "validating" if batch.state is None else "in_progress"
+
+
+def batch_view(batch: Batch) -> dict[str, Any]:
+    """OpenAI's batch object; a batch here never expires."""
+    counts = batch.counts
+    errors = [error._asdict() for error in batch.errors]
+    ended = _has_ended(batch) and batch.run_id is not None
+    done: dict[str, int | None] = {"completed_at": None, "cancelled_at": None}
+    if batch.state is not None and batch.state.ended:
+        done["cancelled_at" if batch.state is RunState.CANCELLED else "completed_at"] = _unix(batch.completed_at)
+    return {
+        "id": batch.id,
+        "object": "batch",
+        "endpoint": batch.endpoint,
+        "errors": {"object": "list", "data": errors} if errors else None,
+        "input_file_id": batch.input_file_id,
+        "completion_window": "24h",
+        "status": _status(batch),
+        "output_file_id": f"{_OUTPUT}{batch.id}" if ended else None,
+        "error_file_id": f"{_ERRORS}{batch.id}" if ended and counts and counts.dead else None,
+        "created_at": _unix(batch.created_at),
+        "in_progress_at": _unix(batch.run_at),
+        "expires_at": None,
+        "finalizing_at": _unix(batch.settled_at),
+        "failed_at": _unix(batch.failed_at),
+        "expired_at": None,
+        "cancelling_at": _unix(batch.cancelling_at),
+        **done,
+        "request_counts": {
+            "total": counts.accepted if counts else 0,
+            "completed": counts.scored + counts.unparseable if counts else 0,
+            "failed": counts.dead if counts else 0,
+        },
+        "metadata": batch.metadata,
+        "run_id": batch.run_id,
+    }
+
+
+def _unix(moment: datetime | None) -> int | None:
+    return None if moment is None else int(moment.timestamp())
+
+
+def _file_view(stored: StoredFile) -> dict[str, Any]:
+    return {
+        "id": stored.id,
+        "object": "file",
+        "bytes": stored.size_bytes,
+        "created_at": _unix(stored.created_at),
+        "filename": stored.filename,
+        "purpose": stored.purpose,
+        "status": "processed",
+    }

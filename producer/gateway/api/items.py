@@ -1,0 +1,100 @@
+"""`/v1/items` and `/v1/verdicts`: submit now, hear later, and hear again as often as one likes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import Field
+
+from infra.ledger import feed
+from producer.gateway.access import Reader, Submitter
+from producer.gateway.api.requests import (
+    MOST_ITEMS,
+    Asked,
+    AskedItem,
+    IdempotencyKey,
+    Prefer,
+    guard_of,
+    once_of,
+    parcel_of,
+    wait_s_of,
+)
+from producer.gateway.api.submitting import accept, accept_and_wait, hash_of
+from producer.gateway.api.views import item_id, item_view, place_of
+from producer.gateway.problems import BadFieldError, NoSuchThingError
+from producer.gateway.state import Gateway, gateway_of
+
+_LARGEST_CURSOR_DIGITS = 18
+
+router = APIRouter(prefix="/v1", tags=["items"])
+Here = Annotated[Gateway, Depends(gateway_of)]
+
+
+class AskedItems(Asked):
+    """Items to judge. `guard` judges them all; none means the default guard."""
+
+    items: Annotated[list[AskedItem], Field(min_length=1, max_length=MOST_ITEMS)]
+    guard: str | None = None
+
+
+@router.post("/items", status_code=202, response_model=None, responses={200: {"description": "All of them judged"}})
+async def submit_items(
+    *,
+    asked: AskedItems,
+    principal: Submitter,
+    request: Request,
+    gateway: Here,
+    prefer: Prefer = None,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Accept items, each of which will end in a verdict; with `Prefer: wait=…`, wait for the verdicts."""
+    guard = guard_of(asked.guard, gateway, field="guard")
+    parcel = parcel_of(asked.items, principal, gateway)
+    once = once_of(idempotency_key, principal, hash_of("items", await request.body()))
+    answer = {"object": "list", "guard": guard.name}
+    if prefer is None:
+        places = await accept(gateway, principal, guard, parcel, once)
+        told = [
+            {"id": item_id(place), "custom_id": one.custom_id} for place, one in zip(places, asked.items, strict=True)
+        ]
+        return JSONResponse({**answer, "data": told}, 202)
+    wait_s = wait_s_of(prefer, gateway)
+    places, verdicts = await accept_and_wait(gateway, principal, guard, parcel, once, wait_s=wait_s)
+    seqs = [place.seq for place in places]
+    found = await gateway.pool.run(feed.submitted_items, gateway.services.engine, places[0].run_id, seqs)
+    views = [item_view(found[seq]) for seq in seqs]
+    return JSONResponse({**answer, "data": views}, 202 if verdicts is None else 200)
+
+
+@router.get("/items/{name}")
+async def get_item(name: str, principal: Reader, gateway: Here) -> dict[str, Any]:
+    """An item, with its verdict once it has one."""
+    place = place_of(name)
+    found = await gateway.pool.run(feed.submitted_items, gateway.services.engine, place.run_id, [place.seq])
+    item = found.get(place.seq)
+    if item is None or not principal.sees(item.tenant):
+        raise NoSuchThingError("item", name)
+    return item_view(item)
+
+
+@router.get("/verdicts")
+async def list_verdicts(
+    *,
+    principal: Reader,
+    gateway: Here,
+    cursor: Annotated[str, Query(max_length=40, description="`next_cursor` of the page before; none: the start")] = "0",
+    limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
+) -> dict[str, Any]:
+    """What has settled of the tenant's items, in the order of settling. Any cursor may be asked for again."""
+    if not (cursor.isascii() and cursor.isdecimal() and len(cursor) <= _LARGEST_CURSOR_DIGITS):
+        raise BadFieldError("cursor", "not a next_cursor of this feed")
+    engine = gateway.services.engine
+    page = await gateway.pool.run(feed.feed_page, engine, principal.tenant, after=int(cursor), limit=limit)
+    return {
+        "object": "list",
+        "data": [{**item_view(item), "cursor": str(n)} for n, item in page],
+        "next_cursor": str(page[-1][0]) if page else cursor,
+        "has_more": len(page) == limit,
+    }

@@ -1,0 +1,151 @@
+"""`POST /v1/moderations`: OpenAI's endpoint over this fleet. Its official clients work against it unchanged.
+
+Shapes are those of OpenAI's API reference (moderations/create). What is ours stands under "libra" in each result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BeforeValidator, Field, WithJsonSchema
+
+from infra.ledger.submissions import Submission
+from producer.gateway.access import Submitter
+from producer.gateway.api.openai_categories import CATEGORIES, openai_categories
+from producer.gateway.api.requests import (
+    MOST_ITEMS,
+    Asked,
+    IdempotencyKey,
+    Parcel,
+    Prefer,
+    guard_of,
+    item_of,
+    once_of,
+    wait_s_of,
+)
+from producer.gateway.api.submitting import accept_and_wait, hash_of
+from producer.gateway.api.views import item_id
+from producer.gateway.state import Gateway, gateway_of
+from producer.gateway.verdicts_awaited import Place
+from schemas.items import Label
+from schemas.verdicts import Outcome, Verdict
+
+router = APIRouter(prefix="/v1", tags=["moderations"])
+
+_INPUT_SCHEMA: Final[dict[str, Any]] = {
+    "description": "A text, a list of texts (a result for each), or a list of text parts (one result for all)",
+    "anyOf": [
+        {"type": "string", "minLength": 1},
+        {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1, "maxItems": MOST_ITEMS},
+        {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "type": "object",
+                "properties": {"type": {"const": "text"}, "text": {"type": "string", "minLength": 1}},
+                "required": ["type", "text"],
+            },
+        },
+    ],
+}
+
+
+def _texts(given: object) -> object:
+    """The texts to judge one by one; what is none of the three forms is left to fail where it is."""
+    if isinstance(given, str):
+        return [given]
+    if isinstance(given, list) and given and all(isinstance(part, dict) for part in given):
+        return ["\n".join(_text_of(part, at) for at, part in enumerate(given))]
+    return given
+
+
+def _text_of(part: dict[str, object], at: int) -> str:
+    text = part.get("text")
+    if part.get("type") != "text" or not isinstance(text, str):
+        raise ValueError(f"part {at} is not of the form {{type: text, text: …}}; only text can be judged")
+    return text
+
+
+class AskedModeration(Asked):
+    """OpenAI's request. `model` is a guard's name; none, or one of OpenAI's own names, means the default guard."""
+
+    input: Annotated[
+        list[str],
+        Field(min_length=1, max_length=MOST_ITEMS),
+        BeforeValidator(_texts),
+        WithJsonSchema(_INPUT_SCHEMA),
+    ]
+    model: str | None = None
+
+
+@router.post("/moderations", response_model=None, responses={202: {"description": "Accepted, not judged in time"}})
+async def create_moderation(
+    *,
+    asked: AskedModeration,
+    principal: Submitter,
+    request: Request,
+    gateway: Annotated[Gateway, Depends(gateway_of)],
+    prefer: Prefer = None,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Judge texts and answer with OpenAI's categories; 202 with ids where the verdicts do not come in time."""
+    guard = guard_of(asked.model, gateway, field="model")
+    parcel = moderation_parcel(asked.input, principal.tenant)
+    once = once_of(idempotency_key, principal, hash_of("moderations", await request.body()))
+    wait_s = wait_s_of(prefer, gateway)
+    places, verdicts = await accept_and_wait(gateway, principal, guard, parcel, once, wait_s=wait_s)
+    answer = {"id": _moderation_id(places), "model": guard.name}
+    if verdicts is None:
+        # An empty list, which OpenAI's clients can read: there are no results yet.
+        pending = {**answer, "results": [], "status": "pending", "items": [item_id(place) for place in places]}
+        return JSONResponse(pending, 202, headers={"Location": f"/v1/items/{item_id(places[0])}"})
+    return JSONResponse({**answer, "results": results(places, verdicts)})
+
+
+def moderation_parcel(texts: Sequence[str], tenant: str, *, where: str = "input") -> Parcel:
+    """The items that an input means.
+
+    Raises:
+        ProblemError: 422 on the first text that no item can have.
+    """
+    items = [
+        item_of(text, fields={"response": where if len(texts) == 1 else f"{where}.{at}"})
+        for at, text in enumerate(texts)
+    ]
+    return Parcel(items, {item.id: Submission(tenant) for item in items})
+
+
+def results(places: Sequence[Place], verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
+    """OpenAI's results, in the order of the places."""
+    return [result_of(verdict, item_id(place)) for place, verdict in zip(places, verdicts, strict=True)]
+
+
+def result_of(verdict: Verdict, ours: str) -> dict[str, Any]:
+    """One of OpenAI's results. A category's score is p_unsafe where the guard named the category, else null.
+
+    Null, not 0, because the guard said nothing of it (docs/decisions/0011); likewise a category of an unsafe
+    item where the guard named none. Nothing is claimed of an item that could not be judged.
+    """
+    named = openai_categories(verdict.categories)
+    says_which = verdict.label is Label.SAFE or bool(verdict.categories)
+    return {
+        "flagged": verdict.label is Label.UNSAFE,
+        "categories": {name: name in named if says_which else None for name in CATEGORIES},
+        "category_scores": {name: verdict.p_unsafe if name in named else None for name in CATEGORIES},
+        "category_applied_input_types": {name: ["text"] if name in named else [] for name in CATEGORIES},
+        "libra": {
+            "item": ours,
+            "outcome": verdict.outcome.value,
+            "label": verdict.label.value if verdict.label else None,
+            "p_unsafe": verdict.p_unsafe,
+            "categories": list(verdict.categories),
+            "reason": verdict.reason if verdict.outcome is not Outcome.SCORED else None,
+        },
+    }
+
+
+def _moderation_id(places: Sequence[Place]) -> str:
+    return f"modr-{places[0].run_id}-{places[0].seq}"

@@ -1,1 +1,0 @@
-"""`libra status`: the fleet at a glance, and what is wrong with it."""

@@ -1,0 +1,1 @@
+"""The Celery consumer of one lane of one device."""

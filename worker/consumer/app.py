@@ -1,0 +1,201 @@
+"""Composition root of a consumer: settings and a device socket become a running Celery worker.
+
+`python -m worker.consumer.app SPEC` runs one consumer (one lane of one device); the supervisor starts two of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from celery import Celery, Task
+from celery.exceptions import Reject, SecurityWarning
+from celery.signals import setup_logging
+
+from infra import tracing
+from infra.broker.app import JUDGE, TRACEPARENT, Publisher, make_app, queue_of, worker_queues
+from infra.broker.dead_letters import parking_consumer
+from infra.coordination.cache import open_cache
+from infra.coordination.store import Board, open_board
+from infra.errors import DeviceError
+from infra.log import configure_logging, get_logger
+from infra.process import die_with_parent
+from infra.settings import Settings, load_settings
+from schemas.guards import Mode
+from schemas.messages import Lane, MessageError
+from schemas.verdicts import Fingerprint
+from worker.consumer.answers import AnswerCache
+from worker.consumer.tasks import Judge
+from worker.device.client import DeviceClient
+from worker.device.engines.base import EngineInfo
+from worker.guards.base import Guard
+from worker.guards.registry import load_guard
+
+log = get_logger(__name__)
+
+RECONNECT_TIMEOUT_S = 600.0
+"""How long a consumer waits for a device process that is being respawned (a large model loads for minutes)."""
+
+
+@dataclass(frozen=True)
+class ConsumerSpec:
+    """What one consumer is told by its supervisor. `weights`: whether the checkpoint's weights are here too.
+
+    `devices`: over how many the model is spread.
+    """
+
+    guard: str
+    location: str | None
+    lane: Lane
+    device_socket: str
+    worker_id: str
+    threads: int
+    weights: bool = True
+    devices: int = 1
+
+    def to_argument(self) -> str:
+        """The spec as a command-line argument."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_argument(cls, argument: str) -> ConsumerSpec:
+        """The inverse of `to_argument`."""
+        fields: dict[str, Any] = json.loads(argument)
+        return cls(**{**fields, "lane": Lane(fields["lane"])})
+
+
+def fingerprints_of(guard: Guard, device: DeviceClient) -> dict[Mode, Fingerprint]:
+    """What this guard on this device is, per mode."""
+    info = device.info
+    return {
+        mode: Fingerprint(
+            guard=guard.name,
+            model=guard.model,
+            revision=info.revision,
+            prompt=guard.prompt_digest,
+            mode=mode,
+            dtype=info.dtype,
+            engine=info.engine,
+        )
+        for mode in Mode
+    }
+
+
+def leave_fingerprints(device_socket: Path, fingerprints: dict[Mode, Fingerprint]) -> None:
+    """Leave the digests beside the device's socket, where the supervisor finds them for the board."""
+    place = _fingerprints_beside(device_socket)
+    fresh = place.with_suffix(f".{os.getpid()}")
+    fresh.write_text(json.dumps({mode.value: fingerprint.digest for mode, fingerprint in fingerprints.items()}))
+    fresh.replace(place)
+
+
+def read_fingerprints(device_socket: Path) -> dict[str, dict[str, str]]:
+    """What a consumer left there, as a worker announces it; nothing until one has started."""
+    place = _fingerprints_beside(device_socket)
+    return {"fingerprints": json.loads(place.read_text())} if place.is_file() else {}
+
+
+def _fingerprints_beside(device_socket: Path) -> Path:
+    return device_socket.with_suffix(".fingerprints")
+
+
+def answer_cache(redis_url: str, settings: Settings, info: EngineInfo) -> AnswerCache | None:
+    """The cache in front of this device; None where it is switched off, or where the model can change under its name.
+
+    A server's model is known by its name alone.
+    """
+    if not settings.cache_ttl_s or info.engine.startswith("openai"):
+        return None
+    return AnswerCache(open_cache(redis_url, settings), settings.retention)
+
+
+def register_judge(app: Celery, judge: Judge, board: Board, queue: str) -> None:
+    """Make `judge` the task that this consumer runs."""
+
+    @app.task(name=JUDGE, bind=True)  # type: ignore[untyped-decorator]
+    def run(task: Task, body: str) -> None:
+        try:
+            with tracing.following(task.request.get(TRACEPARENT)):
+                judge(body)
+        except MessageError as error:
+            log.error("chunk_parked", reason=str(error))
+            board.park(queue, str(error), body)
+        except DeviceError as error:
+            log.error("device_lost", error=str(error))
+            raise Reject(str(error), requeue=True) from error
+
+
+def run_consumer(spec: ConsumerSpec, settings: Settings) -> None:
+    """Consume one lane until SIGTERM; returns after what was in hand is published and acknowledged."""
+    redis_url = settings.require_redis_url()
+    app = make_app(redis_url, settings)
+    board = open_board(redis_url, settings)
+    guard = load_guard(spec.guard, spec.location, weights=spec.weights)
+    device = DeviceClient(
+        Path(spec.device_socket), max_deaths=settings.max_item_deaths, reconnect_timeout_s=RECONNECT_TIMEOUT_S
+    )
+    fingerprints = fingerprints_of(guard, device)
+    leave_fingerprints(Path(spec.device_socket), fingerprints)
+    judge = Judge(
+        guard=guard,
+        lane=spec.lane,
+        device=device,
+        board=board,
+        publish=Publisher(app).settle,
+        fingerprints=fingerprints,
+        worker_id=spec.worker_id,
+        cache=answer_cache(redis_url, settings, device.info),
+        device_name=device.info.device_name or device.info.device,
+        devices=spec.devices,
+    )
+    queue = queue_of(spec.guard, spec.lane)
+    register_judge(app, judge, board, queue)
+    stop = threading.Event()
+    threading.Thread(target=judge.keep_holding, args=(stop,), daemon=True, name="holder").start()
+    run_celery(app, board, queue, threads=spec.threads, hostname=f"{spec.lane.value}-{spec.worker_id}")
+    stop.set()
+
+
+def run_celery(app: Celery, board: Board, *queues: str, threads: int, hostname: str) -> None:
+    """Consume queues with a pool of threads until SIGTERM; what cannot be read is parked on the board."""
+    app.conf.task_queues = worker_queues(*queues)
+    setup_logging.connect(_keep_our_logging, weak=False)
+    warnings.simplefilter("ignore", SecurityWarning)  # it warns root of pickle, which is not accepted here
+    worker = app.Worker(
+        consumer_cls=parking_consumer(board.park),
+        hostname=hostname,
+        pool="threads",
+        concurrency=threads,
+        queues=list(queues),
+        without_gossip=True,
+        without_mingle=True,
+        without_heartbeat=True,
+        loglevel=None,
+        quiet=True,
+        optimization="fair",
+    )
+    worker.start()
+
+
+def _keep_our_logging(**_: object) -> None:
+    """Celery configures logging itself unless somebody answers this signal."""
+
+
+def main() -> None:
+    """Run the consumer that the first argument specifies."""
+    settings = load_settings()
+    die_with_parent(parent_pid=settings.parent_pid)
+    spec = ConsumerSpec.from_argument(sys.argv[1])
+    configure_logging(settings.log_level, settings.log_format, worker=spec.worker_id, lane=spec.lane.value)
+    tracing.start(settings.otlp_endpoint, "libra-consumer")
+    run_consumer(spec, settings)
+
+
+if __name__ == "__main__":
+    main()

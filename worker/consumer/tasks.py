@@ -1,0 +1,256 @@
+"""What a consumer does with one chunk: decode, render, let the device judge, publish. Torch-free.
+
+The message is acknowledged by Celery after `Judge` returns, thus after the verdicts are published.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+import structlog
+
+from infra import tracing
+from infra.broker.app import queue_of
+from infra.coordination.store import HELD_FOR_S, Board
+from infra.errors import GuardError
+from infra.log import get_logger
+from infra.retry import forgiving, patiently
+from schemas.guards import Mode
+from schemas.messages import ChunkItem, JudgeChunk, Lane, VerdictChunk, decode_chunk
+from schemas.verdicts import Fingerprint, Outcome, Spent, Timings, Verdict
+from worker.consumer.answers import AnswerCache, Answered
+from worker.device.client import DeviceClient
+from worker.device.types import Answer, Dead, DeviceRequest, DeviceResult, Generated, Kind, Scored
+from worker.guards.base import Guard, PromptIds
+
+ISOLATE_FROM_DELIVERY: Final = 3
+"""A chunk delivered this often has seen workers die: its items run one by one."""
+
+_EXAMPLE_SETS: Final = 8
+"""Runs with worked examples at the same time for which a guard is kept prepared."""
+_NO_NUMBER: Final = "the model's scores are not numbers (NaN): its arithmetic overflowed"
+
+log = get_logger(__name__)
+
+
+class _Rendered(NamedTuple):
+    """Prompts per item, why an item has none, and by which guard exactly they are asked."""
+
+    windows: list[list[PromptIds]]
+    refused: dict[int, str]
+    fingerprint: Fingerprint
+
+
+def _about(chunk: JudgeChunk) -> dict[str, str | int]:
+    """What spans say of a chunk."""
+    return {"guard": chunk.guard, "lane": chunk.lane.value, "run_id": chunk.run_id, "items": len(chunk.items)}
+
+
+def holder_of(worker_id: str, pid: int) -> str:
+    """How the board calls one consumer process of a worker; the one that replaces it has another name."""
+    return f"{worker_id}/{pid}"
+
+
+class Judge:
+    """Judges the chunks of one guard and lane on one device. Thread-safe."""
+
+    def __init__(
+        self,
+        *,
+        guard: Guard,
+        lane: Lane,
+        device: DeviceClient,
+        board: Board,
+        publish: Callable[[VerdictChunk], None],
+        fingerprints: dict[Mode, Fingerprint],
+        worker_id: str,
+        cache: AnswerCache | None = None,
+        device_name: str = "",
+        devices: int = 1,
+    ) -> None:
+        self._guard = guard
+        self._shown = lru_cache(maxsize=_EXAMPLE_SETS)(guard.shown)
+        self._queue = queue_of(guard.name, lane)
+        self._device = device
+        self._board = board
+        self._publish = publish
+        self._fingerprints = fingerprints
+        self._cache = cache
+        self._device_name = device_name
+        self._devices = devices
+        self._worker_id = worker_id
+        self._holder = holder_of(worker_id, os.getpid())
+        self._in_hand: set[str] = set()
+        self._in_hand_lock = threading.Lock()
+
+    def __call__(self, body: str) -> None:
+        """Judge one chunk and publish its verdicts.
+
+        Raises:
+            schemas.messages.MessageError: the body is no chunk this version can read.
+            infra.errors.DeviceError: the device process did not come back in time; nothing was published.
+        """
+        taken_at = time.time()
+        chunk = decode_chunk(JudgeChunk, body)
+        about = _about(chunk)
+        tracing.record("libra.chunk.wait", start_s=chunk.enqueued_at, end_s=taken_at, **about)
+        with (
+            structlog.contextvars.bound_contextvars(run=chunk.run_id, chunk=chunk.chunk_no),
+            tracing.span("libra.judge", **about),
+        ):
+            delivery = patiently(lambda: self._board.take(chunk.chunk_id, chunk.run_id, self._queue, self._holder))
+            with self._held(chunk.chunk_id):
+                if delivery.settled or delivery.cancelled:
+                    log.info("chunk_skipped", settled=delivery.settled, cancelled=delivery.cancelled)
+                    return
+                isolate = delivery.deliveries >= ISOLATE_FROM_DELIVERY
+                verdicts, fresh = self._judge(chunk, queue_s=max(0.0, taken_at - chunk.enqueued_at), isolate=isolate)
+                with tracing.span("libra.publish", **about):
+                    self._publish(verdicts)
+                if self._cache is not None:
+                    self._cache.keep(fresh)
+
+    @contextmanager
+    def _held(self, chunk_id: str) -> Iterator[None]:
+        with self._in_hand_lock:
+            self._in_hand.add(chunk_id)
+        try:
+            yield
+        finally:
+            with self._in_hand_lock:
+                self._in_hand.discard(chunk_id)
+            with forgiving("release"):
+                self._board.release(self._queue, self._holder, chunk_id)
+
+    def keep_holding(self, stop: threading.Event) -> None:
+        """Say every few seconds which chunks are in hand, so that no reconciler takes them for lost."""
+        while not stop.wait(HELD_FOR_S / 3):
+            with self._in_hand_lock:
+                chunk_ids = list(self._in_hand)
+            try:
+                self._board.hold(self._queue, self._holder, chunk_ids)
+            except Exception as error:  # noqa: BLE001 - a loop's edge: the broker may be away, the loop must go on
+                log.warning("hold_failed", error=str(error))
+
+    def _judge(self, chunk: JudgeChunk, *, queue_s: float, isolate: bool) -> tuple[VerdictChunk, Mapping[bytes, bytes]]:
+        """The chunk's verdicts, and what the cache may keep of the device's answers."""
+        started = time.perf_counter()
+        about = _about(chunk)
+        with tracing.span("libra.render", **about):
+            windows, refused, fingerprint = self._render(chunk)
+        rendered = time.perf_counter()
+        prompts = [prompt for item_prompts in windows for prompt in item_prompts]
+        with tracing.span("libra.device", **about, tokens=sum(map(len, prompts))):
+            answered = self._ask(chunk, prompts, fingerprint, isolate=isolate)
+        answers = iter(zip(answered.answers, answered.known, strict=True))
+        verdicts = tuple(
+            self._read(item, item_prompts, [next(answers) for _ in item_prompts])
+            if item_prompts
+            else Verdict(seq=item.seq, outcome=Outcome.DEAD, reason=refused[item.seq])
+            for item, item_prompts in zip(chunk.items, windows, strict=True)
+        )
+        device_s = time.perf_counter() - rendered
+        judged = VerdictChunk(
+            run_id=chunk.run_id,
+            chunk_no=chunk.chunk_no,
+            iteration=chunk.iteration,
+            attempt=chunk.attempt,
+            worker=self._worker_id,
+            fingerprint=fingerprint,
+            timings=Timings(queue_s=queue_s, render_s=rendered - started, device_s=device_s),
+            verdicts=verdicts,
+            spent=self._spent(prompts, answered),
+        )
+        return judged, answered.fresh
+
+    def _spent(self, prompts: Sequence[PromptIds], answered: Answered) -> Spent:
+        """What a chunk cost: nothing for what was known before."""
+        asked = [at for at, known in enumerate(answered.known) if not known]
+        written = (answered.answers[at] for at in asked)
+        return Spent(
+            device=self._device_name,
+            device_s=answered.share_s * self._devices,
+            prompt_tokens=sum(len(prompts[at]) for at in asked),
+            new_tokens=sum(len(answer.ids) for answer in written if isinstance(answer, Generated)),
+        )
+
+    def _ask(self, chunk: JudgeChunk, prompts: list[PromptIds], fingerprint: Fingerprint, *, isolate: bool) -> Answered:
+        if not prompts:
+            return Answered.anew(DeviceResult([]))
+        request = self._request(chunk, prompts, isolate=isolate)
+        if chunk.cache and self._cache is not None:
+            return self._cache.run(self._device, request, fingerprint)
+        return Answered.anew(self._device.run(request))
+
+    def _render(self, chunk: JudgeChunk) -> _Rendered:
+        """The chunk's prompts, after its examples if it has some."""
+        fingerprint = self._fingerprints[chunk.mode]
+        if not chunk.examples:
+            return _Rendered(*self._prompts(self._guard, chunk), fingerprint)
+        try:
+            guard = self._shown(chunk.examples)
+        except GuardError as error:
+            log.warning("examples_refused", reason=str(error))
+            return _Rendered([[] for _ in chunk.items], {item.seq: str(error) for item in chunk.items}, fingerprint)
+        fingerprint = fingerprint.model_copy(update={"prompt": guard.prompt_digest})
+        return _Rendered(*self._prompts(guard, chunk), fingerprint)
+
+    def _prompts(self, guard: Guard, chunk: JudgeChunk) -> tuple[list[list[PromptIds]], dict[int, str]]:
+        """Prompts per item, and why an item has none. One item that cannot be asked must not cost its neighbours."""
+        try:
+            return guard.render(chunk.items, chunk.mode), {}
+        except GuardError as error:
+            log.warning("chunk_rendered_singly", reason=str(error))
+        windows: list[list[PromptIds]] = []
+        refused: dict[int, str] = {}
+        for item in chunk.items:
+            try:
+                windows += guard.render([item], chunk.mode)
+            except GuardError as error:
+                windows.append([])
+                refused[item.seq] = str(error)
+        return windows, refused
+
+    def _request(self, chunk: JudgeChunk, prompts: list[PromptIds], *, isolate: bool) -> DeviceRequest:
+        guard = self._guard
+        request = DeviceRequest(Kind(chunk.mode.value), chunk.lane, prompts, iteration=chunk.iteration, isolate=isolate)
+        if chunk.mode is Mode.SCORE:
+            return replace(request, labels=guard.label_ids)
+        if chunk.mode is Mode.CLASSIFY:
+            return request
+        return replace(
+            request,
+            stop_ids=guard.stop_ids,
+            max_new_tokens=guard.max_new_tokens,
+            verdict_ids=guard.verdict_ids if chunk.verdict_only else (),
+        )
+
+    def _read(self, item: ChunkItem, prompts: Sequence[PromptIds], answered: Sequence[tuple[Answer, bool]]) -> Verdict:
+        """An item's verdict from its prompts' answers, each with whether it was known before."""
+        answers = [answer for answer, _ in answered]
+        tokens = sum(map(len, prompts))
+        scores = [answer.logprobs for answer in answers if isinstance(answer, Scored)]
+        reason = next((answer.reason for answer in answers if isinstance(answer, Dead)), None)
+        if any(map(math.isnan, itertools.chain.from_iterable(scores))):
+            reason = reason or _NO_NUMBER
+        if reason is not None:
+            return Verdict(
+                seq=item.seq, outcome=Outcome.DEAD, reason=reason, prompt_tokens=tokens, windows=len(prompts)
+            )
+        ids = [answer.ids for answer in answers if isinstance(answer, Generated)]
+        single = not item.question
+        if scores:
+            verdict = self._guard.read_scores(item.seq, scores, single=single)
+        else:
+            verdict = self._guard.read_ids(item.seq, ids, single=single)
+        cached = all(known for _, known in answered)
+        return verdict.model_copy(update={"prompt_tokens": tokens, "windows": len(prompts), "cached": cached})
