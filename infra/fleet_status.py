@@ -89,7 +89,7 @@ class FleetStatus:
 
 def read_fleet(services: Services) -> FleetStatus:
     """Look at board and ledger once."""
-    announced = services.board.workers()
+    announced = services.coordination.workers()
     workers = tuple(sorted((_worker(f) for f in announced if f.get("kind") == "worker"), key=lambda w: (w.guard, w.id)))
     runs = tuple(_open_run(status) for status in reading.open_runs(services.engine))
     with services.engine.connect() as connection:
@@ -98,24 +98,24 @@ def read_fleet(services: Services) -> FleetStatus:
     now = ledger_now(services.engine)
     found = FleetStatus(
         queues=tuple(_queue(services, key, now) for key in sorted(lanes)),
-        verdicts_waiting=services.board.verdicts_waiting(),
+        verdicts_waiting=services.coordination.verdicts_waiting(),
         workers=workers,
         collectors=tuple(sorted(str(f.get("id")) for f in announced if f.get("kind") == "collector")),
         runs=runs,
-        parked=services.board.parked_count(),
+        parked=services.coordination.parked_count(),
         dead=reading.dead_count(services.engine),
     )
     return FleetStatus(**{**vars(found), "troubles": tuple(troubles(found))})
 
 
 def _queue(services: Services, key: recovery.LaneKey, now: float) -> Queue:
-    board = services.board
-    oldest = board.oldest_enqueued_at(key.guard, key.lane)
+    coordination = services.coordination
+    oldest = coordination.oldest_enqueued_at(key.guard, key.lane)
     return Queue(
         guard=key.guard,
         lane=key.lane,
-        waiting=board.queue_length(key.guard, key.lane),
-        held=len(board.held(queue_of(key.guard, key.lane))),
+        waiting=coordination.queue_length(key.guard, key.lane),
+        held=len(coordination.held(queue_of(key.guard, key.lane))),
         oldest_s=max(0.0, now - oldest) if oldest else None,
     )
 

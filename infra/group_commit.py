@@ -23,7 +23,7 @@ class _Call(Generic[ArgumentT, ResultT]):
         self.outcome: ResultT | BaseException | None = None
 
 
-class Together(Generic[ArgumentT, ResultT]):
+class GroupCommit(Generic[ArgumentT, ResultT]):
     """Joins calls from many threads. One of the callers makes the joint call; there is no thread of its own.
 
     `act` takes the arguments that wait, oldest first, `at_most` so many, and gives one result each. An exception

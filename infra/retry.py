@@ -16,7 +16,7 @@ from infra.log import get_logger
 FULL: Final = (OutOfMemoryError, ExecAbortError)
 """What a Redis that is full (noeviction) answers to a write, alone or within a transaction."""
 
-_PASSING: Final = (*FULL, ReadOnlyError, redis.ConnectionError, redis.TimeoutError, OperationalError)
+_TRANSIENT_ERRORS: Final = (*FULL, ReadOnlyError, redis.ConnectionError, redis.TimeoutError, OperationalError)
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 2.0
 
@@ -24,7 +24,7 @@ ResultT = TypeVar("ResultT")
 log = get_logger(__name__)
 
 
-def patiently(action: Callable[[], ResultT], *, errors: tuple[type[Exception], ...] = _PASSING) -> ResultT:
+def retry(action: Callable[[], ResultT], *, errors: tuple[type[Exception], ...] = _TRANSIENT_ERRORS) -> ResultT:
     """Do something with Redis, again and again until it works.
 
     Raises:
@@ -43,7 +43,7 @@ def patiently(action: Callable[[], ResultT], *, errors: tuple[type[Exception], .
 
 
 @contextmanager
-def forgiving(what: str) -> Iterator[None]:
+def ignore_redis_errors(what: str) -> Iterator[None]:
     """Go on without a notice on the board that may be lost without harm."""
     try:
         yield

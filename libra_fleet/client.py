@@ -74,7 +74,7 @@ class Judged:
 
 
 @dataclass
-class _Wish:
+class _PendingCall:
     item: NewItem
     waits: bool
     answer: asyncio.Future[dict[str, Any]]
@@ -89,7 +89,7 @@ class AsyncGatewayClient:
         self._guard = guard
         self._gather_s = gather_s
         self._timeout_s = timeout_s
-        self._gathered: dict[bool, list[_Wish]] = {}
+        self._gathered: dict[bool, list[_PendingCall]] = {}
         self._at_work: set[asyncio.Task[None]] = set()
         self._http = httpx2.AsyncClient(
             base_url=url, headers={"Authorization": f"Bearer {api_key}"}, timeout=_WAIT_S + 10
@@ -162,37 +162,37 @@ class AsyncGatewayClient:
                 await asyncio.sleep(poll_s)
 
     async def _wish(self, item: NewItem, *, waits: bool) -> dict[str, Any]:
-        wish = _Wish(item, waits, asyncio.get_running_loop().create_future())
+        call = _PendingCall(item, waits, asyncio.get_running_loop().create_future())
         gathered = self._gathered.setdefault(waits, [])
-        gathered.append(wish)
+        gathered.append(call)
         if len(gathered) == 1:
             task = asyncio.create_task(self._send_gathered(waits))
             self._at_work.add(task)
             task.add_done_callback(self._at_work.discard)
-        return await wish.answer
+        return await call.answer
 
     async def _send_gathered(self, waits: bool) -> None:  # noqa: FBT001 - private, and only ever named
         await asyncio.sleep(self._gather_s)
-        wishes = self._gathered.pop(waits)
-        parts = [wishes[at : at + _MOST_ITEMS] for at in range(0, len(wishes), _MOST_ITEMS)]
+        calls = self._gathered.pop(waits)
+        parts = [calls[at : at + _MOST_ITEMS] for at in range(0, len(calls), _MOST_ITEMS)]
         await asyncio.gather(*map(self._send, parts))
 
-    async def _send(self, wishes: Sequence[_Wish]) -> None:
-        body = {"items": [wish.item.to_json() for wish in wishes], **({"guard": self._guard} if self._guard else {})}
-        headers = {"Idempotency-Key": uuid.uuid4().hex, **({"Prefer": f"wait={_WAIT_S}"} if wishes[0].waits else {})}
+    async def _send(self, calls: Sequence[_PendingCall]) -> None:
+        body = {"items": [call.item.to_json() for call in calls], **({"guard": self._guard} if self._guard else {})}
+        headers = {"Idempotency-Key": uuid.uuid4().hex, **({"Prefer": f"wait={_WAIT_S}"} if calls[0].waits else {})}
         try:
             views = (await self._ask("POST", "/v1/items", json=body, headers=headers))["data"]
         except DataError as error:
-            if len(wishes) == 1:
-                wishes[0].answer.set_exception(error)
+            if len(calls) == 1:
+                calls[0].answer.set_exception(error)
             else:  # one bad item must not refuse its neighbours
-                await asyncio.gather(*(self._send([wish]) for wish in wishes))
+                await asyncio.gather(*(self._send([call]) for call in calls))
         except Exception as error:  # noqa: BLE001 - a task's edge: it is raised where each caller waits
-            for wish in wishes:
-                wish.answer.set_exception(error)
+            for call in calls:
+                call.answer.set_exception(error)
         else:
-            for wish, view in zip(wishes, views, strict=True):
-                wish.answer.set_result(view)
+            for call, view in zip(calls, views, strict=True):
+                call.answer.set_result(view)
 
     async def _get(self, path: str, **parameters: str | int) -> dict[str, Any]:
         return await self._ask("GET", path, params=parameters)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from infra.broker.app import queue_of
-from infra.coordination.store import Board
+from infra.coordination.store import CoordinationStore
 from infra.errors import DeviceError, UsageError
 from infra.log import get_logger
 from infra.process import python_module, stop
@@ -76,10 +76,10 @@ class _Post:
         worker_id: str,
         visible: str,
         env: dict[str, str],
-        board: Board,
+        coordination: CoordinationStore,
     ) -> None:
         self.worker_id = worker_id
-        self._board = board
+        self._coordination = coordination
         self._device_spec = spec
         self._visible = visible
         self._consumer_specs = consumers
@@ -163,7 +163,7 @@ class _Post:
 
     def _try_to_give_back(self, spec: ConsumerSpec, pid: int) -> None:
         try:
-            given = self._board.give_back(queue_of(spec.guard, spec.lane), holder_of(self.worker_id, pid))
+            given = self._coordination.give_back(queue_of(spec.guard, spec.lane), holder_of(self.worker_id, pid))
         except Exception as error:  # noqa: BLE001 - a thread's edge: where it fails, the chunks' lease runs out
             log.warning("give_back_failed", worker=self.worker_id, lane=spec.lane.value, error=str(error))
             return
@@ -209,9 +209,9 @@ class _Post:
 class Supervisor:
     """Runs the posts of one machine until told to stop."""
 
-    def __init__(self, posts: Sequence[_Post], board: Board, *, guard: str, drain_s: float) -> None:
+    def __init__(self, posts: Sequence[_Post], coordination: CoordinationStore, *, guard: str, drain_s: float) -> None:
         self._posts = posts
-        self._board = board
+        self._coordination = coordination
         self._guard = guard
         self._drain_s = drain_s
         self._signals = 0
@@ -281,7 +281,7 @@ class Supervisor:
     def _announce(self) -> None:
         try:
             for post in self._posts:
-                self._board.announce_worker(post.worker_id, self._facts(post))
+                self._coordination.announce_worker(post.worker_id, self._facts(post))
         except Exception as error:  # noqa: BLE001 - a loop's edge: the broker may be away for a while
             log.warning("announce_failed", error=str(error))
 
@@ -299,14 +299,14 @@ class Supervisor:
     def _withdraw(self) -> None:
         try:
             for post in self._posts:
-                self._board.withdraw_worker(post.worker_id)
+                self._coordination.withdraw_worker(post.worker_id)
         except Exception as error:  # noqa: BLE001 - on the way out: the announcement expires by itself
             log.warning("withdraw_failed", error=str(error))
 
 
 def run_worker(
     settings: Settings,
-    board: Board,
+    coordination: CoordinationStore,
     *,
     environment: dict[str, str],
     devices: Sequence[str],
@@ -316,7 +316,7 @@ def run_worker(
 
     Args:
         settings: drain time, threads and the rest.
-        board: where the worker announces itself.
+        coordination: where the worker announces itself.
         environment: tells the consumers their servers.
         devices: device groups, from `choose_devices`.
         spec: what every device process is told; its paths and device are filled in here.
@@ -349,8 +349,10 @@ def run_worker(
                 for lane, threads in ((Lane.LIVE, settings.live_threads), (Lane.BULK, settings.bulk_threads))
             ]
             visible = "" if device == "cpu" else device
-            posts.append(_Post(own, consumers, worker_id=worker_id, visible=visible, env=environment, board=board))
-        Supervisor(posts, board, guard=spec.guard, drain_s=settings.drain_s).run()
+            posts.append(
+                _Post(own, consumers, worker_id=worker_id, visible=visible, env=environment, coordination=coordination)
+            )
+        Supervisor(posts, coordination, guard=spec.guard, drain_s=settings.drain_s).run()
 
 
 @contextmanager

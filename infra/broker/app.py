@@ -18,7 +18,7 @@ from redis.retry import Retry
 
 from infra import tracing
 from infra.errors import ServerError
-from infra.retry import patiently
+from infra.retry import retry
 from infra.settings import Settings
 from schemas.messages import JudgeChunk, Lane, VerdictChunk
 
@@ -172,7 +172,7 @@ class Publisher:
         traceparent = tracing.traceparent()
         if traceparent is not None:
             headers = {**(headers or {}), TRACEPARENT: traceparent}
-        patiently(
+        retry(
             lambda: self._app.send_task(
                 task, args=[body], queue=queue, task_id=task_id, headers=headers, argsrepr="-", kwargsrepr="-"
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from infra.coordination.store import Board
+from infra.coordination.store import CoordinationStore
 from infra.ledger.intake import ledger_now
 from infra.servers.services import Services
 from schemas.messages import Lane
@@ -11,15 +11,15 @@ from schemas.runs import RunSpec
 
 def has_room(services: Services, spec: RunSpec) -> bool:
     """Whether a run's queue and the verdicts' are below the high-water marks, in chunks and in age of the oldest."""
-    board, settings = services.board, services.settings
-    if board.queue_length(spec.guard, spec.lane) + board.verdicts_waiting() > settings.high_water_chunks:
+    coordination, settings = services.coordination, services.settings
+    if coordination.queue_length(spec.guard, spec.lane) + coordination.verdicts_waiting() > settings.high_water_chunks:
         return False
-    return oldest_age_s(services, board, spec.guard, spec.lane) <= settings.high_water_age_s
+    return oldest_age_s(services, coordination, spec.guard, spec.lane) <= settings.high_water_age_s
 
 
-def oldest_age_s(services: Services, board: Board, guard: str, lane: Lane) -> float:
+def oldest_age_s(services: Services, coordination: CoordinationStore, guard: str, lane: Lane) -> float:
     """How long the message that is delivered next has waited; 0 where none waits."""
-    oldest = board.oldest_enqueued_at(guard, lane)
+    oldest = coordination.oldest_enqueued_at(guard, lane)
     if not oldest:  # empty, or the next message is one that nobody here wrote
         return 0.0
     return max(0.0, ledger_now(services.engine) - oldest)

@@ -19,7 +19,7 @@ from kombu.exceptions import ContentDisallowed, DecodeError
 from redis.connection import Connection as Socket
 
 from infra.log import get_logger
-from infra.retry import FULL, patiently
+from infra.retry import FULL, retry
 
 Park = Callable[[str, str, str], None]
 """Takes queue, reason and body (base64 where it is not text)."""
@@ -93,14 +93,14 @@ def _vetting(transport: type[Any], park: Park) -> type[Any]:
         def append(self, message: Message, delivery_tag: str) -> None:
             """Note what was popped; while Redis is full that waits, or the message would be lost."""
             note = super().append
-            patiently(lambda: note(message, delivery_tag), errors=FULL)
+            retry(lambda: note(message, delivery_tag), errors=FULL)
 
     class VettingChannel(_keeping_its_client(transport.Channel)):  # type: ignore[misc]
         QoS = PatientQoS
 
         def _queue_bind(self, *args: object) -> None:
             bind = super()._queue_bind
-            patiently(lambda: bind(*args), errors=FULL)
+            retry(lambda: bind(*args), errors=FULL)
 
         def _get_client(self) -> Callable[..., redis.Redis]:
             make_client = super()._get_client()

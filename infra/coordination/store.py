@@ -59,7 +59,7 @@ class Delivery(NamedTuple):
     cancelled: bool
 
 
-class Board:
+class CoordinationStore:
     """All keys share the namespace prefix and none outlives its use."""
 
     def __init__(self, client: redis.Redis, *, namespace: str, remember_s: int) -> None:
@@ -239,11 +239,11 @@ class Board:
         return [json.loads(entry) for entry in cast("list[str]", self._redis.lrange(self._key("parked"), 0, -1))]
 
 
-def open_board(redis_url: str, settings: Settings) -> Board:
+def open_coordination(redis_url: str, settings: Settings) -> CoordinationStore:
     """The board of the configured namespace.
 
     Raises:
         ServerError: Redis does not answer in time.
     """
     client = connect_redis(redis_url, wait_s=settings.wait_for_servers_s)
-    return Board(client, namespace=settings.namespace, remember_s=2 * settings.visibility_timeout_s)
+    return CoordinationStore(client, namespace=settings.namespace, remember_s=2 * settings.visibility_timeout_s)

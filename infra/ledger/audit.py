@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import sqlalchemy as sa
 
 from infra.ledger import reading
-from infra.ledger.connection import expect_whole_runs
+from infra.ledger.connection import disable_nested_loops
 from schemas.items import Item
 from schemas.runs import RunState
 
@@ -132,7 +132,7 @@ def audit(engine: sa.Engine, run_id: str) -> Audit:
     """
     status = reading.run_status(engine, run_id)
     with engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
-        expect_whole_runs(connection)
+        disable_nested_loops(connection)
         checks = [_count(connection, name, statement, status.id) for name, statement in _COUNTS.items()]
     altered, scrubbed, fresh = _recompute(engine, status.id)
     found = f"{altered} differ from their hash" + (f", {scrubbed} scrubbed" if scrubbed else "")
@@ -182,7 +182,7 @@ def _rows(engine: sa.Engine, run_id: str) -> Iterator[sa.Row[tuple[object, ...]]
         """
     )
     with engine.connect() as connection:
-        expect_whole_runs(connection)
+        disable_nested_loops(connection)
         yield from connection.execution_options(yield_per=_FETCH).execute(statement, {"run_id": run_id})
 
 

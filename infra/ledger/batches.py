@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
-from infra.ledger.submissions import Once, make_once
+from infra.ledger.submissions import IdempotencyKey, make_once
 from schemas.runs import RunCounts, RunState
 
 _FILE: Final = "id, tenant, filename, purpose, length(content) AS size_bytes, created_at"
@@ -124,7 +124,7 @@ def create_batch(
     input_file_id: str,
     endpoint: str,
     metadata: dict[str, str] | None,
-    once: Once | None = None,
+    once: IdempotencyKey | None = None,
 ) -> str:
     """Order a batch and return its id; with `once`, not a second time.
 

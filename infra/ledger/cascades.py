@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 import sqlalchemy as sa
 
 from infra.ledger import reading
-from infra.ledger.connection import expect_whole_runs
+from infra.ledger.connection import disable_nested_loops
 from infra.ledger.reading import RunStatus
 from infra.ledger.rows import item_of, judged_of
 from infra.metrics import Judged
@@ -153,7 +153,7 @@ def final_rows(engine: sa.Engine, run_ids: Sequence[str], *, fetch: int = 5_000)
     """Every item of a cascade with its final verdict, streamed highest p_unsafe first."""
     statement = sa.text(f"SELECT * FROM ({_FINAL}) AS final ORDER BY p_unsafe DESC NULLS LAST")  # noqa: S608 - our own
     with engine.connect() as connection:
-        expect_whole_runs(connection)
+        disable_nested_loops(connection)
         values = {"run_ids": list(run_ids), "controversial": CONTROVERSIAL}
         for row in connection.execution_options(yield_per=fetch).execute(statement, values):
             yield judged_of(row)
@@ -184,7 +184,7 @@ def ends_of(engine: sa.Engine, run_ids: Sequence[str]) -> Ends:
         """
     )
     with engine.connect() as connection:
-        expect_whole_runs(connection)
+        disable_nested_loops(connection)
         values = {"run_ids": list(run_ids), "controversial": CONTROVERSIAL}
         rows = connection.execute(statement, values).all()
         seconds = float(connection.scalar(span, values) or 0)
@@ -262,7 +262,7 @@ def paired_labels(engine: sa.Engine, run_ids: Sequence[str], other: str) -> list
     )
     values = {"run_ids": list(run_ids), "first": run_ids[0], "other": other, "controversial": CONTROVERSIAL}
     with engine.connect() as connection:
-        expect_whole_runs(connection)
+        disable_nested_loops(connection)
         return [
             PairedLabel(*(Label(value) if value else None for value in row))
             for row in connection.execute(statement, values)

@@ -22,7 +22,7 @@ _SETTLED: Final = """
 """
 
 
-class Stock(NamedTuple):
+class ItemCounts(NamedTuple):
     """How many items of a run are to be judged anew, and how many of them have lost their text to retention."""
 
     items: int
@@ -41,11 +41,11 @@ def live_runs_since(engine: sa.Engine, since: datetime) -> list[str]:
         return list(connection.scalars(statement, {"since": since}))
 
 
-def stock_of(engine: sa.Engine, run_id: str, since: datetime | None) -> Stock:
+def stock_of(engine: sa.Engine, run_id: str, since: datetime | None) -> ItemCounts:
     """Count what `items_of` would give, and what it could not."""
     statement = sa.text(f"SELECT count(*) AS items, count(*) FILTER (WHERE i.response = '') AS scrubbed {_SETTLED}")
     with engine.connect() as connection:
-        return Stock(*connection.execute(statement, {"run_id": run_id, "since": since}).one())
+        return ItemCounts(*connection.execute(statement, {"run_id": run_id, "since": since}).one())
 
 
 def items_of(engine: sa.Engine, run_id: str, since: datetime | None) -> Iterator[Item]:

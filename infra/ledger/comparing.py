@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import sqlalchemy as sa
 
-from infra.ledger.connection import expect_whole_runs
+from infra.ledger.connection import disable_nested_loops
 from schemas.items import Label
 from schemas.verdicts import Outcome
 
@@ -36,7 +36,7 @@ class Pair(NamedTuple):
     response: str
 
 
-class Both(NamedTuple):
+class PairedVerdict(NamedTuple):
     """One judgement of an item by two runs, in the order of the runs; `seq` is its number in the first."""
 
     seq: int
@@ -96,7 +96,7 @@ def pairs_of(engine: sa.Engine, score_run: str, text_run: str, *, fetch: int = 1
             )
 
 
-def both_settled(engine: sa.Engine, first: str, second: str, *, fetch: int = 2_000) -> Iterator[Both]:
+def both_settled(engine: sa.Engine, first: str, second: str, *, fetch: int = 2_000) -> Iterator[PairedVerdict]:
     """What both runs have settled of items with the same id, in the order of the first run, streamed."""
     statement = sa.text(
         """
@@ -110,10 +110,10 @@ def both_settled(engine: sa.Engine, first: str, second: str, *, fetch: int = 2_0
         """
     )
     with engine.connect() as connection:
-        expect_whole_runs(connection)
+        disable_nested_loops(connection)
         streamed = connection.execution_options(yield_per=fetch)
         for row in streamed.execute(statement, {"first": first, "second": second}):
-            yield Both(
+            yield PairedVerdict(
                 seq=row.seq,
                 item_id=row.item_id,
                 source=row.source,

@@ -46,7 +46,7 @@ def open_ledger(database_url: str, *, pool_size: int = 4, wait_s: float = 0) -> 
             time.sleep(_RETRY_EVERY_S)
 
 
-def expect_whole_runs(connection: sa.Connection) -> None:
+def disable_nested_loops(connection: sa.Connection) -> None:
     """For the queries of this transaction that join all rows of a run: never by comparing each row with each.
 
     Postgres knows nothing of a run that is newer than its statistics, expects one row of it, and joins by nested loop

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
-from infra.ledger.connection import expect_whole_runs
+from infra.ledger.connection import disable_nested_loops
 from infra.ledger.rows import item_of
 from schemas.items import Item
 
@@ -35,7 +35,7 @@ def dead_of(engine: sa.Engine, run_id: str, *, limit: int | None = None) -> Iter
         """
     )
     with engine.connect() as connection:
-        expect_whole_runs(connection)
+        disable_nested_loops(connection)
         streamed = connection.execution_options(yield_per=_FETCH)
         for row in streamed.execute(statement, {"run_id": run_id, "limit": limit}):
             yield DeadItem(row.seq, row.iteration, row.reason, row.attempt, item_of(row))

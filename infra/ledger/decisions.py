@@ -14,8 +14,8 @@ from typing import Final, NamedTuple
 import sqlalchemy as sa
 
 from infra.ledger import outbox
-from infra.ledger.connection import expect_whole_runs
-from infra.ledger.outbox import told_metadata
+from infra.ledger.connection import disable_nested_loops
+from infra.ledger.outbox import exported_metadata
 from infra.ledger.policies import active_policies
 from schemas.items import Label, submitted_name
 from schemas.policy import Action, Decision, Policy, decide, surface_of
@@ -110,7 +110,7 @@ class Change(NamedTuple):
         return self.before is not self.ruling.decision.action
 
 
-class Standing(NamedTuple):
+class CurrentDecision(NamedTuple):
     """Where an item stands: a human's decision before a policy's."""
 
     action: Action
@@ -251,7 +251,7 @@ def _key(subject: Subject, judged: Judged) -> tuple[str, int, int]:
 
 def _letter(
     subject: Subject, judged: Judged, ruling: Ruling | None, *, previous: Action | None = None
-) -> outbox.Letter:
+) -> outbox.WebhookMessage:
     verdict = judged.verdict
     data = JudgedItem(
         run_id=subject.run_id,
@@ -271,11 +271,11 @@ def _letter(
         reason=ruling.decision.reason if ruling else None,
         previous_action=previous,
     )
-    return outbox.Letter(subject.seq, subject.tenant, subject.callback_url, data)
+    return outbox.WebhookMessage(subject.seq, subject.tenant, subject.callback_url, data)
 
 
 def _subject(row: sa.Row[tuple[object, ...]]) -> Subject:
-    metadata = told_metadata(row.metadata)
+    metadata = exported_metadata(row.metadata)
     return Subject(
         run_id=row.run_id,
         seq=row.seq,
@@ -339,16 +339,16 @@ def verdicts_to_try(
     statement = _TRY_RUN if run_id else _TRY_SAMPLE
     with engine.connect() as connection:
         if run_id:
-            expect_whole_runs(connection)
+            disable_nested_loops(connection)
         for row in connection.execution_options(yield_per=_FETCH).execute(sa.text(statement), values):
-            surface = surface_of(told_metadata(row.metadata), row.source)
+            surface = surface_of(exported_metadata(row.metadata), row.source)
             action = Action(row.action) if row.action else None
             yield Stored(
                 row.run_id, row.seq, row.item_id, surface, stored_verdict(row), action, row.question, row.response
             )
 
 
-def standing_of(engine: sa.Engine, run_id: str, seqs: Sequence[int]) -> dict[int, Standing]:
+def standing_of(engine: sa.Engine, run_id: str, seqs: Sequence[int]) -> dict[int, CurrentDecision]:
     """The action that holds now for some items of a run (first iteration); items without one are missing."""
     statement = sa.text(
         """
@@ -364,7 +364,7 @@ def standing_of(engine: sa.Engine, run_id: str, seqs: Sequence[int]) -> dict[int
     with engine.connect() as connection:
         rows = connection.execute(statement, {"run_id": run_id, "seqs": list(seqs)})
         return {
-            row.seq: Standing(
+            row.seq: CurrentDecision(
                 Action(row.action), row.reason, row.policy, row.policy_version, row.moderator, row.decided_at
             )
             for row in rows

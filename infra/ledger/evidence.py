@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
-from infra.ledger.connection import expect_whole_runs
+from infra.ledger.connection import disable_nested_loops
 from schemas.items import Label
 
 
@@ -105,7 +105,7 @@ def mistakes(engine: sa.Engine, run_id: str, *, limit: int) -> Mistakes:
     counts: dict[Kind, int] = {}
     listed = []
     with engine.connect() as connection:
-        expect_whole_runs(connection)
+        disable_nested_loops(connection)
         for row in connection.execute(_MISTAKES, {"run_id": run_id, "limit": limit}):
             kind = Kind(row.kind)
             counts[kind] = row.of_kind

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from infra.ledger.connection import expect_whole_runs
+from infra.ledger.connection import disable_nested_loops
 
 _WRONG: Final = "AND (v.outcome <> 'scored' OR v.label <> i.truth)"
 
@@ -32,7 +32,7 @@ def judgement_rows(
         """  # noqa: S608 - our own columns
     )
     with engine.connect() as connection:
-        expect_whole_runs(connection)
+        disable_nested_loops(connection)
         streamed = connection.execution_options(yield_per=fetch)
         for row in streamed.execute(statement, {"run_id": run_id}).mappings():
             yield dict(row)

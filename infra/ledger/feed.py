@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
-from infra.ledger.connection import expect_whole_runs
+from infra.ledger.connection import disable_nested_loops
 from infra.ledger.settled import verdict_from
 from schemas.policy import Action
 from schemas.verdicts import Verdict
@@ -122,7 +122,7 @@ def submitted_items(engine: sa.Engine, run_id: str, seqs: Sequence[int]) -> dict
 def run_items(engine: sa.Engine, run_id: str, *, fetch: int = 2_000) -> Iterator[SubmittedItem]:
     """All items of a run that were submitted with a tenant's name, streamed in order."""
     with engine.connect() as connection:
-        expect_whole_runs(connection)
+        disable_nested_loops(connection)
         for row in connection.execution_options(yield_per=fetch).execute(_RUN, {"run_id": run_id}).mappings():
             yield _item(row)
 

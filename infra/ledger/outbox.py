@@ -29,12 +29,12 @@ _POST: Final = sa.text(
 )
 
 
-def told_metadata(stored: object) -> dict[str, object]:
+def exported_metadata(stored: object) -> dict[str, object]:
     """An item's metadata as platforms are told it; whatever is no JSON object was never accepted as one."""
     return stored if isinstance(stored, dict) else {}
 
 
-class Letter(NamedTuple):
+class WebhookMessage(NamedTuple):
     """One thing to tell one tenant about one item, at its endpoints and at the item's own address."""
 
     seq: int
@@ -43,7 +43,7 @@ class Letter(NamedTuple):
     data: JudgedItem | HumanReview
 
 
-def post(connection: sa.Connection, run_id: str, event: Event, letters: Sequence[Letter]) -> int:
+def post(connection: sa.Connection, run_id: str, event: Event, letters: Sequence[WebhookMessage]) -> int:
     """Put letters into the outbox within the caller's transaction; returns how many rows that made."""
     if not letters:
         return 0

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 import sqlalchemy as sa
 
 from infra.errors import UsageError
-from infra.ledger.connection import expect_whole_runs
+from infra.ledger.connection import disable_nested_loops
 from schemas.runs import InvalidRow, RunCounts, RunReport, RunSpec, RunState, Throughput
 from schemas.verdicts import Timings
 
@@ -149,7 +149,7 @@ def dead_items(engine: sa.Engine, run_id: str, *, limit: int = 100) -> tuple[str
         """
     )
     with engine.connect() as connection:
-        expect_whole_runs(connection)
+        disable_nested_loops(connection)
         return tuple(row.item_id for row in connection.execute(statement, {"run_id": run_id, "limit": limit}))
 
 

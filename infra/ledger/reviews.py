@@ -11,8 +11,8 @@ import sqlalchemy as sa
 
 from infra.errors import UsageError
 from infra.ledger import outbox
-from infra.ledger.connection import expect_whole_runs
-from infra.ledger.outbox import told_metadata
+from infra.ledger.connection import disable_nested_loops
+from infra.ledger.outbox import exported_metadata
 from schemas.items import Label, submitted_name
 from schemas.policy import Action, surface_of
 from schemas.verdicts import Outcome
@@ -194,7 +194,7 @@ def _review_item(row: sa.Row[tuple[object, ...]], why: Why, judgements: Sequence
         item_id=row.item_id,
         tenant=row.tenant,
         custom_id=row.custom_id,
-        surface=surface_of(told_metadata(row.metadata), row.source),
+        surface=surface_of(exported_metadata(row.metadata), row.source),
         why=why,
         action=Action(row.action) if row.action else None,
         policy=row.policy,
@@ -270,9 +270,9 @@ def decide(
             custom_id=item.custom_id,
             label=label,
             action=action,
-            metadata=told_metadata(item.metadata),
+            metadata=exported_metadata(item.metadata),
         )
-        letter = outbox.Letter(seq, item.tenant, item.callback_url, data)
+        letter = outbox.WebhookMessage(seq, item.tenant, item.callback_url, data)
         outbox.post(connection, run_id, Event.REVIEWED, [letter])
     return review
 
@@ -325,5 +325,5 @@ def note_disagreements(engine: sa.Engine, child_run_id: str, parent: str) -> int
         """
     )
     with engine.begin() as connection:
-        expect_whole_runs(connection)
+        disable_nested_loops(connection)
         return connection.execute(statement, {"child": child_run_id, "parent": parent}).rowcount

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from infra.errors import LibraError, UsageError
 from infra.ledger import decisions
 from infra.ledger.cascades import WAITS_FOR_NEXT_STAGE
-from infra.ledger.connection import expect_whole_runs
+from infra.ledger.connection import disable_nested_loops
 from infra.ledger.feed import append_to_feeds
 from infra.ledger.retention import scrub_settled
 from infra.ledger.rows import judged_of
@@ -438,7 +438,7 @@ def judged_rows(engine: sa.Engine, run_id: str, *, fetch: int = 5_000) -> Iterat
         """
     )
     with engine.connect() as connection:
-        expect_whole_runs(connection)
+        disable_nested_loops(connection)
         sought = {"run_id": run_id, "controversial": CONTROVERSIAL}
         for row in connection.execution_options(yield_per=fetch).execute(statement, sought):
             yield judged_of(row)

@@ -28,7 +28,7 @@ class Submission(NamedTuple):
     metadata: dict[str, str] | None = None
 
 
-class Once(NamedTuple):
+class IdempotencyKey(NamedTuple):
     """An idempotency key with a hash of the request that it stands for."""
 
     tenant: str
@@ -77,7 +77,7 @@ def accept_submitted(
     groups: Sequence[Sequence[Item]],
     submissions: Mapping[str, Submission],
     *,
-    once: Once | None = None,
+    once: IdempotencyKey | None = None,
 ) -> list[JudgeChunk]:
     """`intake.accept` for items with submissions, by item id; with `once`, not a second time.
 
@@ -114,7 +114,7 @@ def _insert(connection: sa.Connection, run_id: str, first_seq: int, submissions:
     connection.execute(_INSERT, values)
 
 
-def make_once(connection: sa.Connection, once: Once, made: dict[str, Any]) -> None:
+def make_once(connection: sa.Connection, once: IdempotencyKey, made: dict[str, Any]) -> None:
     """Remember what a request makes, in the transaction that makes it.
 
     Raises:
@@ -126,7 +126,7 @@ def make_once(connection: sa.Connection, once: Once, made: dict[str, Any]) -> No
     connection.execute(_INSERT_KEY, {**once._asdict(), "made": json.dumps(made)})
 
 
-def find_made(engine: sa.Engine, once: Once) -> dict[str, Any] | None:
+def find_made(engine: sa.Engine, once: IdempotencyKey) -> dict[str, Any] | None:
     """What the request made when it was first sent, or None where it is new.
 
     Raises:
@@ -140,7 +140,7 @@ def find_made(engine: sa.Engine, once: Once) -> dict[str, Any] | None:
     return None
 
 
-def _require_new(connection: sa.Connection, once: Once) -> None:
+def _require_new(connection: sa.Connection, once: IdempotencyKey) -> None:
     row = connection.execute(_FIND_KEY, {"tenant": once.tenant, "key": once.key}).one_or_none()
     if row is None:
         return

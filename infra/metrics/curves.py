@@ -61,7 +61,7 @@ class Bin(NamedTuple):
         return self.unsafe / rows if rows else None
 
 
-class Traced(NamedTuple):
+class ThresholdSweep(NamedTuple):
     """A run over all thresholds. A curve is absent where its rows are of one class; `sweep` where no row has a score.
 
     `sweep` holds the counts at each of `THRESHOLDS` by the rule `libra-head`: what has no label is wrong at any.
@@ -73,7 +73,7 @@ class Traced(NamedTuple):
     sweep: tuple[Confusion, ...]
 
 
-def trace(rows: Iterable[Judged], sources: Collection[str] = ()) -> Traced:
+def trace(rows: Iterable[Judged], sources: Collection[str] = ()) -> ThresholdSweep:
     """Trace rows that come by p_unsafe, highest first, in memory that does not grow with them.
 
     Args:
@@ -98,7 +98,7 @@ def trace(rows: Iterable[Judged], sources: Collection[str] = ()) -> Traced:
             by_source[row.source].add(row.p_unsafe, unsafe=is_unsafe)
     curves = {source: tracing.curve() for source, tracing in by_source.items()}
     merged = ScoreSums.merged([safe], unsafe=False), ScoreSums.merged([unsafe], unsafe=True)
-    return Traced(
+    return ThresholdSweep(
         whole.curve(),
         {source: curve for source, curve in curves.items() if curve},
         tuple(_bins(*merged)),

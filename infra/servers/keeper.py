@@ -196,7 +196,7 @@ class Kept:
             ServerError: it died five times within ten seconds of its start, or its predecessor does not end.
         """
         if self._process and self._process.poll() is not None:
-            self._mourn(self._process.returncode)
+            self._on_exit(self._process.returncode)
             self._process = None
         if self._process is None and time.monotonic() >= self._retry_at:
             self._start()
@@ -216,7 +216,7 @@ class Kept:
         self._started_at = time.monotonic()
         _say(f"{self._program.name} started as process {self._process.pid}")
 
-    def _mourn(self, code: int) -> None:
+    def _on_exit(self, code: int) -> None:
         now = time.monotonic()
         quick = now - self._started_at < _QUICK_DEATH_S
         self._quick_deaths = self._quick_deaths + 1 if quick else 0

@@ -13,7 +13,7 @@ from functools import cached_property
 import sqlalchemy as sa
 
 from infra.broker.app import Publisher, make_app
-from infra.coordination.store import Board, open_board
+from infra.coordination.store import CoordinationStore, open_coordination
 from infra.errors import UsageError
 from infra.ledger.connection import open_ledger
 from infra.ledger.migrate import require_current, upgrade
@@ -40,9 +40,9 @@ class Services:
         return engine
 
     @cached_property
-    def board(self) -> Board:
+    def coordination(self) -> CoordinationStore:
         """The notice board."""
-        return open_board(self.redis_url, self.settings)
+        return open_coordination(self.redis_url, self.settings)
 
     @cached_property
     def publisher(self) -> Publisher:

@@ -17,14 +17,14 @@ SURE_BELOW: Final = 0.05
 SURE_ABOVE: Final = 0.95
 
 
-class Written(NamedTuple):
+class StageSpec(NamedTuple):
     """One stage as written: its guard, and its thresholds where it names them."""
 
     guard: GuardChoice
     sure: tuple[float, float] | None = None
 
 
-def parse_stages(value: str) -> list[Written]:
+def parse_stages(value: str) -> list[StageSpec]:
     """The stages of a cascade as written.
 
     Raises:
@@ -41,21 +41,21 @@ def parse_stages(value: str) -> list[Written]:
     return written
 
 
-def _stage(text: str) -> Written:
+def _stage(text: str) -> StageSpec:
     """NAME[@BELOW:ABOVE][=CHECKPOINT]."""
     head, equals, checkpoint = text.partition("=")
     name, at, sure = head.partition("@")
     guard = guard_named(f"{name}{equals}{checkpoint}")
     if not at:
-        return Written(guard, None)
+        return StageSpec(guard, None)
     try:
         below, above = map(float, sure.split(":"))
     except ValueError:
         raise click.BadParameter(f"{text!r}: expected NAME@BELOW:ABOVE, such as libra-tiny@0.02:0.98") from None
-    return Written(guard, (below, above))
+    return StageSpec(guard, (below, above))
 
 
-def next_stages(written: list[Written], sure: tuple[float, float]) -> tuple[NextStage, ...]:
+def next_stages(written: list[StageSpec], sure: tuple[float, float]) -> tuple[NextStage, ...]:
     """What follows on the first stage; `sure` are the thresholds of the stages that name none.
 
     Raises:

@@ -19,7 +19,7 @@ from libra_fleet.cli.context import connected, save_page, writable
 from libra_fleet.cli.options import html_option, json_option
 from libra_fleet.cli.show import out, print_json
 from producer.report.comparison import Comparison
-from producer.report.leaderboard import COLUMNS, COST_COLUMNS, Contest, Standing, by_accuracy
+from producer.report.leaderboard import COLUMNS, COST_COLUMNS, Contest, Ranking, by_accuracy
 from producer.report.markdown import to_markdown
 from schemas.items import Label
 
@@ -65,15 +65,15 @@ def _page_writer() -> Callable[..., str]:
     return board_page
 
 
-def _standing(found: Services, run: str) -> Standing:
+def _standing(found: Services, run: str) -> Ranking:
     status = reading.run_status(found.engine, run)
     report = reading.stored_report(found.engine, status.id)
     if report is None:
         raise UsageError(f"run {status.name} is {status.state}: it can be compared when it has ended")
-    return Standing(report, evidence.volume(found.engine, status.id))
+    return Ranking(report, evidence.volume(found.engine, status.id))
 
 
-def _contest(found: Services, first: Standing, second: Standing) -> Contest:
+def _contest(found: Services, first: Ranking, second: Ranking) -> Contest:
     rows = both_settled(found.engine, first.report.run_id, second.report.run_id)
     return Contest(first.report, second.report, Comparison.of(rows))
 
@@ -83,7 +83,7 @@ def _texts(found: Services, contest: Contest) -> dict[int, tuple[str, str]]:
     return texts_of(found.engine, contest.first.run_id, seqs)
 
 
-def _print(standings: Sequence[Standing], contests: Sequence[Contest], *, markdown: bool, as_json: bool) -> None:
+def _print(standings: Sequence[Ranking], contests: Sequence[Contest], *, markdown: bool, as_json: bool) -> None:
     board = by_accuracy(standings)
     if as_json:
         print_json({"board": list(map(_standing_facts, board)), "contests": list(map(_contest_facts, contests))})
@@ -94,7 +94,7 @@ def _print(standings: Sequence[Standing], contests: Sequence[Contest], *, markdo
             out.print(part)
 
 
-def _standing_facts(standing: Standing) -> dict[str, object]:
+def _standing_facts(standing: Ranking) -> dict[str, object]:
     report = standing.report
     average = next((group for group in report.groups if group.kind == "average"), None)
     return {
@@ -134,7 +134,7 @@ def _contest_facts(contest: Contest) -> dict[str, object]:
     }
 
 
-def _parts(board: Sequence[Standing], contests: Sequence[Contest]) -> Iterator[Text | Table]:
+def _parts(board: Sequence[Ranking], contests: Sequence[Contest]) -> Iterator[Text | Table]:
     names = [one.report.name for one in board]
     counted = [(f"{one.report.counts.accepted:,}", *one.cells) for one in board]
     quality = len(COLUMNS) - COST_COLUMNS + 1

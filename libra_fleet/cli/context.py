@@ -18,7 +18,7 @@ from infra.ledger.reading import RunStatus
 from infra.process import deferred_interrupt
 from infra.servers.services import Services, services
 from infra.settings import load_settings
-from libra_fleet.cli.options import FleetChoice, Gate, GuardChoice, Order, Outlet
+from libra_fleet.cli.options import GuardChoice, LocalFleetOptions, QualityGate, ReportOptions, RunRequest
 from libra_fleet.cli.show import bad_rows, err, print_report, say
 from libra_fleet.cli.watch import progress_line, wait_for_end
 from libra_fleet.machine.local_fleet import local_fleet, worker_is_up
@@ -99,7 +99,7 @@ def checked(source: str, spec: RunSpec) -> Iterator[Checked]:
         yield Checked(dataset, validation)
 
 
-def known_run(found: Services, order: Order) -> RunStatus | None:
+def known_run(found: Services, order: RunRequest) -> RunStatus | None:
     """The run that this very order was given for before, by its name.
 
     Raises:
@@ -115,7 +115,9 @@ def known_run(found: Services, order: Order) -> RunStatus | None:
     return known
 
 
-def carry_out(found: Services, order: Order, data: Checked, choice: FleetChoice, outlet: Outlet) -> None:
+def carry_out(
+    found: Services, order: RunRequest, data: Checked, choice: LocalFleetOptions, outlet: ReportOptions
+) -> None:
     """Submit an order, wait for its run to end, and show the report.
 
     Raises:
@@ -135,10 +137,10 @@ def carry_out(found: Services, order: Order, data: Checked, choice: FleetChoice,
         finish(found, run_id, outlet)
 
 
-def begin(found: Services, order: Order, known: RunStatus | None, run_id: str) -> None:
+def begin(found: Services, order: RunRequest, known: RunStatus | None, run_id: str) -> None:
     """Open the run of an order, unless it is known already, and say what happens."""
     if known is None:
-        found.board  # noqa: B018 - a broker that cannot be reached is said before a run is opened
+        found.coordination  # noqa: B018 - a broker that cannot be reached is said before a run is opened
         intake.create_run(found.engine, order.spec, run_id=run_id, name=order.name)
         say(f"run {order.name or run_id} of {order.source}")
     elif known.state.ended:
@@ -147,7 +149,9 @@ def begin(found: Services, order: Order, known: RunStatus | None, run_id: str) -
         say(f"going on with run {known.name}; {known.counts.accepted:,} items were submitted before")
 
 
-def go_on(found: Services, run: RunStatus, choice: FleetChoice, outlet: Outlet, data: Checked | None = None) -> None:
+def go_on(
+    found: Services, run: RunStatus, choice: LocalFleetOptions, outlet: ReportOptions, data: Checked | None = None
+) -> None:
     """Follow a run to its end, after feeding it what it lacks, and show the report.
 
     Raises:
@@ -180,7 +184,7 @@ def follow_stages(found: Services, run_id: str, check: Callable[[], None]) -> No
 def fleet_for(
     found: Services,
     spec: RunSpec,
-    choice: FleetChoice,
+    choice: LocalFleetOptions,
     *,
     needed: bool = True,
     worker_options: Sequence[str] = (),
@@ -205,7 +209,7 @@ def fleet_for(
 
 @contextmanager
 def _fleet_of(
-    found: Services, guard: GuardChoice, choice: FleetChoice, *, needed: bool, worker_options: Sequence[str]
+    found: Services, guard: GuardChoice, choice: LocalFleetOptions, *, needed: bool, worker_options: Sequence[str]
 ) -> Iterator[Callable[[], None]]:
     if needed and (choice.local or (choice.local is None and found.embedded)):
         checkpoint = ["--checkpoint", guard.checkpoint] if guard.checkpoint else []
@@ -247,7 +251,7 @@ def _how_to_come_back(run: RunStatus, *, embedded: bool) -> str:
     return f"\ndetached from run {run.name}; {fate}. Come back with: libra bench {command}"
 
 
-def prepare(outlet: Outlet) -> None:
+def prepare(outlet: ReportOptions) -> None:
     """See that the report's files can be written, before hours of work go into it.
 
     Raises:
@@ -273,7 +277,7 @@ def writable(option: str, file: Path) -> None:
         raise UsageError(f"{option} {file}: {error.strerror}") from error
 
 
-def finish(found: Services, run_id: str, outlet: Outlet) -> None:
+def finish(found: Services, run_id: str, outlet: ReportOptions) -> None:
     """Show and write the report of a run that has ended.
 
     Raises:
@@ -338,7 +342,7 @@ def page_writer() -> Callable[..., str]:
     return run_page
 
 
-def _judge_outcome(report: RunReport, gates: Sequence[Gate]) -> None:
+def _judge_outcome(report: RunReport, gates: Sequence[QualityGate]) -> None:
     if report.state is RunState.CANCELLED:
         raise RunError(f"run {report.name} was cancelled")
     average = next((group for group in report.groups if group.kind == "average"), None)

@@ -13,7 +13,7 @@ from infra.ledger.policies import PolicyNames
 from infra.servers.services import services
 from infra.settings import load_settings
 from libra_fleet.cli.context import fleet_for
-from libra_fleet.cli.options import FleetChoice, GuardChoice, guard_option, mode_for, takes_fleet
+from libra_fleet.cli.options import GuardChoice, LocalFleetOptions, guard_option, mode_for, takes_fleet
 from libra_fleet.cli.show import say
 from producer.gateway.app import build_app
 from schemas.messages import Lane
@@ -28,7 +28,7 @@ _KEEP_ALIVE_S: Final = 75
 @click.option("--port", type=click.IntRange(1, 65_535), default=8000, show_default=True)
 @guard_option
 @takes_fleet
-def gateway(*, host: str, port: int, guard: GuardChoice, fleet: FleetChoice) -> None:
+def gateway(*, host: str, port: int, guard: GuardChoice, fleet: LocalFleetOptions) -> None:
     """Serve the HTTP API until SIGTERM; --guard is the one that judges where a request names none."""
     settings = load_settings()
     spec = RunSpec(
@@ -38,7 +38,7 @@ def gateway(*, host: str, port: int, guard: GuardChoice, fleet: FleetChoice) -> 
         lane=Lane.LIVE,
         source="gateway",
     )
-    with services(settings) as found, fleet_for(found, spec, fleet), announced(found.board, "gateway"):
+    with services(settings) as found, fleet_for(found, spec, fleet), announced(found.coordination, "gateway"):
         config = uvicorn.Config(
             build_app(found, default_guard=guard.name, knows_policy=PolicyNames(found.engine)),
             host=host,

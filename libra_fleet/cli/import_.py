@@ -18,7 +18,7 @@ from infra.errors import DataError
 from infra.ledger import intake, settlement
 from infra.servers.services import Services
 from libra_fleet.cli.context import connected, finish, prepare
-from libra_fleet.cli.options import Outlet, takes_outlet
+from libra_fleet.cli.options import ReportOptions, takes_outlet
 from libra_fleet.cli.orders import name_option
 from libra_fleet.cli.show import say
 from libra_fleet.cli.watch import wait_for_end
@@ -50,7 +50,7 @@ class Result(NamedTuple):
 @click.option("--guard", required=True, metavar="NAME", help="Whose results these are.")
 @name_option
 @takes_outlet
-def import_(*, results: Path, guard: str, name: str | None, outlet: Outlet) -> None:
+def import_(*, results: Path, guard: str, name: str | None, outlet: ReportOptions) -> None:
     """Take results with a `critic` field (RESULTS: a JSONL file or a folder of them) into the ledger as a run.
 
     Rows must have their text and, to be scored, `label` and `source`, as inference.py writes them.

@@ -25,7 +25,7 @@ from infra.ledger.comparing import Settled, settled_of
 from infra.process import deferred_interrupt
 from infra.servers.services import Services
 from libra_fleet.cli.context import connected, fleet_for
-from libra_fleet.cli.options import FleetChoice, GuardChoice, takes_fleet
+from libra_fleet.cli.options import GuardChoice, LocalFleetOptions, takes_fleet
 from libra_fleet.cli.show import err, say
 from libra_fleet.cli.watch import progress_line, wait_for_end
 from producer.datasets.critic import Judgement, critic_fields, read_critic
@@ -130,7 +130,7 @@ def infer(
     is_instruct: int,
     machine_rank: int,
     machine_num: int,
-    fleet: FleetChoice,
+    fleet: LocalFleetOptions,
 ) -> None:
     """Judge a data set into files with the `critic` field; options as of the benchmark's inference.py."""
     if not is_instruct:
@@ -220,7 +220,7 @@ class _Inference:
                 f"{out.path} holds rows that are not in this part of {rows.source}: name another --out_path"
             )
 
-    def carry_out(self, choice: FleetChoice, worker_options: tuple[str, ...]) -> None:
+    def carry_out(self, choice: LocalFleetOptions, worker_options: tuple[str, ...]) -> None:
         """Judge and write what is missing.
 
         Raises:
@@ -233,7 +233,7 @@ class _Inference:
         if not self._missing:
             return
         with connected() as found:
-            found.board  # noqa: B018 - a broker that cannot be reached is said before a run is opened
+            found.coordination  # noqa: B018 - a broker that cannot be reached is said before a run is opened
             found.engine  # noqa: B018 - likewise the ledger
             with fleet_for(found, self._spec, choice, worker_options=worker_options) as fleet_lives:
                 unwritten = self._judge(found, fleet_lives)

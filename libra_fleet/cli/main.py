@@ -113,12 +113,14 @@ def migrate() -> None:
 @click.option("--gateway", "role", flag_value="gateway", help="Also ask whether this host's gateway is ready.")
 def health(*, role: Role | None) -> None:
     """Exit 0 if the configured Redis answers, else 4."""
-    from infra.coordination.store import open_board  # noqa: PLC0415 - keeps `libra --help` quick
+    from infra.coordination.store import open_coordination  # noqa: PLC0415 - keeps `libra --help` quick
 
     settings = load_settings()
-    board = open_board(settings.require_redis_url(), settings.model_copy(update={"wait_for_servers_s": 0}))
+    coordination = open_coordination(
+        settings.require_redis_url(), settings.model_copy(update={"wait_for_servers_s": 0})
+    )
     host = socket.gethostname()
-    if role and not is_ready(board.workers(), role, host):
+    if role and not is_ready(coordination.workers(), role, host):
         raise ServerError(f"no {role} of {host} is ready")
     click.echo(f"{role or 'Redis'} is ready")
 

@@ -34,7 +34,7 @@ class GuardChoice(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Order:
+class RunRequest:
     """A data set to judge: what the run will be."""
 
     source: str
@@ -42,27 +42,27 @@ class Order:
     name: str | None
 
 
-class FleetChoice(NamedTuple):
+class LocalFleetOptions(NamedTuple):
     """Whether to run a worker and a collector for the command (None: only with embedded servers), on which devices."""
 
     local: bool | None
     devices: str
 
 
-class Gate(NamedTuple):
+class QualityGate(NamedTuple):
     """An average that must not be lower."""
 
     metric: str
     floor: float
 
 
-class Outlet(NamedTuple):
+class ReportOptions(NamedTuple):
     """Where a report goes, and what makes it a failure."""
 
     as_json: bool = False
     file: Path | None = None
     page: Path | None = None
-    gates: tuple[Gate, ...] = ()
+    gates: tuple[QualityGate, ...] = ()
 
 
 def _guard(_: click.Context, __: click.Parameter, value: str) -> GuardChoice:
@@ -84,11 +84,11 @@ def guard_named(value: str) -> GuardChoice:
     return GuardChoice(name, absolute(checkpoint) if checkpoint else None)
 
 
-def _gates(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[Gate, ...]:
+def _gates(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[QualityGate, ...]:
     return tuple(map(_gate, values))
 
 
-def _gate(value: str) -> Gate:
+def _gate(value: str) -> QualityGate:
     metric, _equals, number = value.partition("=")
     try:
         floor = float(number)
@@ -98,7 +98,7 @@ def _gate(value: str) -> Gate:
         raise click.BadParameter(f"{value!r}: expected METRIC=VALUE, such as accuracy=0.85")
     if metric not in AVERAGED:
         raise click.BadParameter(f"no average named {metric!r}{_did_you_mean(metric, AVERAGED)}")
-    return Gate(metric, floor)
+    return QualityGate(metric, floor)
 
 
 def _did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -179,7 +179,7 @@ def takes_fleet(command: Command[R]) -> Command[R]:
 
     @functools.wraps(command)
     def with_fleet(*, local: bool | None, devices: str, **rest: object) -> R:
-        return command(fleet=FleetChoice(local, devices), **rest)
+        return command(fleet=LocalFleetOptions(local, devices), **rest)
 
     return stacked(
         with_fleet,
@@ -197,9 +197,9 @@ def takes_outlet(command: Command[R]) -> Command[R]:
 
     @functools.wraps(command)
     def with_outlet(
-        *, as_json: bool, out: Path | None, html: Path | None, fail_under: tuple[Gate, ...], **rest: object
+        *, as_json: bool, out: Path | None, html: Path | None, fail_under: tuple[QualityGate, ...], **rest: object
     ) -> R:
-        return command(outlet=Outlet(as_json, out, html, fail_under), **rest)
+        return command(outlet=ReportOptions(as_json, out, html, fail_under), **rest)
 
     return stacked(
         with_outlet,

@@ -15,7 +15,7 @@ from libra_fleet.cli.cascade_spec import (
     PREFIX,
     SURE_ABOVE,
     SURE_BELOW,
-    Written,
+    StageSpec,
     next_stages,
     parse_stages,
     scoring_mode,
@@ -23,8 +23,8 @@ from libra_fleet.cli.cascade_spec import (
 from libra_fleet.cli.options import (
     DEFAULT_GUARD,
     Command,
-    Order,
     R,
+    RunRequest,
     absolute,
     analysis_option,
     cache_option,
@@ -67,7 +67,7 @@ _shard_option = click.option(
 _guard_option = click.option(
     "--guard",
     metavar="NAME[=CHECKPOINT]",
-    callback=lambda _, __, value: parse_stages(value) if value.startswith(PREFIX) else [Written(guard_named(value))],
+    callback=lambda _, __, value: parse_stages(value) if value.startswith(PREFIX) else [StageSpec(guard_named(value))],
     default=DEFAULT_GUARD,
     show_default=True,
     help="Guard by name; with a CHECKPOINT (folder or hub id) a local worker loads that. 'cascade:SMALL>LARGE': "
@@ -111,7 +111,7 @@ def takes_order(command: Command[R]) -> Command[R]:
     def ordered(
         *,
         source: str,
-        guard: list[Written],
+        guard: list[StageSpec],
         mode: str | None,
         sure_below: float,
         sure_above: float,
@@ -152,6 +152,6 @@ def takes_order(command: Command[R]) -> Command[R]:
             verdict_only=chosen is Mode.GENERATE and not analysis,
             stages=next_stages(guard, (sure_below, sure_above)),
         )
-        return command(order=Order(source, spec, name), **rest)
+        return command(order=RunRequest(source, spec, name), **rest)
 
     return stacked(ordered, *_OPTIONS)

@@ -16,7 +16,7 @@ from infra.ledger import intake, reading
 from infra.ledger.comparing import Pair, pairs_of
 from infra.servers.services import Services
 from libra_fleet.cli.context import Checked, checked, connected, detaching, fleet_for
-from libra_fleet.cli.options import FleetChoice, GuardChoice, guard_option, json_option, takes_fleet
+from libra_fleet.cli.options import GuardChoice, LocalFleetOptions, guard_option, json_option, takes_fleet
 from libra_fleet.cli.show import err, out, print_json, say
 from libra_fleet.cli.watch import progress_line, wait_for_end
 from schemas.guards import GUARDS, Mode
@@ -88,7 +88,7 @@ def parity(
     seed: int | None,
     require: float | None,
     show_text: bool,
-    fleet: FleetChoice,
+    fleet: LocalFleetOptions,
     as_json: bool,
 ) -> None:
     """Judge a data set in score and in generate mode, and show where they differ."""
@@ -111,10 +111,10 @@ def parity(
         raise RunError(f"score and generate agree on {compared.agreement:.4f} of the items, below {require:g}")
 
 
-def _judged_both(found: Services, specs: list[RunSpec], data: Checked, choice: FleetChoice) -> list[RunReport]:
+def _judged_both(found: Services, specs: list[RunSpec], data: Checked, choice: LocalFleetOptions) -> list[RunReport]:
     """Both runs, one after the other on one fleet, to their reports."""
     reports = []
-    found.board  # noqa: B018 - servers that cannot be reached are said before anything starts
+    found.coordination  # noqa: B018 - servers that cannot be reached are said before anything starts
     found.engine  # noqa: B018
     with fleet_for(found, specs[0], choice) as fleet_lives:
         for spec in specs:

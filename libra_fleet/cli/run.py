@@ -30,10 +30,10 @@ from libra_fleet.cli.context import (
     write_page,
 )
 from libra_fleet.cli.options import (
-    FleetChoice,
     GuardChoice,
-    Order,
-    Outlet,
+    LocalFleetOptions,
+    ReportOptions,
+    RunRequest,
     analysis_option,
     cache_option,
     guard_option,
@@ -73,7 +73,7 @@ def bench() -> None:
 @takes_order
 @takes_fleet
 @takes_outlet
-def run(*, order: Order, fleet: FleetChoice, outlet: Outlet) -> None:
+def run(*, order: RunRequest, fleet: LocalFleetOptions, outlet: ReportOptions) -> None:
     """Submit a data set, wait for the run to complete and print its table."""
     prepare(outlet)
     with connected() as found:
@@ -85,7 +85,7 @@ def run(*, order: Order, fleet: FleetChoice, outlet: Outlet) -> None:
 @bench.command()
 @takes_order
 @json_option
-def submit(*, order: Order, as_json: bool) -> None:
+def submit(*, order: RunRequest, as_json: bool) -> None:
     """Submit a data set and return; a fleet elsewhere judges it."""
     with connected() as found:
         known = known_run(found, order)
@@ -106,7 +106,7 @@ def submit(*, order: Order, as_json: bool) -> None:
 @click.argument("source", required=False)
 @takes_fleet
 @takes_outlet
-def resume(*, run: str, source: str | None, fleet: FleetChoice, outlet: Outlet) -> None:
+def resume(*, run: str, source: str | None, fleet: LocalFleetOptions, outlet: ReportOptions) -> None:
     """Go on with a run whose submission was interrupted: only what is missing is submitted.
 
     SOURCE says where the data set is now, if not where it was.
@@ -132,7 +132,7 @@ def resume(*, run: str, source: str | None, fleet: FleetChoice, outlet: Outlet) 
 @click.argument("run")
 @takes_fleet
 @takes_outlet
-def watch(*, run: str, fleet: FleetChoice, outlet: Outlet) -> None:
+def watch(*, run: str, fleet: LocalFleetOptions, outlet: ReportOptions) -> None:
     """Follow a run until it has ended, then print its table."""
     prepare(outlet)
     with connected() as found:
@@ -180,7 +180,7 @@ def cancel(*, run: str) -> None:
         if status.state.ended:
             raise UsageError(f"run {status.name} has ended already: it is {status.state}")
         settled = settlement.cancel(found.engine, status.id)
-        found.board.note_cancelled(status.id)
+        found.coordination.note_cancelled(status.id)
         if settled.finished:
             found.publisher.finalize(status.id)
         if found.embedded:  # nobody else may be there to write the report
@@ -231,7 +231,7 @@ def judge(
     cache: bool,
     analysis: bool,
     timeout_s: float,
-    fleet: FleetChoice,
+    fleet: LocalFleetOptions,
     as_json: bool,
 ) -> None:
     """Judge one TEXT (- for standard input) over the live lane. Exit 7 if it could not be judged."""

@@ -1,7 +1,7 @@
-"""`libra train`: makes a guard by a recipe, or the bundled guard from public data.
+r"""`libra train`: makes a guard by a recipe, or the bundled guard from public data.
 
     libra train recipes/libra-guard-0.5b.yaml
-    accelerate launch --config_file recipes/accelerate/fsdp.yaml \\
+    accelerate launch --config_file recipes/accelerate/fsdp.yaml \
         --module libra_fleet.cli train recipes/libra-guard-7b.yaml
     libra train --data DATA --out worker/guards/libra_tiny
 

@@ -137,7 +137,7 @@ class _Up:
 def _looked(found: Services) -> tuple[FleetStatus | None, list[Facts]]:
     """The fleet's status and who is announced; None while a server is away, which everybody waits for."""
     try:
-        return read_fleet(found), found.board.workers()
+        return read_fleet(found), found.coordination.workers()
     except (redis.RedisError, DBAPIError):
         return None, []
 

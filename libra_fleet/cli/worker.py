@@ -69,7 +69,7 @@ def worker(*, guard: str, checkpoint: str | None, devices: str, **options: Any) 
     with services(settings) as found:
         run_worker(
             settings,
-            found.board,
+            found.coordination,
             environment=found.environment(),
             devices=chosen,
             spec=spec,

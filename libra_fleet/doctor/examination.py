@@ -8,7 +8,7 @@ import redis
 import sqlalchemy as sa
 
 from infra.broker.app import connect_redis
-from infra.coordination.store import open_board
+from infra.coordination.store import open_coordination
 from infra.errors import ServerError
 from infra.ledger import migrate, reading
 from infra.ledger.connection import open_ledger
@@ -75,7 +75,7 @@ def examine_servers(settings: Settings, redis_url: str, database_url: str, *, em
     yield from check_settings(settings, slowest_chunk_s=slowest_s)
     if client is not None and engine is not None and at_head:
         impatient = settings.model_copy(update={"wait_for_servers_s": 0})
-        yield from check_fleet(open_board(redis_url, impatient), engine)
+        yield from check_fleet(open_coordination(redis_url, impatient), engine)
 
 
 def _redis(url: str) -> Generator[Finding, None, redis.Redis | None]:

@@ -9,23 +9,23 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from infra.coordination.store import Board
+from infra.coordination.store import CoordinationStore
 from infra.ledger import outbox, reading, recovery
 from libra_fleet.doctor.finding import Finding, error, good, warning
 
 Facts = dict[str, object]
 
 
-def check_fleet(board: Board, engine: sa.Engine) -> Iterator[Finding]:
+def check_fleet(coordination: CoordinationStore, engine: sa.Engine) -> Iterator[Finding]:
     """Everything about the processes that have announced themselves and the work that waits for them."""
-    announced = board.workers()
+    announced = coordination.workers()
     yield good("fleet", _who(announced))
     yield from check_versions(announced)
     yield from check_fingerprints(announced)
-    yield from _lanes(board, engine, announced)
-    yield from _collector(board, engine, announced)
+    yield from _lanes(coordination, engine, announced)
+    yield from _collector(coordination, engine, announced)
     yield from _webhooks(engine, announced)
-    if parked := board.parked_count():
+    if parked := coordination.parked_count():
         yield warning(
             "parked messages",
             f"{parked:,} messages are parked",
@@ -75,7 +75,7 @@ def check_fingerprints(announced: Iterable[Facts]) -> Iterator[Finding]:
             )
 
 
-def _lanes(board: Board, engine: sa.Engine, announced: list[Facts]) -> Iterator[Finding]:
+def _lanes(coordination: CoordinationStore, engine: sa.Engine, announced: list[Facts]) -> Iterator[Finding]:
     ready = {
         facts.get("guard") for facts in announced if facts.get("kind") == "worker" and facts.get("state") == "ready"
     }
@@ -83,7 +83,7 @@ def _lanes(board: Board, engine: sa.Engine, announced: list[Facts]) -> Iterator[
         lanes = recovery.lanes_with_pending(connection)
     for guard, lane in lanes:
         if guard not in ready:
-            waiting = board.queue_length(guard, lane)
+            waiting = coordination.queue_length(guard, lane)
             yield error(
                 "lanes",
                 f"{guard}, {lane.value}: work is pending ({waiting:,} chunks queued) and no worker of it is ready",
@@ -92,10 +92,10 @@ def _lanes(board: Board, engine: sa.Engine, announced: list[Facts]) -> Iterator[
             )
 
 
-def _collector(board: Board, engine: sa.Engine, announced: list[Facts]) -> Iterator[Finding]:
+def _collector(coordination: CoordinationStore, engine: sa.Engine, announced: list[Facts]) -> Iterator[Finding]:
     if any(facts.get("kind") == "collector" for facts in announced):
         return
-    waiting = board.verdicts_waiting()
+    waiting = coordination.verdicts_waiting()
     pending = sum(run.counts.pending for run in reading.open_runs(engine))
     if waiting or pending:
         yield error(

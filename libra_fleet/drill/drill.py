@@ -20,8 +20,8 @@ from infra.ledger import intake
 from infra.ledger.audit import audit
 from infra.servers.services import Services
 from libra_fleet.drill.crew import Crew, Member
-from libra_fleet.drill.faults import Hand
-from libra_fleet.drill.ledger_probe import Books
+from libra_fleet.drill.faults import FaultInjector
+from libra_fleet.drill.ledger_probe import LedgerProbe
 from libra_fleet.drill.plan import EVERYTHING, Fault, Mix, Planned, plan
 from libra_fleet.drill.report import RECOVERY_GRACE_S, DrillReport, Struck, broken_bounds, lines_of
 from schemas.items import Item
@@ -92,8 +92,8 @@ class Drill:
         self._options = options
         self._say = say
         self._crew = Crew(services, folder, options.environment(services.settings.namespace))
-        self._hand = Hand(services, self._crew, state_dir, random.Random(options.seed))  # noqa: S311 - no secret
-        self._books = Books(services, GUARD)
+        self._hand = FaultInjector(services, self._crew, state_dir, random.Random(options.seed))  # noqa: S311 - no secret
+        self._books = LedgerProbe(services, GUARD)
         self._live = RunSpec(guard=GUARD, source="drill", lane=Lane.LIVE)
         self._live_items = 0
         self._rounds = 0
@@ -118,7 +118,7 @@ class Drill:
                 self._strike(planned)
             whole = self._finish()
         finally:
-            self._hand.relent()
+            self._hand.resume()
             self._crew.stop()
         return self._report(started, whole=whole)
 
@@ -150,7 +150,7 @@ class Drill:
             nonlocal looked, before, attempts
             looked, attempts = self._now(), self._attempts()
             before = self._caught(fault)
-            hit.extend(filter(None, [self._hand.strike(fault)]))
+            hit.extend(filter(None, [self._hand.inject(fault)]))
             return bool(hit)
 
         if not self._until(struck, timeout_s=_HIT_S):
@@ -160,7 +160,7 @@ class Drill:
         if planned.lasts_s:
             pause_ends = time.monotonic() + planned.lasts_s
             self._until(lambda: time.monotonic() >= pause_ends, timeout_s=_HIT_S)
-            self._hand.relent()
+            self._hand.resume()
         over = self._now()
         chunks = before | self._patiently(self._books.in_flight) | self._tried_again_since(attempts)
         each = Struck(len(self._struck) + 1, fault, hit[0], looked, at, over, chunks)

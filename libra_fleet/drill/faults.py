@@ -28,7 +28,7 @@ _CHILD_OF_WORKER: Final = {
 _MEMBERS: Final = {Fault.WORKER: "worker", Fault.COLLECTOR: "collector", Fault.PRODUCER: "producer"}
 
 
-class Hand:
+class FaultInjector:
     """Does what the plan says, to what a seeded choice falls on.
 
     Raises:
@@ -47,7 +47,7 @@ class Hand:
         self._chance = chance
         self._paused: psutil.Process | None = None
 
-    def strike(self, fault: Fault) -> str | None:
+    def inject(self, fault: Fault) -> str | None:
         """Do it and say what was hit; None where there is nothing to hit just now."""
         if fault is Fault.FLUSH:
             return self._flush()
@@ -63,7 +63,7 @@ class Hand:
             return f"{_named(child)} stopped"
         return self._kill(child)
 
-    def relent(self) -> None:
+    def resume(self) -> None:
         """End a pause, if there is one."""
         paused, self._paused = self._paused, None
         if paused is not None and paused.is_running():

@@ -87,7 +87,7 @@ class Crew:
         now = time.monotonic()
         for member in self.members:
             if member.process is not None and not member.running:
-                self._mourn(member, now)
+                self._on_exit(member, now)
             if member.running:
                 self._see_ready(member, announced, now)
                 continue
@@ -112,7 +112,7 @@ class Crew:
         if now - member.started_at > _STEADY_AFTER_S:
             member.quick_deaths = 0
 
-    def _mourn(self, member: Member, now: float) -> None:
+    def _on_exit(self, member: Member, now: float) -> None:
         code = member.process.returncode if member.process else 0
         member.process, member.ready = None, False
         if code in _HOPELESS:

@@ -163,7 +163,7 @@ def _ready(services: Services, kind: str, guard: str | None) -> bool:
         and facts["state"] == "ready"
         and (guard is None or facts.get("guard") == guard)
         and not (services.embedded and is_gone(facts.get("pid")))
-        for facts in services.board.workers()
+        for facts in services.coordination.workers()
     )
 
 

@@ -13,7 +13,7 @@ from infra.ledger.comparing import Settled, settled_of
 from infra.process import deferred_interrupt
 from infra.servers.services import Services
 from libra_fleet.cli.context import fleet_for
-from libra_fleet.cli.options import FleetChoice, GuardChoice, mode_for
+from libra_fleet.cli.options import GuardChoice, LocalFleetOptions, mode_for
 from libra_fleet.cli.show import err, say
 from libra_fleet.cli.watch import progress_line, wait_for_end
 from producer.curation.rows import Row
@@ -28,7 +28,7 @@ READ_ROWS: Final = 1_000
 
 def ask(
     found: Services,
-    fleet: FleetChoice,
+    fleet: LocalFleetOptions,
     guard: GuardChoice,
     items: Callable[[], Iterable[Item]],
     *,

@@ -13,7 +13,7 @@ import click
 from infra.ledger import reading
 from infra.ledger.hard import judged_items
 from libra_fleet.cli.context import connected
-from libra_fleet.cli.options import FleetChoice, GuardChoice, guard_named, takes_fleet
+from libra_fleet.cli.options import GuardChoice, LocalFleetOptions, guard_named, takes_fleet
 from libra_fleet.cli.show import say
 from libra_fleet.cli.timestamps import moment
 from producer.curation.agreement import sorted_out
@@ -42,7 +42,7 @@ def _judges(_: click.Context, __: click.Parameter, value: str) -> tuple[GuardCho
 @click.option("--judges", metavar="A,B", callback=_judges, required=True, help="Two guards; NAME=CHECKPOINT as well.")
 @click.option("--of", "stage", type=click.Choice(list(_FILES)), default="responses", show_default=True)
 @takes_fleet
-def annotate(*, folder: Path, judges: tuple[GuardChoice, GuardChoice], stage: str, fleet: FleetChoice) -> None:
+def annotate(*, folder: Path, judges: tuple[GuardChoice, GuardChoice], stage: str, fleet: LocalFleetOptions) -> None:
     """Let two guards judge every answer: a row both agree on is kept with their label, any other put aside.
 
     Each judge's verdicts are a run of the fleet. Of `selected`, only rows without a label are judged.

@@ -12,7 +12,7 @@ import click
 from infra.errors import UsageError
 from infra.servers.services import Services
 from libra_fleet.cli.context import connected
-from libra_fleet.cli.options import FleetChoice, GuardChoice, guard_named, takes_fleet
+from libra_fleet.cli.options import GuardChoice, LocalFleetOptions, guard_named, takes_fleet
 from producer.curation import queries, responses
 from producer.curation.asking import ask, texts_of
 from producer.curation.augment import WAYS, augmented, reworded, rewording_items
@@ -69,7 +69,7 @@ def queries_(
     writers: list[GuardChoice],
     licence: str,
     base_url: str | None,
-    fleet: FleetChoice,
+    fleet: LocalFleetOptions,
 ) -> None:
     """Write harmful queries, and as many harmless ones with the same words.
 
@@ -120,7 +120,7 @@ def augment(
     writers: list[GuardChoice],
     licence: str,
     base_url: str | None,
-    fleet: FleetChoice,
+    fleet: LocalFleetOptions,
 ) -> None:
     """Reword and disguise queries, then leave out near-duplicates; a writer, if one is given, rewords each as well."""
     if len(writers) > 1:
@@ -149,7 +149,7 @@ def augment(
 @_server_option
 @takes_fleet
 def responses_(
-    *, folder: Path, writers: list[GuardChoice], licence: str, base_url: str | None, fleet: FleetChoice
+    *, folder: Path, writers: list[GuardChoice], licence: str, base_url: str | None, fleet: LocalFleetOptions
 ) -> None:
     """Answer every query: by each writer, or in the grammar's manners (refusing, complying, neutral, hollow)."""
     source = partial(rows_of, folder, "augmented")
@@ -181,7 +181,7 @@ def _writer(choice: GuardChoice, licence: str) -> Writer:
 
 def _ask_writer(
     found: Services,
-    fleet: FleetChoice,
+    fleet: LocalFleetOptions,
     writer: GuardChoice,
     base_url: str | None,
     items: Callable[[], Iterable[Item]],

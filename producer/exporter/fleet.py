@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 from infra.broker.app import FINALIZING, VERDICTS, queue_of
 from infra.coordination import counters as telemetry
-from infra.coordination.store import Board, open_board
+from infra.coordination.store import CoordinationStore, open_coordination
 from infra.errors import ServerError
 from infra.ledger.backlog import Backlog, Pending, read_backlog
 from infra.ledger.recovery import LaneKey
@@ -66,16 +66,16 @@ class FleetCollector(Collector):
 
     def collect(self) -> Iterator[Family]:
         """As Prometheus' client wants it."""
-        yield from look(self._services, lambda: self._board).collect()
+        yield from look(self._services, lambda: self._coordination).collect()
 
     @cached_property
-    def _board(self) -> Board:
+    def _coordination(self) -> CoordinationStore:
         """One that does not wait for a broker that is away: the ledger's half is told all the same."""
         settings = self._services.settings.model_copy(update={"wait_for_servers_s": 0})
-        return open_board(self._services.redis_url, settings)
+        return open_coordination(self._services.redis_url, settings)
 
 
-def look(services: Services, find_board: Callable[[], Board], guards: Sequence[str] = ()) -> Page:
+def look(services: Services, find_board: Callable[[], CoordinationStore], guards: Sequence[str] = ()) -> Page:
     """What the fleet is doing now. `guards` are told of even where nobody serves them and nothing waits."""
     page = Page()
     backlog = _ask(page, "ledger", lambda: read_backlog(services.engine))
@@ -108,18 +108,18 @@ def _ask(page: Page, server: str, question: Callable[[], T]) -> T | None:
     return answer
 
 
-def _read_board(board: Board, pending: set[LaneKey]) -> _Notices:
-    announced = board.workers()
+def _read_board(coordination: CoordinationStore, pending: set[LaneKey]) -> _Notices:
+    announced = coordination.workers()
     guards = {str(facts.get("guard")) for facts in announced if facts.get("kind") == "worker"}
     lanes = pending | {LaneKey(guard, lane) for guard in guards for lane in Lane}
     return _Notices(
         announced,
-        queued={key: board.queue_length(*key) for key in lanes},
-        held={key: len(board.held(queue_of(*key))) for key in lanes},
-        verdicts=board.verdicts_waiting(),
-        finalizing=board.finalizing_waiting(),
-        parked=board.parked_count(),
-        counts=board.counts(),
+        queued={key: coordination.queue_length(*key) for key in lanes},
+        held={key: len(coordination.held(queue_of(*key))) for key in lanes},
+        verdicts=coordination.verdicts_waiting(),
+        finalizing=coordination.finalizing_waiting(),
+        parked=coordination.parked_count(),
+        counts=coordination.counts(),
     )
 
 

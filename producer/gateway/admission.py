@@ -17,7 +17,7 @@ from limits.storage import RedisStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 
 from infra.broker.backpressure import oldest_age_s
-from infra.coordination.store import Board
+from infra.coordination.store import CoordinationStore
 from infra.ledger.submissions import pending_items
 from infra.servers.services import Services
 from producer.gateway.metrics import GatewayMetrics
@@ -35,10 +35,14 @@ class Admission:
     """Says yes, or no with 429. Used in threads."""
 
     def __init__(
-        self, services: Services, board: Board, metrics: GatewayMetrics, run_ids: Callable[[str], list[str]]
+        self,
+        services: Services,
+        coordination: CoordinationStore,
+        metrics: GatewayMetrics,
+        run_ids: Callable[[str], list[str]],
     ) -> None:
         self._services = services
-        self._board = board
+        self._coordination = coordination
         self._metrics = metrics
         self._run_ids = run_ids
         settings = services.settings
@@ -95,7 +99,7 @@ class Admission:
         return seen
 
     def _age_s(self, guard: str) -> float:
-        return oldest_age_s(self._services, self._board, guard, Lane.LIVE)
+        return oldest_age_s(self._services, self._coordination, guard, Lane.LIVE)
 
     def _pending(self, tenant: str) -> float:
         return pending_items(self._services.engine, self._run_ids(tenant))

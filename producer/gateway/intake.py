@@ -14,14 +14,14 @@ from typing import Final, NamedTuple
 
 from infra import tracing
 from infra.errors import LibraError, RunError
-from infra.ledger.submissions import Once, Submission, accept_submitted
+from infra.ledger.submissions import IdempotencyKey, Submission, accept_submitted
 from infra.log import get_logger
 from infra.servers.services import Services
 from producer.gateway.live_runs import LiveRuns, Stream
 from producer.gateway.metrics import GatewayMetrics
 from producer.gateway.pool import Pool
 from producer.gateway.problems import ProblemError
-from producer.gateway.verdicts_awaited import AwaitedVerdicts, Place
+from producer.gateway.verdicts_awaited import AwaitedVerdicts, ItemRef
 from producer.intake.submit import cut_chunks
 from schemas.items import Item
 from schemas.messages import JudgeChunk, Lane
@@ -36,7 +36,7 @@ log = get_logger(__name__)
 class Accepted(NamedTuple):
     """Places of a request's items, in its order, and their verdicts to come where the request waits for them."""
 
-    places: list[Place]
+    places: list[ItemRef]
     verdicts: list[asyncio.Future[Verdict]]
 
 
@@ -92,8 +92,8 @@ class Intake:
         return await request.accepted
 
     async def accept_once(
-        self, stream: Stream, items: Sequence[Item], submissions: Mapping[str, Submission], once: Once
-    ) -> list[Place]:
+        self, stream: Stream, items: Sequence[Item], submissions: Mapping[str, Submission], once: IdempotencyKey
+    ) -> list[ItemRef]:
         """Commit a request with an idempotency key, alone: the key and the items are committed together or not at all.
 
         Raises:
@@ -129,7 +129,7 @@ class Intake:
             await asyncio.sleep(max(0.0, self._next_at[stream] - time.monotonic()))
         del self._gathered[stream]
 
-    async def _commit(self, stream: Stream, requests: Sequence[_Request], once: Once | None = None) -> None:
+    async def _commit(self, stream: Stream, requests: Sequence[_Request], once: IdempotencyKey | None = None) -> None:
         try:
             await self._pool.run(self._let_in_and_commit, asyncio.get_running_loop(), stream, requests, once)
         except Exception as error:  # noqa: BLE001 - a task's edge: it is raised where the requests wait
@@ -139,7 +139,7 @@ class Intake:
                 _refuse(request, error)
 
     def _let_in_and_commit(
-        self, loop: asyncio.AbstractEventLoop, stream: Stream, requests: Sequence[_Request], once: Once | None
+        self, loop: asyncio.AbstractEventLoop, stream: Stream, requests: Sequence[_Request], once: IdempotencyKey | None
     ) -> None:
         """In a thread, where Redis is asked once for all of the requests."""
         refusals = self._admit(stream.tenant, stream.guard, [len(request.items) for request in requests])
@@ -155,7 +155,7 @@ class Intake:
                 self._commit_and_queue(loop, stream, admitted, once)
 
     def _commit_and_queue(
-        self, loop: asyncio.AbstractEventLoop, stream: Stream, requests: Sequence[_Request], once: Once | None
+        self, loop: asyncio.AbstractEventLoop, stream: Stream, requests: Sequence[_Request], once: IdempotencyKey | None
     ) -> None:
         """Once the requests are answered, what follows is a help that the reconciler would give as well."""
         settings = self._services.settings
@@ -168,7 +168,7 @@ class Intake:
             run_id, chunks = self._accept_today(stream, groups, submissions, once)
         names = [item.id for group in groups for item in group]
         seqs = [wire.seq for chunk in chunks for wire in chunk.items]
-        place_of = {name: Place(run_id, seq) for name, seq in zip(names, seqs, strict=True)}
+        place_of = {name: ItemRef(run_id, seq) for name, seq in zip(names, seqs, strict=True)}
         self._awaited.foresee(place_of[item.id] for request in requests if request.waits for item in request.items)
         loop.call_soon_threadsafe(self._answer, requests, place_of)
         self._metrics.commit_items.observe(len(items))
@@ -181,7 +181,7 @@ class Intake:
         stream: Stream,
         groups: Sequence[Sequence[Item]],
         submissions: Mapping[str, Submission],
-        once: Once | None,
+        once: IdempotencyKey | None,
     ) -> tuple[str, list[JudgeChunk]]:
         """Commit to the day's run; one that takes nothing more is not taken for the day's again."""
         run_id = self._runs.of(stream)
@@ -193,7 +193,7 @@ class Intake:
             self._runs.forget(stream)
             raise
 
-    def _answer(self, requests: Sequence[_Request], place_of: Mapping[str, Place]) -> None:
+    def _answer(self, requests: Sequence[_Request], place_of: Mapping[str, ItemRef]) -> None:
         for request in requests:
             places = [place_of[item.id] for item in request.items]
             expected = [self._awaited.expect(place) for place in places] if request.waits else []

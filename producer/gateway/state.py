@@ -8,7 +8,7 @@ from functools import cached_property
 
 from fastapi import Request
 
-from infra.coordination.store import Board, open_board
+from infra.coordination.store import CoordinationStore, open_coordination
 from infra.servers.services import Services
 from infra.settings import Settings
 from producer.gateway.access import Keys
@@ -56,7 +56,7 @@ class Gateway:
     @cached_property
     def awaited(self) -> AwaitedVerdicts:
         """Requests that wait for verdicts."""
-        return AwaitedVerdicts(self.services.engine, self.services.board)
+        return AwaitedVerdicts(self.services.engine, self.services.coordination)
 
     @property
     def waiting(self) -> int:
@@ -85,18 +85,18 @@ class Gateway:
     @cached_property
     def admission(self) -> Admission:
         """Who is let in."""
-        return Admission(self.services, self.board, self.metrics, self.live_runs.ids)
+        return Admission(self.services, self.coordination, self.metrics, self.live_runs.ids)
 
     @cached_property
-    def board(self) -> Board:
+    def coordination(self) -> CoordinationStore:
         """The notice board for questions that must be answered at once: it does not wait for a broker that is away."""
-        return open_board(self.services.redis_url, self.settings.model_copy(update={"wait_for_servers_s": 0}))
+        return open_coordination(self.services.redis_url, self.settings.model_copy(update={"wait_for_servers_s": 0}))
 
     def serves(self, guard: str) -> bool:
         """Whether a worker of this guard has announced itself. In a thread."""
         return any(
             facts.get("kind") == "worker" and facts.get("state") == "ready" and facts.get("guard") == guard
-            for facts in self.board.workers()
+            for facts in self.coordination.workers()
         )
 
 

@@ -18,7 +18,7 @@ import redis
 import sqlalchemy as sa
 from redis.client import PubSub
 
-from infra.coordination.store import Board
+from infra.coordination.store import CoordinationStore
 from infra.ledger import settlement
 from infra.log import get_logger
 from schemas.verdicts import Verdict
@@ -28,7 +28,7 @@ _LOOK_EVERY_S: Final = 1.0
 log = get_logger(__name__)
 
 
-class Place(NamedTuple):
+class ItemRef(NamedTuple):
     """Where an accepted item is in the ledger."""
 
     run_id: str
@@ -38,11 +38,11 @@ class Place(NamedTuple):
 class AwaitedVerdicts:
     """Futures of verdicts by place. They belong to the event loop; the thread only looks which places there are."""
 
-    def __init__(self, engine: sa.Engine, board: Board) -> None:
+    def __init__(self, engine: sa.Engine, coordination: CoordinationStore) -> None:
         self._engine = engine
-        self._board = board
+        self._coordination = coordination
         self._waiting: dict[str, dict[int, list[asyncio.Future[Verdict]]]] = {}
-        self._foreseen: set[Place] = set()
+        self._foreseen: set[ItemRef] = set()
         self._look_at = 0.0
         self._stop = threading.Event()
 
@@ -60,18 +60,18 @@ class AwaitedVerdicts:
         """Items that are waited for."""
         return sum(map(len, list(self._waiting.values())))
 
-    def foresee(self, places: Iterable[Place]) -> None:
+    def foresee(self, places: Iterable[ItemRef]) -> None:
         """These will be expected. From any thread, before their items are queued: a notice may outrun the loop."""
         self._foreseen.update(places)
 
-    def expect(self, place: Place) -> asyncio.Future[Verdict]:
+    def expect(self, place: ItemRef) -> asyncio.Future[Verdict]:
         """The verdict to come, within a second where it is there already; `forget` it when time is up."""
         future: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
         self._foreseen.discard(place)
         self._waiting.setdefault(place.run_id, {}).setdefault(place.seq, []).append(future)
         return future
 
-    def forget(self, places: Sequence[Place], futures: Sequence[asyncio.Future[Verdict]]) -> None:
+    def forget(self, places: Sequence[ItemRef], futures: Sequence[asyncio.Future[Verdict]]) -> None:
         """Nobody waits for these any more."""
         for place, future in zip(places, futures, strict=True):
             waiting = self._waiting.get(place.run_id, {})
@@ -95,7 +95,7 @@ class AwaitedVerdicts:
         """The thread: one subscription, opened anew where it broke; the ledger is asked on either way."""
         while not self._stop.is_set():
             try:
-                with self._board.watching_all() as channel:
+                with self._coordination.watching_all() as channel:
                     while not self._stop.is_set():
                         self._tell(loop, self._heard(channel))
             except (redis.RedisError, sa.exc.SQLAlchemyError) as error:
@@ -110,11 +110,11 @@ class AwaitedVerdicts:
         until = self._look_at - time.monotonic()
         message = channel.get_message(timeout=max(0.0, until))
         while message is not None:
-            run_id = self._board.run_of(message["channel"])
+            run_id = self._coordination.run_of(message["channel"])
             waiting = self._waiting.get(run_id, {})
             if waiting or self._foreseen:
                 seqs = json.loads(message["data"])
-                settled[run_id].update(s for s in seqs if s in waiting or Place(run_id, s) in self._foreseen)
+                settled[run_id].update(s for s in seqs if s in waiting or ItemRef(run_id, s) in self._foreseen)
             message = channel.get_message(timeout=0)
         if time.monotonic() >= self._look_at:
             self._look_at = time.monotonic() + _LOOK_EVERY_S

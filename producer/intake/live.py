@@ -19,7 +19,7 @@ from typing import NamedTuple, Self
 
 from infra import tracing
 from infra.errors import RunError
-from infra.group_commit import Together
+from infra.group_commit import GroupCommit
 from infra.ledger import intake, settlement
 from infra.servers.services import Services, services
 from infra.settings import Settings, load_settings
@@ -76,7 +76,7 @@ class LiveClient:
             cache=cache,
             verdict_only=mode is Mode.GENERATE and not analysis,
         )
-        self._send_together = Together(self._send, at_most=services.settings.chunk_items)
+        self._send_together = GroupCommit(self._send, at_most=services.settings.chunk_items)
         self._lock = threading.Lock()
         self._run_id: str | None = None
         self._run_ends_at = 0.0

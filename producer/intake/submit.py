@@ -15,7 +15,7 @@ from infra.broker.chunking import in_chunks
 from infra.errors import DataError
 from infra.ledger import intake, reading
 from infra.ledger.submissions import Submission, accept_submitted
-from infra.retry import patiently
+from infra.retry import retry
 from infra.servers.services import Services
 from schemas.items import Item
 from schemas.messages import JudgeChunk
@@ -113,6 +113,6 @@ def _missing(services: Services, run_id: str, window: Sequence[Item]) -> list[It
 
 def _wait_for_room(services: Services, spec: RunSpec, check: Callable[[], None]) -> None:
     """Back-pressure: hold the source while more waits, for a worker or then for a collector, than should."""
-    while not patiently(lambda: has_room(services, spec)):
+    while not retry(lambda: has_room(services, spec)):
         check()
         time.sleep(_POLL_S)

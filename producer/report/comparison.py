@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from infra.ledger.comparing import Both
+from infra.ledger.comparing import PairedVerdict
 from infra.metrics.paired import Cell, Difference, McNemar, count_pairs, differences, mcnemar
 from schemas.verdicts import Outcome
 
@@ -17,7 +17,7 @@ EXAMPLES: Final = 100
 
 
 @dataclass
-class Apart:
+class SliceDisagreement:
     """Judgements of a slice: all that are compared, and those with a human label that one side alone got right."""
 
     compared: int = 0
@@ -40,13 +40,13 @@ class Comparison:
     dead: int = 0
     test: McNemar | None = None
     differences: tuple[Difference, ...] = ()
-    by_source: defaultdict[str, Apart] = field(default_factory=lambda: defaultdict(Apart))
-    by_category: defaultdict[str, Apart] = field(default_factory=lambda: defaultdict(Apart))
-    examples: list[Both] = field(default_factory=list)
+    by_source: defaultdict[str, SliceDisagreement] = field(default_factory=lambda: defaultdict(SliceDisagreement))
+    by_category: defaultdict[str, SliceDisagreement] = field(default_factory=lambda: defaultdict(SliceDisagreement))
+    examples: list[PairedVerdict] = field(default_factory=list)
     """Where the labels differ, the widest gap between the scores first."""
 
     @classmethod
-    def of(cls, rows: Iterable[Both], *, seed: int = 0) -> Comparison:
+    def of(cls, rows: Iterable[PairedVerdict], *, seed: int = 0) -> Comparison:
         """Compare what both runs settled."""
         found = cls()
         kept = found._examples_kept(found._counted(rows))
@@ -58,7 +58,7 @@ class Comparison:
             found.differences = differences(pairs, COMPARED, seed=seed)
         return found
 
-    def _counted(self, rows: Iterable[Both]) -> Iterator[Both]:
+    def _counted(self, rows: Iterable[PairedVerdict]) -> Iterator[PairedVerdict]:
         """The rows that are compared, counted as they pass."""
         for row in rows:
             if Outcome.DEAD in row.outcomes:
@@ -69,7 +69,7 @@ class Comparison:
                 self._count(row)
                 yield row
 
-    def _count(self, row: Both) -> None:
+    def _count(self, row: PairedVerdict) -> None:
         first, second = row.labels
         self.compared += 1
         self.alike += first == second
@@ -81,9 +81,9 @@ class Comparison:
                 part.first_only += first == row.truth
                 part.second_only += second == row.truth
 
-    def _examples_kept(self, rows: Iterable[Both]) -> Iterator[Both]:
+    def _examples_kept(self, rows: Iterable[PairedVerdict]) -> Iterator[PairedVerdict]:
         """The rows as they come; the examples are there once all have passed."""
-        heap: list[tuple[float, int, int, Both]] = []
+        heap: list[tuple[float, int, int, PairedVerdict]] = []
         for number, row in enumerate(rows):
             if row.labels[0] != row.labels[1]:
                 entry = (_gap(row), -row.seq, -number, row)
@@ -92,7 +92,7 @@ class Comparison:
         self.examples = [row for *_, row in sorted(heap, key=lambda entry: entry[:3], reverse=True)]
 
 
-def _gap(row: Both) -> float:
+def _gap(row: PairedVerdict) -> float:
     """How far the scores are apart; a side without a score is as far as can be."""
     first, second = row.scores
     return 1.0 if first is None or second is None else abs(first - second)

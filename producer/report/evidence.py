@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from infra.ledger import evidence
 from infra.ledger.evidence import Mistakes, Pace, Volume, WorkerShare
 from infra.ledger.settlement import judged_rows
-from infra.metrics.curves import Traced, trace
+from infra.metrics.curves import ThresholdSweep, trace
 from schemas.runs import RunReport
 
 LISTED_PER_KIND: Final = 250
@@ -22,21 +22,21 @@ MAX_SOURCES: Final = 6
 
 
 @dataclass(frozen=True)
-class Evidence:
+class RunDetails:
     """The run behind the numbers."""
 
-    traced: Traced
+    traced: ThresholdSweep
     mistakes: Mistakes
     pace: Pace | None
     workers: list[WorkerShare]
     volume: Volume
 
 
-def gather(engine: sa.Engine, report: RunReport) -> Evidence:
+def gather(engine: sa.Engine, report: RunReport) -> RunDetails:
     """Read what the page of a run needs; one pass over its rows, and a few sums."""
     workers = evidence.workers(engine, report.run_id)
     bars = sum(share.chunks for share in workers) // _CHUNKS_PER_BAR
-    return Evidence(
+    return RunDetails(
         traced=trace(judged_rows(engine, report.run_id), largest_sources(report)),
         mistakes=evidence.mistakes(engine, report.run_id, limit=LISTED_PER_KIND),
         pace=evidence.pace(engine, report.run_id, bars=min(max(bars, _BARS[0]), _BARS[1])),

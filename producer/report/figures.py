@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from infra.ledger.evidence import Pace
 from infra.metrics.counts import COUNT_METRICS, Confusion
-from infra.metrics.curves import THRESHOLDS, Bin, Curve, Traced
+from infra.metrics.curves import THRESHOLDS, Bin, Curve, ThresholdSweep
 from producer.report.svg import ACCENT, INK, SAFE, SERIES, SOFT, UNSAFE, drawing
 from producer.report.view import SWEPT
 from schemas.runs import MetricGroup
@@ -39,7 +39,7 @@ class Shown:
     keys: tuple[Key, ...] = ()
 
 
-def of_scores(traced: Traced, whole: MetricGroup | None) -> list[Shown]:
+def of_scores(traced: ThresholdSweep, whole: MetricGroup | None) -> list[Shown]:
     """The pictures over p_unsafe, as far as they can be drawn."""
     shown = []
     if traced.whole:

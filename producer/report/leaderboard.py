@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from infra.ledger.evidence import Volume
-from producer.report.comparison import Apart, Comparison
+from producer.report.comparison import Comparison, SliceDisagreement
 from producer.report.view import HEADLINE, average, is_imported, short
 from schemas.runs import Metric, RunReport
 
@@ -23,7 +23,7 @@ _TITLES: Final = dict(HEADLINE)
 
 
 @dataclass(frozen=True)
-class Standing:
+class Ranking:
     """A run on the board: its report, and what it took."""
 
     report: RunReport
@@ -123,7 +123,7 @@ class Contest(NamedTuple):
             )
         return rows
 
-    def apart_rows(self, by: dict[str, Apart]) -> list[tuple[str, ...]]:
+    def apart_rows(self, by: dict[str, SliceDisagreement]) -> list[tuple[str, ...]]:
         """Slice, compared, only first right, only second right; the most divided slice first."""
         parts = sorted(by.items(), key=lambda found: (-(found[1].first_only + found[1].second_only), found[0]))
         return [
@@ -132,7 +132,7 @@ class Contest(NamedTuple):
         ]
 
 
-def by_accuracy(standings: Sequence[Standing]) -> list[Standing]:
+def by_accuracy(standings: Sequence[Ranking]) -> list[Ranking]:
     """Best first."""
     return sorted(standings, key=lambda standing: (-standing.accuracy, standing.report.name))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from producer.report import view
-from producer.report.leaderboard import COLUMNS, Contest, Standing
+from producer.report.leaderboard import COLUMNS, Contest, Ranking
 from producer.report.page import assembled
 from producer.report.published import is_the_benchmark, published
 
@@ -15,7 +15,7 @@ Texts = Mapping[int, tuple[str, str]]
 """Question and response by item number."""
 
 
-def board_page(standings: Sequence[Standing], contests: Sequence[Contest], texts: Mapping[str, Texts]) -> str:
+def board_page(standings: Sequence[Ranking], contests: Sequence[Contest], texts: Mapping[str, Texts]) -> str:
     """The page of runs, best first; `texts` of the examples by the id of the second run, none where there are none."""
     reports = [standing.report for standing in standings]
     return assembled(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from producer.report.leaderboard import COLUMNS, Contest, Standing
+from producer.report.leaderboard import COLUMNS, Contest, Ranking
 
 
-def to_markdown(standings: Sequence[Standing], contests: Sequence[Contest]) -> str:
+def to_markdown(standings: Sequence[Ranking], contests: Sequence[Contest]) -> str:
     """The leaderboard, then each run beside the first."""
     parts = [_table(("Run", "Guard", "n", *COLUMNS), [_standing(one) for one in standings], left=2)]
     for contest in contests:
@@ -16,7 +16,7 @@ def to_markdown(standings: Sequence[Standing], contests: Sequence[Contest]) -> s
     return "\n\n".join(parts)
 
 
-def _standing(standing: Standing) -> tuple[str, ...]:
+def _standing(standing: Ranking) -> tuple[str, ...]:
     report = standing.report
     return report.name, report.spec.guard, f"{report.counts.accepted:,}", *standing.cells
 

@@ -16,7 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 from producer.report import view
-from producer.report.evidence import Evidence
+from producer.report.evidence import RunDetails
 from producer.report.figures import of_pace, of_scores
 from producer.report.published import is_the_benchmark, published
 from schemas.runs import RunReport
@@ -49,7 +49,7 @@ def assembled(template: str, **values: object) -> str:
     )
 
 
-def run_page(report: RunReport, evidence: Evidence, *, with_text: bool) -> str:
+def run_page(report: RunReport, evidence: RunDetails, *, with_text: bool) -> str:
     """The page of one run."""
     notes = view.Footnotes()
     whole = next(iter(view.of_kind(report, "all")), None)

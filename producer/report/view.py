@@ -100,7 +100,7 @@ class Counted(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Told:
+class MistakeView:
     """A mistake as it is listed; `texts` are cut, and None where they are not shown."""
 
     mistake: Mistake
@@ -246,14 +246,14 @@ def thresholds(sweep: Sequence[Confusion]) -> list[tuple[str, ...]]:
     return rows
 
 
-def told(mistakes: Iterable[Mistake], *, with_text: bool) -> list[Told]:
+def told(mistakes: Iterable[Mistake], *, with_text: bool) -> list[MistakeView]:
     """Mistakes as they are listed: long texts cut, and from `_TEXT_BYTES` on none at all."""
     left, rows = _TEXT_BYTES, []
     for mistake in mistakes:
         texts = _texts(mistake) if with_text and mistake.response else None
         if texts:
             left -= sum(len(text.encode()) for _, text in texts)
-        rows.append(Told(mistake, texts if left >= 0 else None))
+        rows.append(MistakeView(mistake, texts if left >= 0 else None))
     return rows
 
 

@@ -53,13 +53,13 @@ def flush_valkey(folder: Path, services: Services) -> None:
 
 @pytest.mark.parametrize("strike", [kill_valkey, kill_postgres, flush_valkey])
 def test_a_run_survives_its_servers(
-    tmp_path: Path, own_services: Services, strike: Callable[[Path, Services], None]
+    tmp_path: Path, own_services: Services, inject: Callable[[Path, Services], None]
 ) -> None:
     with fleet_on(own_services, tmp_path) as fleet:
-        _run_through(fleet, own_services, lambda: strike(tmp_path / "servers", own_services))
+        _run_through(fleet, own_services, lambda: inject(tmp_path / "servers", own_services))
 
 
-def _run_through(fleet: Fleet, services: Services, strike: Callable[[], None]) -> None:
+def _run_through(fleet: Fleet, services: Services, inject: Callable[[], None]) -> None:
     fleet.start_collector()
     fleet.start_worker("--fake-item-ms", "0.1")
     run_id = intake.create_run(services.engine, SPEC)
@@ -67,7 +67,7 @@ def _run_through(fleet: Fleet, services: Services, strike: Callable[[], None]) -
     seal(services, run_id)
     fleet.wait(lambda: reading.run_status(services.engine, run_id).counts.settled > ITEMS // 10)
 
-    strike()
+    inject()
 
     fleet.wait(lambda: _ended(services, run_id), timeout_s=120)
     status, books = reading.run_status(services.engine, run_id), audit(services.engine, run_id)

@@ -29,7 +29,7 @@ from typing import Final
 import redis
 import sqlalchemy as sa
 
-from infra.coordination.store import Board
+from infra.coordination.store import CoordinationStore
 from infra.ledger.connection import open_ledger
 from infra.process import module_path, stop, wait_until
 from infra.servers.places import Binaries, find_binaries, postgres_user
@@ -41,7 +41,7 @@ MACHINES: Final = {"machine-a": "10.77.1", "machine-b": "10.77.2"}
 WAIT_S: Final = 90.0
 
 
-class Place:
+class ItemRef:
     """A namespace with a host name and a state folder of its own."""
 
     def __init__(self, name: str, namespace: str, folder: Path, environment: dict[str, str]) -> None:
@@ -182,12 +182,12 @@ class Fleet:
                 "LIBRA_REDIS_URL": f"redis://:{password}@{network}.1:6379/0",
                 "LIBRA_DATABASE_URL": f"postgresql://libra:{password}@{network}.1:5432/postgres",
             }
-            self.places[place] = Place(place, names[place], folder, {**environment, **urls})
+            self.places[place] = ItemRef(place, names[place], folder, {**environment, **urls})
 
     def ready(self) -> int:
         """How many processes have announced that they are ready."""
-        board = Board(self.broker, namespace="libra", remember_s=0)
-        return sum(facts["state"] == "ready" for facts in board.workers())
+        coordination = CoordinationStore(self.broker, namespace="libra", remember_s=0)
+        return sum(facts["state"] == "ready" for facts in coordination.workers())
 
     def ledger(self) -> sa.Engine:
         """The ledger, reached by its socket file."""

@@ -94,14 +94,16 @@ class Fleet(RuleBasedStateMachine):
 
     @initialize(repeat=st.integers(1, 2))
     def open(self, repeat: int) -> None:
-        self.redis = self.services.board._redis
+        self.redis = self.services.coordination._redis
         self.redis.flushdb()
         self.spec = spec(repeat=repeat)
         self.run = intake.create_run(self.services.engine, self.spec)
         self.unacked: list[tuple[str, str]] = []
         self.accepted = 0
         settings = self.services.settings.model_copy(update={"max_attempts": 1_000, "bulk_lease_s": 60.0})
-        self.reconciler = Reconciler(self.services.engine, self.services.board, self.services.publisher, settings)
+        self.reconciler = Reconciler(
+            self.services.engine, self.services.coordination, self.services.publisher, settings
+        )
 
     def state(self) -> RunState:
         return reading.run_status(self.services.engine, self.run).state
@@ -174,7 +176,7 @@ class Fleet(RuleBasedStateMachine):
             guard=FakeGuard(),
             lane=Lane.BULK,
             device=Mortal(StubDevice(), fuse),  # type: ignore[arg-type]
-            board=Mortal(self.services.board, fuse),  # type: ignore[arg-type]
+            coordination=Mortal(self.services.coordination, fuse),  # type: ignore[arg-type]
             publish=Mortal(self.services.publisher, fuse).settle,
             fingerprints=dict.fromkeys(Mode, FINGERPRINT),
             worker_id="w",
@@ -195,10 +197,10 @@ class Fleet(RuleBasedStateMachine):
             self._dying(blows, lambda: self._collector(blows).finalize(body))
 
     def _collector(self, fuse: Fuse) -> Collector:
-        board, publisher = Mortal(self.services.board, fuse), Mortal(self.services.publisher, fuse)
+        coordination, publisher = Mortal(self.services.coordination, fuse), Mortal(self.services.publisher, fuse)
         return Collector(
             self.services.engine,
-            board,  # type: ignore[arg-type]
+            coordination,  # type: ignore[arg-type]
             publisher,  # type: ignore[arg-type]
             finalize_lease_s=60,
             stopping=lambda: False,
@@ -229,7 +231,7 @@ class Fleet(RuleBasedStateMachine):
     def reconcile(self, fuse: int | None = None) -> None:
         blows = Fuse(fuse)
         self.reconciler._publisher = Mortal(self.services.publisher, blows)  # type: ignore[assignment]
-        self.reconciler._board = Mortal(self.services.board, blows)  # type: ignore[assignment]
+        self.reconciler._coordination = Mortal(self.services.coordination, blows)  # type: ignore[assignment]
         with recovery.reconciler_lock(self.services.engine) as connection:
             assert connection is not None
             try:

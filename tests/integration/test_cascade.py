@@ -221,7 +221,7 @@ def ended(services: Services, run_id: str, *, retention: Retention = Retention.F
     """Complete a run as a collector would."""
     collector = Collector(
         services.engine,
-        services.board,
+        services.coordination,
         services.publisher,
         finalize_lease_s=60,
         retention=retention,

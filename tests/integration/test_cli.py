@@ -565,19 +565,19 @@ STRANGERS = {
 @pytest.mark.parametrize("kind", STRANGERS)
 def test_a_message_that_cannot_be_read_is_parked_and_the_worker_judges_on(found: Services, kind: str) -> None:
     raw, reason = STRANGERS[kind]
-    workers = {facts["pid"] for facts in found.board.workers()}
-    parked = len(found.board.parked())
+    workers = {facts["pid"] for facts in found.coordination.workers()}
+    parked = len(found.coordination.parked())
     queue = f"{found.settings.namespace}:{queue_of('fake', Lane.LIVE)}"
 
     with redis.Redis.from_url(found.redis_url) as client:
         client.lpush(queue, raw)
 
-    assert wait_until(lambda: len(found.board.parked()) > parked, timeout_s=30)
-    newest = found.board.parked()[0]
+    assert wait_until(lambda: len(found.coordination.parked()) > parked, timeout_s=30)
+    newest = found.coordination.parked()[0]
     assert newest["queue"] == queue_of("fake", Lane.LIVE)
     assert reason in newest["reason"]
     assert judged(found, "文本").outcome is Outcome.SCORED
-    assert {facts["pid"] for facts in found.board.workers()} == workers
+    assert {facts["pid"] for facts in found.coordination.workers()} == workers
     assert not deaths(found), "a consumer must not die of a message"
 
 
@@ -632,9 +632,9 @@ def test_no_log_holds_user_text(libra: Cli, found: Services) -> None:
     libra.json("judge", f"[[fake:safe]] {SECRET}", *GUARD)
     with redis.Redis.from_url(found.redis_url) as client:
         for raw, _ in (STRANGERS["plain text"], STRANGERS["no chunk"]):
-            parked = len(found.board.parked())
+            parked = len(found.coordination.parked())
             client.lpush(f"{found.settings.namespace}:{queue_of('fake', Lane.LIVE)}", raw)
-            assert wait_until(lambda before=parked: len(found.board.parked()) > before, timeout_s=30)
+            assert wait_until(lambda before=parked: len(found.coordination.parked()) > before, timeout_s=30)
 
     escaped = json.dumps(SECRET)[1:-1]
     encoded = base64.b64encode(SECRET.encode()).decode()[:24]

@@ -63,7 +63,9 @@ class Patient:
             connection.execute(sa.text(statement))
 
     def announce(self, worker_id: str, **facts: object) -> None:
-        self.services.board.announce_worker(worker_id, {"id": worker_id, "kind": "worker", "state": "ready", **facts})
+        self.services.coordination.announce_worker(
+            worker_id, {"id": worker_id, "kind": "worker", "state": "ready", **facts}
+        )
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +207,7 @@ PLANTED: dict[str, tuple[Callable[[Patient], object], str, str, str]] = {
         "1 webhooks are due, the oldest for 3,600 s",
     ),
     "messages nobody can read": (
-        lambda patient: patient.services.board.park("q", "newer", "{}"),
+        lambda patient: patient.services.coordination.park("q", "newer", "{}"),
         "parked messages",
         "warning",
         "1 messages are parked",

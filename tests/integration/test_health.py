@@ -5,7 +5,7 @@ import socket
 import pytest
 from click.testing import CliRunner
 
-from infra.coordination.store import open_board
+from infra.coordination.store import open_coordination
 from infra.errors import ServerError
 from infra.settings import Settings
 from libra_fleet.cli.main import health
@@ -29,8 +29,8 @@ def test_redis_alone_is_enough_without_a_role(configured: str) -> None:
 def test_worker_is_healthy_from_its_announcement_on(configured: str, settings: Settings) -> None:
     assert _run("--worker") == ServerError.exit_code
     worker_id = f"{socket.gethostname()}-1-0"
-    board = open_board(configured, settings)
-    board.announce_worker(worker_id, {"id": worker_id, "kind": "worker", "guard": "fake", "state": "ready"})
+    coordination = open_coordination(configured, settings)
+    coordination.announce_worker(worker_id, {"id": worker_id, "kind": "worker", "guard": "fake", "state": "ready"})
     assert _run("--worker") == 0
     assert _run("--collector") == ServerError.exit_code
 

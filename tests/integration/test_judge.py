@@ -34,7 +34,7 @@ def judged(services: Services, device: Device, count: int) -> VerdictChunk:
         guard=FakeGuard(),
         lane=Lane.BULK,
         device=device,  # type: ignore[arg-type]
-        board=services.board,
+        coordination=services.coordination,
         publish=published.append,
         fingerprints=dict.fromkeys(Mode, FINGERPRINT),
         worker_id="w",
@@ -53,4 +53,4 @@ def test_scores_that_are_not_numbers_end_their_item_alone(services: Services) ->
 def test_nothing_is_held_once_the_verdicts_are_out(services: Services) -> None:
     judged(services, Device((-0.1, -3.0)), 1)
 
-    assert services.board.held(queue_of("fake", Lane.BULK)) == []
+    assert services.coordination.held(queue_of("fake", Lane.BULK)) == []

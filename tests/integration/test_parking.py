@@ -51,9 +51,9 @@ def test_messages_of_a_newer_version_and_noise_are_parked(services: Services, fl
     fleet.start_collector()
     fleet.start_worker()
     fleet.wait(lambda: reading.run_status(services.engine, run_id).state.ended)
-    fleet.wait(lambda: len(services.board.parked()) == 5)
+    fleet.wait(lambda: len(services.coordination.parked()) == 5)
 
-    reasons = sorted(entry["reason"] for entry in services.board.parked())
+    reasons = sorted(entry["reason"] for entry in services.coordination.parked())
     newest = (VerdictChunk.NEWEST, JudgeChunk.NEWEST)
     newer_ones = [reason for reason in reasons if reason.startswith("message version")]
     assert newer_ones == [f"message version {known + 1}, this reader knows {known}" for known in newest], reasons

@@ -38,7 +38,7 @@ def begun(services: Services, *, repeat: int = 1, lane: Lane = Lane.BULK) -> tup
 def collector(services: Services, kept: Retention) -> Collector:
     return Collector(
         services.engine,
-        services.board,
+        services.coordination,
         services.publisher,
         finalize_lease_s=60,
         retention=kept,

@@ -134,7 +134,7 @@ def settled_child(services: Services, run_id: str) -> JudgeChunk:
         chunk = recovery.take_up(connection, recovery.OverdueChunk(run_id, 0, 1))
     assert chunk is not None
     collector = Collector(
-        services.engine, services.board, services.publisher, finalize_lease_s=60, stopping=lambda: False
+        services.engine, services.coordination, services.publisher, finalize_lease_s=60, stopping=lambda: False
     )
     collector.settle(verdicts_for(chunk, label=Label.UNSAFE).model_dump_json())
     collector.finalize(run_id)

@@ -56,7 +56,7 @@ def test_status_and_prometheus_follow_a_run_from_an_unserved_queue_to_its_end(
     assert worker["items_per_s"] > 0
     assert 0 <= worker["padding_share"] < 0.5
     assert (worker["device"], worker["budget_tokens"]) == ("cpu", 16_384)
-    (announced,) = [facts for facts in configured.board.workers() if facts["kind"] == "worker"]
+    (announced,) = [facts for facts in configured.coordination.workers() if facts["kind"] == "worker"]
     prints = announced["fingerprints"]
     assert isinstance(prints, dict)
     assert prints["score"] == reading.run_status(configured.engine, run_id).fingerprint

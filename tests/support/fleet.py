@@ -71,7 +71,7 @@ class Fleet:
 
     def workers(self) -> list[dict[str, object]]:
         """What has announced itself."""
-        return self._services.board.workers()
+        return self._services.coordination.workers()
 
     def logs(self) -> str:
         """Everything the processes said."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from infra.ledger.evidence import Bar, Kind, Mistake, Mistakes, Pace, Volume, WorkerShare
 from infra.metrics import Judged, measure
 from infra.metrics.curves import trace
-from producer.report.evidence import Evidence, largest_sources
+from producer.report.evidence import RunDetails, largest_sources
 from schemas.items import Label
 from schemas.runs import RunCounts, RunReport, RunSpec, RunState, Throughput
 from schemas.taxonomy import SCENARIOS
@@ -65,7 +65,7 @@ def report_of(rows: Sequence[Judged], **changes: object) -> RunReport:
     return RunReport(**(facts | changes))  # type: ignore[arg-type]
 
 
-def evidence_of(report: RunReport, rows: Sequence[Judged], *, text: str = "一段文字。", most: int = 250) -> Evidence:
+def evidence_of(report: RunReport, rows: Sequence[Judged], *, text: str = "一段文字。", most: int = 250) -> RunDetails:
     """What the ledger would say of it; every item's text is `text`, empty where it was scrubbed."""
     kinds: dict[Kind, list[Mistake]] = {kind: [] for kind in Kind}
     for number, row in enumerate(rows):
@@ -90,7 +90,7 @@ def evidence_of(report: RunReport, rows: Sequence[Judged], *, text: str = "一�
         )
     kept = len(rows) if text else 0
     bars = [Bar(place * 1.7, 90 + place % 7, 20 - place / 4, 40 - place / 2, 1.0, 1.9) for place in range(60)]
-    return Evidence(
+    return RunDetails(
         traced=trace(rows, largest_sources(report)),
         mistakes=Mistakes(
             {kind: len(found) for kind, found in kinds.items() if found},

@@ -8,9 +8,9 @@ from typing import Final
 
 from infra.coordination import counters as telemetry
 from infra.coordination.counters import Tally
-from infra.coordination.store import Board
+from infra.coordination.store import CoordinationStore
 from infra.ledger.settlement import Settled
-from infra.retry import forgiving
+from infra.retry import ignore_redis_errors
 from schemas.items import Label
 from schemas.messages import VerdictChunk
 from schemas.verdicts import Outcome
@@ -22,8 +22,8 @@ _EVERY_S: Final = 1.0
 class Counts:
     """Counted and not yet on the board. Thread-safe."""
 
-    def __init__(self, board: Board) -> None:
-        self._board = board
+    def __init__(self, coordination: CoordinationStore) -> None:
+        self._coordination = coordination
         self._lock = threading.Lock()
         self._tally = Tally()
 
@@ -42,8 +42,8 @@ class Counts:
         """Put what was counted on the board; it is forgotten where the board is away."""
         with self._lock:
             tally, self._tally = self._tally, Tally()
-        with forgiving("counts"):
-            self._board.count(tally.fields())
+        with ignore_redis_errors("counts"):
+            self._coordination.count(tally.fields())
 
 
 def count_settled(tally: Tally, chunk: VerdictChunk, changed: Settled) -> None:

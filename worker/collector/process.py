@@ -11,7 +11,7 @@ from celery.worker import state as celery_state
 from infra import tracing
 from infra.broker.app import FINALIZE, FINALIZING, SETTLE, TRACEPARENT, VERDICTS, Publisher, make_app
 from infra.coordination.presence import announced
-from infra.coordination.store import Board
+from infra.coordination.store import CoordinationStore
 from infra.log import get_logger
 from infra.servers.services import Services
 from schemas.messages import MessageError
@@ -29,31 +29,31 @@ def run_collector(services: Services) -> None:
     Raises:
         infra.errors.ServerError: no Redis, no Postgres, or a ledger of another shape.
     """
-    settings, engine, board = services.settings, services.engine, services.board
+    settings, engine, coordination = services.settings, services.engine, services.coordination
     app = make_app(services.redis_url, settings)
     publisher = Publisher(app)
     collector = Collector(
         engine,
-        board,
+        coordination,
         publisher,
         finalize_lease_s=settings.finalize_lease_s,
         retention=settings.retention,
         stopping=lambda: bool(celery_state.should_stop or celery_state.should_terminate),
     )
-    _register(app, collector, board)
+    _register(app, collector, coordination)
     stop = threading.Event()
-    with announced(board, "collector") as worker_id:
-        reconciler = Reconciler(engine, board, publisher, settings)
+    with announced(coordination, "collector") as worker_id:
+        reconciler = Reconciler(engine, coordination, publisher, settings)
         threading.Thread(target=reconciler.run, args=(stop,), daemon=True).start()
         threading.Thread(target=collector.counts.run, args=(stop,), daemon=True).start()
         threading.Thread(target=HandingOn(services, publisher).run, args=(stop,), daemon=True).start()
         log.info("collector_ready", worker=worker_id)
-        run_celery(app, board, VERDICTS, FINALIZING, threads=settings.collector_threads, hostname=worker_id)
+        run_celery(app, coordination, VERDICTS, FINALIZING, threads=settings.collector_threads, hostname=worker_id)
         stop.set()
         collector.counts.tell()
 
 
-def _register(app: Celery, collector: Collector, board: Board) -> None:
+def _register(app: Celery, collector: Collector, coordination: CoordinationStore) -> None:
     @app.task(name=SETTLE, bind=True)  # type: ignore[untyped-decorator]
     def settle(task: Task, body: str) -> None:
         try:
@@ -61,7 +61,7 @@ def _register(app: Celery, collector: Collector, board: Board) -> None:
                 collector.settle(body)
         except MessageError as error:
             log.error("verdicts_parked", reason=str(error))
-            board.park(VERDICTS, str(error), body)
+            coordination.park(VERDICTS, str(error), body)
         except ShuttingDownError as error:
             raise Reject(str(error), requeue=True) from error
 

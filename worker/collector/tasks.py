@@ -16,14 +16,14 @@ from sqlalchemy.exc import DBAPIError
 
 from infra import tracing
 from infra.broker.app import Publisher
-from infra.coordination.store import Board
+from infra.coordination.store import CoordinationStore
 from infra.errors import LibraError
-from infra.group_commit import Together
+from infra.group_commit import GroupCommit
 from infra.ledger import reviews, settlement
 from infra.ledger.cascades import is_later_stage
 from infra.ledger.retention import scrub_run
 from infra.log import get_logger
-from infra.retry import forgiving
+from infra.retry import ignore_redis_errors
 from schemas.messages import VerdictChunk, decode_chunk
 from schemas.retention import Retention
 from worker.collector.counts import Counts
@@ -50,7 +50,7 @@ class Collector:
     def __init__(
         self,
         engine: sa.Engine,
-        board: Board,
+        coordination: CoordinationStore,
         publisher: Publisher,
         *,
         finalize_lease_s: float,
@@ -58,13 +58,13 @@ class Collector:
         stopping: Callable[[], bool],
     ) -> None:
         self._engine = engine
-        self._board = board
+        self._coordination = coordination
         self._publisher = publisher
         self._finalize_lease_s = finalize_lease_s
         self._retention = retention
         self._stopping = stopping
-        self.counts = Counts(board)
-        self._settle_together = Together(self._settle_all, at_most=_JOINT_CHUNKS)
+        self.counts = Counts(coordination)
+        self._settle_together = GroupCommit(self._settle_all, at_most=_JOINT_CHUNKS)
 
     def settle(self, body: str) -> None:
         """Settle one verdict chunk.
@@ -94,8 +94,8 @@ class Collector:
         outcomes = self._patiently(lambda: settlement.settle_all(self._engine, chunks, retention=self._retention))
         pairs = zip(chunks, outcomes, strict=True)
         settled = [(chunk, outcome) for chunk, outcome in pairs if not isinstance(outcome, Exception)]
-        with forgiving("settled"):
-            self._board.note_settled([chunk for chunk, _ in settled])
+        with ignore_redis_errors("settled"):
+            self._coordination.note_settled([chunk for chunk, _ in settled])
         self.counts.count(settled)
         return outcomes
 
@@ -116,8 +116,8 @@ class Collector:
         if report.spec.parent and not is_later_stage(run_id, report.spec):
             reviews.note_disagreements(self._engine, run_id, report.spec.parent)
         settlement.complete(self._engine, run_id, report)
-        with forgiving("ended"):
-            self._board.note_ended(run_id)
+        with ignore_redis_errors("ended"):
+            self._coordination.note_ended(run_id)
         log.info("run_complete")
 
     def _patiently(self, action: Callable[[], ResultT]) -> ResultT:
@@ -126,7 +126,7 @@ class Collector:
             try:
                 return action()
             except DBAPIError as error:
-                if not passes_by_itself(error):
+                if not is_transient(error):
                     raise
                 if self._stopping():
                     raise ShuttingDownError(str(error.orig)) from error
@@ -135,7 +135,7 @@ class Collector:
                 pause_s = min(2 * pause_s, _RETRY_MAX_S)
 
 
-def passes_by_itself(error: DBAPIError) -> bool:
+def is_transient(error: DBAPIError) -> bool:
     """Whether waiting can help: the server is away, overloaded or chose us as a deadlock's victim."""
     state = getattr(error.orig, "sqlstate", None)
     return error.connection_invalidated or state is None or str(state).startswith(_PASSING_SQLSTATES)

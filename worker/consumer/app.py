@@ -22,7 +22,7 @@ from infra import tracing
 from infra.broker.app import JUDGE, TRACEPARENT, Publisher, make_app, queue_of, worker_queues
 from infra.broker.dead_letters import parking_consumer
 from infra.coordination.cache import open_cache
-from infra.coordination.store import Board, open_board
+from infra.coordination.store import CoordinationStore, open_coordination
 from infra.errors import DeviceError
 from infra.log import configure_logging, get_logger
 from infra.process import die_with_parent
@@ -115,7 +115,7 @@ def answer_cache(redis_url: str, settings: Settings, info: EngineInfo) -> Answer
     return AnswerCache(open_cache(redis_url, settings), settings.retention)
 
 
-def register_judge(app: Celery, judge: Judge, board: Board, queue: str) -> None:
+def register_judge(app: Celery, judge: Judge, coordination: CoordinationStore, queue: str) -> None:
     """Make `judge` the task that this consumer runs."""
 
     @app.task(name=JUDGE, bind=True)  # type: ignore[untyped-decorator]
@@ -125,7 +125,7 @@ def register_judge(app: Celery, judge: Judge, board: Board, queue: str) -> None:
                 judge(body)
         except MessageError as error:
             log.error("chunk_parked", reason=str(error))
-            board.park(queue, str(error), body)
+            coordination.park(queue, str(error), body)
         except DeviceError as error:
             log.error("device_lost", error=str(error))
             raise Reject(str(error), requeue=True) from error
@@ -135,7 +135,7 @@ def run_consumer(spec: ConsumerSpec, settings: Settings) -> None:
     """Consume one lane until SIGTERM; returns after what was in hand is published and acknowledged."""
     redis_url = settings.require_redis_url()
     app = make_app(redis_url, settings)
-    board = open_board(redis_url, settings)
+    coordination = open_coordination(redis_url, settings)
     guard = load_guard(spec.guard, spec.location, weights=spec.weights)
     device = DeviceClient(
         Path(spec.device_socket), max_deaths=settings.max_item_deaths, reconnect_timeout_s=RECONNECT_TIMEOUT_S
@@ -146,7 +146,7 @@ def run_consumer(spec: ConsumerSpec, settings: Settings) -> None:
         guard=guard,
         lane=spec.lane,
         device=device,
-        board=board,
+        coordination=coordination,
         publish=Publisher(app).settle,
         fingerprints=fingerprints,
         worker_id=spec.worker_id,
@@ -155,20 +155,20 @@ def run_consumer(spec: ConsumerSpec, settings: Settings) -> None:
         devices=spec.devices,
     )
     queue = queue_of(spec.guard, spec.lane)
-    register_judge(app, judge, board, queue)
+    register_judge(app, judge, coordination, queue)
     stop = threading.Event()
     threading.Thread(target=judge.keep_holding, args=(stop,), daemon=True, name="holder").start()
-    run_celery(app, board, queue, threads=spec.threads, hostname=f"{spec.lane.value}-{spec.worker_id}")
+    run_celery(app, coordination, queue, threads=spec.threads, hostname=f"{spec.lane.value}-{spec.worker_id}")
     stop.set()
 
 
-def run_celery(app: Celery, board: Board, *queues: str, threads: int, hostname: str) -> None:
+def run_celery(app: Celery, coordination: CoordinationStore, *queues: str, threads: int, hostname: str) -> None:
     """Consume queues with a pool of threads until SIGTERM; what cannot be read is parked on the board."""
     app.conf.task_queues = worker_queues(*queues)
     setup_logging.connect(_keep_our_logging, weak=False)
     warnings.simplefilter("ignore", SecurityWarning)  # it warns root of pickle, which is not accepted here
     worker = app.Worker(
-        consumer_cls=parking_consumer(board.park),
+        consumer_cls=parking_consumer(coordination.park),
         hostname=hostname,
         pool="threads",
         concurrency=threads,

@@ -20,10 +20,10 @@ import structlog
 
 from infra import tracing
 from infra.broker.app import queue_of
-from infra.coordination.store import HELD_FOR_S, Board
+from infra.coordination.store import HELD_FOR_S, CoordinationStore
 from infra.errors import GuardError
 from infra.log import get_logger
-from infra.retry import forgiving, patiently
+from infra.retry import ignore_redis_errors, retry
 from schemas.guards import Mode
 from schemas.messages import ChunkItem, JudgeChunk, Lane, VerdictChunk, decode_chunk
 from schemas.verdicts import Fingerprint, Outcome, Spent, Timings, Verdict
@@ -69,7 +69,7 @@ class Judge:
         guard: Guard,
         lane: Lane,
         device: DeviceClient,
-        board: Board,
+        coordination: CoordinationStore,
         publish: Callable[[VerdictChunk], None],
         fingerprints: dict[Mode, Fingerprint],
         worker_id: str,
@@ -81,7 +81,7 @@ class Judge:
         self._shown = lru_cache(maxsize=_EXAMPLE_SETS)(guard.shown)
         self._queue = queue_of(guard.name, lane)
         self._device = device
-        self._board = board
+        self._coordination = coordination
         self._publish = publish
         self._fingerprints = fingerprints
         self._cache = cache
@@ -107,7 +107,7 @@ class Judge:
             structlog.contextvars.bound_contextvars(run=chunk.run_id, chunk=chunk.chunk_no),
             tracing.span("libra.judge", **about),
         ):
-            delivery = patiently(lambda: self._board.take(chunk.chunk_id, chunk.run_id, self._queue, self._holder))
+            delivery = retry(lambda: self._coordination.take(chunk.chunk_id, chunk.run_id, self._queue, self._holder))
             with self._held(chunk.chunk_id):
                 if delivery.settled or delivery.cancelled:
                     log.info("chunk_skipped", settled=delivery.settled, cancelled=delivery.cancelled)
@@ -128,8 +128,8 @@ class Judge:
         finally:
             with self._in_hand_lock:
                 self._in_hand.discard(chunk_id)
-            with forgiving("release"):
-                self._board.release(self._queue, self._holder, chunk_id)
+            with ignore_redis_errors("release"):
+                self._coordination.release(self._queue, self._holder, chunk_id)
 
     def keep_holding(self, stop: threading.Event) -> None:
         """Say every few seconds which chunks are in hand, so that no reconciler takes them for lost."""
@@ -137,7 +137,7 @@ class Judge:
             with self._in_hand_lock:
                 chunk_ids = list(self._in_hand)
             try:
-                self._board.hold(self._queue, self._holder, chunk_ids)
+                self._coordination.hold(self._queue, self._holder, chunk_ids)
             except Exception as error:  # noqa: BLE001 - a loop's edge: the broker may be away, the loop must go on
                 log.warning("hold_failed", error=str(error))
 

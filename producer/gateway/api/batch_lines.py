@@ -10,8 +10,16 @@ from pydantic import Field, ValidationError
 from infra.ledger.batches import LineError
 from infra.ledger.submissions import Submission
 from producer.datasets.records import RowError, decode_line
-from producer.gateway.api.moderations import AskedModeration
-from producer.gateway.api.requests import Asked, AskedGuard, AskedItem, CustomId, guard_of, item_of, require_known
+from producer.gateway.api.moderations import ModerationRequest
+from producer.gateway.api.requests import (
+    ApiRequest,
+    CustomId,
+    GuardSelection,
+    ItemRequest,
+    guard_of,
+    item_of,
+    require_known,
+)
 from producer.gateway.problems import ProblemError, field_name
 from producer.gateway.state import Gateway
 from schemas.items import Item
@@ -24,13 +32,13 @@ _MOST_LINES: Final = 50_000
 _ERRORS_KEPT: Final = 100
 
 
-class AskedBatchItem(AskedItem):
+class BatchItemRequest(ItemRequest):
     """The body of a line for /v1/items: one item, and the guard that judges it."""
 
     guard: str | None = None
 
 
-class _Line(Asked):
+class _Line(ApiRequest):
     custom_id: CustomId
     method: Literal["POST"]
     url: str
@@ -43,7 +51,7 @@ class BatchOrder:
 
     items: list[Item] = field(default_factory=list)
     submissions: dict[str, Submission] = field(default_factory=dict)
-    guard: AskedGuard | None = None
+    guard: GuardSelection | None = None
     errors: list[LineError] = field(default_factory=list)
 
 
@@ -103,15 +111,15 @@ class _Reader:
         order.submissions[item.id] = said
         self._custom_ids.add(line.custom_id)
 
-    def _judgeable(self, item_id: str, line: _Line) -> tuple[AskedGuard, Item, Submission]:
+    def _judgeable(self, item_id: str, line: _Line) -> tuple[GuardSelection, Item, Submission]:
         if line.url == "/v1/moderations":
-            asked = AskedModeration.model_validate(line.body)
+            asked = ModerationRequest.model_validate(line.body)
             if len(asked.input) != 1:
                 raise _LineError("invalid_request", "a line of a batch holds one text", "body.input")
             guard = guard_of(asked.model, self._gateway, field="body.model")
             item = item_of(asked.input[0], fields={"response": "input"}, where="body.", item_id=item_id)
             return guard, item, Submission(self._tenant, line.custom_id)
-        one = AskedBatchItem.model_validate(line.body)
+        one = BatchItemRequest.model_validate(line.body)
         require_known(one, self._gateway, where="body.")
         guard = guard_of(one.guard, self._gateway, field="body.guard")
         item = item_of(one.main, one.question, fields={"response": one.main_field}, where="body.", item_id=item_id)

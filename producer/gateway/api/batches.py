@@ -22,12 +22,12 @@ from producer.gateway.access import Principal, Reader, Submitter
 from producer.gateway.api.batch_lines import Endpoint
 from producer.gateway.api.batch_worker import cancel_run
 from producer.gateway.api.moderations import result_of
-from producer.gateway.api.requests import Asked, IdempotencyKey, Metadata, once_of
+from producer.gateway.api.requests import ApiRequest, IdempotencyHeader, Metadata, once_of
 from producer.gateway.api.submitting import hash_of, key_problem
 from producer.gateway.api.views import item_id, item_view
 from producer.gateway.problems import BadFieldError, NoSuchThingError, ProblemError
 from producer.gateway.state import Gateway, gateway_of
-from producer.gateway.verdicts_awaited import Place
+from producer.gateway.verdicts_awaited import ItemRef
 from schemas.runs import RunState
 from schemas.verdicts import Outcome
 
@@ -40,7 +40,7 @@ router = APIRouter(prefix="/v1", tags=["batches"])
 Here = Annotated[Gateway, Depends(gateway_of)]
 
 
-class AskedBatch(Asked):
+class BatchRequest(ApiRequest):
     """OpenAI's request."""
 
     input_file_id: str
@@ -103,7 +103,12 @@ async def get_file_content(file_id: str, principal: Reader, gateway: Here) -> Re
 
 @router.post("/batches")
 async def create_batch(
-    *, asked: AskedBatch, principal: Submitter, request: Request, gateway: Here, idempotency_key: IdempotencyKey = None
+    *,
+    asked: BatchRequest,
+    principal: Submitter,
+    request: Request,
+    gateway: Here,
+    idempotency_key: IdempotencyHeader = None,
 ) -> dict[str, Any]:
     """Order the judging of a file; its lines are checked when the batch is taken up, seconds later."""
     once = once_of(idempotency_key, principal, hash_of("batches", await request.body()))
@@ -190,7 +195,7 @@ def _lines(gateway: Gateway, batch: Batch, *, dead: bool) -> Iterator[bytes]:
 
 
 def _line(item: SubmittedItem, endpoint: str) -> dict[str, Any]:
-    name = item_id(Place(item.run_id, item.seq))
+    name = item_id(ItemRef(item.run_id, item.seq))
     line: dict[str, Any] = {"id": f"batch_req_{name}", "custom_id": item.custom_id, "response": None, "error": None}
     if item.verdict is None or item.verdict.outcome is Outcome.DEAD:
         return {**line, "error": {"code": "dead", "message": item.verdict.reason if item.verdict else ""}}

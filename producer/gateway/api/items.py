@@ -12,13 +12,13 @@ from infra.ledger import feed
 from producer.gateway.access import Reader, Submitter
 from producer.gateway.api.requests import (
     MOST_ITEMS,
-    Asked,
-    AskedItem,
-    IdempotencyKey,
+    ApiRequest,
+    IdempotencyHeader,
+    ItemRequest,
     Prefer,
     guard_of,
+    item_batch_of,
     once_of,
-    parcel_of,
     wait_s_of,
 )
 from producer.gateway.api.submitting import accept, accept_and_wait, hash_of
@@ -32,36 +32,36 @@ router = APIRouter(prefix="/v1", tags=["items"])
 Here = Annotated[Gateway, Depends(gateway_of)]
 
 
-class AskedItems(Asked):
+class ItemsRequest(ApiRequest):
     """Items to judge. `guard` judges them all; none means the default guard."""
 
-    items: Annotated[list[AskedItem], Field(min_length=1, max_length=MOST_ITEMS)]
+    items: Annotated[list[ItemRequest], Field(min_length=1, max_length=MOST_ITEMS)]
     guard: str | None = None
 
 
 @router.post("/items", status_code=202, response_model=None, responses={200: {"description": "All of them judged"}})
 async def submit_items(
     *,
-    asked: AskedItems,
+    asked: ItemsRequest,
     principal: Submitter,
     request: Request,
     gateway: Here,
     prefer: Prefer = None,
-    idempotency_key: IdempotencyKey = None,
+    idempotency_key: IdempotencyHeader = None,
 ) -> Response:
     """Accept items, each of which will end in a verdict; with `Prefer: wait=…`, wait for the verdicts."""
     guard = guard_of(asked.guard, gateway, field="guard")
-    parcel = parcel_of(asked.items, principal, gateway)
+    item_batch = item_batch_of(asked.items, principal, gateway)
     once = once_of(idempotency_key, principal, hash_of("items", await request.body()))
     answer = {"object": "list", "guard": guard.name}
     if prefer is None:
-        places = await accept(gateway, principal, guard, parcel, once)
+        places = await accept(gateway, principal, guard, item_batch, once)
         told = [
             {"id": item_id(place), "custom_id": one.custom_id} for place, one in zip(places, asked.items, strict=True)
         ]
         return JSONResponse({**answer, "data": told}, 202)
     wait_s = wait_s_of(prefer, gateway)
-    places, verdicts = await accept_and_wait(gateway, principal, guard, parcel, once, wait_s=wait_s)
+    places, verdicts = await accept_and_wait(gateway, principal, guard, item_batch, once, wait_s=wait_s)
     seqs = [place.seq for place in places]
     found = await gateway.pool.run(feed.submitted_items, gateway.services.engine, places[0].run_id, seqs)
     views = [item_view(found[seq]) for seq in seqs]

@@ -17,9 +17,9 @@ from producer.gateway.access import Submitter
 from producer.gateway.api.openai_categories import CATEGORIES, openai_categories
 from producer.gateway.api.requests import (
     MOST_ITEMS,
-    Asked,
-    IdempotencyKey,
-    Parcel,
+    ApiRequest,
+    IdempotencyHeader,
+    ItemBatch,
     Prefer,
     guard_of,
     item_of,
@@ -29,7 +29,7 @@ from producer.gateway.api.requests import (
 from producer.gateway.api.submitting import accept_and_wait, hash_of
 from producer.gateway.api.views import item_id
 from producer.gateway.state import Gateway, gateway_of
-from producer.gateway.verdicts_awaited import Place
+from producer.gateway.verdicts_awaited import ItemRef
 from schemas.items import Label
 from schemas.verdicts import Outcome, Verdict
 
@@ -69,7 +69,7 @@ def _text_of(part: dict[str, object], at: int) -> str:
     return text
 
 
-class AskedModeration(Asked):
+class ModerationRequest(ApiRequest):
     """OpenAI's request. `model` is a guard's name; none, or one of OpenAI's own names, means the default guard."""
 
     input: Annotated[
@@ -84,19 +84,19 @@ class AskedModeration(Asked):
 @router.post("/moderations", response_model=None, responses={202: {"description": "Accepted, not judged in time"}})
 async def create_moderation(
     *,
-    asked: AskedModeration,
+    asked: ModerationRequest,
     principal: Submitter,
     request: Request,
     gateway: Annotated[Gateway, Depends(gateway_of)],
     prefer: Prefer = None,
-    idempotency_key: IdempotencyKey = None,
+    idempotency_key: IdempotencyHeader = None,
 ) -> Response:
     """Judge texts and answer with OpenAI's categories; 202 with ids where the verdicts do not come in time."""
     guard = guard_of(asked.model, gateway, field="model")
-    parcel = moderation_parcel(asked.input, principal.tenant)
+    item_batch = moderation_batch(asked.input, principal.tenant)
     once = once_of(idempotency_key, principal, hash_of("moderations", await request.body()))
     wait_s = wait_s_of(prefer, gateway)
-    places, verdicts = await accept_and_wait(gateway, principal, guard, parcel, once, wait_s=wait_s)
+    places, verdicts = await accept_and_wait(gateway, principal, guard, item_batch, once, wait_s=wait_s)
     answer = {"id": _moderation_id(places), "model": guard.name}
     if verdicts is None:
         # An empty list, which OpenAI's clients can read: there are no results yet.
@@ -105,7 +105,7 @@ async def create_moderation(
     return JSONResponse({**answer, "results": results(places, verdicts)})
 
 
-def moderation_parcel(texts: Sequence[str], tenant: str, *, where: str = "input") -> Parcel:
+def moderation_batch(texts: Sequence[str], tenant: str, *, where: str = "input") -> ItemBatch:
     """The items that an input means.
 
     Raises:
@@ -115,10 +115,10 @@ def moderation_parcel(texts: Sequence[str], tenant: str, *, where: str = "input"
         item_of(text, fields={"response": where if len(texts) == 1 else f"{where}.{at}"})
         for at, text in enumerate(texts)
     ]
-    return Parcel(items, {item.id: Submission(tenant) for item in items})
+    return ItemBatch(items, {item.id: Submission(tenant) for item in items})
 
 
-def results(places: Sequence[Place], verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
+def results(places: Sequence[ItemRef], verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
     """OpenAI's results, in the order of the places."""
     return [result_of(verdict, item_id(place)) for place, verdict in zip(places, verdicts, strict=True)]
 
@@ -147,5 +147,5 @@ def result_of(verdict: Verdict, ours: str) -> dict[str, Any]:
     }
 
 
-def _moderation_id(places: Sequence[Place]) -> str:
+def _moderation_id(places: Sequence[ItemRef]) -> str:
     return f"modr-{places[0].run_id}-{places[0].seq}"

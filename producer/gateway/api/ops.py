@@ -62,7 +62,7 @@ async def _answers(question: Awaitable[T]) -> T | None:
 
 
 def _workers(gateway: Gateway) -> list[dict[str, object]]:
-    return gateway.board.workers()
+    return gateway.coordination.workers()
 
 
 def _who_judges(announced: list[dict[str, object]], default_guard: str) -> dict[str, Any]:
@@ -85,4 +85,4 @@ def _ready_collectors(announced: list[dict[str, object]]) -> int:
 
 
 def _fleet(gateway: Gateway) -> bytes:
-    return generate_latest(look(gateway.services, lambda: gateway.board, [gateway.default_guard]))
+    return generate_latest(look(gateway.services, lambda: gateway.coordination, [gateway.default_guard]))

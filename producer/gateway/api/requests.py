@@ -10,7 +10,7 @@ from typing import Annotated, Final, NamedTuple
 from fastapi import Header
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from infra.ledger.submissions import Once, Submission
+from infra.ledger.submissions import IdempotencyKey, Submission
 from producer.gateway.access import Principal
 from producer.gateway.problems import BadFieldError, ProblemError
 from producer.gateway.state import Gateway
@@ -49,13 +49,13 @@ CallbackUrl = Annotated[
 """What a name's addresses are is seen when it is called; here it need only look like one that may be called."""
 
 
-class Asked(BaseModel):
+class ApiRequest(BaseModel):
     """Base of what callers send: an unknown field is a mistake, which is better told than ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class AskedItem(Asked):
+class ItemRequest(ApiRequest):
     """One item: a `text`, or a `response` with or without the `question` that it answers."""
 
     model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["text"]}, {"required": ["response"]}]})
@@ -69,7 +69,7 @@ class AskedItem(Asked):
     metadata: Metadata | None = None
 
     @model_validator(mode="after")
-    def _has_one_text(self) -> AskedItem:
+    def _has_one_text(self) -> ItemRequest:
         if (self.text is None) == (self.response is None):
             raise ValueError("give either text, or response (with or without question)")
         if self.text is not None and self.question:
@@ -87,32 +87,32 @@ class AskedItem(Asked):
         return (self.text if self.text is not None else self.response) or ""
 
 
-class Parcel(NamedTuple):
+class ItemBatch(NamedTuple):
     """Items of a request in its order, with what was said of each, by the item's id."""
 
     items: list[Item]
     submissions: dict[str, Submission]
 
 
-def parcel_of(asked: Sequence[AskedItem], principal: Principal, gateway: Gateway) -> Parcel:
+def item_batch_of(asked: Sequence[ItemRequest], principal: Principal, gateway: Gateway) -> ItemBatch:
     """The items that a request means.
 
     Raises:
         ProblemError: 422 on the first field that no item can have.
     """
-    parcel = Parcel([], {})
+    item_batch = ItemBatch([], {})
     for at, one in enumerate(asked):
         where = f"items.{at}."
         require_known(one, gateway, where=where)
         item = item_of(one.main, one.question, fields={"response": one.main_field}, where=where)
-        parcel.items.append(item)
-        parcel.submissions[item.id] = Submission(
+        item_batch.items.append(item)
+        item_batch.submissions[item.id] = Submission(
             principal.tenant, one.custom_id, one.policy, one.callback_url, one.metadata
         )
-    return parcel
+    return item_batch
 
 
-def require_known(one: AskedItem, gateway: Gateway, *, where: str) -> None:
+def require_known(one: ItemRequest, gateway: Gateway, *, where: str) -> None:
     """See that an item's policy is known, and that its webhook's address is not one that no sender would call.
 
     Raises:
@@ -143,14 +143,14 @@ def item_of(
         raise BadFieldError(where + fields.get(name, name), detail["msg"].removeprefix("Value error, ")) from None
 
 
-class AskedGuard(NamedTuple):
+class GuardSelection(NamedTuple):
     """A guard and how it is asked."""
 
     name: str
     mode: Mode
 
 
-def guard_of(name: str | None, gateway: Gateway, *, field: str) -> AskedGuard:
+def guard_of(name: str | None, gateway: Gateway, *, field: str) -> GuardSelection:
     """The guard that a request means.
 
     Raises:
@@ -163,7 +163,7 @@ def guard_of(name: str | None, gateway: Gateway, *, field: str) -> AskedGuard:
         raise BadFieldError(field, f"no guard named {name[:100]!r}")
     if card is not None and not card.modes:
         raise BadFieldError(field, f"guard {name!r} cannot be run ({card.status.value})")
-    return AskedGuard(name, card.modes[0] if card else Mode.SCORE)
+    return GuardSelection(name, card.modes[0] if card else Mode.SCORE)
 
 
 def require_served(guard: str, gateway: Gateway) -> None:
@@ -179,7 +179,7 @@ def require_served(guard: str, gateway: Gateway) -> None:
 Prefer = Annotated[
     str | None, Header(description="`wait=SECONDS` (RFC 7240): how long to wait for the verdict.", max_length=200)
 ]
-IdempotencyKey = Annotated[
+IdempotencyHeader = Annotated[
     str | None,
     Header(
         min_length=1,
@@ -197,6 +197,6 @@ def wait_s_of(prefer: str | None, gateway: Gateway) -> float:
     return min(float(asked[1]), longest) if asked else longest
 
 
-def once_of(key: str | None, principal: Principal, request_hash: bytes) -> Once | None:
+def once_of(key: str | None, principal: Principal, request_hash: bytes) -> IdempotencyKey | None:
     """The request's idempotency key, where it has one."""
-    return None if key is None else Once(principal.tenant, key, request_hash)
+    return None if key is None else IdempotencyKey(principal.tenant, key, request_hash)

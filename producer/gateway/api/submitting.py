@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from infra.errors import LibraError
 from infra.ledger import submissions
 from infra.ledger.settlement import verdict_of
-from infra.ledger.submissions import AlreadyMadeError, KeyInFlightError, KeyReusedError, Once
+from infra.ledger.submissions import AlreadyMadeError, IdempotencyKey, KeyInFlightError, KeyReusedError
 from producer.gateway.access import Principal
-from producer.gateway.api.requests import AskedGuard, Parcel, require_served
+from producer.gateway.api.requests import GuardSelection, ItemBatch, require_served
 from producer.gateway.live_runs import Stream
 from producer.gateway.problems import ProblemError
 from producer.gateway.state import Gateway
-from producer.gateway.verdicts_awaited import Place
+from producer.gateway.verdicts_awaited import ItemRef
 from schemas.verdicts import Verdict
 
 
@@ -32,7 +32,7 @@ def key_problem(error: LibraError) -> ProblemError:
     return ProblemError(409, "idempotency-key-reused", str(error), field="Idempotency-Key")
 
 
-async def made_before(gateway: Gateway, once: Once | None) -> list[Place] | None:
+async def made_before(gateway: Gateway, once: IdempotencyKey | None) -> list[ItemRef] | None:
     """Places of the items that a repeated request made, or None where it is new.
 
     Raises:
@@ -47,34 +47,40 @@ async def made_before(gateway: Gateway, once: Once | None) -> list[Place] | None
     return places_of(made) if made else None
 
 
-def places_of(made: dict[str, object]) -> list[Place]:
+def places_of(made: dict[str, object]) -> list[ItemRef]:
     """What an idempotency key remembers of items."""
     seqs = made.get("seqs")
-    return [Place(str(made["run_id"]), int(seq)) for seq in seqs] if isinstance(seqs, list) else []
+    return [ItemRef(str(made["run_id"]), int(seq)) for seq in seqs] if isinstance(seqs, list) else []
 
 
 async def accept(
-    gateway: Gateway, principal: Principal, guard: AskedGuard, parcel: Parcel, once: Once | None
-) -> list[Place]:
+    gateway: Gateway, principal: Principal, guard: GuardSelection, item_batch: ItemBatch, once: IdempotencyKey | None
+) -> list[ItemRef]:
     """Let items in and commit them; a repeated request gives the places of the first.
 
     Raises:
         ProblemError: 429, 503, 409.
     """
-    places, _ = await _accept(gateway, principal, guard, parcel, once, waits=False)
+    places, _ = await _accept(gateway, principal, guard, item_batch, once, waits=False)
     return places
 
 
 async def accept_and_wait(
-    gateway: Gateway, principal: Principal, guard: AskedGuard, parcel: Parcel, once: Once | None, *, wait_s: float
-) -> tuple[list[Place], list[Verdict] | None]:
+    gateway: Gateway,
+    principal: Principal,
+    guard: GuardSelection,
+    item_batch: ItemBatch,
+    once: IdempotencyKey | None,
+    *,
+    wait_s: float,
+) -> tuple[list[ItemRef], list[Verdict] | None]:
     """As `accept`, and the items' verdicts; None where not all have come in time (they will).
 
     Raises:
         ProblemError: 429, 503, 409.
     """
     started = time.monotonic()
-    places, futures = await _accept(gateway, principal, guard, parcel, once, waits=True)
+    places, futures = await _accept(gateway, principal, guard, item_batch, once, waits=True)
     if not futures:
         futures = [gateway.awaited.expect(place) for place in places]
         known = await gateway.pool.run(verdict_of, gateway.services.engine, places[0].run_id, [p.seq for p in places])
@@ -90,8 +96,14 @@ async def accept_and_wait(
 
 
 async def _accept(
-    gateway: Gateway, principal: Principal, guard: AskedGuard, parcel: Parcel, once: Once | None, *, waits: bool
-) -> tuple[list[Place], Sequence[asyncio.Future[Verdict]]]:
+    gateway: Gateway,
+    principal: Principal,
+    guard: GuardSelection,
+    item_batch: ItemBatch,
+    once: IdempotencyKey | None,
+    *,
+    waits: bool,
+) -> tuple[list[ItemRef], Sequence[asyncio.Future[Verdict]]]:
     known = await made_before(gateway, once)
     if known is not None:
         return known, []
@@ -99,10 +111,10 @@ async def _accept(
         await gateway.pool.run(require_served, guard.name, gateway)
     stream = Stream(principal.tenant, guard.name, guard.mode)
     if once is None:
-        accepted = await gateway.intake.accept(stream, parcel.items, parcel.submissions, waits=waits)
+        accepted = await gateway.intake.accept(stream, item_batch.items, item_batch.submissions, waits=waits)
         return accepted.places, accepted.verdicts
     try:
-        return await gateway.intake.accept_once(stream, parcel.items, parcel.submissions, once), []
+        return await gateway.intake.accept_once(stream, item_batch.items, item_batch.submissions, once), []
     except AlreadyMadeError as error:
         return places_of(error.made), []
     except (KeyReusedError, KeyInFlightError) as error:

@@ -7,19 +7,19 @@ from typing import Any, Final
 
 from infra.ledger.feed import Decided, SubmittedItem
 from producer.gateway.problems import NoSuchThingError
-from producer.gateway.verdicts_awaited import Place
+from producer.gateway.verdicts_awaited import ItemRef
 from schemas.items import submitted_name
 from schemas.verdicts import Outcome, Verdict
 
 _ITEM_ID: Final = re.compile(r"item_(r[0-9a-f]{10})_([0-9]{1,18})")
 
 
-def item_id(place: Place) -> str:
+def item_id(place: ItemRef) -> str:
     """An item's name over HTTP."""
     return submitted_name(place.run_id, place.seq)
 
 
-def place_of(name: str) -> Place:
+def place_of(name: str) -> ItemRef:
     """The inverse of `item_id`.
 
     Raises:
@@ -28,13 +28,13 @@ def place_of(name: str) -> Place:
     match = _ITEM_ID.fullmatch(name)
     if match is None:
         raise NoSuchThingError("item", name[:80])
-    return Place(match[1], int(match[2]))
+    return ItemRef(match[1], int(match[2]))
 
 
 def item_view(item: SubmittedItem) -> dict[str, Any]:
     """An item with its verdict, if it has one. Its text is not told: who submitted it has it."""
     return {
-        "id": item_id(Place(item.run_id, item.seq)),
+        "id": item_id(ItemRef(item.run_id, item.seq)),
         "object": "item",
         "status": "settled" if item.verdict else "pending",
         "custom_id": item.custom_id,

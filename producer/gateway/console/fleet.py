@@ -93,12 +93,12 @@ class Fleet:
 
     def facts(self, tenant: str | None) -> FleetFacts:
         """The fleet as it is now, with the verdicts and runs of one tenant, or of all (None)."""
-        board = self._gateway.board
+        coordination = self._gateway.coordination
         runs = self._runs(tenant)
-        announced = board.workers()
+        announced = coordination.workers()
         return FleetFacts(
             lanes=self._lanes(announced, runs),
-            verdict_chunks=board.verdicts_waiting(),
+            verdict_chunks=coordination.verdicts_waiting(),
             workers=self._workers(announced),
             chart=self._chart(tenant),
             runs=runs,
@@ -112,10 +112,10 @@ class Fleet:
         return [self._lane(guard, lane) for guard in sorted(guards) for lane in (Lane.LIVE, Lane.BULK)]
 
     def _lane(self, guard: str, lane: Lane) -> LaneFacts:
-        board = self._gateway.board
-        age_s = oldest_age_s(self._gateway.services, board, guard, lane)
+        coordination = self._gateway.coordination
+        age_s = oldest_age_s(self._gateway.services, coordination, guard, lane)
         late = age_s > _high_water_s(self._gateway.settings, lane)
-        return LaneFacts(guard, lane, board.queue_length(guard, lane), age_s, late)
+        return LaneFacts(guard, lane, coordination.queue_length(guard, lane), age_s, late)
 
     def _workers(self, announced: Sequence[Mapping[str, Any]]) -> list[WorkerFacts]:
         found = [

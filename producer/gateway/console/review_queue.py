@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from infra.ledger import reviews
 from infra.ledger.reviews import Review, ReviewItem
 from producer.gateway.api.views import item_id
-from producer.gateway.verdicts_awaited import Place
+from producer.gateway.verdicts_awaited import ItemRef
 
 SHOWN: Final = 50
 
@@ -40,12 +40,12 @@ class QueuePage(NamedTuple):
         return len(self.entries) == SHOWN
 
 
-def queue_page(engine: sa.Engine, tenant: str | None, wanted: Place | None = None) -> QueuePage:
+def queue_page(engine: sa.Engine, tenant: str | None, wanted: ItemRef | None = None) -> QueuePage:
     """The queue of a tenant, or of all (None), with the wanted item in front, or else the first."""
     now = datetime.now(UTC)
     # Moderators of one day share a sample: what one decided is not asked of the next.
     queue = reviews.review_queue(engine, tenant, SHOWN, seed=now.toordinal())
-    page = QueuePage(now, [Entry(item_id(Place(item.run_id, item.seq)), item) for item in queue])
+    page = QueuePage(now, [Entry(item_id(ItemRef(item.run_id, item.seq)), item) for item in queue])
     names = [entry.name for entry in page.entries]
     name = item_id(wanted) if wanted else None
     decided = _decided(engine, tenant, wanted) if wanted and name not in names else None
@@ -59,7 +59,7 @@ def queue_page(engine: sa.Engine, tenant: str | None, wanted: Place | None = Non
     return page._replace(current=page.entries[at], previous=names[at - 1] if at else None, following=following)
 
 
-def _decided(engine: sa.Engine, tenant: str | None, wanted: Place) -> Entry | None:
+def _decided(engine: sa.Engine, tenant: str | None, wanted: ItemRef) -> Entry | None:
     item = reviews.review_item(engine, wanted.run_id, wanted.seq)
     if item is None or tenant not in (None, item.tenant):
         return None

@@ -32,7 +32,7 @@ from producer.gateway.console.visitor import (
     token_of,
 )
 from producer.gateway.problems import NoSuchThingError
-from producer.gateway.verdicts_awaited import Place
+from producer.gateway.verdicts_awaited import ItemRef
 from schemas.items import Label
 
 _NO_NUL: Final = r"^[^\x00]*$"
@@ -188,7 +188,7 @@ async def try_one(
 
 
 async def _page(
-    words: Words, visitor: Visitor, console: Console, *, wanted: Place | None = None, tried: Tried | None = None
+    words: Words, visitor: Visitor, console: Console, *, wanted: ItemRef | None = None, tried: Tried | None = None
 ) -> Response:
     pool, engine = console.gateway.pool, console.gateway.services.engine
     queue, facts = await asyncio.gather(
@@ -203,7 +203,7 @@ async def _review(
     visitor: Visitor,
     console: Console,
     *,
-    wanted: Place | None,
+    wanted: ItemRef | None,
     decided: tuple[str, Label] | None = None,
 ) -> Response:
     queue = await console.gateway.pool.run(queue_page, console.gateway.services.engine, visitor.tenant, wanted)

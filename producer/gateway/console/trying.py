@@ -9,7 +9,7 @@ from infra.ledger import reading, reviews
 from infra.ledger.reviews import ReviewItem
 from infra.ledger.submissions import Submission
 from producer.gateway.access import Principal
-from producer.gateway.api.requests import Parcel, guard_of, item_of
+from producer.gateway.api.requests import ItemBatch, guard_of, item_of
 from producer.gateway.api.submitting import accept_and_wait
 from producer.gateway.api.views import item_id
 from producer.gateway.problems import ProblemError
@@ -44,7 +44,7 @@ async def try_text(gateway: Gateway, principal: Principal, text: str, question: 
             gateway,
             principal,
             guard,
-            Parcel([item], {item.id: submission}),
+            ItemBatch([item], {item.id: submission}),
             None,
             wait_s=gateway.settings.gateway_wait_s,
         )

@@ -62,7 +62,7 @@ def wait_for(api: TestClient, headers: dict[str, str], batch_id: str, status: st
 def finish(services: Services, run_id: str, **verdict: object) -> None:
     settle_pending(services, **verdict)
     collector = Collector(
-        services.engine, services.board, services.publisher, finalize_lease_s=60, stopping=lambda: False
+        services.engine, services.coordination, services.publisher, finalize_lease_s=60, stopping=lambda: False
     )
     collector.finalize(run_id)
 

@@ -30,8 +30,8 @@ def test_what_is_not_there_is_a_problem_document(api: TestClient, method: str, p
 
 
 def test_readiness_names_the_servers_and_who_judges(api: TestClient, services: Services) -> None:
-    services.board.announce_worker("w", {"kind": "worker", "state": "ready", "guard": "fake"})
-    services.board.announce_worker("x", {"kind": "worker", "state": "loading", "guard": "fake"})
+    services.coordination.announce_worker("w", {"kind": "worker", "state": "ready", "guard": "fake"})
+    services.coordination.announce_worker("x", {"kind": "worker", "state": "loading", "guard": "fake"})
 
     assert api.get("/readyz").json() == {
         "status": "ok",

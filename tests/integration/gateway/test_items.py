@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
 from infra.ledger import decisions, feed, reading, settlement
-from infra.ledger.submissions import Once, find_made, forget_old_keys, make_once
+from infra.ledger.submissions import IdempotencyKey, find_made, forget_old_keys, make_once
 from infra.process import wait_until
 from infra.servers.services import Services
 from producer.gateway.app import build_app
@@ -146,7 +146,7 @@ def test_a_key_in_flight_is_refused_until_its_request_is_committed(
     api: TestClient, services: Services, service: dict[str, str]
 ) -> None:
     with services.engine.begin() as connection:
-        make_once(connection, Once("acme", "k1", b"x" * 16), {"run_id": "r", "seqs": []})
+        make_once(connection, IdempotencyKey("acme", "k1", b"x" * 16), {"run_id": "r", "seqs": []})
         answer = api.post("/v1/items", headers={**service, "Idempotency-Key": "k1"}, json={"items": [{"text": "a"}]})
 
     assert (answer.status_code, answer.headers["retry-after"]) == (409, "1")
@@ -155,7 +155,7 @@ def test_a_key_in_flight_is_refused_until_its_request_is_committed(
 
 
 def test_keys_of_two_tenants_do_not_meet_and_old_ones_are_forgotten(services: Services) -> None:
-    ours, theirs = Once("acme", "k", b"1" * 16), Once("other", "k", b"2" * 16)
+    ours, theirs = IdempotencyKey("acme", "k", b"1" * 16), IdempotencyKey("other", "k", b"2" * 16)
     with services.engine.begin() as connection:
         make_once(connection, ours, {"batch": "b"})
 
@@ -250,7 +250,7 @@ def test_a_guard_that_nobody_serves_is_refused_unless_it_is_the_default(
 ) -> None:
     body = {"items": [{"text": "a"}], "guard": "libra-tiny"}
     refused = api.post("/v1/items", headers=service, json=body)
-    services.board.announce_worker("w", {"kind": "worker", "state": "ready", "guard": "libra-tiny"})
+    services.coordination.announce_worker("w", {"kind": "worker", "state": "ready", "guard": "libra-tiny"})
 
     assert refused.json()["type"].endswith("guard-not-served")
     assert api.post("/v1/items", headers=service, json=body).status_code == 202

@@ -11,7 +11,7 @@ from infra.ledger import intake, settlement
 from infra.ledger.submissions import Submission, accept_submitted
 from infra.servers.services import Services
 from producer.gateway import verdicts_awaited
-from producer.gateway.verdicts_awaited import AwaitedVerdicts, Place
+from producer.gateway.verdicts_awaited import AwaitedVerdicts, ItemRef
 from schemas.items import Label
 from schemas.messages import Lane
 from schemas.verdicts import Verdict
@@ -19,11 +19,11 @@ from tests.support.make import items, spec
 from tests.support.settling import settle_pending
 
 
-def accepted(services: Services) -> Place:
+def accepted(services: Services) -> ItemRef:
     run_id = intake.create_run(services.engine, spec(lane=Lane.LIVE))
     (item,) = items(1)
     accept_submitted(services.engine, run_id, spec(lane=Lane.LIVE), [[item]], {item.id: Submission("acme")})
-    return Place(run_id, 0)
+    return ItemRef(run_id, 0)
 
 
 def test_a_notice_that_comes_before_its_item_is_expected_is_not_missed(
@@ -47,7 +47,7 @@ def test_a_notice_that_comes_before_its_item_is_expected_is_not_missed(
     monkeypatch.setattr(verdicts_awaited, "_LOOK_EVERY_S", 3_600)
 
     async def scenario() -> Verdict:
-        awaited = AwaitedVerdicts(services.engine, services.board)
+        awaited = AwaitedVerdicts(services.engine, services.coordination)
         awaited.start()
         place = accepted(services)
         awaited.foresee([place])
@@ -64,7 +64,7 @@ def test_a_notice_that_comes_before_its_item_is_expected_is_not_missed(
 
 def test_a_verdict_whose_notice_was_lost_is_found_by_looking(services: Services) -> None:
     async def scenario() -> tuple[Verdict, int]:
-        awaited = AwaitedVerdicts(services.engine, services.board)
+        awaited = AwaitedVerdicts(services.engine, services.coordination)
         place = accepted(services)
         settle_pending(services)
         awaited.start()

@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from infra.group_commit import Together
+from infra.group_commit import GroupCommit
 from infra.process import wait_until
 
 
-class Gate:
+class QualityGate:
     """Doubles numbers, refuses odd ones, and holds its first call until it is opened."""
 
     def __init__(self) -> None:
@@ -26,15 +26,15 @@ class Gate:
 
 
 def test_a_lone_caller_waits_for_nobody() -> None:
-    gate = Gate()
+    gate = QualityGate()
     gate.opened.set()
 
-    assert Together(gate, at_most=8)(4) == 8
+    assert GroupCommit(gate, at_most=8)(4) == 8
 
 
 def test_whoever_comes_during_a_call_goes_with_the_next_one() -> None:
-    gate = Gate()
-    double = Together(gate, at_most=8)
+    gate = QualityGate()
+    double = GroupCommit(gate, at_most=8)
 
     with ThreadPoolExecutor(5) as pool:
         first = pool.submit(double, 0)
@@ -48,8 +48,8 @@ def test_whoever_comes_during_a_call_goes_with_the_next_one() -> None:
 
 
 def test_a_refusal_reaches_only_the_caller_it_is_meant_for() -> None:
-    gate = Gate()
-    double = Together(gate, at_most=8)
+    gate = QualityGate()
+    double = GroupCommit(gate, at_most=8)
 
     with ThreadPoolExecutor(3) as pool:
         futures = {number: pool.submit(double, number) for number in (0, 1, 2)}
@@ -68,15 +68,15 @@ def test_what_the_call_raises_reaches_every_caller_and_the_next_call_works() -> 
             raise OSError("away")
         return numbers
 
-    same = Together(act, at_most=2)
+    same = GroupCommit(act, at_most=2)
     with pytest.raises(OSError, match="away"):
         same(-1)
     assert same(1) == 1
 
 
 def test_a_joint_call_takes_no_more_than_it_may_and_nobody_is_left_behind() -> None:
-    gate = Gate()
-    double = Together(gate, at_most=3)
+    gate = QualityGate()
+    double = GroupCommit(gate, at_most=3)
 
     with ThreadPoolExecutor(12) as pool:
         futures = [pool.submit(double, number) for number in range(0, 24, 2)]

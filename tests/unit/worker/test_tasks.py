@@ -75,8 +75,8 @@ def judged(
 
     device: Any = SimpleNamespace(run=run)
     store: Any = memory
-    board = MagicMock()
-    board.take.return_value = SimpleNamespace(settled=False, cancelled=False, deliveries=1)
+    coordination = MagicMock()
+    coordination.take.return_value = SimpleNamespace(settled=False, cancelled=False, deliveries=1)
     fingerprint = Fingerprint(
         guard="fake", model="m", revision="r", prompt="p", mode=Mode.SCORE, dtype="none", engine="fake"
     )
@@ -84,7 +84,7 @@ def judged(
         guard=guard,
         lane=Lane.BULK,
         device=device,
-        board=board,
+        coordination=coordination,
         publish=published.append,
         fingerprints=dict.fromkeys(Mode, fingerprint),
         worker_id="w",
