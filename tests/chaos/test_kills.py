@@ -92,7 +92,7 @@ def kill_collector_and_restart(
 
 
 @pytest.mark.parametrize(
-    "strike",
+    "inject",
     [
         kill_consumer,
         kill_device,

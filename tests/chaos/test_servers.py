@@ -51,7 +51,7 @@ def flush_valkey(folder: Path, services: Services) -> None:
     redis.Redis.from_url(services.redis_url).flushall()
 
 
-@pytest.mark.parametrize("strike", [kill_valkey, kill_postgres, flush_valkey])
+@pytest.mark.parametrize("inject", [kill_valkey, kill_postgres, flush_valkey])
 def test_a_run_survives_its_servers(
     tmp_path: Path, own_services: Services, inject: Callable[[Path, Services], None]
 ) -> None:

@@ -28,7 +28,7 @@ from infra.settings import child_environment
 USER = """
 import sys
 from pathlib import Path
-from infra.embedded import EmbeddedServers
+from infra.servers.embedded import EmbeddedServers
 with EmbeddedServers(Path(sys.argv[1])) as urls:
     print(urls.redis_url, flush=True)
     sys.stdin.read()
@@ -37,7 +37,7 @@ ROUNDS = """
 import sys
 from pathlib import Path
 import redis
-from infra.embedded import EmbeddedServers
+from infra.servers.embedded import EmbeddedServers
 for _ in range(4):
     with EmbeddedServers(Path(sys.argv[1])) as urls, redis.Redis.from_url(urls.redis_url) as client:
         client.incr("rounds")

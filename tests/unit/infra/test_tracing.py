@@ -24,7 +24,7 @@ OFF = """
 import json, sys
 sys.modules["opentelemetry"] = None  # whoever imports it fails; redis-py, which looks for it by itself, can do without
 from infra import tracing
-from infra.broker import Publisher
+from infra.broker.app import Publisher
 from infra.errors import UsageError
 from infra.log import configure_logging, get_logger
 import producer.intake.live, producer.intake.submit, worker.consumer.app, worker.collector.process, worker.device.server

@@ -7,7 +7,7 @@ import re
 from infra.ledger.comparing import PairedVerdict
 from infra.ledger.evidence import Volume
 from producer.report.comparison import EXAMPLES, Comparison
-from producer.report.leaderboard import Contest, CurrentDecision, by_accuracy
+from producer.report.leaderboard import Contest, Ranking, by_accuracy
 from producer.report.leaderboard_page import board_page
 from producer.report.markdown import to_markdown
 from schemas.items import Label
@@ -77,7 +77,7 @@ def test_the_examples_are_the_widest_gaps() -> None:
 def test_markdown_and_page_keep_hostile_names_as_text() -> None:
     first, second = reports(HOSTILE, "b|c")
     contest = Contest(first, second, Comparison.of([both(1, (UNSAFE, SAFE), name=HOSTILE)]))
-    coordination = by_accuracy([CurrentDecision(report, Volume(600, 2, 2, 2)) for report in (first, second)])
+    coordination = by_accuracy([Ranking(report, Volume(600, 2, 2, 2)) for report in (first, second)])
 
     markdown = to_markdown(coordination, [contest])
     page = board_page(coordination, [contest], {second.run_id: {1: (HOSTILE, HOSTILE)}})
@@ -94,6 +94,6 @@ def test_a_run_costs_the_seconds_its_devices_were_busy_as_far_as_they_were_measu
     volume = Volume(600, 2, 2, 2)
     cost = Cost(verdicts=2, measured=2, device_s=0.5, prompt_tokens=600)
 
-    assert CurrentDecision(report.model_copy(update={"cost": cost}), volume).device_s_per_1000 == 250
-    assert CurrentDecision(report, volume).device_s_per_1000 is None
-    assert CurrentDecision(report, volume).tokens_per_item == 300
+    assert Ranking(report.model_copy(update={"cost": cost}), volume).device_s_per_1000 == 250
+    assert Ranking(report, volume).device_s_per_1000 is None
+    assert Ranking(report, volume).tokens_per_item == 300
