@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import click
 from fastapi import FastAPI
 
+from infra.guard_catalogue import GUARDS
 from libra_fleet.cli.main import libra
 from producer.gateway.api import batches, items, moderations, ops, runs
 from producer.gateway.console import routes as console
-from schemas.guards import GUARDS
 
 _WIDTH = 86  # columns of a code block on a desk's screen
 _METHODS = ("get", "post", "put", "patch", "delete")
@@ -28,6 +28,7 @@ _PYTHON = {
         "schemas.runs",
         "schemas.messages",
         "schemas.guards",
+        "infra.guard_catalogue",
         "schemas.policy",
         "schemas.taxonomy",
     ],

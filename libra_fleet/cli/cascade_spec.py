@@ -8,8 +8,9 @@ from typing import Final, NamedTuple
 import click
 from pydantic import ValidationError
 
+from infra.guard_catalogue import GUARDS
 from libra_fleet.cli.options import GuardChoice, guard_named, mode_for
-from schemas.guards import GUARDS, Mode
+from schemas.guards import Mode
 from schemas.runs import NextStage
 
 PREFIX: Final = "cascade:"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import click
 from rich.text import Text
 
+from infra.guard_catalogue import GUARDS
 from libra_fleet.cli.options import GuardChoice, guard_argument, json_option
 from libra_fleet.cli.show import out, print_json
-from schemas.guards import GUARDS, GuardCard
+from schemas.guards import GuardCard
 from worker.guards.show import describe
 
 

@@ -20,6 +20,7 @@ import click
 from click.core import ParameterSource
 
 from infra.errors import DataError, RunError, UsageError
+from infra.guard_catalogue import GUARDS
 from infra.ledger import intake, reading
 from infra.ledger.comparing import Settled, settled_of
 from infra.process import deferred_interrupt
@@ -34,7 +35,7 @@ from producer.datasets.jsonl_log import OutFile
 from producer.datasets.raw import RawRecord, raw_records
 from producer.datasets.records import RowError
 from producer.intake.submit import seal, submit
-from schemas.guards import GUARDS, Family, Mode
+from schemas.guards import Family, Mode
 from schemas.runs import RunSpec, RunState
 from schemas.verdicts import Outcome
 

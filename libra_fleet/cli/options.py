@@ -15,8 +15,9 @@ from typing import Final, NamedTuple, ParamSpec, TypeVar
 
 import click
 
+from infra.guard_catalogue import GUARDS
 from infra.metrics import AVERAGED
-from schemas.guards import GUARDS, Mode
+from schemas.guards import Mode
 from schemas.runs import RunSpec
 
 DEFAULT_GUARD: Final = "libra-tiny"

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from infra.errors import RunError, UsageError
+from infra.guard_catalogue import GUARDS
 from infra.ledger import intake, reading
 from infra.ledger.comparing import Pair, pairs_of
 from infra.servers.services import Services
@@ -19,7 +20,7 @@ from libra_fleet.cli.context import Checked, checked, connected, detaching, flee
 from libra_fleet.cli.options import GuardChoice, LocalFleetOptions, guard_option, json_option, takes_fleet
 from libra_fleet.cli.show import err, out, print_json, say
 from libra_fleet.cli.watch import progress_line, wait_for_end
-from schemas.guards import GUARDS, Mode
+from schemas.guards import Mode
 from schemas.runs import RunReport, RunSpec
 
 _MODES: Final = (Mode.SCORE, Mode.GENERATE)

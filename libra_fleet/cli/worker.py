@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from infra.errors import UsageError
+from infra.guard_catalogue import GUARDS
 from infra.servers.services import services
 from infra.settings import Settings, load_settings
-from schemas.guards import GUARDS, Mode
+from schemas.guards import Mode
 
 if TYPE_CHECKING:
     from worker.device.spec import DeviceSpec, EngineName, ServerSpec

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 from infra.errors import GuardError, UsageError
+from infra.guard_catalogue import GUARDS
 from libra_fleet.doctor.finding import Finding, error, good, warning
-from schemas.guards import GUARDS, Family, GuardCard
+from schemas.guards import Family, GuardCard
 from worker.guards.registry import BUNDLED, cached_checkpoint, resolve_checkpoint
 from worker.supervisor import choose_devices
 

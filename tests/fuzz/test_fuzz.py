@@ -25,8 +25,9 @@ from kombu.transport.virtual import Message
 from infra.broker.dead_letters import _is_message
 from infra.broker.unacked import enqueued_at, task_of
 from infra.errors import DataError, DeviceError, GuardError
+from infra.guard_catalogue import GUARDS
 from producer.datasets import open_dataset
-from schemas.guards import GUARDS, Mode
+from schemas.guards import Mode
 from schemas.messages import ChunkItem, JudgeChunk, Lane, MessageError, VerdictChunk, decode_chunk
 from schemas.verdicts import Verdict
 from tests.support.checkpoints import small_tokenizer, write_checkpoint

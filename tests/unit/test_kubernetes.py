@@ -15,8 +15,8 @@ import pytest
 import yaml
 from cloudcoil.models.keda.v1alpha1 import ScaledObject
 
+from infra.guard_catalogue import GUARDS
 from infra.settings import Settings
-from schemas.guards import GUARDS
 from tests.support.cli import require_command
 
 ROOT = Path(__file__).parents[2]

@@ -15,10 +15,11 @@ from typing import Any, TextIO
 
 from infra import tracing
 from infra.errors import DeviceError, GuardError, LibraError, UsageError
+from infra.guard_catalogue import GUARDS
 from infra.log import configure_logging, get_logger
 from infra.process import die_with_parent
 from infra.settings import load_settings
-from schemas.guards import GUARDS, Mode
+from schemas.guards import Mode
 from schemas.messages import ChunkItem
 from worker.device.engines.base import DeviceLost, Engine
 from worker.device.server import serve

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from infra.errors import GuardError
-from schemas.guards import GUARDS, Family, GuardCard, is_writer
+from infra.guard_catalogue import GUARDS
+from schemas.guards import Family, GuardCard, is_writer
 from worker.guards.base import Guard
 from worker.guards.checkpoint import QWEN_V1, TOKENIZER_JSON, read_json
 from worker.guards.fake import FakeGuard

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Final
 
 from infra.errors import GuardError
-from schemas.guards import GUARDS, Family, GuardCard, Mode
+from infra.guard_catalogue import GUARDS
+from schemas.guards import Family, GuardCard, Mode
 from schemas.messages import ChunkItem
 from worker.guards.registry import BUNDLED, cached_checkpoint, format_of, load_guard, resolve_checkpoint
 

@@ -10,8 +10,8 @@ import sqlalchemy as sa
 from pydantic import ValidationError
 
 from infra.errors import DataError, UsageError
+from infra.guard_catalogue import GUARDS
 from infra.ledger import costs, reading
-from schemas.guards import GUARDS
 from schemas.messages import Lane
 from schemas.runs import Cost, RunReport
 

@@ -10,12 +10,13 @@ from typing import Annotated, Final, NamedTuple
 from fastapi import Header
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from infra.guard_catalogue import GUARDS
 from infra.ledger.submissions import IdempotencyKey, Submission
 from producer.gateway.access import Principal
 from producer.gateway.problems import BadFieldError, ProblemError
 from producer.gateway.state import Gateway
 from producer.webhooks.addresses import RefusedAddressError, check_form
-from schemas.guards import GUARDS, Mode
+from schemas.guards import Mode
 from schemas.items import Item
 
 MOST_ITEMS: Final = 1_000

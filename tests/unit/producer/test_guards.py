@@ -9,9 +9,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from infra.guard_catalogue import GUARDS
 from libra_fleet.cli.guards import guards
 from libra_fleet.cli.options import GuardChoice, mode_for
-from schemas.guards import GUARDS, NOT_PINNED, Mode
+from schemas.guards import NOT_PINNED, Mode
 from tests.support.checkpoints import small_tokenizer, write_checkpoint
 from tests.support.families import write_family
 from worker.guards.show import describe

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from infra.guard_catalogue import GUARDS
 from libra_fleet.doctor.finding import Finding, Level
 from libra_fleet.doctor.machine import Device, check_checkpoint, check_devices, list_devices, parameters
-from schemas.guards import GUARDS
 
 GIB = 2**30
 SMALL, LARGE = Device("0", "small", 8 * GIB, 8 * GIB), Device("1", "large", 80 * GIB, 79 * GIB)

@@ -12,8 +12,9 @@ import pytest
 pytest.importorskip("torch")
 
 from infra.errors import GuardError
+from infra.guard_catalogue import GUARDS
 from producer.datasets import open_dataset, valid_items, validate
-from schemas.guards import GUARDS, Family, GuardCard, Mode, Status
+from schemas.guards import Family, GuardCard, Mode, Status
 from schemas.messages import ChunkItem
 from schemas.verdicts import Outcome, Verdict
 from tests.support.families import write_family

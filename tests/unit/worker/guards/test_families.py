@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.errors import GuardError
-from schemas.guards import GUARDS, Family, GuardCard, Mode, Status
+from infra.guard_catalogue import GUARDS
+from schemas.guards import Family, GuardCard, Mode, Status
 from schemas.items import Label
 from schemas.messages import ChunkItem
 from schemas.taxonomy import scenario_by_code
