@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from infra.broker.app import queue_of
 from infra.ledger import reading, recovery
 from infra.ledger.intake import ledger_now
 from infra.servers.services import Services
+from schemas.fleet import Announcement
 from schemas.messages import Lane
 
 _OLD_S: Final = 60.0
@@ -17,8 +18,6 @@ _IDLE_SHARE: Final = 0.5
 _SEEN_ENOUGH_S: Final = 20.0
 _DEEP_CHUNKS: Final = 16
 _BEHIND_CHUNKS: Final = 256
-
-NumberT = TypeVar("NumberT", int, float)
 
 
 @dataclass(frozen=True)
@@ -89,8 +88,8 @@ class FleetStatus:
 
 def read_fleet(services: Services) -> FleetStatus:
     """Look at board and ledger once."""
-    announced = services.coordination.workers()
-    workers = tuple(sorted((_worker(f) for f in announced if f.get("kind") == "worker"), key=lambda w: (w.guard, w.id)))
+    announced = services.coordination.announced()
+    workers = tuple(sorted((_worker(one) for one in announced if one.kind == "worker"), key=lambda w: (w.guard, w.id)))
     runs = tuple(_open_run(status) for status in reading.open_runs(services.engine))
     with services.engine.connect() as connection:
         lanes = set(recovery.lanes_with_pending(connection))
@@ -100,7 +99,7 @@ def read_fleet(services: Services) -> FleetStatus:
         queues=tuple(_queue(services, key, now) for key in sorted(lanes)),
         verdicts_waiting=services.coordination.verdicts_waiting(),
         workers=workers,
-        collectors=tuple(sorted(str(f.get("id")) for f in announced if f.get("kind") == "collector")),
+        collectors=tuple(sorted(one.id for one in announced if one.kind == "collector")),
         runs=runs,
         parked=services.coordination.parked_count(),
         dead=reading.dead_count(services.engine),
@@ -120,25 +119,19 @@ def _queue(services: Services, key: recovery.LaneKey, now: float) -> Queue:
     )
 
 
-def _worker(facts: dict[str, object]) -> Worker:
-    """What a worker announced; one of another version may say less."""
+def _worker(found: Announcement) -> Worker:
     return Worker(
-        id=str(facts.get("id")),
-        guard=str(facts.get("guard")),
-        state=str(facts.get("state")),
-        device=str(facts.get("device", "?")),
-        over_s=_number(facts, "over_s", float) or 0.0,
-        busy_share=_number(facts, "busy_share", float),
-        items_per_s=_number(facts, "items_per_s", float),
-        tokens_per_s=_number(facts, "tokens_per_s", float),
-        padding_share=_number(facts, "padding_share", float),
-        budget_tokens=_number(facts, "budget_tokens", int),
+        id=found.id,
+        guard=str(found.guard),
+        state=found.state,
+        device=found.device or "?",
+        over_s=found.over_s or 0.0,
+        busy_share=found.busy_share,
+        items_per_s=found.items_per_s,
+        tokens_per_s=found.tokens_per_s,
+        padding_share=found.padding_share,
+        budget_tokens=found.budget_tokens,
     )
-
-
-def _number(facts: dict[str, object], name: str, kind: type[NumberT]) -> NumberT | None:
-    value = facts.get(name)
-    return kind(value) if isinstance(value, int | float) else None
 
 
 def _open_run(status: reading.RunStatus) -> OpenRun:

@@ -26,6 +26,7 @@ from infra.errors import DeviceError, UsageError
 from infra.log import get_logger
 from infra.process import python_module, stop
 from infra.settings import Settings
+from schemas.fleet import Announcement
 from schemas.messages import Lane
 from worker.consumer.app import ConsumerSpec, read_fingerprints
 from worker.consumer.tasks import holder_of
@@ -189,21 +190,27 @@ class _Post:
         if self._device is not None:
             self._device.stop(_DEVICE_GRACE_S)
 
-    def facts(self) -> dict[str, object]:
-        """What the device is, has done since it started, and did over the last minute."""
+    def announcement(self, guard: str, state: str) -> Announcement:
+        """The device as it is now, with what it has done since it started and over the last minute."""
         pulse = self._device.stats() if self._device else Pulse()
-        return {
-            "device": self._visible or self._device_spec.device,
-            "batches": pulse.batches,
-            "items": pulse.items,
-            "rows": pulse.rows,
-            "tokens": pulse.tokens,
-            "padded_tokens": pulse.padded_tokens,
-            "busy_s": round(pulse.busy_s, 3),
-            "budget_tokens": pulse.budget_tokens or self._device_spec.max_batch_tokens,
+        return Announcement(
+            id=self.worker_id,
+            kind="worker",
+            state=state,
+            pid=os.getpid(),
+            version=version("libra-fleet"),
+            guard=guard,
+            device=self._visible or self._device_spec.device,
+            fingerprints=read_fingerprints(self._device_spec.socket_path),
+            batches=pulse.batches,
+            items=pulse.items,
+            rows=pulse.rows,
+            tokens=pulse.tokens,
+            padded_tokens=pulse.padded_tokens,
+            busy_s=round(pulse.busy_s, 3),
+            budget_tokens=pulse.budget_tokens or self._device_spec.max_batch_tokens,
             **self._pace.look(time.monotonic(), pulse),
-            **read_fingerprints(self._device_spec.socket_path),
-        }
+        )
 
 
 class Supervisor:
@@ -281,25 +288,14 @@ class Supervisor:
     def _announce(self) -> None:
         try:
             for post in self._posts:
-                self._coordination.announce_worker(post.worker_id, self._facts(post))
+                self._coordination.announce(post.announcement(self._guard, self._state))
         except Exception as error:  # noqa: BLE001 - a loop's edge: the broker may be away for a while
             log.warning("announce_failed", error=str(error))
-
-    def _facts(self, post: _Post) -> dict[str, object]:
-        return {
-            "id": post.worker_id,
-            "kind": "worker",
-            "guard": self._guard,
-            "state": self._state,
-            "pid": os.getpid(),
-            "version": version("libra-fleet"),
-            **post.facts(),
-        }
 
     def _withdraw(self) -> None:
         try:
             for post in self._posts:
-                self._coordination.withdraw_worker(post.worker_id)
+                self._coordination.withdraw(post.worker_id)
         except Exception as error:  # noqa: BLE001 - on the way out: the announcement expires by itself
             log.warning("withdraw_failed", error=str(error))
 

@@ -17,6 +17,7 @@ from redis.client import PubSub
 from infra.broker.app import FINALIZING, VERDICTS, connect_redis, queue_of
 from infra.broker.unacked import enqueued_at, requeue, task_of
 from infra.settings import Settings
+from schemas.fleet import Announcement
 from schemas.messages import Lane, VerdictChunk
 
 HELD_FOR_S: Final = 6
@@ -200,29 +201,29 @@ class CoordinationStore:
         raw = cast("str | None", self._redis.lindex(self._prefix + queue_of(guard, lane), -1))
         return None if raw is None else enqueued_at(raw)
 
-    def announce_worker(self, worker_id: str, facts: dict[str, object]) -> None:
-        """Keep a worker or collector on the list; it vanishes when this is not repeated."""
+    def announce(self, process: Announcement) -> None:
+        """Keep a process on the list; it vanishes when this is not repeated."""
         with self._redis.pipeline(transaction=False) as pipe:
-            pipe.set(self._key("worker", worker_id), json.dumps(facts), ex=_WORKER_TTL_S)
-            pipe.sadd(self._key("workers"), worker_id)
+            pipe.set(self._key("worker", process.id), process.to_wire(), ex=_WORKER_TTL_S)
+            pipe.sadd(self._key("workers"), process.id)
             pipe.expire(self._key("workers"), _WORKER_TTL_S)
             pipe.execute()
 
-    def withdraw_worker(self, worker_id: str) -> None:
-        """Take a worker off the list at once."""
-        self._redis.delete(self._key("worker", worker_id))
+    def withdraw(self, process_id: str) -> None:
+        """Take a process off the list at once."""
+        self._redis.delete(self._key("worker", process_id))
 
-    def workers(self) -> list[dict[str, object]]:
-        """Everything announced and alive."""
+    def announced(self) -> list[Announcement]:
+        """Every process that is announced and alive; not those of a version that this one cannot read."""
         # A list of their names: a scan would walk over every key of a Redis that also holds a cache.
         names = sorted(cast("set[str]", self._redis.smembers(self._key("workers"))))
         found = cast(
             "list[str | None]", self._redis.mget([self._key("worker", name) for name in names]) if names else []
         )
-        gone = [name for name, facts in zip(names, found, strict=True) if facts is None]
+        gone = [name for name, announcement in zip(names, found, strict=True) if announcement is None]
         if gone:
             self._redis.srem(self._key("workers"), *gone)
-        return [json.loads(facts) for facts in found if facts]
+        return [process for process in map(Announcement.from_wire, filter(None, found)) if process]
 
     def park(self, queue: str, reason: str, body: str) -> None:
         """Set aside a message that cannot be read here; nothing is dropped silently."""

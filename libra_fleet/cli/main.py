@@ -12,11 +12,11 @@ from typing import Final
 import click
 
 from infra import tracing
-from infra.coordination.health import Role, is_ready
 from infra.errors import LibraError, ServerError, UsageError
 from infra.log import configure_logging
 from infra.process import die_with_parent
 from infra.settings import load_settings
+from schemas.fleet import ProcessKind
 
 _COMMANDS: Final = {
     "bench": "libra_fleet.cli.run:bench",
@@ -111,16 +111,17 @@ def migrate() -> None:
 @click.option("--collector", "role", flag_value="collector", help="Also ask whether this host's collector is ready.")
 @click.option("--webhooks", "role", flag_value="webhooks", help="Also ask whether this host's sender of webhooks is.")
 @click.option("--gateway", "role", flag_value="gateway", help="Also ask whether this host's gateway is ready.")
-def health(*, role: Role | None) -> None:
+def health(*, role: ProcessKind | None) -> None:
     """Exit 0 if the configured Redis answers, else 4."""
-    from infra.coordination.store import open_coordination  # noqa: PLC0415 - keeps `libra --help` quick
+    from infra.coordination.presence import is_ready  # noqa: PLC0415 - keeps `libra --help` quick
+    from infra.coordination.store import open_coordination  # noqa: PLC0415
 
     settings = load_settings()
     coordination = open_coordination(
         settings.require_redis_url(), settings.model_copy(update={"wait_for_servers_s": 0})
     )
     host = socket.gethostname()
-    if role and not is_ready(coordination.workers(), role, host):
+    if role and not is_ready(coordination.announced(), role, host):
         raise ServerError(f"no {role} of {host} is ready")
     click.echo(f"{role or 'Redis'} is ready")
 

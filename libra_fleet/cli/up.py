@@ -30,9 +30,10 @@ from infra.servers.services import Services, services
 from infra.settings import load_settings
 from libra_fleet.cli.options import GuardChoice, guard_option
 from libra_fleet.cli.show import err, say
-from libra_fleet.machine.crew import Crew, Facts, Member
+from libra_fleet.machine.crew import Crew, Member
 from libra_fleet.machine.screen import plain_line, screen
 from libra_fleet.machine.watching import RunPace, Warnings
+from schemas.fleet import Announcement
 
 _LOOK_EVERY_S: Final = 1.0
 _LINE_EVERY_S: Final = 10.0
@@ -134,10 +135,10 @@ class _Up:
         self._wake.set()
 
 
-def _looked(found: Services) -> tuple[FleetStatus | None, list[Facts]]:
+def _looked(found: Services) -> tuple[FleetStatus | None, list[Announcement]]:
     """The fleet's status and who is announced; None while a server is away, which everybody waits for."""
     try:
-        return read_fleet(found), found.coordination.workers()
+        return read_fleet(found), found.coordination.announced()
     except (redis.RedisError, DBAPIError):
         return None, []
 

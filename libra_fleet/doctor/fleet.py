@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
-from typing import Any
 
 import sqlalchemy as sa
 
 from infra.coordination.store import CoordinationStore
 from infra.ledger import outbox, reading, recovery
 from libra_fleet.doctor.finding import Finding, error, good, warning
-
-Facts = dict[str, object]
+from schemas.fleet import Announcement, ready
 
 
 def check_fleet(coordination: CoordinationStore, engine: sa.Engine) -> Iterator[Finding]:
     """Everything about the processes that have announced themselves and the work that waits for them."""
-    announced = coordination.workers()
+    announced = coordination.announced()
     yield good("fleet", _who(announced))
     yield from check_versions(announced)
     yield from check_fingerprints(announced)
@@ -34,33 +32,29 @@ def check_fleet(coordination: CoordinationStore, engine: sa.Engine) -> Iterator[
         )
 
 
-def _who(announced: Iterable[Facts]) -> str:
-    counts: dict[str, int] = defaultdict(int)
-    for facts in announced:
-        counts[str(facts.get("kind"))] += 1
+def _who(announced: Iterable[Announcement]) -> str:
+    counts = Counter(process.kind for process in announced)
     return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "nobody is announced"
 
 
-def check_versions(announced: Iterable[Facts], ours: str = version("libra-fleet")) -> Iterator[Finding]:
+def check_versions(announced: Iterable[Announcement], ours: str = version("libra-fleet")) -> Iterator[Finding]:
     """Who runs another version than this one."""
-    for facts in announced:
-        theirs = facts.get("version")
-        if theirs != ours:
+    for process in announced:
+        if process.version != ours:
             yield warning(
                 "fleet versions",
-                f"{facts.get('kind')} {facts.get('id')} runs version {theirs or 'unknown'}, this is {ours}",
+                f"{process.kind} {process.id} runs version {process.version or 'unknown'}, this is {ours}",
                 why="newer messages are parked by older readers; settings and figures may differ",
                 do="upgrade it, and restart it: one machine after the other is fine",
             )
 
 
-def check_fingerprints(announced: Iterable[Facts]) -> Iterator[Finding]:
+def check_fingerprints(announced: Iterable[Announcement]) -> Iterator[Finding]:
     """Workers of one guard that are not the same guard."""
     seen: dict[tuple[str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for facts in announced:
-        prints: Any = facts.get("fingerprints")
-        for mode, digest in prints.items() if isinstance(prints, dict) else ():
-            seen[str(facts.get("guard")), str(mode)][str(digest)].append(str(facts.get("id")))
+    for worker in announced:
+        for mode, digest in (worker.fingerprints or {}).items():
+            seen[str(worker.guard), mode][digest].append(worker.id)
     told: set[str] = set()
     for (guard, _), by_digest in seen.items():
         if len(by_digest) > 1 and guard not in told:
@@ -75,14 +69,11 @@ def check_fingerprints(announced: Iterable[Facts]) -> Iterator[Finding]:
             )
 
 
-def _lanes(coordination: CoordinationStore, engine: sa.Engine, announced: list[Facts]) -> Iterator[Finding]:
-    ready = {
-        facts.get("guard") for facts in announced if facts.get("kind") == "worker" and facts.get("state") == "ready"
-    }
+def _lanes(coordination: CoordinationStore, engine: sa.Engine, announced: list[Announcement]) -> Iterator[Finding]:
     with engine.connect() as connection:
         lanes = recovery.lanes_with_pending(connection)
     for guard, lane in lanes:
-        if guard not in ready:
+        if not ready(announced, "worker", guard):
             waiting = coordination.queue_length(guard, lane)
             yield error(
                 "lanes",
@@ -92,8 +83,8 @@ def _lanes(coordination: CoordinationStore, engine: sa.Engine, announced: list[F
             )
 
 
-def _collector(coordination: CoordinationStore, engine: sa.Engine, announced: list[Facts]) -> Iterator[Finding]:
-    if any(facts.get("kind") == "collector" for facts in announced):
+def _collector(coordination: CoordinationStore, engine: sa.Engine, announced: list[Announcement]) -> Iterator[Finding]:
+    if any(process.kind == "collector" for process in announced):
         return
     waiting = coordination.verdicts_waiting()
     pending = sum(run.counts.pending for run in reading.open_runs(engine))
@@ -106,11 +97,11 @@ def _collector(coordination: CoordinationStore, engine: sa.Engine, announced: li
         )
 
 
-def _webhooks(engine: sa.Engine, announced: list[Facts]) -> Iterator[Finding]:
+def _webhooks(engine: sa.Engine, announced: list[Announcement]) -> Iterator[Finding]:
     backlog = outbox.backlog(engine)
     if not backlog.due:
         return
-    if not any(facts.get("kind") == "webhooks" for facts in announced):
+    if not any(process.kind == "webhooks" for process in announced):
         yield error(
             "webhooks",
             f"{backlog.due:,} webhooks are due, the oldest for {backlog.oldest_s:,.0f} s, and no sender runs",

@@ -18,6 +18,7 @@ from typing import Final
 from infra.errors import GuardError, LibraError, UsageError
 from infra.servers.services import Services
 from libra_fleet.machine.local_fleet import is_gone, start_member
+from schemas.fleet import Announcement, ProcessKind, ready
 
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 30.0
@@ -29,14 +30,12 @@ _LAST_WORDS: Final = 6
 _HOPELESS: Final[dict[int, type[LibraError]]] = {UsageError.exit_code: UsageError, GuardError.exit_code: GuardError}
 """Exit codes after which the same command fails again: a wrong option, a guard that cannot be loaded."""
 
-Facts = dict[str, object]
-
 
 @dataclass
 class Member:
     """One process. `kind` as it announces itself, `stage` when it is asked to end (0 first)."""
 
-    kind: str
+    kind: ProcessKind
     command: Sequence[str]
     log: Path
     stage: int
@@ -76,7 +75,7 @@ class Crew:
         self._note = note
         self.members = members
 
-    def tend(self, announced: Iterable[Facts]) -> None:
+    def tend(self, announced: Iterable[Announcement]) -> None:
         """Start what does not run and is due; see who is ready. A part that somebody else does here is left to him.
 
         Raises:
@@ -105,7 +104,7 @@ class Crew:
         """Whether every part is done by somebody."""
         return all(member.ready if member.running else member.other_pid is not None for member in self.members)
 
-    def _see_ready(self, member: Member, announced: Sequence[Facts], now: float) -> None:
+    def _see_ready(self, member: Member, announced: Sequence[Announcement], now: float) -> None:
         if not member.ready and member.process and _is_ready(announced, member, member.process.pid):
             member.ready = True
             self._note(f"{member.kind} is ready")
@@ -123,13 +122,12 @@ class Crew:
         member.start_at = now + pause_s
         self._note(f"{member.kind} ended with exit code {code}; again in {pause_s:g} s (log: {member.log})")
 
-    def _other(self, member: Member, announced: Iterable[Facts]) -> int | None:
+    def _other(self, member: Member, announced: Iterable[Announcement]) -> int | None:
         """A process of this machine, not ours, that does this part."""
-        for facts in announced:
-            pid = facts.get("pid")
-            here = f"{socket.gethostname()}-{pid}" in str(facts.get("id"))
-            if here and isinstance(pid, int) and not is_gone(pid) and _is_ready([facts], member, pid):
-                return pid
+        for process in ready(announced, member.kind, member.guard):
+            here = f"{socket.gethostname()}-{process.pid}" in process.id
+            if here and process.pid is not None and not is_gone(process.pid):
+                return process.pid
         return None
 
     def stop(self, hurried: Callable[[], bool]) -> None:
@@ -167,14 +165,8 @@ def last_words(log: Path) -> str:
     return "\n".join(lines[-_LAST_WORDS:])
 
 
-def _is_ready(announced: Iterable[Facts], member: Member, pid: int) -> bool:
-    return any(
-        facts.get("kind") == member.kind
-        and facts.get("pid") == pid
-        and facts.get("state") == "ready"
-        and (member.guard is None or facts.get("guard") == member.guard)
-        for facts in announced
-    )
+def _is_ready(announced: Iterable[Announcement], member: Member, pid: int) -> bool:
+    return any(process.pid == pid for process in ready(announced, member.kind, member.guard))
 
 
 def _signal(member: Member) -> None:

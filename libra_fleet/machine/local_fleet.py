@@ -21,6 +21,7 @@ from infra.errors import DeviceError, GuardError
 from infra.log import get_logger
 from infra.process import python_module, stop
 from infra.servers.services import Services
+from schemas.fleet import ProcessKind, ready
 
 _POLL_S: Final = 0.1
 _LOOK_EVERY_S: Final = 1.0
@@ -35,7 +36,7 @@ log = get_logger(__name__)
 class _Post:
     """A part of the fleet: how it announces itself, how to start it, and our own process where we did."""
 
-    kind: str
+    kind: ProcessKind
     guard: str | None
     command: tuple[str, ...]
     log: Path
@@ -157,21 +158,20 @@ def worker_is_up(services: Services, guard: str) -> bool:
     return _ready(services, "worker", guard)
 
 
-def _ready(services: Services, kind: str, guard: str | None) -> bool:
+def _ready(services: Services, role: ProcessKind, guard: str | None) -> bool:
     return any(
-        facts["kind"] == kind
-        and facts["state"] == "ready"
-        and (guard is None or facts.get("guard") == guard)
-        and not (services.embedded and is_gone(facts.get("pid")))
-        for facts in services.coordination.workers()
+        not (services.embedded and is_gone(process.pid))
+        for process in ready(services.coordination.announced(), role, guard)
     )
 
 
-def is_gone(pid: object) -> bool:
+def is_gone(pid: int | None) -> bool:
     """Whether a process of this machine is gone: one that was killed stays announced for some seconds."""
+    if pid is None:
+        return True
     try:
-        os.kill(int(str(pid)), 0)
-    except (ValueError, ProcessLookupError):
+        os.kill(pid, 0)
+    except ProcessLookupError:
         return True
     except PermissionError:
         return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Final, NamedTuple, TypeVar
@@ -21,6 +20,7 @@ from infra.ledger.recovery import LaneKey
 from infra.log import get_logger
 from infra.servers.services import Services
 from producer.exporter.page import Page
+from schemas.fleet import Announcement, ready
 from schemas.items import Label
 from schemas.messages import Lane
 from schemas.verdicts import Outcome
@@ -49,7 +49,7 @@ log = get_logger(__name__)
 class _Notices(NamedTuple):
     """What the board says: who is there, chunks queued and held per lane, and what was counted."""
 
-    announced: list[dict[str, object]]
+    announced: list[Announcement]
     queued: dict[LaneKey, int]
     held: dict[LaneKey, int]
     verdicts: int
@@ -109,8 +109,8 @@ def _ask(page: Page, server: str, question: Callable[[], T]) -> T | None:
 
 
 def _read_board(coordination: CoordinationStore, pending: set[LaneKey]) -> _Notices:
-    announced = coordination.workers()
-    guards = {str(facts.get("guard")) for facts in announced if facts.get("kind") == "worker"}
+    announced = coordination.announced()
+    guards = {str(process.guard) for process in announced if process.kind == "worker"}
     lanes = pending | {LaneKey(guard, lane) for guard in guards for lane in Lane}
     return _Notices(
         announced,
@@ -149,25 +149,21 @@ def _tell_notices(page: Page, notices: _Notices, lanes: Sequence[LaneKey]) -> No
     page.zero(telemetry.FINISHED_ANEW)
 
 
-def _tell_processes(page: Page, announced: Sequence[dict[str, object]], guards: Sequence[str]) -> None:
-    ready = [facts for facts in announced if facts.get("state") == "ready"]
-    kinds = Counter(facts.get("kind") for facts in ready)
-    workers = Counter(str(facts.get("guard")) for facts in ready if facts.get("kind") == "worker")
+def _tell_processes(page: Page, announced: Sequence[Announcement], guards: Sequence[str]) -> None:
     for guard in guards:
-        page.set(telemetry.WORKERS, workers[guard], guard)
-    page.set(telemetry.COLLECTORS, kinds["collector"])
-    page.set(telemetry.WEBHOOK_SENDERS, kinds["webhooks"])
-    for facts in announced:
-        if facts.get("kind") == "worker":
-            _tell_device(page, facts)
+        page.set(telemetry.WORKERS, len(ready(announced, "worker", guard)), guard)
+    page.set(telemetry.COLLECTORS, len(ready(announced, "collector")))
+    page.set(telemetry.WEBHOOK_SENDERS, len(ready(announced, "webhooks")))
+    for process in announced:
+        if process.kind == "worker":
+            _tell_device(page, process)
 
 
-def _tell_device(page: Page, facts: dict[str, object]) -> None:
+def _tell_device(page: Page, worker: Announcement) -> None:
     """What a worker announced of its device; one of another version may say less."""
     for name, metric in _PULSE.items():
-        value = facts.get(name)
-        if isinstance(value, int | float):
-            page.set(metric, value, str(facts.get("guard")), str(facts.get("id")))
+        if (value := getattr(worker, name)) is not None:
+            page.set(metric, value, str(worker.guard), worker.id)
 
 
 def _begin_at_zero(page: Page, key: LaneKey) -> None:

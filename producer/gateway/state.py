@@ -19,6 +19,7 @@ from producer.gateway.metrics import GatewayMetrics
 from producer.gateway.pool import Pool
 from producer.gateway.verdicts_awaited import AwaitedVerdicts
 from producer.webhooks.addresses import Allowed
+from schemas.fleet import ready
 
 KnowsPolicy = Callable[[str], bool]
 
@@ -94,10 +95,7 @@ class Gateway:
 
     def serves(self, guard: str) -> bool:
         """Whether a worker of this guard has announced itself. In a thread."""
-        return any(
-            facts.get("kind") == "worker" and facts.get("state") == "ready" and facts.get("guard") == guard
-            for facts in self.coordination.workers()
-        )
+        return bool(ready(self.coordination.announced(), "worker", guard))
 
 
 async def gateway_of(request: Request) -> Gateway:

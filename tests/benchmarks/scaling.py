@@ -23,6 +23,7 @@ import sqlalchemy as sa
 from infra.ledger import intake, settlement
 from infra.process import stop, wait_until
 from producer.intake.submit import submit
+from schemas.fleet import ready
 from schemas.items import Item
 from schemas.messages import Lane
 from schemas.runs import RunSpec
@@ -79,8 +80,7 @@ def _more_devices(found: Rig, count: int) -> Iterator[None]:
 
 
 def _ready_devices(found: Rig) -> int:
-    announced = found.services.coordination.workers()
-    return sum(facts["kind"] == "worker" and facts["state"] == "ready" for facts in announced)
+    return len(ready(found.services.coordination.announced(), "worker"))
 
 
 @contextmanager

@@ -565,7 +565,7 @@ STRANGERS = {
 @pytest.mark.parametrize("kind", STRANGERS)
 def test_a_message_that_cannot_be_read_is_parked_and_the_worker_judges_on(found: Services, kind: str) -> None:
     raw, reason = STRANGERS[kind]
-    workers = {facts["pid"] for facts in found.coordination.workers()}
+    workers = {process.pid for process in found.coordination.announced()}
     parked = len(found.coordination.parked())
     queue = f"{found.settings.namespace}:{queue_of('fake', Lane.LIVE)}"
 
@@ -577,7 +577,7 @@ def test_a_message_that_cannot_be_read_is_parked_and_the_worker_judges_on(found:
     assert newest["queue"] == queue_of("fake", Lane.LIVE)
     assert reason in newest["reason"]
     assert judged(found, "文本").outcome is Outcome.SCORED
-    assert {facts["pid"] for facts in found.coordination.workers()} == workers
+    assert {process.pid for process in found.coordination.announced()} == workers
     assert not deaths(found), "a consumer must not die of a message"
 
 

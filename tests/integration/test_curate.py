@@ -37,7 +37,7 @@ def test_two_judges_annotate_and_a_killed_annotation_goes_on(services: Services,
     run("queries", folder, "--per-combination", 1)
     run("augment", folder, "--variants", 0)
     run("responses", folder)
-    fleet.wait(lambda: any(facts.get("pid") == tiny.pid and facts["state"] == "ready" for facts in fleet.workers()))
+    fleet.wait(lambda: fleet.is_ready(tiny))
 
     judges = ("--judges", "libra-tiny,fake", "--no-local")
     assert run("annotate", folder, *judges).exit_code == 0

@@ -26,11 +26,12 @@ from infra.settings import Settings
 from libra_fleet.cli.doctor import doctor
 from libra_fleet.doctor import examination
 from libra_fleet.doctor.machine import Device
+from schemas.fleet import Announcement
 from tests.support.database import fresh_database
 from tests.support.make import items, spec
 from worker.guards.registry import BUNDLED
 
-OF_THE_MACHINE = {"disk", "files", "device memory", "devices"}
+OF_THE_MACHINE = {"disk", "files", "device memory", "devices", "redis latency", "postgres latency"}
 """What may be wrong with the machine that runs the tests."""
 
 
@@ -62,10 +63,8 @@ class Patient:
         with self.services.engine.begin() as connection:
             connection.execute(sa.text(statement))
 
-    def announce(self, worker_id: str, **facts: object) -> None:
-        self.services.coordination.announce_worker(
-            worker_id, {"id": worker_id, "kind": "worker", "state": "ready", **facts}
-        )
+    def announce(self, worker_id: str, **fields: Any) -> None:
+        self.services.coordination.announce(Announcement(id=worker_id, kind="worker", state="ready", **fields))
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from infra.coordination.store import open_coordination
 from infra.errors import ServerError
 from infra.settings import Settings
 from libra_fleet.cli.main import health
+from schemas.fleet import Announcement
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def test_worker_is_healthy_from_its_announcement_on(configured: str, settings: S
     assert _run("--worker") == ServerError.exit_code
     worker_id = f"{socket.gethostname()}-1-0"
     coordination = open_coordination(configured, settings)
-    coordination.announce_worker(worker_id, {"id": worker_id, "kind": "worker", "guard": "fake", "state": "ready"})
+    coordination.announce(Announcement(id=worker_id, kind="worker", guard="fake", state="ready"))
     assert _run("--worker") == 0
     assert _run("--collector") == ServerError.exit_code
 

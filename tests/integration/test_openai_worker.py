@@ -41,7 +41,7 @@ def test_a_fleet_judges_through_a_server_as_libra_tiny_judges_itself(
     with serving_tiny(BUNDLED["libra-tiny"]) as tiny:
         fleet.start_collector()
         worker = fleet.start("worker", "--guard", f"served={here}", "--engine", "openai", "--base-url", tiny.url)
-        fleet.wait(lambda: any(f.get("pid") == worker.pid and f["state"] == "ready" for f in fleet.workers()))
+        fleet.wait(lambda: fleet.is_ready(worker))
         tiny.faults += [(503, {}), (429, {"Retry-After": "0"})]
         spec = RunSpec(guard="served", source="demo")
         run_id = intake.create_run(services.engine, spec)

@@ -23,7 +23,7 @@ def test_a_worker_that_cannot_load_takes_nothing_and_says_why(services: Services
     states = set()
 
     def ended() -> bool:
-        states.update(facts["state"] for facts in fleet.workers())
+        states.update(process.state for process in fleet.announced())
         return worker.poll() is not None
 
     fleet.wait(ended)
@@ -31,6 +31,6 @@ def test_a_worker_that_cannot_load_takes_nothing_and_says_why(services: Services
     assert worker.returncode == GuardError.exit_code
     assert "cannot load mine" in fleet.logs()
     assert "ready" not in states
-    assert fleet.workers() == []
+    assert fleet.announced() == []
     assert services.coordination.queue_length("mine", Lane.BULK) == 1
     assert services.coordination.held("guard.mine.bulk") == []

@@ -56,11 +56,10 @@ def test_status_and_prometheus_follow_a_run_from_an_unserved_queue_to_its_end(
     assert worker["items_per_s"] > 0
     assert 0 <= worker["padding_share"] < 0.5
     assert (worker["device"], worker["budget_tokens"]) == ("cpu", 16_384)
-    (announced,) = [facts for facts in configured.coordination.workers() if facts["kind"] == "worker"]
-    prints = announced["fingerprints"]
-    assert isinstance(prints, dict)
-    assert prints["score"] == reading.run_status(configured.engine, run_id).fingerprint
-    assert announced["version"]
+    (announced,) = [process for process in configured.coordination.announced() if process.kind == "worker"]
+    assert announced.fingerprints is not None
+    assert announced.fingerprints["score"] == reading.run_status(configured.engine, run_id).fingerprint
+    assert announced.version
     with prometheus(f"127.0.0.1:{port}", tmp_path) as scraped:
         fleet.wait(lambda: scraped.value("sum(libra_device_prompts_total)") == 2_000)
         fleet.wait(lambda: scraped.value("sum(libra_items_settled_total)") == 2_000)

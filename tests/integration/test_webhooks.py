@@ -297,7 +297,7 @@ def test_a_collector_killed_after_its_commit_loses_no_letter(
 
     sender = fleet.start("webhooks", "send", LIBRA_WEBHOOK_ALLOW="127.0.0.1", LIBRA_WEBHOOK_POLL_S="0.05")
     fleet.wait(lambda: states(services) == ["delivered"] * 5)
-    fleet.wait(lambda: any(facts.get("pid") == sender.pid for facts in fleet.workers()))
+    fleet.wait(lambda: fleet.is_ready(sender))
     sender.terminate()
 
     assert sender.wait(timeout=WAIT_S) == 0

@@ -14,6 +14,7 @@ import psutil
 
 from infra.process import stop, wait_until
 from infra.servers.services import Services
+from schemas.fleet import READY, Announcement
 from schemas.messages import Lane
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,20 +59,22 @@ class Fleet:
     def start_worker(self, *options: str) -> subprocess.Popen[bytes]:
         """A worker of the fake guard, ready to take chunks."""
         process = self.start("worker", "--guard", "fake", "--devices", "cpu", *options)
-        self.wait(
-            lambda: any(facts.get("pid") == process.pid and facts["state"] == "ready" for facts in self.workers())
-        )
+        self.wait(lambda: self.is_ready(process))
         return process
 
     def start_collector(self) -> subprocess.Popen[bytes]:
         """A collector, ready to settle."""
         process = self.start("collector")
-        self.wait(lambda: any(facts.get("pid") == process.pid for facts in self.workers()))
+        self.wait(lambda: self.is_ready(process))
         return process
 
-    def workers(self) -> list[dict[str, object]]:
-        """What has announced itself."""
-        return self._services.coordination.workers()
+    def announced(self) -> list[Announcement]:
+        """Every process that has announced itself."""
+        return self._services.coordination.announced()
+
+    def is_ready(self, process: subprocess.Popen[bytes]) -> bool:
+        """Whether this process has announced itself as ready."""
+        return any(one.pid == process.pid and one.state == READY for one in self.announced())
 
     def logs(self) -> str:
         """Everything the processes said."""

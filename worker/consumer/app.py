@@ -95,10 +95,10 @@ def leave_fingerprints(device_socket: Path, fingerprints: dict[Mode, Fingerprint
     fresh.replace(place)
 
 
-def read_fingerprints(device_socket: Path) -> dict[str, dict[str, str]]:
-    """What a consumer left there, as a worker announces it; nothing until one has started."""
+def read_fingerprints(device_socket: Path) -> dict[str, str] | None:
+    """The digests by mode that a consumer left there, as a worker announces them; None until one has started."""
     place = _fingerprints_beside(device_socket)
-    return {"fingerprints": json.loads(place.read_text())} if place.is_file() else {}
+    return json.loads(place.read_text()) if place.is_file() else None
 
 
 def _fingerprints_beside(device_socket: Path) -> Path:

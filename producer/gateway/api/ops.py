@@ -16,6 +16,7 @@ from producer.exporter.fleet import AWAY, look, nothing_known
 from producer.gateway.metrics import CONTENT_TYPE
 from producer.gateway.problems import ProblemError
 from producer.gateway.state import Gateway, gateway_of
+from schemas.fleet import Announcement, ready
 
 _ANSWER_WITHIN_S: Final = 3.0
 
@@ -61,27 +62,18 @@ async def _answers(question: Awaitable[T]) -> T | None:
         return None
 
 
-def _workers(gateway: Gateway) -> list[dict[str, object]]:
-    return gateway.coordination.workers()
+def _workers(gateway: Gateway) -> list[Announcement]:
+    return gateway.coordination.announced()
 
 
-def _who_judges(announced: list[dict[str, object]], default_guard: str) -> dict[str, Any]:
-    guards = _ready_workers(announced)
+def _who_judges(announced: list[Announcement], default_guard: str) -> dict[str, Any]:
+    guards = Counter(str(worker.guard) for worker in ready(announced, "worker"))
     return {
         "guard": default_guard,
         "guard_served": bool(guards[default_guard]),
         "workers": dict(guards),
-        "collectors": _ready_collectors(announced),
+        "collectors": len(ready(announced, "collector")),
     }
-
-
-def _ready_workers(announced: list[dict[str, object]]) -> Counter[str]:
-    ready = [facts for facts in announced if facts.get("state") == "ready" and facts.get("kind") == "worker"]
-    return Counter(str(facts.get("guard")) for facts in ready)
-
-
-def _ready_collectors(announced: list[dict[str, object]]) -> int:
-    return sum(facts.get("state") == "ready" and facts.get("kind") == "collector" for facts in announced)
 
 
 def _fleet(gateway: Gateway) -> bytes:

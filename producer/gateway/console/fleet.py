@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from sqlalchemy.exc import OperationalError
 
@@ -15,6 +15,7 @@ from infra.ledger.mix import MixBar
 from infra.ledger.reading import RunStatus
 from infra.settings import Settings
 from producer.gateway.state import Gateway
+from schemas.fleet import Announcement
 from schemas.messages import Lane
 from schemas.runs import RunReport
 
@@ -95,7 +96,7 @@ class Fleet:
         """The fleet as it is now, with the verdicts and runs of one tenant, or of all (None)."""
         coordination = self._gateway.coordination
         runs = self._runs(tenant)
-        announced = coordination.workers()
+        announced = coordination.announced()
         return FleetFacts(
             lanes=self._lanes(announced, runs),
             verdict_chunks=coordination.verdicts_waiting(),
@@ -105,9 +106,9 @@ class Fleet:
             now=datetime.now(UTC),
         )
 
-    def _lanes(self, announced: Sequence[Mapping[str, Any]], runs: Sequence[RunFacts]) -> list[LaneFacts]:
+    def _lanes(self, announced: Sequence[Announcement], runs: Sequence[RunFacts]) -> list[LaneFacts]:
         guards = {self._gateway.default_guard}
-        guards |= {str(facts["guard"]) for facts in announced if facts.get("kind") == "worker"}
+        guards |= {str(process.guard) for process in announced if process.kind == "worker"}
         guards |= {run.status.spec.guard for run in runs if not run.status.state.ended}
         return [self._lane(guard, lane) for guard in sorted(guards) for lane in (Lane.LIVE, Lane.BULK)]
 
@@ -117,17 +118,17 @@ class Fleet:
         late = age_s > _high_water_s(self._gateway.settings, lane)
         return LaneFacts(guard, lane, coordination.queue_length(guard, lane), age_s, late)
 
-    def _workers(self, announced: Sequence[Mapping[str, Any]]) -> list[WorkerFacts]:
+    def _workers(self, announced: Sequence[Announcement]) -> list[WorkerFacts]:
         found = [
             WorkerFacts(
-                id=str(facts.get("id", "")),
-                kind=str(facts.get("kind", "")),
-                guard=facts.get("guard"),
-                state=str(facts.get("state", "")),
-                items=facts.get("items"),
-                busy=facts.get("busy_share"),
+                id=process.id,
+                kind=process.kind,
+                guard=process.guard,
+                state=process.state,
+                items=process.items,
+                busy=process.busy_share,
             )
-            for facts in announced
+            for process in announced
         ]
         return sorted(found, key=lambda worker: (worker.kind != "worker", worker.guard or "", worker.id))
 

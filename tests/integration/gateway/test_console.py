@@ -16,6 +16,7 @@ from infra.ledger.keys import create_key, revoke_key
 from infra.servers.services import Services
 from producer.gateway.console import language
 from schemas.access import Role
+from schemas.fleet import Announcement
 from schemas.items import Label
 from schemas.messages import JudgeChunk
 from tests.support.submissions import judged, policy_of, submitted
@@ -235,7 +236,7 @@ def test_what_people_wrote_is_text_and_never_markup(
         )
         connection.exec_driver_sql("UPDATE verdicts SET categories = '<b>x</b>,\"quoted\"'")
         connection.exec_driver_sql("UPDATE runs SET name = %(attack)s", {"attack": ATTACK})
-    services.coordination.announce_worker("w", {"id": ATTACK, "kind": "worker", "guard": ATTACK, "state": ATTACK})
+    services.coordination.announce(Announcement(id=ATTACK, kind="worker", guard=ATTACK, state=ATTACK))
     log_in(Role.ADMIN)
     page = web.get("/console")
     noted = web.post(

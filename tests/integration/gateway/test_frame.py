@@ -10,6 +10,7 @@ from fastapi.testclient import TestClient
 from infra.servers.services import Services
 from infra.settings import Settings
 from producer.gateway.app import build_app
+from schemas.fleet import Announcement
 
 
 def test_every_answer_has_a_request_id_and_a_sober_one_of_the_caller_is_kept(api: TestClient) -> None:
@@ -30,8 +31,8 @@ def test_what_is_not_there_is_a_problem_document(api: TestClient, method: str, p
 
 
 def test_readiness_names_the_servers_and_who_judges(api: TestClient, services: Services) -> None:
-    services.coordination.announce_worker("w", {"kind": "worker", "state": "ready", "guard": "fake"})
-    services.coordination.announce_worker("x", {"kind": "worker", "state": "loading", "guard": "fake"})
+    services.coordination.announce(Announcement(id="w", kind="worker", state="ready", guard="fake"))
+    services.coordination.announce(Announcement(id="x", kind="worker", state="loading", guard="fake"))
 
     assert api.get("/readyz").json() == {
         "status": "ok",

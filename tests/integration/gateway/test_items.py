@@ -14,6 +14,7 @@ from infra.ledger.submissions import IdempotencyKey, find_made, forget_old_keys,
 from infra.process import wait_until
 from infra.servers.services import Services
 from producer.gateway.app import build_app
+from schemas.fleet import Announcement
 from schemas.verdicts import Outcome
 from tests.integration.gateway.conftest import POLICY
 from tests.support.settling import chunks_pending, settle_pending
@@ -250,7 +251,7 @@ def test_a_guard_that_nobody_serves_is_refused_unless_it_is_the_default(
 ) -> None:
     body = {"items": [{"text": "a"}], "guard": "libra-tiny"}
     refused = api.post("/v1/items", headers=service, json=body)
-    services.coordination.announce_worker("w", {"kind": "worker", "state": "ready", "guard": "libra-tiny"})
+    services.coordination.announce(Announcement(id="w", kind="worker", state="ready", guard="libra-tiny"))
 
     assert refused.json()["type"].endswith("guard-not-served")
     assert api.post("/v1/items", headers=service, json=body).status_code == 202

@@ -17,6 +17,7 @@ from infra.errors import GuardError
 from infra.process import wait_until
 from libra_fleet.machine import crew
 from libra_fleet.machine.crew import Crew, Member
+from schemas.fleet import Announcement
 
 WAIT_S = 20.0
 SLEEP = "sleep 60 & wait $!"
@@ -92,10 +93,10 @@ def test_a_part_is_ready_once_its_own_process_says_so(make: Any) -> None:
     hands = make(collector=SLEEP)
     (collector,) = hands.members
     hands.tend([])
-    hands.tend([{"kind": "collector", "state": "ready", "pid": 1, "id": "collector-elsewhere-1"}])
+    hands.tend([Announcement(kind="collector", state="ready", pid=1, id="collector-elsewhere-1")])
     assert (collector.state(0), hands.all_ready) == ("starting", False)
 
-    hands.tend([{"kind": "collector", "state": "ready", "pid": collector.pid, "id": "x"}])
+    hands.tend([Announcement(kind="collector", state="ready", pid=collector.pid, id="x")])
     assert (collector.state(0), hands.all_ready) == ("ready", True)
 
 

@@ -1,0 +1,84 @@
+"""The fleet as its processes announce it, and as one look at the servers finds it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+
+from schemas.base import Shared
+
+ProcessKind = Literal["worker", "collector", "gateway", "webhooks"]
+READY: Final = "ready"
+
+
+def _none_if_unreadable(value: Any, read: ValidatorFunctionWrapHandler) -> Any:  # noqa: ANN401 - pydantic's own types
+    try:
+        return read(value)
+    except ValidationError:
+        return None
+
+
+_Lenient = WrapValidator(_none_if_unreadable)
+"""A figure of another version that is not what it is here counts as one that is not announced."""
+_Count = Annotated[int | None, _Lenient]
+_Figure = Annotated[float | None, _Lenient]
+
+
+class Announcement(Shared):
+    """A live process as it announces itself every few seconds; one entry for each device of a worker.
+
+    A fleet is upgraded machine by machine: kinds and states may be ones that this version does not know, and all but
+    the first three fields may be missing.
+    """
+
+    id: str
+    kind: str
+    """A `ProcessKind`, or what a later version adds."""
+    state: str
+    """`loading`, `ready` or `draining`."""
+    pid: _Count = None
+    version: str | None = None
+
+    # A worker's: its guard, its device, and the digests by which its verdicts are known, by mode.
+    guard: str | None = None
+    device: str | None = None
+    fingerprints: Annotated[dict[str, str] | None, _Lenient] = None
+
+    # What the device has done since its process started.
+    batches: _Count = None
+    items: _Count = None
+    rows: _Count = None
+    tokens: _Count = None
+    padded_tokens: _Count = None
+    busy_s: _Figure = None
+    budget_tokens: _Count = None
+
+    # What it did over the last minute (`over_s` of it); missing until it is known.
+    over_s: _Figure = None
+    busy_share: _Figure = None
+    items_per_s: _Figure = None
+    tokens_per_s: _Figure = None
+    padding_share: _Figure = None
+
+    def to_wire(self) -> str:
+        """The JSON that is announced; fields without a value are left out."""
+        return self.model_dump_json(exclude_none=True)
+
+    @classmethod
+    def from_wire(cls, announced: str) -> Announcement | None:
+        """An announcement; None if it lacks what all have to say."""
+        try:
+            return cls.model_validate_json(announced)
+        except ValidationError:
+            return None
+
+
+def ready(announced: Iterable[Announcement], role: ProcessKind, guard: str | None = None) -> list[Announcement]:
+    """The ready processes of a role, of one guard alone if it is named."""
+    return [
+        process
+        for process in announced
+        if process.kind == role and process.state == READY and guard in (None, process.guard)
+    ]
