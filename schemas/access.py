@@ -1,4 +1,4 @@
-"""Who may do what: an API key has one role, a role is a set of scopes."""
+"""Access rights: an API key has one role, a role is a set of scopes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Annotated, Final
 from pydantic import StringConstraints
 
 Tenant = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_]{0,62}$", strict=True)]
-"""Whose items these are; a key belongs to one. No hyphen: run names have one after the tenant."""
+"""A tenant's name; items and keys belong to one. No hyphen: run names have one after the tenant."""
 
 
 class Scope(StrEnum):
-    """What a request needs."""
+    """The right that a request needs."""
 
     MODERATE = "moderate"
     """Submit texts of its own tenant."""
@@ -25,7 +25,7 @@ class Scope(StrEnum):
 
 
 class Role(StrEnum):
-    """What a key is made for."""
+    """The role of a key."""
 
     SERVICE = "service"
     """A platform's own programs."""
@@ -38,7 +38,7 @@ class Role(StrEnum):
 
     @property
     def scopes(self) -> frozenset[Scope]:
-        """What a key of this role may do."""
+        """The scopes of this role."""
         return _SCOPES[self]
 
 

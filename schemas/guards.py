@@ -10,7 +10,7 @@ from schemas.base import Frozen
 
 
 class Mode(StrEnum):
-    """How a guard's verdict is obtained."""
+    """The way a guard's verdict is obtained."""
 
     SCORE = "score"
     """One forward pass, read where the labels diverge."""
@@ -21,7 +21,7 @@ class Mode(StrEnum):
 
 
 class Status(StrEnum):
-    """What has truly been run here."""
+    """The evidence that this guard runs here."""
 
     RAN_WITH_WEIGHTS = "ran with its weights"
     RAN_RANDOM = "architecture ran with random weights"
@@ -31,13 +31,13 @@ class Status(StrEnum):
     NO_MODEL = "there is no model to run"
     """A stand-in for tests and drills."""
     NOT_SERVED = "no engine here serves it"
-    """How it is asked is known, but there is no adapter; it cannot be run."""
+    """Its format is known, but there is no adapter; it cannot be run."""
     FORMAT_UNKNOWN = "format unknown"
-    """Nobody published how it is asked; it cannot be run."""
+    """Its format was not published; it cannot be run."""
 
 
 class Family(StrEnum):
-    """Which way of asking and reading: one file each in worker/guards."""
+    """The format of prompt and answer: one file each in worker/guards."""
 
     LIBRA = "libra"
     FAKE = "fake"

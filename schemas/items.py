@@ -107,7 +107,7 @@ class Example(Shared):
 
 
 def submitted_name(run_id: str, seq: int) -> str:
-    """What an item that came through the gateway is called outside: over HTTP and in webhooks."""
+    """The public id of an item that came through the gateway: over HTTP and in webhooks."""
     return f"item_{run_id}_{seq}"
 
 

@@ -1,4 +1,4 @@
-"""What travels on the broker: versioned, frozen messages.
+"""The messages on the broker: versioned and frozen.
 
 A reader that meets a newer version raises `NewerVersionError`: the message is then parked, never
 dropped, so that a fleet can be upgraded machine by machine. A field that a reader can do without needs no

@@ -29,7 +29,7 @@ Threshold = Annotated[float, Field(ge=0, le=1)]
 
 
 class Action(StrEnum):
-    """What a platform is told to do, from mild to strict."""
+    """The action that a platform should take, from mild to strict."""
 
     PASS = "pass"  # noqa: S105 - not a password
     REVIEW = "review"
@@ -74,7 +74,7 @@ def _meets(verdict: Verdict, threshold: float) -> bool:
 
 
 class _Rules(Frozen):
-    """What a policy and each of its surfaces may say."""
+    """The settings that a policy and each of its surfaces may have."""
 
     categories: dict[str, Thresholds] = Field(default_factory=dict)
 
@@ -93,7 +93,7 @@ class _Rules(Frozen):
 
 
 class SurfaceRules(_Rules):
-    """What is different on one surface, such as comments; absent: as everywhere."""
+    """Settings that differ on one surface, such as comments; an absent one is as everywhere."""
 
     thresholds: Thresholds | None = None
     controversial: Action | None = None
@@ -121,7 +121,7 @@ class Policy(_Rules):
 
 
 class Decision(NamedTuple):
-    """What a policy made of a verdict. `category` is the rule that decided, where it was one for a category."""
+    """A policy's decision on a verdict. `category` is the rule that decided, where it was one for a category."""
 
     action: Action
     reason: str

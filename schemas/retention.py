@@ -1,4 +1,4 @@
-"""How long user text is kept."""
+"""The retention of user text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Retention(StrEnum):
-    """What stays of an item's text once its verdict is settled: everything, a hash of it, nothing."""
+    """The part of an item's text that stays once its verdict is settled: everything, a hash of it, nothing."""
 
     FULL = "full"
     HASH = "hash"
@@ -14,5 +14,5 @@ class Retention(StrEnum):
 
     @property
     def scrubs(self) -> bool:
-        """Whether the text goes."""
+        """True if the text is removed."""
         return self is not Retention.FULL

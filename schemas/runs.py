@@ -48,7 +48,7 @@ class NextStage(Frozen):
 
 
 class RunSpec(Shared):
-    """What the user asked for. `source` says where the items came from, as given on the command line.
+    """A user's request for a run. `source` is the origin of the items, as given on the command line.
 
     `checkpoint` is what a worker started for this run loads in place of the guard's own (folder or hub id).
     `cache`: what a device answered before may be taken again; never where every item is judged several times.
@@ -79,11 +79,11 @@ class RunSpec(Shared):
 
     @property
     def uses_cache(self) -> bool:
-        """Whether its chunks may be answered from the cache: a second judgement that is a copy would say nothing."""
+        """True if its chunks may be answered from the cache: a repeated judgement that is a copy would say nothing."""
         return self.cache and self.repeat == 1
 
     def next_stage(self, run_id: str) -> RunSpec:
-        """What the child run of the first of `stages` is asked for; `run_id` is this run's own."""
+        """Return the request for the child run of the first of `stages`; `run_id` is this run's own."""
         stage = self.stages[0]
         return RunSpec(
             guard=stage.guard,
@@ -179,7 +179,7 @@ class MetricGroup(Frozen):
 
 
 class Throughput(Frozen):
-    """How fast the run went, by the ledger's clock."""
+    """The speed of a run, by the ledger's clock."""
 
     seconds: float
     items_per_s: float | None
@@ -190,7 +190,7 @@ class Throughput(Frozen):
 
 
 class Cost(Shared):
-    """What judgements cost: device seconds and tokens, by what workers measured.
+    """The cost of judgements: device seconds and tokens, as measured by workers.
 
     `measured` of the `verdicts` come from workers that measure; seconds and tokens are theirs. What a cache answered
     is among them and cost nothing; what was judged in vain is not in the sum. `devices` are the hardware's own names.
@@ -223,7 +223,7 @@ class Cost(Shared):
 
 
 class StageShare(Frozen):
-    """What one stage of a cascade did. `settled` counts the items whose final verdict is this stage's.
+    """The share of one stage of a cascade. `settled` counts the items whose final verdict is this stage's.
 
     `device_s`: seconds in which its devices held work of it, added up over devices.
     """
@@ -254,7 +254,7 @@ class Against(Frozen):
 
 
 class CascadeShares(Frozen):
-    """How a cascade's stages shared the work.
+    """The division of work among a cascade's stages.
 
     `device_s_saved` is what the last stage alone would have taken for all items, less what all stages took: as if the
     items it did not see took as long as those it saw. Absent where it saw none. `against` holds what was measured.

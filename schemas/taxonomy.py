@@ -138,7 +138,7 @@ def subcategory_by_code(code: str) -> SubCategory:
 
 
 def _key(text: str) -> str:
-    """What is left of a name without case, spaces, punctuation and the words for "and"."""
+    """Return a name without case, spaces, punctuation and the words for "and"."""
     words = re.findall(r"[^\W_]+", text.casefold())
     return re.sub(r"[与和及]", "", "".join(word for word in words if word != "and"))
 

@@ -17,7 +17,7 @@ CONTROVERSIAL: Final = "controversial"
 
 
 class Outcome(StrEnum):
-    """How an item ended. Exactly one per item, run and iteration."""
+    """The end of an item. Exactly one per item, run and iteration."""
 
     SCORED = "scored"
     UNPARSEABLE = "unparseable"
@@ -57,7 +57,7 @@ class Verdict(Shared):
 
 
 class Timings(Shared):
-    """Where a chunk's time went, in seconds."""
+    """The stages of a chunk's time, in seconds."""
 
     queue_s: float = 0.0
     render_s: float = 0.0
@@ -65,7 +65,7 @@ class Timings(Shared):
 
 
 class Spent(Shared):
-    """What a chunk cost: seconds of a device (of each, where a model is spread over several), and tokens.
+    """The cost of a chunk: seconds of a device (of each, where a model is spread over several), and tokens.
 
     A batch's time is shared by its prompts in proportion to the tokens that had to run. `prompt_tokens` were read,
     `new_tokens` written. What a cache answered costs nothing. `device` is the hardware's own name.

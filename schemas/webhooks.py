@@ -1,4 +1,4 @@
-"""What a platform is told: the events, in the envelope of the Standard Webhooks convention. Never any text of an item.
+"""Webhook events, in the envelope of the Standard Webhooks convention. They never hold an item's text.
 
 Source: https://github.com/standard-webhooks/standard-webhooks (type, timestamp, data).
 """
@@ -17,7 +17,7 @@ from schemas.verdicts import Outcome
 
 
 class Event(StrEnum):
-    """What happened to an item."""
+    """The event that happened to an item."""
 
     JUDGED = "item.judged"
     REDECIDED = "item.redecided"
@@ -25,7 +25,7 @@ class Event(StrEnum):
 
 
 class _AboutAnItem(Frozen):
-    """Which item: `id` as over HTTP (`GET /v1/items/{id}`), `custom_id` and `metadata` as the platform gave them."""
+    """The item: `id` as over HTTP (`GET /v1/items/{id}`), `custom_id` and `metadata` as the platform gave them."""
 
     run_id: str
     seq: int

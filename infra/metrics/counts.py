@@ -77,5 +77,5 @@ COUNT_METRICS: Final[dict[str, CountMetric]] = {
 
 
 def reason_undefined(name: str, confusion: Confusion) -> str:
-    """Why a count metric has no value over these counts."""
+    """Return the reason why a count metric has no value over these counts."""
     return COUNT_METRICS[name].reason if confusion.total else NO_LABELS

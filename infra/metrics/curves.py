@@ -1,4 +1,4 @@
-"""What the pictures of a run are drawn from: rows that come highest score first, traced over all thresholds.
+"""The data of a run's figures: rows, highest score first, swept over all thresholds.
 
 The metrics themselves are `measure`'s. Here are the points between them, in counts, so that nothing is computed in a
 second way: bins are those of ECE, and a threshold's metrics follow from its counts by the same formulas.
@@ -17,7 +17,7 @@ from infra.metrics.tally import Judged
 from schemas.items import Label
 
 THRESHOLDS: Final = tuple(k / 100 for k in range(101))
-"""Where the sweep stands still: a row is called unsafe from this p_unsafe on."""
+"""One point of the sweep: rows with at least this p_unsafe are called unsafe."""
 
 MAX_POINTS: Final = 1_024
 
@@ -56,7 +56,7 @@ class Bin(NamedTuple):
 
     @property
     def share_unsafe(self) -> float | None:
-        """How many of its rows are truly unsafe."""
+        """The number of its rows that are truly unsafe."""
         rows = self.safe + self.unsafe
         return self.unsafe / rows if rows else None
 

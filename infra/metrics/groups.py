@@ -139,7 +139,7 @@ def _of_kind(parts: Mapping[_Path, _Part], kind: str) -> list[_Path]:
 
 
 def _place(path: _Path) -> tuple[int, str]:
-    """Where a source stands: the benchmark's own in its order, any others by name."""
+    """Return the sort key of a source: the benchmark's own in its order, any others by name."""
     source = path[1]
     return SOURCE_ORDER.index(source) if source in SOURCE_ORDER else len(SOURCE_ORDER), source
 
@@ -233,7 +233,7 @@ def _mean_metric(name: str, sources: Sequence[_Measured]) -> Metric:
 
 
 def _gaps(gaps: Sequence[tuple[str, str]]) -> str:
-    """Which sources lack a metric, and why the first of them does."""
+    """Name the sources that lack a metric, and the reason of the first."""
     if not gaps:
         return _NO_ROWS
     named = ", ".join(source or "the unnamed source" for source, _ in gaps[:3])

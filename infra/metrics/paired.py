@@ -35,7 +35,7 @@ class Cell(NamedTuple):
 _CELLS: Final = tuple(Cell(truth, one, two) for truth in Label for one in (True, False) for two in (True, False))
 
 Pairs = Mapping[str, Mapping[Cell, int]]
-"""How many pairs of each kind there are, by source."""
+"""The number of pairs of each kind, by source."""
 
 
 class McNemar(NamedTuple):

@@ -23,7 +23,7 @@ _BUFFERED: Final = 1_024
 
 
 class Ranking(NamedTuple):
-    """How well scores order unsafe above safe. `variance` is AUROC's, None with fewer than two rows of a class."""
+    """The quality of a ranking, unsafe above safe. `variance` is AUROC's, None with fewer than two rows of a class."""
 
     auroc: float
     average_precision: float
@@ -31,14 +31,14 @@ class Ranking(NamedTuple):
 
 
 class Calibration(NamedTuple):
-    """How far scores are from the probability they claim to be."""
+    """The distance of scores from the probability that they claim to be."""
 
     ece: float
     brier: float
 
 
 def begins_tie(score: float, *, after: float) -> bool:
-    """Whether a row's score is another than that of the row before, of rows with the highest first.
+    """True if a row's score differs from that of the row before it; the highest score comes first.
 
     Raises:
         ValueError: it is not in that order.

@@ -26,7 +26,7 @@ class Judged(NamedTuple):
 
 
 class Ends(NamedTuple):
-    """How the rows of one truth ended."""
+    """The ends of the rows of one truth."""
 
     safe: int
     unsafe: int
@@ -50,7 +50,7 @@ class Slice(NamedTuple):
 
     @property
     def ends(self) -> Ends:
-        """How all rows ended, whatever their truth."""
+        """The ends of all rows, whatever their truth."""
         return Ends(*map(sum, zip(self.of_unknown, self.of_safe, self.of_unsafe, strict=True)))
 
     @property

@@ -17,7 +17,7 @@ class Scored(NamedTuple):
 
 
 class Side(NamedTuple):
-    """What one threshold settles: items, and how many of them wrongly."""
+    """The items that one threshold settles, and the number settled wrongly."""
 
     items: int = 0
     wrong: int = 0

@@ -28,7 +28,7 @@ from worker.device.spec import DeviceSpec, ServerSpec
 log = get_logger("worker.device")
 
 _PROBE = ChunkItem(seq=0, question="你好", response="world 123。")
-"""What a server is tried with when the engine starts."""
+"""Prompt sent to a server when the engine starts, to see what it can do."""
 
 
 def main(arguments: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""Which waiting prompts run next. Pure: no I/O, no threads, no clock.
+"""The choice of the next batch among the waiting prompts. Pure: no I/O, no threads, no clock.
 
 The rules, in order:
 
@@ -99,7 +99,7 @@ class Waiting(Generic[T]):
         return dropped
 
     def waits(self, lane: Lane) -> bool:
-        """Whether anything of this lane waits."""
+        """True if anything of this lane waits."""
         return self._oldest(lane) is not None
 
     def take(self, *, max_tokens: int, max_items: int, bulk_cut_tokens: int | None = None) -> list[Entry[T]]:
@@ -150,7 +150,7 @@ class Waiting(Generic[T]):
 
 
 class _Bounds(NamedTuple):
-    """How large a batch may be."""
+    """The limits on a batch."""
 
     tokens: int
     items: int

@@ -1,4 +1,4 @@
-"""How the rest of the worker asks a device process. Blocking, thread-safe, survives the process's death.
+"""The client side of the device socket. Blocking, thread-safe, survives the death of the device process.
 
 When the connection is lost, prompts announced as started but unanswered are suspects. They are sent
 again, one batch each: the next death names the prompt that kills, all others get answers. Halving the
@@ -38,7 +38,7 @@ from worker.device.protocol import (
 from worker.device.types import Answer, Dead, DeviceRequest, DeviceResult
 
 RETRY_S: Final = 0.02
-"""How often a lost device process is looked for again."""
+"""Pause between attempts to reach a lost device process."""
 MAX_FRUITLESS_LOSSES: Final = 64
 """Losses in a row that brought a request neither an answer nor a suspect, before it gives up."""
 
@@ -193,7 +193,7 @@ class _Group:
 
 
 class _Ledger:
-    """What is known of one request: answers, deaths, costs."""
+    """The state of one request: answers, deaths, costs."""
 
     def __init__(self) -> None:
         self._answers: dict[int, Answer] = {}
@@ -233,7 +233,7 @@ class _Ledger:
             raise DeviceError(f"the device process died {self._losses} times, other prompts' doing") from error
 
     def regroup(self, group: _Group, max_deaths: int) -> list[_Group]:
-        """What to send again after a death; the last goes first: those that are beyond suspicion."""
+        """Return the groups to send again after a death; the last one, which is beyond suspicion, goes first."""
         suspects = group.started & group.missing
         if group.alone:
             # Only here is it certain who did it: in a mixed batch it may have been a stranger's prompt.

@@ -16,7 +16,7 @@ _LAYOUT: Final = struct.Struct("<8d")
 
 @dataclass(frozen=True, slots=True)
 class Pulse:
-    """What a device process has done since it started.
+    """Counts of a device process since it started.
 
     `deadline` is the CLOCK_MONOTONIC second by which the running batch should have ended, 0 when idle. `items`
     counts prompts that were answered, `rows` those that ran (equal ones that wait together run once), and so do

@@ -54,7 +54,7 @@ _OUTSIDE, _QUESTION, _ANSWER, _REPLY = range(4)
 
 
 class Field(NamedTuple):
-    """What each id of (rows, T) is part of, and its prompt's number; a reply is an answer behind a question."""
+    """Return the part and the prompt number of each id of (rows, T); a reply is an answer that follows a question."""
 
     number: torch.Tensor
     prompt: torch.Tensor
@@ -116,7 +116,7 @@ class NgramQwen2ForCausalLM(Qwen2ForCausalLM):  # type: ignore[no-untyped-call]
 
 
 def fields(ids: torch.Tensor, lengths: tuple[int, ...], config: NgramQwen2Config, *, inside: bool) -> Field:
-    """Where the judged text lies. `inside`: each prompt goes on from a prefix that ended inside the text."""
+    """Locate the judged text. `inside`: each prompt goes on from a prefix that ended inside the text."""
     number, prompt = torch.zeros_like(ids), torch.zeros_like(ids)
     begin = 0
     for at, n in enumerate(lengths):

@@ -1,4 +1,4 @@
-"""What a device did lately: busy share, items and tokens a second, padding, from two looks at its pulse."""
+"""A device's recent rates from two readings of its pulse: busy share, items and tokens per second, padding."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ from worker.device.types import Kind
 log = get_logger(__name__)
 
 BULK_SLICE_S: Final = 0.020
-"""How long a bulk batch may run while live items wait or arrived lately: what a live item waits at most."""
+"""Longest run of a bulk batch while live items wait or arrived recently: the most that a live item waits."""
 LIVE_LINGER_S: Final = 1.0
 """For how long after the last live item another one is expected."""
 SMALLEST_CUT: Final = 1 / 16

@@ -1,4 +1,4 @@
-"""What a device process is told when it starts: one JSON argument."""
+"""The configuration of a device process: one JSON argument."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from schemas.guards import Mode
 ATTEMPTS: Final = 3
 """Answers of a server that may be a prompt's own doing, before the prompt is given up."""
 OUTAGE_S: Final = 60.0
-"""How long a server may be away or overloaded before the device counts as lost."""
+"""Seconds that a server may be away or overloaded before the device counts as lost."""
 WAVES: Final = 4
 """Prompts of a batch per connection to a server: a slow one holds up a quarter of a batch at most."""
 
@@ -66,5 +66,5 @@ class DeviceSpec(Frozen):
 
 
 def longest_batch_s(request_timeout_s: float) -> float:
-    """How long a batch on a server can take at worst: every prompt tried to the end, wave after wave."""
+    """Return the longest time that a batch on a server can take: every prompt tried to the end, wave after wave."""
     return WAVES * (ATTEMPTS * request_timeout_s + OUTAGE_S)

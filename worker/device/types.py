@@ -1,4 +1,4 @@
-"""What crosses the device socket: ids and numbers only. Knows nothing of text, guards or queues."""
+"""The types that cross the device socket: ids and numbers only. Knows nothing of text, guards or queues."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from schemas.messages import Lane
 
 
 class Kind(StrEnum):
-    """What is asked of the engine."""
+    """The kind of request to an engine."""
 
     SCORE = "score"
     GENERATE = "generate"

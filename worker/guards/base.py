@@ -84,19 +84,19 @@ class Guard(Protocol):
 
 
 def no_such_mode(guard: Guard, mode: Mode) -> GuardError:
-    """What to raise where a guard is asked for a mode it has not."""
+    """Return the error for a mode that a guard does not have."""
     return GuardError(
         f"{guard.name} has no mode {mode.value}; it has {', '.join(known.value for known in guard.modes)}"
     )
 
 
 def no_examples(guard: Guard) -> GuardError:
-    """What to raise where a guard without a form for worked examples is shown some."""
+    """Return the error for worked examples given to a guard that has no form for them."""
     return GuardError(f"{guard.name} has no form for worked examples")
 
 
 def common_length(rows: Sequence[PromptIds]) -> int:
-    """How many leading ids all rows share."""
+    """Return the number of leading ids that all rows share."""
     return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False)))
 
 

@@ -89,7 +89,7 @@ class ChatTokenizer:
 
 
 def _around_user_text(loaded: Any, folder: Path) -> tuple[str, str, bool]:  # noqa: ANN401 - transformers has no types
-    """What the template writes before and after one user's text, and whether it trims that text."""
+    """Return the ids that the template writes before and after a user's text, and if it trims that text."""
     rendered, spaced = (_render(loaded, text, folder) for text in (_PLACEHOLDER, f"\n{_PLACEHOLDER}\n"))
     head, *rest = rendered.split(_PLACEHOLDER)
     if len(rest) != 1 or spaced not in (rendered, f"{head}\n{_PLACEHOLDER}\n{rest[0]}"):

@@ -1,4 +1,4 @@
-"""What a checkpoint's own files say: context, stop ids, budget, temperature, where the tokenizer is. Torch-free."""
+"""Facts read from a checkpoint's own files: context, stop ids, budget, temperature, tokenizer file. Torch-free."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from infra.errors import GuardError
 TOKENIZER_JSON: Final = "tokenizer.json"
 QWEN_V1: Final = "qwen.tiktoken"
 CALIBRATION: Final = "libra.json"
-"""What this project's training found out about a checkpoint and its serving needs: {"temperature": number, …}."""
+"""Facts that training leaves for serving: {"temperature": number, …}."""
 
 
 def context_tokens_of(folder: Path, card_tokens: int | None) -> int:
@@ -26,7 +26,7 @@ def context_tokens_of(folder: Path, card_tokens: int | None) -> int:
 
 
 def generation_stop_ids(folder: Path) -> list[int]:
-    """What generation_config.json and config.json name as the end, in this order."""
+    """Return the end ids named by generation_config.json and config.json, in this order."""
     stops: list[int] = []
     for name in ("generation_config.json", "config.json"):
         found = read_json(folder / name).get("eos_token_id") if (folder / name).is_file() else None
@@ -42,7 +42,7 @@ def generation_budget(folder: Path, wanted: int) -> int:
 
 
 def temperature_of(folder: Path) -> float:
-    """What log-probabilities of labels are divided by before they are compared; 1 where nobody calibrated the folder.
+    """Return the temperature that divides the labels' log-probabilities; 1 for a folder that was not calibrated.
 
     Raises:
         GuardError: the file says something that is no temperature.
@@ -57,7 +57,7 @@ def temperature_of(folder: Path) -> float:
 
 
 def calibration_mark(temperature: float) -> tuple[str, ...]:
-    """What a temperature adds to a guard's digest; nothing at 1, where verdicts are those of an uncalibrated guard."""
+    """Return a temperature's part of the digest; empty at 1, where verdicts equal those of an uncalibrated guard."""
     return () if temperature == 1 else (f"temperature {temperature!r}",)
 
 

@@ -1,4 +1,4 @@
-"""How the fake guard tells the fake engine what to do: the first id of a prompt is a directive.
+"""Directives from the fake guard to the fake engine: the first id of a prompt is one.
 
 Ids below 256 are the bytes of the text; a directive lies above them, so that no text can spell one.
 """

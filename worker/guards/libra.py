@@ -58,7 +58,7 @@ PREFILL: Final = '{\n  "答案": "'
 WORDS: Final = {Label.SAFE: "安全", Label.UNSAFE: "不安全"}
 _OPENINGS: Final = (PREFILL, '{"答案": "', '{"答案":"', '{\n"答案": "', '{\n    "答案": "')
 _CLOSINGS: Final = (",", ",\n", "，", "\n", "}", "\n}")
-"""How an answer in the exact form begins, and what after its word's closing quote shows that it was one."""
+"""The beginning of an answer in the exact form, and the text after its word's closing quote that confirms it."""
 
 MIN_LABEL_MASS: Final = 0.5
 """Below it something other than the two words is likelier than both together: the model did not answer."""

@@ -57,7 +57,7 @@ CHOICES: Final = (Choice("safe", Label.SAFE), Choice("unsafe", Label.UNSAFE))
 
 
 def form(card: GuardCard, folder: Path) -> Format:  # noqa: ARG001 - what all families take
-    """How this version is asked and read."""
+    """Return this version's prompt and the reading of its answers."""
     scenarios = {"1": _SCENARIOS_1, "2": _SCENARIOS_2}.get(card.variant, SCENARIOS)
     read = partial(read_first_line, pattern=r"[OS]\d+", scenarios=scenarios)
     # From version 2 on the first generated token can be the blank line: it is put there instead.

@@ -79,7 +79,7 @@ _SCENARIOS_2: Final = {"O1": "hate_abuse", "O2": "bias_discrimination", "O16": "
 
 
 def form(card: GuardCard, folder: Path) -> Format:  # noqa: ARG001 - what all families take
-    """How this version is asked and read."""
+    """Return this version's prompt and the reading of its answers."""
     if card.variant == "0.2":
         return Format(pair=(Ask((("user", QUESTION), ("assistant", RESPONSE))),), read=read_result, max_new_tokens=256)
     read = partial(read_first_line, pattern=r"O\d+", scenarios=_SCENARIOS)

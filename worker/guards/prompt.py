@@ -19,7 +19,7 @@ from worker.guards.vocabulary import Vocabulary
 
 QUESTION: Final = "LibraQuestionText"
 RESPONSE: Final = "LibraResponseText"
-"""Where the dialogue goes; a single text goes where the response would."""
+"""Placeholders for the dialogue; a single text takes the place of the response."""
 
 Dialogue = tuple[str, str]
 
@@ -34,7 +34,7 @@ _SAMPLE: Final = ("你好，world 123\n第二行。", "Fine, thanks. 好的")
 
 @dataclass(frozen=True)
 class Ask:
-    """What is put to a model once.
+    """One request to a model.
 
     `raw` holds a whole prompt, control tokens by name, for models without a chat template; else `messages`
     (role, content) go through the checkpoint's own with `options`. `policy` names what this one prompt is

@@ -23,7 +23,7 @@ MAX_RAW: Final = 2_000
 
 @dataclass(frozen=True)
 class Answer:
-    """What a guard said. `label` is None where it said nothing readable, and `reason` then says why."""
+    """A guard's answer, read. `label` is None if the answer is unreadable; `reason` then says why."""
 
     label: Label | None
     categories: tuple[str, ...] = ()

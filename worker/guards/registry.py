@@ -69,7 +69,7 @@ def load_guard(name: str, location: str | None = None, *, weights: bool = True) 
 
 
 def format_of(card: GuardCard, folder: Path) -> Format:
-    """How a card's family is asked and read: its module in this package says it.
+    """Return the format of a card's family, from its module in this package.
 
     Raises:
         GuardError: the checkpoint lacks something that its prompt needs.
@@ -101,7 +101,7 @@ def resolve_checkpoint(name: str, location: str | None = None, *, weights: bool 
 
 
 def is_fake(name: str, location: str | None) -> bool:
-    """Whether this is the fake guard, by its own name or, as NAME=fake, by another: a queue of its own."""
+    """True for the fake guard, by its own name or, as NAME=fake, under another, which has a queue of its own."""
     return name == FakeGuard.name or (location == FakeGuard.name and name not in GUARDS)
 
 
@@ -125,7 +125,7 @@ def _model_name(name: str, location: str | None) -> str:
 
 
 def cached_checkpoint(card: GuardCard) -> str | None:
-    """Where the hub's cache holds a card's checkpoint, if it does; nothing is fetched."""
+    """Return the folder of a card's checkpoint in the hub's cache, if it is there; nothing is fetched."""
     try:
         from huggingface_hub import snapshot_download  # noqa: PLC0415
 

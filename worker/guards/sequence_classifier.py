@@ -125,7 +125,7 @@ class SequenceClassifierGuard:
         return [self._head + row + self._tail for row in self._words.batch_ids([text for _, text in dialogues])]
 
     def _special_ids(self, folder: Path) -> tuple[PromptIds, PromptIds]:
-        """What the tokenizer itself writes around a text, such as [CLS] and [SEP]."""
+        """Return the ids that the tokenizer writes around a text, such as [CLS] and [SEP]."""
         found = self._words.full.encode(_SAMPLE, add_special_tokens=True)
         text = self._words.full.encode(_SAMPLE, add_special_tokens=False).ids
         at = next((n for n in range(len(found.ids)) if found.ids[n : n + len(text)] == text), None)
@@ -158,7 +158,7 @@ def _log_not(logprob: float) -> float:
 
 
 def is_multi_label(config: dict[str, Any]) -> bool:
-    """Whether each class has a probability of its own (a sigmoid), one class included."""
+    """True if each class has a probability of its own (a sigmoid), also with a single class."""
     return config.get("problem_type") == "multi_label_classification" or len(_id2label(config)) == 1
 
 

@@ -37,7 +37,7 @@ _PROBES: Final = ("", "你", "word", "7", " ", "\n", "“", "，", "(", '"', "!"
 
 @dataclass(frozen=True)
 class Format:
-    """How one family is asked and read.
+    """The format of one family: its prompt and the reading of its answers.
 
     `pair` asks about question and response, one prompt per policy, `single` about one text; without it a
     single text is asked about as the response to an empty question. `read` gets a generated text and
@@ -51,7 +51,7 @@ class Format:
     max_new_tokens: int = 128
     threshold: Callable[[bool], float] = lambda single: 0.5  # noqa: ARG005 - most have one for all
     needs_separation: bool = True
-    """Whether a checkpoint whose template has no control token after the user's text is refused."""
+    """True to refuse a checkpoint whose template has no control token after the user's text."""
     one_token_choices: bool = False
     keeps_controls: bool = False
     """The answer is made of control tokens."""
@@ -188,7 +188,7 @@ class TemplateGuard:
         )
 
     def _labels(self, prompts: Sequence[Prompt]) -> tuple[tuple[int, ...], ...]:
-        """What each choice goes on with after what all begin with; the same whatever stands before it."""
+        """Return each choice's continuation after their common beginning, independent of the text before it."""
         if not self._form.choices:
             return ()
         seen = set()

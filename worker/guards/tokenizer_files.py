@@ -18,7 +18,7 @@ from worker.guards.checkpoint import QWEN_V1, read_json, tokenizer_file
 _QWEN_V1_PATTERN: Final = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""How Qwen's tokenizers cut a text before its pieces are merged (QwenLM/Qwen, tokenization_qwen.py)."""
+"""The pattern by which Qwen's tokenizers split a text before merging (QwenLM/Qwen, tokenization_qwen.py)."""
 _QWEN_V1_END: Final = "<|endoftext|>"
 _QWEN_V1_CONTROLS: Final = (
     _QWEN_V1_END,
@@ -31,7 +31,7 @@ _BARE_CHATML: Final = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""What transformers took for a checkpoint without a template, up to 4.43: the benchmark's own script ran on it."""
+"""The template that transformers up to 4.43 used for a checkpoint without one: the benchmark's own script ran on it."""
 
 
 def backend_tokenizer(folder: Path) -> Tokenizer:

@@ -32,7 +32,7 @@ class PartlyAnswered(DeviceError):  # noqa: N818 - likewise
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What the fingerprint and the batcher need to know of a loaded engine.
+    """Facts about a loaded engine that the fingerprint and the batcher need.
 
     `packs`: prompts run without padding, so that a batch is as large as its prompts together. `prefix_tokens` is the
     length of the shared prefix that scoring need not run again. `device_name` is the hardware's own name.

@@ -19,7 +19,7 @@ log = get_logger(__name__)
 WORTH_IT: Final = 1.02
 """Each doubling must be this much faster: a large batch makes whoever comes next wait longer."""
 ROUNDS: Final = 3
-"""How often each size is timed, in turns, so that a slow moment falls on all of them; the best time counts."""
+"""Rounds in which each size is timed, in turns, so that a slow moment falls on all of them; the best time counts."""
 
 
 def fastest_budget(
@@ -76,7 +76,7 @@ def _timed(run: Callable[[int], None], tokens: int, clock: Callable[[], float]) 
 
 
 class BudgetBook:
-    """What was found before, in one file per key: another guard, device or library version has another key."""
+    """Budgets found earlier, one file per key: another guard, device or library version has another key."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -107,7 +107,7 @@ class FakeEngine:
         return [_TEXTS[_verdict(prompt, alone=len(prompts) == 1)][:max_new_tokens] for prompt in prompts]
 
     def classify(self, prompts: Sequence[array[int]]) -> list[tuple[float, ...]]:
-        """What `score` says: (safe, unsafe)."""
+        """Return the probabilities of `score`: (safe, unsafe)."""
         return self.score(prompts, ())
 
     def _unsure(self, prompt: array[int], verdict: str) -> tuple[float, ...]:

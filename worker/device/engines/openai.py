@@ -26,7 +26,7 @@ log = get_logger(__name__)
 IMPOSSIBLE: Final = -100.0
 """Log-probability of what the server did not name: e^-100 is nothing, and still a finite number."""
 START_OUTAGE_S: Final = 5.0
-"""How long a server may be away when the engine starts: somebody waits to hear of a wrong address."""
+"""Seconds to wait for a server when the engine starts; short, so that a wrong address is reported soon."""
 _TOKENS_PER_PROMPT: Final = 4_096
 _UNKNOWN_CONTEXT: Final = 1_000_000
 _SPARE_TOKENS: Final = 4

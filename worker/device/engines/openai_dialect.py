@@ -1,4 +1,4 @@
-"""What an OpenAI-compatible server can do, found out by asking it once when the engine starts.
+"""The abilities of an OpenAI-compatible server, found out by asking it once when the engine starts.
 
 Servers differ in what a prompt may be (ids or text), in whether they give log-probabilities, of how many
 tokens and by which names, and in how an answer is bound to a choice. None of it is announced, and most of
@@ -72,7 +72,7 @@ class PromptText:
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How a server is to be asked. `top` is 0 where it gives no log-probabilities; `bound` is how to bind an answer."""
+    """The way to ask a server. `top` is 0 where it gives no log-probabilities; `bound` is how to bind an answer."""
 
     model: str
     context_tokens: int | None = None
@@ -83,7 +83,7 @@ class Dialect:
 
     @property
     def scoring(self) -> str:
-        """How verdicts are scored, for the fingerprint."""
+        """The way verdicts are scored, for the fingerprint."""
         return "logprobs" if self.top else "choice" if self.bound else "parse"
 
     def body(self, prompt: array[int], text: PromptText, **options: object) -> dict[str, object]:
@@ -200,7 +200,7 @@ def _as_prompted(endpoint: Endpoint, served: Dialect, text: PromptText, probe: a
 def _top(
     endpoint: Endpoint, dialect: Dialect, text: PromptText, probe: array[int], labels: Sequence[Sequence[int]]
 ) -> int:
-    """How many candidates the server gives the log-probabilities of; 0 where the labels cannot be found in them."""
+    """Return the number of candidates whose log-probabilities the server gives; 0 if the labels are not among them."""
     for top in TOPS:
         body = dialect.body(probe, text, max_tokens=1, logprobs=top)
         try:
@@ -213,7 +213,7 @@ def _top(
 
 
 def _told_apart(labels: Sequence[Sequence[int]], text: PromptText) -> bool:
-    """Whether every token of the labels has a text of its own (one may be a part of a character)."""
+    """True if every token of the labels has a text of its own (a token may be part of a character)."""
     tokens = sorted({token for label in labels for token in label})
     texts = {text.of([token]) for token in tokens}
     return len(texts) == len(tokens) and not any(_BROKEN_CHARACTER in word for word in texts)

@@ -28,7 +28,7 @@ PrefixStates = Sequence[tuple[torch.Tensor, torch.Tensor]]
 
 
 class Pack:
-    """Where the prompts of one row lie, and the states that come before each of them."""
+    """The positions of the prompts in one row, and the states that precede each of them."""
 
     def __init__(self, lengths: Sequence[int], prefix: PrefixStates) -> None:
         self.lengths = tuple(lengths)
@@ -89,7 +89,7 @@ class Pack:
         return found
 
     def offsets(self, device: torch.device, before: int) -> torch.Tensor:
-        """Where each prompt begins and the last one ends, with `before` ids ahead of each: (prompts + 1,) int32."""
+        """Return each prompt's start and the end of the last, with `before` ids ahead of each: (prompts + 1,) int32."""
         found = self._offsets.get((device, before))
         if found is None:
             steps = torch.tensor([0, *(before + n for n in self.lengths)], dtype=torch.int32)
@@ -141,7 +141,7 @@ def packed_attention(
 
 
 class _Softmax(NamedTuple):
-    """What happens to a query's product with a key before the softmax."""
+    """Transform the product of a query with a key before the softmax."""
 
     scale: float
     cap: float | None

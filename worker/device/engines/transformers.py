@@ -363,7 +363,7 @@ class TransformersEngine:
         return fastest_budget(run, smallest=smallest, largest=largest, patience_s=patience_s)
 
     def _budget_key(self) -> str:
-        """What the fastest budget depends on."""
+        """Return all that the fastest budget depends on."""
         on_cuda = self._device.type == "cuda"
         name = (
             torch.cuda.get_device_name(self._device) if on_cuda else f"{platform.machine()}-{torch.get_num_threads()}"

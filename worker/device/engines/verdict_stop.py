@@ -25,7 +25,7 @@ class VerdictKnown(StoppingCriteria):
         self._prompt_tokens = prompt_tokens
 
     def __call__(self, input_ids: torch.Tensor, scores: object, **_: Any) -> torch.Tensor:  # noqa: ANN401, ARG002
-        """Whether each row is at its end, from ids of shape (n, tokens): (n,) bool."""
+        """Tell for each row if it is at its end: ids of shape (n, tokens) in, (n,) bool out."""
         ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
         for length, table in self._tables.items():
             if input_ids.shape[1] - self._prompt_tokens >= length:
