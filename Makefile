@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SEED ?= 1
 BENCH ?=
 
-.PHONY: help setup demo test lint docs check bench drill two-machines fuzz train-tiny clean
+.PHONY: help setup demo test test-fast lint docs check bench drill two-machines fuzz train-tiny clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ demo: $(STAMP) ## Judge the bundled demo data with the bundled guard, print its 
 test: $(STAMP) ## Run the tests
 	$(BIN)/pytest -n 3 --dist loadfile --ignore tests/chaos
 	$(BIN)/pytest tests/chaos
+
+test-fast: $(STAMP) ## Run the quick tests only: no servers, no training (under a minute)
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow" tests/unit
 
 lint: $(STAMP) ## Style, types and import rules
 	$(BIN)/ruff check .
