@@ -30,7 +30,7 @@ from producer.report.json import to_json
 from schemas.messages import Lane
 from schemas.runs import RunReport, RunSpec, RunState
 
-_PATIENCE_S: Final = 3.0
+SERVERS_WAIT_S: Final = 3.0
 """How long a person waits to hear that a server is not there; LIBRA_WAIT_FOR_SERVERS_S overrules it."""
 
 
@@ -43,7 +43,7 @@ def connected() -> Iterator[Services]:
     """
     settings = load_settings()
     if "wait_for_servers_s" not in settings.model_fields_set:
-        settings = settings.model_copy(update={"wait_for_servers_s": _PATIENCE_S})
+        settings = settings.model_copy(update={"wait_for_servers_s": SERVERS_WAIT_S})
     with services(settings) as found:
         try:
             yield found

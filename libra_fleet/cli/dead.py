@@ -17,8 +17,7 @@ from rich.table import Table
 from infra.errors import UsageError
 from infra.ledger import intake, reading
 from infra.ledger.dead import DeadItem, dead_of
-from infra.servers.services import services
-from infra.settings import load_settings
+from libra_fleet.cli.context import connected
 from producer.intake.submit import seal, submit
 from schemas.items import Item
 
@@ -37,7 +36,7 @@ def dead() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
 def list_(*, run: str, limit: int, as_json: bool) -> None:
     """List the dead items of a run; their texts are not shown."""
-    with services(load_settings()) as found:
+    with connected() as found:
         status = reading.run_status(found.engine, run)
         rows = list(dead_of(found.engine, status.id, limit=limit))
     if as_json:
@@ -57,7 +56,7 @@ def list_(*, run: str, limit: int, as_json: bool) -> None:
 @click.argument("item")
 def show(*, run: str, item: str) -> None:
     """Print one dead item with its text, as JSON."""
-    with services(load_settings()) as found:
+    with connected() as found:
         status = reading.run_status(found.engine, run)
         row = next((row for row in dead_of(found.engine, status.id) if row.item.id == item), None)
     if row is None:
@@ -71,7 +70,7 @@ def show(*, run: str, item: str) -> None:
 @click.option("--name", help="A name for the new run.")
 def retry(*, run: str, name: str | None) -> None:
     """Submit a run's dead items again, as a run of their own; print its id."""
-    with services(load_settings()) as found:
+    with connected() as found:
         status = reading.run_status(found.engine, run)
         if not status.counts.dead:
             raise UsageError(f"nothing died in run {status.name}")

@@ -8,8 +8,7 @@ from rich.table import Table
 
 from infra.ledger import keys as ledger_keys
 from infra.ledger.keys import ApiKey
-from infra.servers.services import services
-from infra.settings import load_settings
+from libra_fleet.cli.context import connected
 from libra_fleet.cli.options import json_option
 from libra_fleet.cli.show import out, print_json, say
 from schemas.access import Role, Tenant
@@ -42,7 +41,7 @@ def keys() -> None:
 @json_option
 def create(*, tenant: str, role: str, note: str, as_json: bool) -> None:
     """Make a key and print it, this once: only its hash is kept."""
-    with services(load_settings()) as found:
+    with connected() as found:
         key, secret = ledger_keys.create_key(found.engine, tenant=tenant, role=Role(role), note=note)
     if as_json:
         print_json({**_facts(key), "key": secret})
@@ -56,7 +55,7 @@ def create(*, tenant: str, role: str, note: str, as_json: bool) -> None:
 @json_option
 def list_(*, tenant: str | None, as_json: bool) -> None:
     """List keys, revoked ones as well."""
-    with services(load_settings()) as found:
+    with connected() as found:
         known = ledger_keys.list_keys(found.engine, tenant=tenant)
     if as_json:
         print_json([_facts(key) for key in known])
@@ -70,7 +69,7 @@ def list_(*, tenant: str | None, as_json: bool) -> None:
 @click.argument("key_id", metavar="ID")
 def revoke(*, key_id: str) -> None:
     """End a key. Gateways that know it forget it within seconds."""
-    with services(load_settings()) as found:
+    with connected() as found:
         key = ledger_keys.revoke_key(found.engine, key_id)
     say(f"key {key.id} of {key.tenant} is revoked")
 

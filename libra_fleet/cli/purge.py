@@ -7,8 +7,7 @@ from datetime import timedelta
 import click
 
 from infra.ledger import retention
-from infra.servers.services import services
-from infra.settings import load_settings
+from libra_fleet.cli.context import connected
 from libra_fleet.cli.timestamps import age
 
 
@@ -20,7 +19,7 @@ def purge(*, older_than: timedelta, delete: bool) -> None:
 
     Ids, labels, metrics, content hashes and receipts stay, unless the runs are deleted; pending items are not touched.
     """
-    with services(load_settings()) as found:
+    with connected() as found:
         purged = retention.purge(found.engine, older_than, delete=delete)
     done = "deleted" if delete else "scrubbed"
     click.echo(f"{purged.items:,} items {done}; {purged.runs:,} ended runs were old enough")

@@ -12,8 +12,7 @@ from rich.table import Table
 from infra.errors import RunError
 from infra.ledger import reading
 from infra.ledger.audit import Audit, audit
-from infra.servers.services import services
-from infra.settings import load_settings
+from libra_fleet.cli.context import connected
 
 _out: Final = Console(highlight=False)
 
@@ -24,7 +23,7 @@ _out: Final = Console(highlight=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
 def verify(*, run: str, receipt: str | None, as_json: bool) -> None:
     """Prove that nothing in a run was lost, doubled or altered; exit 7 on any breach."""
-    with services(load_settings()) as found:
+    with connected() as found:
         status = reading.run_status(found.engine, run)
         result = audit(found.engine, status.id)
     if as_json:
