@@ -18,7 +18,7 @@ from schemas.retention import Retention
 
 
 class Settings(BaseSettings):
-    """Everything a process can be told from outside, with its unit in its name."""
+    """All settings of a process, each with its unit in its name."""
 
     model_config = SettingsConfigDict(env_prefix="LIBRA_", env_file=".env", extra="ignore", frozen=True)
 

@@ -116,7 +116,7 @@ class LibraRecord(BaseModel):
 
     The first era has no `sub_category_name` and names its sources `Safety-Prompts`, `synthesis` and
     `BeaverTails_30k`; the later one says `Real Data`, `Synthetic Data` and `Translated Data`.
-    Unknown columns are ignored: people keep their own beside ours.
+    Unknown columns are ignored: people add columns of their own.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)

@@ -193,7 +193,7 @@ class Cost(Shared):
     """The cost of judgements: device seconds and tokens, as measured by workers.
 
     `measured` of the `verdicts` come from workers that measure; seconds and tokens are theirs. What a cache answered
-    is among them and cost nothing; what was judged in vain is not in the sum. `devices` are the hardware's own names.
+    is among them and cost nothing; discarded judgements are not in the sum. `devices` are the hardware's own names.
     """
 
     verdicts: int = Field(default=0, ge=0)
@@ -238,7 +238,7 @@ class StageShare(Frozen):
 
 
 class Against(Frozen):
-    """A cascade beside a run that judged the same items with one guard. Accuracies are over the items with a truth.
+    """A cascade compared with a run that judged the same items with one guard. Accuracies are over the items with a truth.
 
     `accuracy_lost` is the run's accuracy less the cascade's, paired by item; its interval is the normal one.
     """
@@ -266,7 +266,7 @@ class CascadeShares(Frozen):
 
 
 class RunReport(Shared):
-    """Everything a run ends with, as data. Rendering it is somebody else's work.
+    """The result of a run, as data. Rendering it is not done here.
 
     `groups` holds one MetricGroup of kind "average" (the benchmark's unweighted mean over sources),
     "all" (the whole run), one per "source", "category" and "subcategory" (named category/subcategory),

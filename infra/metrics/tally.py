@@ -12,7 +12,7 @@ from schemas.verdicts import Outcome
 
 
 class Judged(NamedTuple):
-    """One verdict beside its item's truth. An item judged several times (`repeat`) is several rows."""
+    """One verdict with its item's truth. An item judged several times (`repeat`) is several rows."""
 
     source: str
     category: str

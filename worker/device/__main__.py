@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
     except ValueError as error:
         return _fail(report, UsageError(f"bad device spec: {error}"))
     configure_logging(settings.log_level, settings.log_format, guard=spec.guard, device=spec.device)
-    # Whoever asks decides whether an item's trace is sampled; its batches follow.
+    # The caller decides if an item's trace is sampled; its batches follow.
     tracing.start(settings.otlp_endpoint, "libra-device", guard=spec.guard, always=True)
     try:
         engine = load_engine(spec, settings.state_dir / "budgets")

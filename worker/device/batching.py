@@ -74,7 +74,7 @@ class Waiting(Generic[T]):
         return bool(self._entries)
 
     def add(self, entry: Entry[T]) -> None:
-        """Let an entry wait, or its items beside those of the same prompt. Tickets are unique and grow."""
+        """Queue an entry, or add its items to a waiting entry of the same prompt. Tickets are unique and grow."""
         twin = self._by_prompt.get((entry.key, entry.ids))
         if twin is not None and (twin.lane is Lane.LIVE or entry.lane is Lane.BULK):
             twin.items += entry.items

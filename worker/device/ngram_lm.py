@@ -1,4 +1,4 @@
-"""A Qwen2 causal language model with a table of hashed n-gram weights beside it: the architecture of libra-tiny.
+"""A Qwen2 causal language model with a table of hashed n-gram weights: the architecture of libra-tiny.
 
 Where a prompt asks for the verdict (the token `cue_id`) the logits of both verdict tokens become those of a logistic
 regression over the presence of token n-grams in the text that is judged, in which the transformer's own margin is one
@@ -78,7 +78,7 @@ class NgramQwen2ForCausalLM(Qwen2ForCausalLM):  # type: ignore[no-untyped-call]
         logits_to_keep: int | torch.Tensor = 0,
         **others: Any,  # noqa: ANN401 - whatever Qwen2 takes
     ) -> Any:  # noqa: ANN401
-        """Logits (rows, kept, V); the verdict's tokens are weighed anew after each cue."""
+        """Logits (rows, kept, V); the verdict's tokens are weighed again after each cue."""
         before = 0 if past_key_values is None else past_key_values.get_seq_length()
         sums = self._sums(input_ids, past_key_values, before, others.get("pack"))
         output = super().forward(
@@ -107,7 +107,7 @@ class NgramQwen2ForCausalLM(Qwen2ForCausalLM):  # type: ignore[no-untyped-call]
         config = self.config
         safe, unsafe = logits[..., config.safe_id].double(), logits[..., config.unsafe_id].double()
         margin = config.lm_share * (unsafe - safe) + config.ngram_share * sums + config.margin_bias
-        # Both together keep their share of all tokens: only how they part it is decided anew.
+        # Both together keep their share of all tokens; only its division between them changes.
         both = torch.logaddexp(safe, unsafe)
         for token, own, sign in ((config.safe_id, safe, -1), (config.unsafe_id, unsafe, 1)):
             anew = both + nn.functional.logsigmoid(sign * margin)

@@ -1,7 +1,7 @@
 """ChineseGuard (ChineseHarm-Bench): one text, one of six classes.
 
 It was trained with a list of rules in the prompt. They are CC BY-NC 4.0 and not shipped here: copy them from
-zjunlp/ChineseHarm-bench@f1d08cc:infer/single_infer.py (the string `rules`) into rules.txt beside the checkpoint.
+zjunlp/ChineseHarm-bench@f1d08cc:infer/single_infer.py (the string `rules`) into rules.txt in the checkpoint's folder.
 The frame around them is that file's. It judges texts, not dialogues: of a pair, the response.
 """
 
@@ -35,7 +35,7 @@ _PROMPT: Final = (
 
 
 def form(card: GuardCard, folder: Path) -> Format:  # noqa: ARG001 - what all families take
-    """The frame around the rules that lie beside the checkpoint."""
+    """The frame around the rules in the checkpoint's folder."""
     messages = (
         ("system", "You are a helpful assistant."),
         ("user", _PROMPT.format(rules=_rules(folder), text=RESPONSE)),

@@ -68,7 +68,7 @@ def worst(verdicts: Sequence[Verdict]) -> Verdict:
 
 
 def coded(code: str, scenarios: Mapping[str, str]) -> str:
-    """A guard's own code with the project's scenario beside it, such as "S10:hate_abuse"."""
+    """A guard's own code with the project's scenario, such as "S10:hate_abuse"."""
     scenario = scenarios.get(code)
     return f"{code}:{scenario_by_code(scenario).code}" if scenario else code
 

@@ -19,7 +19,7 @@ def pair_windows(
 ) -> list[tuple[str, str]]:
     """Question and response pieces that together take about `room` tokens.
 
-    A text that takes at most half of the room is repeated whole beside each piece of the other. Where both
+    A text that takes at most half of the room is repeated whole with each piece of the other. Where both
     are longer they advance side by side, and the last piece of the one that ends first is repeated.
     """
     half = max(1, room // 2)

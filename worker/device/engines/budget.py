@@ -17,7 +17,7 @@ from worker.device.engines.base import OutOfMemory
 log = get_logger(__name__)
 
 WORTH_IT: Final = 1.02
-"""Each doubling must be this much faster: a large batch makes whoever comes next wait longer."""
+"""Each doubling must be this much faster: a large batch makes the next request wait longer."""
 ROUNDS: Final = 3
 """Rounds in which each size is timed, in turns, so that a slow moment falls on all of them; the best time counts."""
 

@@ -1,4 +1,4 @@
-"""The engine on somebody else's server: anything that speaks OpenAI's completions protocol.
+"""The engine on an external server: anything that speaks OpenAI's completions protocol.
 
 The guard's tokenizer is here, so prompts travel as token ids; a batch's prompts travel at the same time,
 and the server batches them as it likes.

@@ -177,8 +177,8 @@ def ragged_attention(
 
     keys, values = pack.extended_row(layer, key, value)
     before, longest = pack.prefix_tokens, max(pack.lengths)
-    # Fewer heads of keys than of queries: newer versions want to be told, older ones take it as it comes.
-    told: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
+    # Fewer heads of keys than of queries: newer versions need the flag, older ones have none.
+    options: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
     output = varlen_attn(
         query[0].transpose(0, 1),
         keys,
@@ -189,7 +189,7 @@ def ragged_attention(
         before + longest,
         scale=scale,
         window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
-        **told,
+        **options,
     )
     assert isinstance(output, torch.Tensor)  # noqa: S101 - a tuple only where more was asked for
     return output[None]

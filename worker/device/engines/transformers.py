@@ -133,7 +133,7 @@ class TransformersEngine:
     def score(self, prompts: Sequence[array[int]], labels: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
         """Log-probability of each label after each prompt, over the whole vocabulary: n x len(labels).
 
-        Labels are told apart by their first ids; where two share one, whole labels are scored instead.
+        Labels are distinguished by their first ids; where two share one, whole labels are scored instead.
 
         Raises:
             OutOfMemory: the batch is too large for the device.
@@ -238,7 +238,7 @@ class TransformersEngine:
         return self._padded_logits(prompts, prefix_states, longest=max(map(len, prompts)))
 
     def _packed_logits(self, prompts: Sequence[array[int]], prefix_states: _States) -> torch.Tensor:
-        """Prompts one behind the other in a single row: nothing is computed that nobody asked for."""
+        """Prompts one after the other in a single row: no work is discarded."""
         self._attend_by(PACKED)
         pack = Pack([len(prompt) for prompt in prompts], prefix_states)
         row = array("i")
@@ -279,7 +279,7 @@ class TransformersEngine:
         return rows
 
     def _fixed_logits(self, prompts: Sequence[array[int]], prefix_states: _States) -> torch.Tensor:
-        """Every forward of a length has the same shape, whoever else is in the batch; free rows hold padding."""
+        """Every forward of a length has the same shape, independent of the rest of the batch; free rows hold padding."""
         logits: list[torch.Tensor] = [torch.empty(0)] * len(prompts)
         by_length: dict[int, list[int]] = {}
         for at, prompt in enumerate(prompts):
