@@ -238,7 +238,7 @@ class StageShare(Frozen):
 
 
 class Against(Frozen):
-    """A cascade compared with a run that judged the same items with one guard. Accuracies are over the items with a truth.
+    """A cascade compared with a run of one guard over the same items. Accuracies are over the items with a truth.
 
     `accuracy_lost` is the run's accuracy less the cascade's, paired by item; its interval is the normal one.
     """

@@ -57,7 +57,7 @@ class Prompt:
 
     Raises:
         GuardError: the template fails, does not repeat the texts once and unchanged, or its tokenizer reads
-            text beside control tokens in a way that is not supported.
+            text next to control tokens in a way that is not supported.
     """
 
     def __init__(self, ask: Ask, words: Vocabulary, folder: Path) -> None:

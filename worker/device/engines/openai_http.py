@@ -1,6 +1,7 @@
 """One OpenAI-compatible server over HTTP: bounded connections, time-outs, retries.
 
-Failures are distinguished by their possible cause: the prompt, or the server. A prompt is given up after a few answers that may
+Failures are distinguished by their possible cause: the prompt, or the server.
+A prompt is given up after a few answers that may
 be its own doing (500, a time-out, a broken answer), at once where the server refuses it. A server that is
 away, overloaded or refuses *us* costs no prompt: after a while the device counts as lost.
 """

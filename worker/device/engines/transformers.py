@@ -279,7 +279,7 @@ class TransformersEngine:
         return rows
 
     def _fixed_logits(self, prompts: Sequence[array[int]], prefix_states: _States) -> torch.Tensor:
-        """Every forward of a length has the same shape, independent of the rest of the batch; free rows hold padding."""
+        """Every forward of a length has the same shape, whatever else is in the batch; free rows hold padding."""
         logits: list[torch.Tensor] = [torch.empty(0)] * len(prompts)
         by_length: dict[int, list[int]] = {}
         for at, prompt in enumerate(prompts):
