@@ -1,6 +1,6 @@
 """The messages on the broker: versioned and frozen.
 
-A reader that meets a newer version raises `NewerVersionError`: the message goes to the dead-letter queue, never
+A reader that meets a newer version raises `NewerVersionError`: the message goes to the dead-letter queue and is never
 dropped, so that a fleet can be upgraded machine by machine. A field that a reader can do without needs no
 new version: see `schemas.base.Shared`.
 """
