@@ -1,7 +1,4 @@
-"""The Python client of a gateway, for asyncio and without; producer/intake/live.py talks to the servers themselves.
-
-with GatewayClient("http://127.0.0.1:8000", api_key) as client:
-    print(client.judge("要审核的文本").label)
+"""The Python clients of a gateway, for asyncio and without. They need httpx2, pydantic and the schemas, nothing else.
 
 Items that are judged or submitted at about the same time share a request. A request is sent again, under one
 idempotency key, when the gateway is away, busy or does not answer: it counts once.
@@ -15,73 +12,63 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 import httpx2
 
-from infra.errors import DataError, RunError, ServerError, UsageError
-from schemas.items import Label
-from schemas.verdicts import Outcome
+from schemas.http import MOST_ITEMS, ItemRequest, ItemVerdict
 
-_MOST_ITEMS: Final = 1_000
-_AGAIN: Final = frozenset({429, 502, 503, 504})
+_RETRYABLE: Final = frozenset({429, 502, 503, 504})
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 5.0
 _WAIT_S: Final = 10
 """How long one request asks the gateway to wait; a longer wait is made of several."""
 
+__all__ = [
+    "AsyncClient",
+    "AuthenticationError",
+    "BadRequestError",
+    "Client",
+    "ClientError",
+    "GatewayTimeoutError",
+    "ItemRequest",
+    "ItemVerdict",
+    "VerdictTimeoutError",
+]
+
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class NewItem:
-    """An item to submit: a single text, or a response with the question that it answers."""
-
-    text: str
-    question: str = ""
-    custom_id: str | None = None
-    policy: str | None = None
-    callback_url: str | None = None
-    metadata: dict[str, str] | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """As the gateway takes it."""
-        texts = {"response": self.text, "question": self.question} if self.question else {"text": self.text}
-        said = {
-            "custom_id": self.custom_id,
-            "policy": self.policy,
-            "callback_url": self.callback_url,
-            "metadata": self.metadata,
-        }
-        return {**texts, **{name: value for name, value in said.items() if value is not None}}
+class ClientError(Exception):
+    """Base of every error that a client raises on purpose."""
 
 
-@dataclass(frozen=True)
-class Judged:
-    """A settled item. `p_unsafe` is None where the guard gives no number; `cursor` is the item's place in the feed."""
+class AuthenticationError(ClientError):
+    """The gateway does not know the API key, or its role may not do this."""
 
-    id: str
-    custom_id: str | None
-    outcome: Outcome
-    label: Label | None
-    p_unsafe: float | None
-    categories: tuple[str, ...]
-    reason: str | None
-    settled_at: datetime
-    cursor: str | None = None
+
+class BadRequestError(ClientError):
+    """The gateway refuses the request as it is; the message names the field."""
+
+
+class GatewayTimeoutError(ClientError, TimeoutError):
+    """The gateway did not accept or answer in time. What is not known to be accepted may have been."""
+
+
+class VerdictTimeoutError(ClientError, TimeoutError):
+    """No verdict in time; the item stays accepted and will settle."""
 
 
 @dataclass
 class _PendingCall:
-    item: NewItem
+    item: ItemRequest
     waits: bool
     answer: asyncio.Future[dict[str, Any]]
 
 
-class AsyncGatewayClient:
-    """A gateway's client for asyncio: `async with AsyncGatewayClient(url, key) as client`."""
+class AsyncClient:
+    """A gateway's client for asyncio: `async with AsyncClient(url, key) as client`."""
 
     def __init__(
         self, url: str, api_key: str, *, guard: str | None = None, gather_s: float = 0.005, timeout_s: float = 30
@@ -102,66 +89,69 @@ class AsyncGatewayClient:
         await self.close()
 
     async def close(self) -> None:
-        """Wait for what is on its way, then hang up."""
+        """Wait for what is on its way, then close the connections."""
         await asyncio.gather(*self._at_work, return_exceptions=True)
         await self._http.aclose()
 
-    async def submit(self, items: Sequence[NewItem]) -> list[str]:
+    async def submit(self, items: Sequence[ItemRequest]) -> list[str]:
         """Submit items; the ids under which each will have its verdict, in the order given.
 
         Raises:
-            DataError: the gateway refuses an item; the message names the field.
-            UsageError: the key opens nothing.
-            ServerError: the gateway did not answer in time. What is not known to be accepted may have been.
+            BadRequestError: the gateway refuses an item; the message names the field.
+            AuthenticationError: the key is unknown or may not submit.
+            GatewayTimeoutError: the gateway did not answer in time. What is not known to be accepted may have been.
         """
-        answers = await asyncio.gather(*(self._wish(item, waits=False) for item in items))
+        answers = await asyncio.gather(*(self._call(item, waits=False) for item in items))
         return [str(answer["id"]) for answer in answers]
 
-    async def judge(self, text: str, *, question: str = "", timeout_s: float | None = None) -> Judged:
+    async def judge(self, text: str, *, question: str = "", timeout_s: float | None = None) -> ItemVerdict:
         """The settled verdict on one text (or on a response to a question).
 
         Raises:
-            RunError: no verdict in time; the item stays accepted and will settle.
-            DataError, UsageError, ServerError: as `submit`.
+            VerdictTimeoutError: no verdict in time; the item stays accepted and will settle.
+            BadRequestError, AuthenticationError, GatewayTimeoutError: as `submit`.
         """
-        return await self._judge(NewItem(text, question), self._timeout_s if timeout_s is None else timeout_s)
+        item = ItemRequest(response=text, question=question) if question else ItemRequest(text=text)
+        return await self._judge(item, self._timeout_s if timeout_s is None else timeout_s)
 
-    async def judge_all(self, items: Sequence[NewItem]) -> list[Judged]:
+    async def judge_all(self, items: Sequence[ItemRequest]) -> list[ItemVerdict]:
         """The settled verdicts on items, in the order given.
 
         Raises:
-            RunError, DataError, UsageError, ServerError: as `judge`.
+            VerdictTimeoutError, BadRequestError, AuthenticationError, GatewayTimeoutError: as `judge`.
         """
         return await asyncio.gather(*(self._judge(item, self._timeout_s) for item in items))
 
-    async def _judge(self, item: NewItem, timeout_s: float) -> Judged:
+    async def _judge(self, item: ItemRequest, timeout_s: float) -> ItemVerdict:
         deadline = time.monotonic() + timeout_s
-        view = await self._wish(item, waits=True)
+        view = await self._call(item, waits=True)
         pause_s = _FIRST_PAUSE_S
         while view.get("verdict") is None:
             if time.monotonic() >= deadline:
-                raise RunError(f"no verdict in time; {view['id']} will still settle")
+                raise VerdictTimeoutError(f"no verdict in time; {view['id']} will still settle")
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, 1.0)
             view = await self._get(f"/v1/items/{view['id']}")
-        return _judged(view)
+        return _item_verdict(view)
 
-    async def stream(self, cursor: str = "0", *, poll_s: float = 0.5, follow: bool = True) -> AsyncIterator[Judged]:
-        """What settles of the tenant's items, from a cursor on; each has the cursor to go on from.
+    async def stream(
+        self, cursor: str = "0", *, poll_s: float = 0.5, follow: bool = True
+    ) -> AsyncIterator[ItemVerdict]:
+        """The tenant's verdicts in the order of settling, from a cursor on; each has the cursor to continue from.
 
-        Without `follow`, it ends with what has settled by now.
+        Without `follow`, it ends with the last verdict that has settled by now.
         """
         while True:
-            page = await self._get("/v1/verdicts", cursor=cursor, limit=_MOST_ITEMS)
+            page = await self._get("/v1/verdicts", cursor=cursor, limit=MOST_ITEMS)
             for view in page["data"]:
-                yield _judged(view)
+                yield _item_verdict(view)
             cursor = page["next_cursor"]
             if not page["has_more"]:
                 if not follow:
                     return
                 await asyncio.sleep(poll_s)
 
-    async def _wish(self, item: NewItem, *, waits: bool) -> dict[str, Any]:
+    async def _call(self, item: ItemRequest, *, waits: bool) -> dict[str, Any]:
         call = _PendingCall(item, waits, asyncio.get_running_loop().create_future())
         gathered = self._gathered.setdefault(waits, [])
         gathered.append(call)
@@ -174,15 +164,18 @@ class AsyncGatewayClient:
     async def _send_gathered(self, waits: bool) -> None:  # noqa: FBT001 - private, and only ever named
         await asyncio.sleep(self._gather_s)
         calls = self._gathered.pop(waits)
-        parts = [calls[at : at + _MOST_ITEMS] for at in range(0, len(calls), _MOST_ITEMS)]
+        parts = [calls[at : at + MOST_ITEMS] for at in range(0, len(calls), MOST_ITEMS)]
         await asyncio.gather(*map(self._send, parts))
 
     async def _send(self, calls: Sequence[_PendingCall]) -> None:
-        body = {"items": [call.item.to_json() for call in calls], **({"guard": self._guard} if self._guard else {})}
+        body = {
+            "items": [call.item.model_dump(exclude_defaults=True) for call in calls],
+            **({"guard": self._guard} if self._guard else {}),
+        }
         headers = {"Idempotency-Key": uuid.uuid4().hex, **({"Prefer": f"wait={_WAIT_S}"} if calls[0].waits else {})}
         try:
             views = (await self._ask("POST", "/v1/items", json=body, headers=headers))["data"]
-        except DataError as error:
+        except BadRequestError as error:
             if len(calls) == 1:
                 calls[0].answer.set_exception(error)
             else:  # one bad item must not refuse its neighbours
@@ -198,7 +191,7 @@ class AsyncGatewayClient:
         return await self._ask("GET", path, params=parameters)
 
     async def _ask(self, method: str, path: str, **request: Any) -> dict[str, Any]:  # noqa: ANN401 - httpx2's options
-        """Ask until there is an answer that asking again would not change."""
+        """Send a request until it has an answer that a retry would not change."""
         deadline = time.monotonic() + self._timeout_s
         pause_s, why = _FIRST_PAUSE_S, "no answer"
         while True:
@@ -213,44 +206,34 @@ class AsyncGatewayClient:
                 why = _refusal(answer)
                 pause_s = max(pause_s, float(answer.headers.get("retry-after", "0")))
             if time.monotonic() + pause_s > deadline:
-                raise ServerError(f"the gateway did not do it within {self._timeout_s:g} s: {why}")
+                raise GatewayTimeoutError(f"the gateway did not do it within {self._timeout_s:g} s: {why}")
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
 def _refusal(answer: httpx2.Response) -> str:
-    """Why the gateway did not do it, where asking again can help.
+    """The reason of a refusal that a retry can help.
 
     Raises:
-        UsageError, DataError: it cannot.
+        AuthenticationError, BadRequestError: it cannot.
     """
     try:
         detail, kind = str(answer.json()["detail"]), str(answer.json()["type"])
     except (ValueError, KeyError, TypeError):  # not from a gateway but from what stands before it
         detail, kind = f"status {answer.status_code}", ""
-    if answer.status_code in _AGAIN or kind.endswith("request-in-flight"):
+    if answer.status_code in _RETRYABLE or kind.endswith("request-in-flight"):
         return detail
     if answer.status_code in {401, 403}:
-        raise UsageError(detail)
-    raise DataError(detail)
+        raise AuthenticationError(detail)
+    raise BadRequestError(detail)
 
 
-def _judged(view: dict[str, Any]) -> Judged:
-    verdict = view["verdict"]
-    return Judged(
-        id=view["id"],
-        custom_id=view["custom_id"],
-        outcome=Outcome(verdict["outcome"]),
-        label=Label(verdict["label"]) if verdict["label"] else None,
-        p_unsafe=verdict["p_unsafe"],
-        categories=tuple(verdict["categories"]),
-        reason=verdict["reason"],
-        settled_at=datetime.fromisoformat(view["settled_at"]),
-        cursor=view.get("cursor"),
-    )
+def _item_verdict(view: dict[str, Any]) -> ItemVerdict:
+    place = {name: view.get(name) for name in ("id", "custom_id", "settled_at", "cursor")}
+    return ItemVerdict.model_validate({**view["verdict"], **place})
 
 
-class GatewayClient:
+class Client:
     """A gateway's client without asyncio. Thread-safe: what several threads judge at a time shares requests as well."""
 
     def __init__(
@@ -270,37 +253,37 @@ class GatewayClient:
         self.close()
 
     def close(self) -> None:
-        """Wait for what is on its way, then hang up."""
+        """Wait for what is on its way, then close the connections."""
         self._do(self._client.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
-    def submit(self, items: Sequence[NewItem]) -> list[str]:
-        """See `AsyncGatewayClient.submit`."""
+    def submit(self, items: Sequence[ItemRequest]) -> list[str]:
+        """See `AsyncClient.submit`."""
         return self._do(self._client.submit(items))
 
-    def judge(self, text: str, *, question: str = "", timeout_s: float | None = None) -> Judged:
-        """See `AsyncGatewayClient.judge`."""
+    def judge(self, text: str, *, question: str = "", timeout_s: float | None = None) -> ItemVerdict:
+        """See `AsyncClient.judge`."""
         return self._do(self._client.judge(text, question=question, timeout_s=timeout_s))
 
-    def judge_all(self, items: Sequence[NewItem]) -> list[Judged]:
-        """See `AsyncGatewayClient.judge_all`."""
+    def judge_all(self, items: Sequence[ItemRequest]) -> list[ItemVerdict]:
+        """See `AsyncClient.judge_all`."""
         return self._do(self._client.judge_all(items))
 
-    def stream(self, cursor: str = "0", *, poll_s: float = 0.5, follow: bool = True) -> Iterator[Judged]:
-        """See `AsyncGatewayClient.stream`."""
+    def stream(self, cursor: str = "0", *, poll_s: float = 0.5, follow: bool = True) -> Iterator[ItemVerdict]:
+        """See `AsyncClient.stream`."""
         settled = self._client.stream(cursor, poll_s=poll_s, follow=follow)
-        while (judged := self._do(_next_of(settled))) is not None:
-            yield judged
+        while (verdict := self._do(_next_of(settled))) is not None:
+            yield verdict
 
     def _do(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
 
-async def _opened(url: str, api_key: str, **options: Any) -> AsyncGatewayClient:  # noqa: ANN401 - passed on
-    return AsyncGatewayClient(url, api_key, **options)
+async def _opened(url: str, api_key: str, **options: Any) -> AsyncClient:  # noqa: ANN401 - passed on
+    return AsyncClient(url, api_key, **options)
 
 
-async def _next_of(settled: AsyncIterator[Judged]) -> Judged | None:
+async def _next_of(settled: AsyncIterator[ItemVerdict]) -> ItemVerdict | None:
     return await anext(settled, None)

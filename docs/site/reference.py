@@ -17,10 +17,15 @@ _METHODS = ("get", "post", "put", "patch", "delete")
 _PYTHON = {
     "Live traffic on the fleet's own servers": ["producer.intake.live.LiveClient", "producer.intake.live.Ticket"],
     "Over HTTP": [
-        "libra_fleet.client.GatewayClient",
-        "libra_fleet.client.AsyncGatewayClient",
-        "libra_fleet.client.NewItem",
-        "libra_fleet.client.Judged",
+        "libra_fleet.client.Client",
+        "libra_fleet.client.AsyncClient",
+        "libra_fleet.client.ClientError",
+        "libra_fleet.client.AuthenticationError",
+        "libra_fleet.client.BadRequestError",
+        "libra_fleet.client.GatewayTimeoutError",
+        "libra_fleet.client.VerdictTimeoutError",
+        "schemas.http.ItemRequest",
+        "schemas.http.ItemVerdict",
     ],
     "The language everyone speaks": [
         "schemas.items",

@@ -1,5 +1,5 @@
 """`python -P -m libra_fleet.cli`: the `libra` command."""
 
-from libra_fleet.cli.main import main
+from libra_fleet.cli import start
 
-main()
+start()

@@ -15,7 +15,7 @@ from standardwebhooks import Webhook
 
 from infra.ledger import endpoints, feed, outbox
 from infra.servers.services import Services
-from libra_fleet.client import GatewayClient, NewItem
+from libra_fleet import Client, ItemRequest
 from producer.gateway.api.views import place_of
 from tests.support.fleet import Fleet
 from tests.support.gateway import free_port, new_key, start_gateway
@@ -27,7 +27,7 @@ class Caller:
 
     def __init__(self, port: int, key: str, name: str) -> None:
         self.accepted: dict[str, str] = {}
-        self._client = GatewayClient(f"http://127.0.0.1:{port}", key)
+        self._client = Client(f"http://127.0.0.1:{port}", key)
         self._name = name
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -38,7 +38,9 @@ class Caller:
                 if self._stop.is_set():
                     return
                 custom_id = f"{self._name}-{number}"
-                (self.accepted[custom_id],) = self._client.submit([NewItem(f"text {number}", custom_id=custom_id)])
+                (self.accepted[custom_id],) = self._client.submit(
+                    [ItemRequest(text=f"text {number}", custom_id=custom_id)]
+                )
 
     def __enter__(self) -> Caller:
         self._thread.start()

@@ -11,17 +11,10 @@ from infra.ledger.batches import LineError
 from infra.ledger.submissions import Submission
 from producer.datasets.records import RowError, decode_line
 from producer.gateway.api.moderations import ModerationRequest
-from producer.gateway.api.requests import (
-    ApiRequest,
-    CustomId,
-    GuardSelection,
-    ItemRequest,
-    guard_of,
-    item_of,
-    require_known,
-)
+from producer.gateway.api.requests import GuardSelection, guard_of, item_of, require_known
 from producer.gateway.problems import ProblemError, field_name
 from producer.gateway.state import Gateway
+from schemas.http import ApiRequest, CustomId, ItemRequest
 from schemas.items import Item
 
 ENDPOINTS: Final = ("/v1/moderations", "/v1/items")

@@ -22,12 +22,13 @@ from producer.gateway.access import Principal, Reader, Submitter
 from producer.gateway.api.batch_lines import Endpoint
 from producer.gateway.api.batch_worker import cancel_run
 from producer.gateway.api.moderations import result_of
-from producer.gateway.api.requests import ApiRequest, IdempotencyHeader, Metadata, once_of
+from producer.gateway.api.requests import IdempotencyHeader, once_of
 from producer.gateway.api.submitting import hash_of, key_problem
 from producer.gateway.api.views import item_id, item_view
 from producer.gateway.problems import BadFieldError, NoSuchThingError, ProblemError
 from producer.gateway.state import Gateway, gateway_of
 from producer.gateway.verdicts_awaited import ItemRef
+from schemas.http import ApiRequest, Metadata
 from schemas.runs import RunState
 from schemas.verdicts import Outcome
 

@@ -10,21 +10,12 @@ from pydantic import Field
 
 from infra.ledger import feed
 from producer.gateway.access import Reader, Submitter
-from producer.gateway.api.requests import (
-    MOST_ITEMS,
-    ApiRequest,
-    IdempotencyHeader,
-    ItemRequest,
-    Prefer,
-    guard_of,
-    item_batch_of,
-    once_of,
-    wait_s_of,
-)
+from producer.gateway.api.requests import IdempotencyHeader, Prefer, guard_of, item_batch_of, once_of, wait_s_of
 from producer.gateway.api.submitting import accept, accept_and_wait, hash_of
 from producer.gateway.api.views import item_id, item_view, place_of
 from producer.gateway.problems import BadFieldError, NoSuchThingError
 from producer.gateway.state import Gateway, gateway_of
+from schemas.http import MOST_ITEMS, ApiRequest, ItemRequest
 
 _LARGEST_CURSOR_DIGITS = 18
 

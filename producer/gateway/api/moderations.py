@@ -15,21 +15,12 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 from infra.ledger.submissions import Submission
 from producer.gateway.access import Submitter
 from producer.gateway.api.openai_categories import CATEGORIES, openai_categories
-from producer.gateway.api.requests import (
-    MOST_ITEMS,
-    ApiRequest,
-    IdempotencyHeader,
-    ItemBatch,
-    Prefer,
-    guard_of,
-    item_of,
-    once_of,
-    wait_s_of,
-)
+from producer.gateway.api.requests import IdempotencyHeader, ItemBatch, Prefer, guard_of, item_of, once_of, wait_s_of
 from producer.gateway.api.submitting import accept_and_wait, hash_of
 from producer.gateway.api.views import item_id
 from producer.gateway.state import Gateway, gateway_of
 from producer.gateway.verdicts_awaited import ItemRef
+from schemas.http import MOST_ITEMS, ApiRequest
 from schemas.items import Label
 from schemas.verdicts import Outcome, Verdict
 

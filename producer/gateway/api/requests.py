@@ -1,4 +1,4 @@
-"""What callers send, as they send it, and what is made of it: items, guards, times to wait."""
+"""From what callers send (the shapes are in schemas/http.py) to items, guards, times to wait."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Final, NamedTuple
 
 from fastapi import Header
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
 from infra.guard_catalogue import GUARDS
 from infra.ledger.submissions import IdempotencyKey, Submission
@@ -17,75 +17,12 @@ from producer.gateway.problems import BadFieldError, ProblemError
 from producer.gateway.state import Gateway
 from producer.webhooks.addresses import RefusedAddressError, check_form
 from schemas.guards import Mode
+from schemas.http import ItemRequest
 from schemas.items import Item
 
-MOST_ITEMS: Final = 1_000
-"""In one request."""
-
-_MOST_METADATA: Final = 16
 _WAIT: Final = re.compile(r"\bwait=(\d{1,4})\b")
 _OPENAI_NAMES: Final = ("omni-moderation-", "text-moderation-")
-"""Programs written for OpenAI's endpoint name its models: they get the default guard, and are told so in the answer."""
-
-
-def _storable(value: str) -> str:
-    if "\x00" in value:
-        raise ValueError("contains a NUL character")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("contains a lone surrogate, which is not valid Unicode text") from error
-    return value
-
-
-MetadataKey = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_storable)]
-MetadataValue = Annotated[str, Field(max_length=512), AfterValidator(_storable)]
-Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=_MOST_METADATA)]
-"""Up to 16 pairs of texts, as OpenAI's."""
-CustomId = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_storable)]
-PolicyName = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_storable)]
-CallbackUrl = Annotated[
-    str, Field(max_length=2_048, pattern=r"^https?://[^\s/@\x00]+(/[^\s\x00]*)?$"), AfterValidator(_storable)
-]
-"""What a name's addresses are is seen when it is called; here it need only look like one that may be called."""
-
-
-class ApiRequest(BaseModel):
-    """Base of what callers send: an unknown field is a mistake, which is better told than ignored."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ItemRequest(ApiRequest):
-    """One item: a `text`, or a `response` with or without the `question` that it answers."""
-
-    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["text"]}, {"required": ["response"]}]})
-
-    text: str | None = None
-    question: str = ""
-    response: str | None = None
-    custom_id: CustomId | None = None
-    policy: PolicyName | None = None
-    callback_url: CallbackUrl | None = None
-    metadata: Metadata | None = None
-
-    @model_validator(mode="after")
-    def _has_one_text(self) -> ItemRequest:
-        if (self.text is None) == (self.response is None):
-            raise ValueError("give either text, or response (with or without question)")
-        if self.text is not None and self.question:
-            raise ValueError("a question goes with a response, not with a text")
-        return self
-
-    @property
-    def main_field(self) -> str:
-        """Which field holds what is judged."""
-        return "text" if self.text is not None else "response"
-
-    @property
-    def main(self) -> str:
-        """What is judged."""
-        return (self.text if self.text is not None else self.response) or ""
+"""Programs written for OpenAI's endpoint name its models: they get the default guard, and the answer says so."""
 
 
 class ItemBatch(NamedTuple):

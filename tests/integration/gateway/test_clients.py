@@ -13,7 +13,7 @@ from infra.errors import DataError, UsageError
 from infra.ledger.audit import audit
 from infra.process import wait_until
 from infra.servers.services import Services
-from libra_fleet.client import GatewayClient, NewItem
+from libra_fleet import AuthenticationError, BadRequestError, Client, ItemRequest
 from schemas.items import Label
 from schemas.verdicts import Outcome
 from tests.support.cli import Cli
@@ -97,14 +97,17 @@ def _runs_a_batch(client: openai.OpenAI, fleet: Fleet, services: Services) -> No
 def _ours(url: str, key: str) -> None:
     texts = [f"text {at} [[fake:{'unsafe' if at % 3 else 'safe'}]]" for at in range(30)]
     expected = [Label.UNSAFE if at % 3 else Label.SAFE for at in range(30)]
-    with GatewayClient(url, key) as client, ThreadPoolExecutor(30) as pool:
+    with Client(url, key) as client, ThreadPoolExecutor(30) as pool:
         judged = list(pool.map(client.judge, texts))
-        ids = client.submit([NewItem("a", custom_id="c1"), NewItem("r", "q", metadata={"k": "v"})])
-        (unread,) = client.judge_all([NewItem("[[fake:unparseable]]")])
-        with pytest.raises(DataError, match=r"items\.0\.text"):
-            client.submit([NewItem("good"), NewItem(" ")])
-        with pytest.raises(UsageError), GatewayClient(url, "lk_no") as stranger:
-            stranger.submit([NewItem("a")])
+        named = ItemRequest(text="a", custom_id="c1")
+        ids = client.submit([named, ItemRequest(response="r", question="q", metadata={"k": "v"})])
+        (unread,) = client.judge_all([ItemRequest(text="[[fake:unparseable]]")])
+        with pytest.raises(BadRequestError, match=r"items\.0\.text"):
+            client.submit([ItemRequest(text="good"), ItemRequest(text=" ")])
+        with pytest.raises(AuthenticationError), Client(url, "lk_no") as stranger:
+            stranger.submit([named])
+        with pytest.raises(TimeoutError), Client("http://127.0.0.1:9", key, timeout_s=0.1) as nobody:
+            nobody.submit([named])
         assert wait_until(lambda: len(list(client.stream(follow=False))) == 34, timeout_s=10)
         seen = list(client.stream(follow=False))
         rest = list(client.stream(str(seen[9].cursor), follow=False))
@@ -124,3 +127,5 @@ def _pipe(url: str, key: str, folder: Path) -> None:
     assert [json.loads(line)["custom_id"] for line in accepted.stdout.splitlines()] == [f"r{at}" for at in range(5)]
     assert {json.loads(line)["label"] for line in judged.stdout.splitlines()} == {"safe"}
     assert libra("submit", "-", "--url", url, typed="no json\n").returncode == DataError.exit_code
+    stranger = Cli(folder, LIBRA_API_KEY="lk_no")
+    assert stranger("submit", "-", "--url", url, typed=rows).returncode == UsageError.exit_code

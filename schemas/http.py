@@ -1,0 +1,152 @@
+"""The shapes of the HTTP API: what callers send and what they read. The gateway and its clients share them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, model_validator
+
+from schemas.base import Shared
+from schemas.items import Label
+from schemas.policy import Action
+from schemas.verdicts import Outcome
+
+MOST_ITEMS: Final = 1_000
+"""In one request."""
+
+_MOST_METADATA: Final = 16
+
+
+def _storable(value: str) -> str:
+    if "\x00" in value:
+        raise ValueError("contains a NUL character")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("contains a lone surrogate, which is not valid Unicode text") from error
+    return value
+
+
+MetadataKey = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_storable)]
+MetadataValue = Annotated[str, Field(max_length=512), AfterValidator(_storable)]
+Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=_MOST_METADATA)]
+"""Up to 16 pairs of texts, as OpenAI's."""
+CustomId = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_storable)]
+PolicyName = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_storable)]
+CallbackUrl = Annotated[
+    str, Field(max_length=2_048, pattern=r"^https?://[^\s/@\x00]+(/[^\s\x00]*)?$"), AfterValidator(_storable)
+]
+"""Checked for its form only; the addresses behind its name are checked when it is called."""
+Timestamp = Annotated[datetime, PlainSerializer(datetime.isoformat, return_type=str)]
+"""Written with its offset as +00:00, where pydantic would write Z."""
+
+
+class ApiRequest(BaseModel):
+    """Base of what callers send; an unknown field is refused, since it is most likely a misspelt one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ItemRequest(ApiRequest):
+    """One item: a `text`, or a `response` with or without the `question` that it answers."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["text"]}, {"required": ["response"]}]})
+
+    text: str | None = None
+    question: str = ""
+    response: str | None = None
+    custom_id: CustomId | None = None
+    policy: PolicyName | None = None
+    callback_url: CallbackUrl | None = None
+    metadata: Metadata | None = None
+
+    @model_validator(mode="after")
+    def _has_one_text(self) -> ItemRequest:
+        if (self.text is None) == (self.response is None):
+            raise ValueError("give either text, or response (with or without question)")
+        if self.text is not None and self.question:
+            raise ValueError("a question goes with a response, not with a text")
+        return self
+
+    @property
+    def main_field(self) -> str:
+        """The name of the field that holds the judged text."""
+        return "text" if self.text is not None else "response"
+
+    @property
+    def main(self) -> str:
+        """The judged text."""
+        return (self.text if self.text is not None else self.response) or ""
+
+
+class VerdictView(Shared):
+    """A verdict. What a mode does not give is null, never 0."""
+
+    model_config = ConfigDict(strict=False)
+
+    outcome: Outcome
+    label: Label | None
+    p_unsafe: float | None
+    label_mass: float | None
+    categories: tuple[str, ...]
+    reason: str | None
+    fingerprint: str | None
+
+
+class DecisionView(Shared):
+    """What to do about an item, and whether a human or a policy says so."""
+
+    action: Action
+    by: Literal["human", "policy"]
+    policy: str | None
+    policy_version: int | None
+    reason: str | None
+
+
+class ItemView(Shared):
+    """An item with its verdict, if it has one. Its text is left out: the submitter has it."""
+
+    id: str
+    object: Literal["item"] = "item"
+    status: Literal["settled", "pending"]
+    custom_id: str | None
+    policy: str | None
+    metadata: dict[str, Any] | None
+    run_id: str
+    guard: str
+    created_at: Timestamp
+    settled_at: Timestamp | None
+    verdict: VerdictView | None
+    decision: DecisionView | None
+
+
+class RunView(Shared):
+    """A run's progress and, once it has ended, its report."""
+
+    run: str
+    name: str
+    state: str
+    guard: str
+    mode: str
+    source: str
+    parent: str | None
+    expected: int | None
+    accepted: int
+    settled: int
+    scored: int
+    unparseable: int
+    dead: int
+    pending: int
+    seconds: float
+    created_at: Timestamp
+    report: dict[str, Any] | None
+
+
+class ItemVerdict(VerdictView):
+    """A settled item's verdict, as the Python client returns it; `cursor` is the item's place in the feed."""
+
+    id: str
+    custom_id: str | None
+    settled_at: datetime
+    cursor: str | None = None
