@@ -88,7 +88,7 @@ class FleetStatus:
 
 def read_fleet(services: Services) -> FleetStatus:
     """Look at board and ledger once."""
-    announced = services.coordination.announced()
+    announced = services.coordination.presence.announced()
     workers = tuple(sorted((_worker(one) for one in announced if one.kind == "worker"), key=lambda w: (w.guard, w.id)))
     runs = tuple(_open_run(status) for status in reading.open_runs(services.engine))
     with services.engine.connect() as connection:
@@ -97,11 +97,11 @@ def read_fleet(services: Services) -> FleetStatus:
     now = ledger_now(services.engine)
     found = FleetStatus(
         queues=tuple(_queue(services, key, now) for key in sorted(lanes)),
-        verdicts_waiting=services.coordination.verdicts_waiting(),
+        verdicts_waiting=services.coordination.queues.verdicts_waiting(),
         workers=workers,
         collectors=tuple(sorted(one.id for one in announced if one.kind == "collector")),
         runs=runs,
-        parked=services.coordination.parked_count(),
+        parked=services.coordination.dead_letters.count(),
         dead=reading.dead_count(services.engine),
     )
     return FleetStatus(**{**vars(found), "troubles": tuple(troubles(found))})
@@ -109,12 +109,12 @@ def read_fleet(services: Services) -> FleetStatus:
 
 def _queue(services: Services, key: recovery.LaneKey, now: float) -> Queue:
     coordination = services.coordination
-    oldest = coordination.oldest_enqueued_at(key.guard, key.lane)
+    oldest = coordination.queues.oldest_enqueued_at(key.guard, key.lane)
     return Queue(
         guard=key.guard,
         lane=key.lane,
-        waiting=coordination.queue_length(key.guard, key.lane),
-        held=len(coordination.held(queue_of(key.guard, key.lane))),
+        waiting=coordination.queues.length(key.guard, key.lane),
+        held=len(coordination.leases.held(queue_of(key.guard, key.lane))),
         oldest_s=max(0.0, now - oldest) if oldest else None,
     )
 

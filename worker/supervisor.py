@@ -288,14 +288,14 @@ class Supervisor:
     def _announce(self) -> None:
         try:
             for post in self._posts:
-                self._coordination.announce(post.announcement(self._guard, self._state))
+                self._coordination.presence.announce(post.announcement(self._guard, self._state))
         except Exception as error:  # noqa: BLE001 - a loop's edge: the broker may be away for a while
             log.warning("announce_failed", error=str(error))
 
     def _withdraw(self) -> None:
         try:
             for post in self._posts:
-                self._coordination.withdraw(post.worker_id)
+                self._coordination.presence.withdraw(post.worker_id)
         except Exception as error:  # noqa: BLE001 - on the way out: the announcement expires by itself
             log.warning("withdraw_failed", error=str(error))
 

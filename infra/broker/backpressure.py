@@ -1,4 +1,4 @@
-"""Back-pressure: whether a queue takes more. The producer waits where it does not, a gateway answers 429."""
+"""Back-pressure of a queue: a producer waits where it takes no more, a gateway answers 429."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from schemas.runs import RunSpec
 
 
 def has_room(services: Services, spec: RunSpec) -> bool:
-    """Whether a run's queue and the verdicts' are below the high-water marks, in chunks and in age of the oldest."""
+    """True if a run's queue and the verdicts' are below the high-water marks, in chunks and in age of the oldest."""
     coordination, settings = services.coordination, services.settings
-    if coordination.queue_length(spec.guard, spec.lane) + coordination.verdicts_waiting() > settings.high_water_chunks:
+    waiting = coordination.queues.length(spec.guard, spec.lane) + coordination.queues.verdicts_waiting()
+    if waiting > settings.high_water_chunks:
         return False
     return oldest_age_s(services, coordination, spec.guard, spec.lane) <= settings.high_water_age_s
 
 
 def oldest_age_s(services: Services, coordination: CoordinationStore, guard: str, lane: Lane) -> float:
-    """How long the message that is delivered next has waited; 0 where none waits."""
-    oldest = coordination.oldest_enqueued_at(guard, lane)
+    """Seconds that the message that is delivered next has waited; 0 where none waits."""
+    oldest = coordination.queues.oldest_enqueued_at(guard, lane)
     if not oldest:  # empty, or the next message is one that nobody here wrote
         return 0.0
     return max(0.0, ledger_now(services.engine) - oldest)

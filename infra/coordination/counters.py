@@ -1,6 +1,6 @@
-"""Every metric of the fleet, declared in one place, and the tally by which a process counts what it did.
+"""Every metric of the fleet, declared in one place, the tally of a process, and the fleet's counters on Redis.
 
-It knows no Prometheus client, no board and no ledger. No label is a user's text, an item's or a run's id, or a key.
+It knows no Prometheus client and no ledger. No label is a user's text, an item's or a run's id, or a key.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
+
+if TYPE_CHECKING:
+    import redis
 
 
 class Kind(StrEnum):
@@ -31,6 +34,7 @@ class Metric(NamedTuple):
     buckets: tuple[float, ...] = ()
 
 
+_KEPT_S: Final = 30 * 86_400
 _LANE: Final = ("guard", "lane")
 _DEVICE: Final = ("guard", "worker")
 _LATENCY_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -50,7 +54,7 @@ WEBHOOKS_DUE_AGE: Final = Metric(
     "libra_webhooks_due_age_seconds", Kind.GAUGE, "Since the oldest webhook that a sender may take became due"
 )
 
-# From the board, at the time of the scrape.
+# From the coordination store, at the time of the scrape.
 QUEUE_CHUNKS: Final = Metric("libra_queue_chunks", Kind.GAUGE, "Chunks queued, those that consumers hold not", _LANE)
 HELD_CHUNKS: Final = Metric("libra_queue_held_chunks", Kind.GAUGE, "Chunks that live consumers hold", _LANE)
 CELERY_QUEUE_LENGTH: Final = Metric(
@@ -75,7 +79,7 @@ DEVICE_PADDED_TOKENS: Final = Metric(
 DEVICE_BUSY: Final = Metric("libra_device_busy_seconds_total", Kind.COUNTER, "Time spent in batches", _DEVICE)
 DEVICE_BUDGET: Final = Metric("libra_device_budget_tokens", Kind.GAUGE, "Token budget of a batch as it is now", _DEVICE)
 
-# Counted by those who did it, and added up on the board once a second.
+# Counted by those who did it, and added up on Redis once a second.
 ITEMS_SETTLED: Final = Metric("libra_items_settled_total", Kind.COUNTER, "Items settled", (*_LANE, "outcome", "label"))
 ITEMS_CACHED: Final = Metric(
     "libra_items_cached_total", Kind.COUNTER, "Items settled by an answer from the cache", _LANE
@@ -169,8 +173,31 @@ class Tally:
         self._counts[metric.name, *labels, SUM] += value
 
     def fields(self) -> dict[str, float]:
-        """The counts by the names under which the board adds them up."""
+        """The counts by the fields under which `Counters` adds them up."""
         return {json.dumps(series, ensure_ascii=False): count for series, count in self._counts.items()}
+
+
+class Counters:
+    """The fleet's counts, added up on Redis; from zero again where Redis was lost, or after a month without one."""
+
+    def __init__(self, client: redis.Redis, prefix: str) -> None:
+        self._redis = client
+        self._key = f"{prefix}counts"
+
+    def add(self, tally: Tally) -> None:
+        """Add what a process counted."""
+        counts = tally.fields()
+        if not counts:
+            return
+        with self._redis.pipeline(transaction=False) as pipe:
+            for field, count in counts.items():
+                pipe.hincrbyfloat(self._key, field, count)
+            pipe.expire(self._key, _KEPT_S)
+            pipe.execute()
+
+    def read(self) -> dict[str, str]:
+        """The counts by field, as `read_counts` takes them."""
+        return cast("dict[str, str]", self._redis.hgetall(self._key))
 
 
 def read_counts(fields: Mapping[str, str]) -> Iterator[tuple[Metric, tuple[str, ...], float]]:

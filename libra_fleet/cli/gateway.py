@@ -38,7 +38,7 @@ def gateway(*, host: str, port: int, guard: GuardChoice, fleet: LocalFleetOption
         lane=Lane.LIVE,
         source="gateway",
     )
-    with services(settings) as found, fleet_for(found, spec, fleet), announced(found.coordination, "gateway"):
+    with services(settings) as found, fleet_for(found, spec, fleet), announced(found.coordination.presence, "gateway"):
         config = uvicorn.Config(
             build_app(found, default_guard=guard.name, knows_policy=PolicyNames(found.engine)),
             host=host,

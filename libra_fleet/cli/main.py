@@ -121,7 +121,7 @@ def health(*, role: ProcessKind | None) -> None:
         settings.require_redis_url(), settings.model_copy(update={"wait_for_servers_s": 0})
     )
     host = socket.gethostname()
-    if role and not is_ready(coordination.announced(), role, host):
+    if role and not is_ready(coordination.presence.announced(), role, host):
         raise ServerError(f"no {role} of {host} is ready")
     click.echo(f"{role or 'Redis'} is ready")
 

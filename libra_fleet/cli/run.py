@@ -180,7 +180,7 @@ def cancel(*, run: str) -> None:
         if status.state.ended:
             raise UsageError(f"run {status.name} has ended already: it is {status.state}")
         settled = settlement.cancel(found.engine, status.id)
-        found.coordination.note_cancelled(status.id)
+        found.coordination.notices.cancelled(status.id)
         if settled.finished:
             found.publisher.finalize(status.id)
         if found.embedded:  # nobody else may be there to write the report

@@ -138,7 +138,7 @@ class _Up:
 def _looked(found: Services) -> tuple[FleetStatus | None, list[Announcement]]:
     """The fleet's status and who is announced; None while a server is away, which everybody waits for."""
     try:
-        return read_fleet(found), found.coordination.announced()
+        return read_fleet(found), found.coordination.presence.announced()
     except (redis.RedisError, DBAPIError):
         return None, []
 

@@ -43,7 +43,7 @@ def send() -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with services(settings) as found, announced(found.coordination, "webhooks"):
+    with services(settings) as found, announced(found.coordination.presence, "webhooks"):
         Sender(found.engine, settings).run(stop)
 
 

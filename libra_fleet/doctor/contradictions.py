@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from infra.coordination.store import HELD_FOR_S
+from infra.coordination.leases import HELD_FOR_S
 from infra.settings import Settings
 from libra_fleet.doctor.finding import Finding, error, good, warning
 

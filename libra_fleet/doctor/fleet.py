@@ -16,14 +16,14 @@ from schemas.fleet import Announcement, ready
 
 def check_fleet(coordination: CoordinationStore, engine: sa.Engine) -> Iterator[Finding]:
     """Everything about the processes that have announced themselves and the work that waits for them."""
-    announced = coordination.announced()
+    announced = coordination.presence.announced()
     yield good("fleet", _who(announced))
     yield from check_versions(announced)
     yield from check_fingerprints(announced)
     yield from _lanes(coordination, engine, announced)
     yield from _collector(coordination, engine, announced)
     yield from _webhooks(engine, announced)
-    if parked := coordination.parked_count():
+    if parked := coordination.dead_letters.count():
         yield warning(
             "parked messages",
             f"{parked:,} messages are parked",
@@ -74,7 +74,7 @@ def _lanes(coordination: CoordinationStore, engine: sa.Engine, announced: list[A
         lanes = recovery.lanes_with_pending(connection)
     for guard, lane in lanes:
         if not ready(announced, "worker", guard):
-            waiting = coordination.queue_length(guard, lane)
+            waiting = coordination.queues.length(guard, lane)
             yield error(
                 "lanes",
                 f"{guard}, {lane.value}: work is pending ({waiting:,} chunks queued) and no worker of it is ready",
@@ -86,7 +86,7 @@ def _lanes(coordination: CoordinationStore, engine: sa.Engine, announced: list[A
 def _collector(coordination: CoordinationStore, engine: sa.Engine, announced: list[Announcement]) -> Iterator[Finding]:
     if any(process.kind == "collector" for process in announced):
         return
-    waiting = coordination.verdicts_waiting()
+    waiting = coordination.queues.verdicts_waiting()
     pending = sum(run.counts.pending for run in reading.open_runs(engine))
     if waiting or pending:
         yield error(

@@ -48,7 +48,7 @@ class LedgerProbe:
     def in_flight(self) -> set[str]:
         """Chunks that are accepted, not queued and not settled."""
         unsettled: set[str] = set(self._column("SELECT run_id || '/' || chunk_no FROM chunks WHERE settled < size"))
-        queued = [chunk for lane in Lane for chunk in self._services.coordination.queued(self._guard, lane)]
+        queued = [chunk for lane in Lane for chunk in self._services.coordination.queues.queued(self._guard, lane)]
         return unsettled.difference(queued)
 
     def unsettled_of(self, chunk_ids: Collection[str]) -> int:

@@ -161,7 +161,7 @@ def worker_is_up(services: Services, guard: str) -> bool:
 def _ready(services: Services, role: ProcessKind, guard: str | None) -> bool:
     return any(
         not (services.embedded and is_gone(process.pid))
-        for process in ready(services.coordination.announced(), role, guard)
+        for process in ready(services.coordination.presence.announced(), role, guard)
     )
 
 

@@ -109,17 +109,17 @@ def _ask(page: Page, server: str, question: Callable[[], T]) -> T | None:
 
 
 def _read_board(coordination: CoordinationStore, pending: set[LaneKey]) -> _Notices:
-    announced = coordination.announced()
+    announced = coordination.presence.announced()
     guards = {str(process.guard) for process in announced if process.kind == "worker"}
     lanes = pending | {LaneKey(guard, lane) for guard in guards for lane in Lane}
     return _Notices(
         announced,
-        queued={key: coordination.queue_length(*key) for key in lanes},
-        held={key: len(coordination.held(queue_of(*key))) for key in lanes},
-        verdicts=coordination.verdicts_waiting(),
-        finalizing=coordination.finalizing_waiting(),
-        parked=coordination.parked_count(),
-        counts=coordination.counts(),
+        queued={key: coordination.queues.length(*key) for key in lanes},
+        held={key: len(coordination.leases.held(queue_of(*key))) for key in lanes},
+        verdicts=coordination.queues.verdicts_waiting(),
+        finalizing=coordination.queues.finalizing_waiting(),
+        parked=coordination.dead_letters.count(),
+        counts=coordination.counters.read(),
     )
 
 

@@ -95,7 +95,7 @@ class Gateway:
 
     def serves(self, guard: str) -> bool:
         """Whether a worker of this guard has announced itself. In a thread."""
-        return bool(ready(self.coordination.announced(), "worker", guard))
+        return bool(ready(self.coordination.presence.announced(), "worker", guard))
 
 
 async def gateway_of(request: Request) -> Gateway:

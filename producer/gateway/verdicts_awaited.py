@@ -95,7 +95,7 @@ class AwaitedVerdicts:
         """The thread: one subscription, opened anew where it broke; the ledger is asked on either way."""
         while not self._stop.is_set():
             try:
-                with self._coordination.watching_all() as channel:
+                with self._coordination.notices.watching_all() as channel:
                     while not self._stop.is_set():
                         self._tell(loop, self._heard(channel))
             except (redis.RedisError, sa.exc.SQLAlchemyError) as error:
@@ -110,7 +110,7 @@ class AwaitedVerdicts:
         until = self._look_at - time.monotonic()
         message = channel.get_message(timeout=max(0.0, until))
         while message is not None:
-            run_id = self._coordination.run_of(message["channel"])
+            run_id = self._coordination.notices.run_of(message["channel"])
             waiting = self._waiting.get(run_id, {})
             if waiting or self._foreseen:
                 seqs = json.loads(message["data"])

@@ -62,7 +62,7 @@ class SettledWatch:
         while not self._done():
             try:
                 self._fulfil(None)
-                with self._services.coordination.watching(self.run_id) as channel:
+                with self._services.coordination.notices.watching(self.run_id) as channel:
                     self._following.set()
                     self._follow(channel)
             except (redis.RedisError, DBAPIError) as error:

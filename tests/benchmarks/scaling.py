@@ -80,7 +80,7 @@ def _more_devices(found: Rig, count: int) -> Iterator[None]:
 
 
 def _ready_devices(found: Rig) -> int:
-    return len(ready(found.services.coordination.announced(), "worker"))
+    return len(ready(found.services.coordination.presence.announced(), "worker"))
 
 
 @contextmanager
@@ -105,8 +105,8 @@ def _steady_rate(found: Rig, size: int, seconds: int) -> float:
         time.sleep(_WARM_UP_S + seconds)
         rate = _settled_per_s(found, run_id, seconds)
     settlement.cancel(found.services.engine, run_id)
-    found.services.coordination.note_cancelled(run_id)
-    wait_until(lambda: not found.services.coordination.queue_length(GUARD, Lane.BULK), timeout_s=_READY_S)
+    found.services.coordination.notices.cancelled(run_id)
+    wait_until(lambda: not found.services.coordination.queues.length(GUARD, Lane.BULK), timeout_s=_READY_S)
     return rate
 
 

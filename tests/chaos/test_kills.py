@@ -146,7 +146,7 @@ def test_a_producer_killed_amid_submission_is_resumed_to_a_whole_run(
 
 def test_chunks_that_the_broker_lost_are_found_and_judged(services: Services, fleet: Fleet) -> None:
     run_id = submitted_run(services, 2_000)
-    services.coordination.forget_queue("fake", Lane.BULK)
+    services.coordination.queues.forget("fake", Lane.BULK)
 
     fleet.start_collector()
     fleet.start_worker()
@@ -179,7 +179,7 @@ def test_a_stopped_worker_finishes_what_it_holds_and_gives_back_the_rest(service
     fleet.wait(lambda: settled(services, run_id) > 0)
 
     assert stop(worker, grace_s=30) == 0
-    queued = services.coordination.queue_length("fake", Lane.BULK)
+    queued = services.coordination.queues.length("fake", Lane.BULK)
     fleet.wait(lambda: settled(services, run_id) == 2_000 - _items_in_queue(services, run_id, queued))
     fleet.start_worker()
     fleet.wait(lambda: reading.run_status(services.engine, run_id).state.ended)
@@ -238,15 +238,15 @@ def test_a_second_sigterm_hands_back_what_is_held_at_once(services: Services, tm
         fleet.start_collector()
         worker = fleet.start_worker("--fake-batch-ms", "600000")
         run_id = submitted_run(services, 640)
-        fleet.wait(lambda: len(services.coordination.held(queue_of("fake", Lane.BULK))) == 4)
+        fleet.wait(lambda: len(services.coordination.leases.held(queue_of("fake", Lane.BULK))) == 4)
 
         worker.send_signal(signal.SIGTERM)
         fleet.wait(lambda: "worker_draining" in fleet.logs())
         worker.send_signal(signal.SIGTERM)
         worker.wait(30)
 
-        assert services.coordination.held(queue_of("fake", Lane.BULK)) == []
-        assert services.coordination.queue_length("fake", Lane.BULK) == 10
+        assert services.coordination.leases.held(queue_of("fake", Lane.BULK)) == []
+        assert services.coordination.queues.length("fake", Lane.BULK) == 10
         fleet.start_worker()
         fleet.wait(lambda: reading.run_status(services.engine, run_id).state.ended)
 

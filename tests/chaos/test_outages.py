@@ -118,7 +118,8 @@ def test_workers_go_on_while_postgres_is_down_and_nothing_is_judged_twice(
 
 def _all_judged(fleet: Fleet, services: Services) -> bool:
     """The queue is empty and nobody holds anything; verdicts wait, for longer than a lease."""
-    waits = services.coordination.queue_length("fake", Lane.BULK) or services.coordination.held("guard.fake.bulk")
+    coordination = services.coordination
+    waits = coordination.queues.length("fake", Lane.BULK) or coordination.leases.held("guard.fake.bulk")
     return not waits and fleet.logs().count("ledger_away") > 14
 
 

@@ -187,7 +187,7 @@ class Fleet:
     def ready(self) -> int:
         """How many processes have announced that they are ready."""
         coordination = CoordinationStore(self.broker, namespace="libra", remember_s=0)
-        return sum(process.state == "ready" for process in coordination.announced())
+        return sum(process.state == "ready" for process in coordination.presence.announced())
 
     def ledger(self) -> sa.Engine:
         """The ledger, reached by its socket file."""

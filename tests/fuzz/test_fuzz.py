@@ -22,8 +22,7 @@ import pyarrow.parquet
 import pytest
 from kombu.transport.virtual import Message
 
-from infra.broker.dead_letters import _is_message
-from infra.broker.unacked import enqueued_at, task_of
+from infra.broker.queues import enqueued_at, is_message, task_of
 from infra.errors import DataError, DeviceError, GuardError
 from infra.guard_catalogue import GUARDS
 from producer.datasets import open_dataset
@@ -130,7 +129,7 @@ def queued_message(content: bytes) -> None:
     text = content.decode("utf-8", "replace")
     assert math.isfinite(enqueued_at(text))
     assert isinstance(task_of(text), str)
-    _is_message(_Channel(), content)
+    is_message(_Channel(), content)
 
 
 def answer(content: bytes) -> None:
@@ -301,7 +300,7 @@ def test_generated_ids_become_a_verdict_whatever_they_are(tmp_path: Path) -> Non
 
 
 def test_a_message_nested_too_deeply_is_no_message() -> None:
-    assert not _is_message(_Channel(), b"[" * 100_000)
+    assert not is_message(_Channel(), b"[" * 100_000)
     with pytest.raises(MessageError):
         decode_chunk(JudgeChunk, "[" * 100_000)
 

@@ -25,7 +25,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from infra.broker.app import FINALIZING, VERDICTS, queue_of
+from infra.broker.app import FINALIZING, VERDICTS, connect_redis, queue_of
 from infra.ledger import intake, reading, recovery
 from infra.ledger.audit import audit
 from infra.servers.services import Services
@@ -94,7 +94,7 @@ class Fleet(RuleBasedStateMachine):
 
     @initialize(repeat=st.integers(1, 2))
     def open(self, repeat: int) -> None:
-        self.redis = self.services.coordination._redis
+        self.redis = connect_redis(self.services.redis_url)
         self.redis.flushdb()
         self.spec = spec(repeat=repeat)
         self.run = intake.create_run(self.services.engine, self.spec)

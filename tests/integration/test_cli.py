@@ -565,19 +565,19 @@ STRANGERS = {
 @pytest.mark.parametrize("kind", STRANGERS)
 def test_a_message_that_cannot_be_read_is_parked_and_the_worker_judges_on(found: Services, kind: str) -> None:
     raw, reason = STRANGERS[kind]
-    workers = {process.pid for process in found.coordination.announced()}
-    parked = len(found.coordination.parked())
+    workers = {process.pid for process in found.coordination.presence.announced()}
+    parked = found.coordination.dead_letters.count()
     queue = f"{found.settings.namespace}:{queue_of('fake', Lane.LIVE)}"
 
     with redis.Redis.from_url(found.redis_url) as client:
         client.lpush(queue, raw)
 
-    assert wait_until(lambda: len(found.coordination.parked()) > parked, timeout_s=30)
-    newest = found.coordination.parked()[0]
+    assert wait_until(lambda: found.coordination.dead_letters.count() > parked, timeout_s=30)
+    newest = found.coordination.dead_letters.newest_first()[0]
     assert newest["queue"] == queue_of("fake", Lane.LIVE)
     assert reason in newest["reason"]
     assert judged(found, "文本").outcome is Outcome.SCORED
-    assert {process.pid for process in found.coordination.announced()} == workers
+    assert {process.pid for process in found.coordination.presence.announced()} == workers
     assert not deaths(found), "a consumer must not die of a message"
 
 
@@ -632,9 +632,9 @@ def test_no_log_holds_user_text(libra: Cli, found: Services) -> None:
     libra.json("judge", f"[[fake:safe]] {SECRET}", *GUARD)
     with redis.Redis.from_url(found.redis_url) as client:
         for raw, _ in (STRANGERS["plain text"], STRANGERS["no chunk"]):
-            parked = len(found.coordination.parked())
+            parked = found.coordination.dead_letters.count()
             client.lpush(f"{found.settings.namespace}:{queue_of('fake', Lane.LIVE)}", raw)
-            assert wait_until(lambda before=parked: len(found.coordination.parked()) > before, timeout_s=30)
+            assert wait_until(lambda before=parked: found.coordination.dead_letters.count() > before, timeout_s=30)
 
     escaped = json.dumps(SECRET)[1:-1]
     encoded = base64.b64encode(SECRET.encode()).decode()[:24]

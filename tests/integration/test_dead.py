@@ -46,5 +46,5 @@ def test_trying_again_is_a_new_run_with_each_dead_item_once(services: Services, 
     new = reading.run_status(services.engine, retried.stdout.strip())
 
     assert (new.counts.accepted, new.expected) == (4, 4)
-    assert services.coordination.queue_length("fake", Lane.BULK) == 1
+    assert services.coordination.queues.length("fake", Lane.BULK) == 1
     assert reading.run_status(services.engine, run_with_dead).counts.dead == 6

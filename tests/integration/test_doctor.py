@@ -64,7 +64,7 @@ class Patient:
             connection.execute(sa.text(statement))
 
     def announce(self, worker_id: str, **fields: Any) -> None:
-        self.services.coordination.announce(Announcement(id=worker_id, kind="worker", state="ready", **fields))
+        self.services.coordination.presence.announce(Announcement(id=worker_id, kind="worker", state="ready", **fields))
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +206,7 @@ PLANTED: dict[str, tuple[Callable[[Patient], object], str, str, str]] = {
         "1 webhooks are due, the oldest for 3,600 s",
     ),
     "messages nobody can read": (
-        lambda patient: patient.services.coordination.park("q", "newer", "{}"),
+        lambda patient: patient.services.coordination.dead_letters.put("q", "newer", "{}"),
         "parked messages",
         "warning",
         "1 messages are parked",

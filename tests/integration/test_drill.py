@@ -40,7 +40,7 @@ def test_on_configured_servers_a_drill_leaves_nothing_behind(configured: Service
         client.set("libra:board:mine", "1")
         with command._configured(load_settings()) as found:
             found.engine  # noqa: B018 - migrates the drill's own database
-            found.coordination.note_cancelled("r")
+            found.coordination.notices.cancelled("r")
             name = make_url(found.database_url).database
             assert name == found.settings.namespace
         left = [key for key in client.scan_iter() if key != b"libra:board:mine"]

@@ -31,7 +31,7 @@ def test_worker_is_healthy_from_its_announcement_on(configured: str, settings: S
     assert _run("--worker") == ServerError.exit_code
     worker_id = f"{socket.gethostname()}-1-0"
     coordination = open_coordination(configured, settings)
-    coordination.announce(Announcement(id=worker_id, kind="worker", guard="fake", state="ready"))
+    coordination.presence.announce(Announcement(id=worker_id, kind="worker", guard="fake", state="ready"))
     assert _run("--worker") == 0
     assert _run("--collector") == ServerError.exit_code
 

@@ -53,4 +53,4 @@ def test_scores_that_are_not_numbers_end_their_item_alone(services: Services) ->
 def test_nothing_is_held_once_the_verdicts_are_out(services: Services) -> None:
     judged(services, Device((-0.1, -3.0)), 1)
 
-    assert services.coordination.held(queue_of("fake", Lane.BULK)) == []
+    assert services.coordination.leases.held(queue_of("fake", Lane.BULK)) == []

@@ -7,7 +7,7 @@ import json
 import redis
 
 from infra.broker.app import JUDGE, SETTLE, VERDICTS, make_app, queue_of
-from infra.broker.dead_letters import _vetting
+from infra.broker.queues import vetting_transport
 from infra.ledger import intake, reading
 from infra.servers.services import Services
 from infra.settings import Settings
@@ -21,7 +21,7 @@ QUEUE = queue_of("fake", Lane.BULK)
 
 def test_a_consumers_channel_keeps_its_redis_client(redis_url: str, settings: Settings) -> None:
     with make_app(redis_url, settings).connection_for_read() as connection:
-        connection.transport_cls = _vetting(connection.get_transport_cls(), lambda *_: None)
+        connection.transport_cls = vetting_transport(connection.get_transport_cls(), lambda *_: None)
         channel = connection.default_channel
 
         assert channel._create_client() is channel._create_client()
@@ -51,9 +51,9 @@ def test_messages_of_a_newer_version_and_noise_are_parked(services: Services, fl
     fleet.start_collector()
     fleet.start_worker()
     fleet.wait(lambda: reading.run_status(services.engine, run_id).state.ended)
-    fleet.wait(lambda: len(services.coordination.parked()) == 5)
+    fleet.wait(lambda: len(services.coordination.dead_letters.newest_first()) == 5)
 
-    reasons = sorted(entry["reason"] for entry in services.coordination.parked())
+    reasons = sorted(entry["reason"] for entry in services.coordination.dead_letters.newest_first())
     newest = (VerdictChunk.NEWEST, JudgeChunk.NEWEST)
     newer_ones = [reason for reason in reasons if reason.startswith("message version")]
     assert newer_ones == [f"message version {known + 1}, this reader knows {known}" for known in newest], reasons

@@ -32,5 +32,5 @@ def test_a_worker_that_cannot_load_takes_nothing_and_says_why(services: Services
     assert "cannot load mine" in fleet.logs()
     assert "ready" not in states
     assert fleet.announced() == []
-    assert services.coordination.queue_length("mine", Lane.BULK) == 1
-    assert services.coordination.held("guard.mine.bulk") == []
+    assert services.coordination.queues.length("mine", Lane.BULK) == 1
+    assert services.coordination.leases.held("guard.mine.bulk") == []

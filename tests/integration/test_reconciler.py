@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from infra.broker.app import VERDICTS
+from infra.broker.app import VERDICTS, connect_redis
 from infra.ledger import intake, recovery
 from infra.servers.services import Services
 from schemas.messages import JudgeChunk, Lane
@@ -45,24 +45,26 @@ def test_a_long_backlog_is_never_enqueued_again(services: Services) -> None:
     found = looks(services, reconciler(services), times=5)
 
     assert found == [NOTHING] * 5
-    assert services.coordination.queue_length("fake", Lane.BULK) == len(chunks)
+    assert services.coordination.queues.length("fake", Lane.BULK) == len(chunks)
 
 
 def test_what_left_its_queue_and_never_came_back_is_enqueued_again_once(services: Services) -> None:
     _, chunks = enqueued_run(services, 8)
-    services.coordination.forget_queue("fake", Lane.BULK)
+    services.coordination.queues.forget("fake", Lane.BULK)
 
     found = looks(services, reconciler(services))
 
     assert [look.requeued for look in found] == [0, 2, 0]
-    assert services.coordination.counts() == {'["libra_reconciler_chunks_total", "fake", "bulk", "requeued"]': "2"}
-    assert sorted(services.coordination.queued("fake", Lane.BULK)) == sorted(chunk.chunk_id for chunk in chunks)
+    assert services.coordination.counters.read() == {
+        '["libra_reconciler_chunks_total", "fake", "bulk", "requeued"]': "2"
+    }
+    assert sorted(services.coordination.queues.queued("fake", Lane.BULK)) == sorted(chunk.chunk_id for chunk in chunks)
 
 
 def test_a_lease_does_not_run_while_nobody_reconciles(services: Services) -> None:
     """A collector that was away, or that waited for Postgres, must not take the time it missed for a loss."""
     enqueued_run(services, 8)
-    services.coordination.forget_queue("fake", Lane.BULK)
+    services.coordination.queues.forget("fake", Lane.BULK)
     looks(services, reconciler(services), times=1)
 
     with recovery.reconciler_lock(services.engine) as connection:
@@ -75,12 +77,12 @@ def test_a_lease_does_not_run_while_nobody_reconciles(services: Services) -> Non
 
 def test_no_lease_runs_out_while_verdicts_wait_in_a_long_queue(services: Services) -> None:
     _, chunks = enqueued_run(services, 8)
-    services.coordination.forget_queue("fake", Lane.BULK)
+    services.coordination.queues.forget("fake", Lane.BULK)
     for _ in range(257):
         services.publisher.settle(verdicts_for(chunks[0]))
 
     behind = looks(services, reconciler(services))
-    services.coordination._redis.delete(f"libra:{VERDICTS}")
+    connect_redis(services.redis_url).delete(f"libra:{VERDICTS}")
     caught_up = looks(services, reconciler(services))
 
     assert behind == [NOTHING] * 3
@@ -90,10 +92,10 @@ def test_no_lease_runs_out_while_verdicts_wait_in_a_long_queue(services: Service
 def test_a_chunk_whose_verdicts_wait_for_a_collector_is_not_lost(services: Services) -> None:
     """A collector that starts slowly must not have judged again what it is about to settle."""
     _, chunks = enqueued_run(services, 8)
-    services.coordination.forget_queue("fake", Lane.BULK)
+    services.coordination.queues.forget("fake", Lane.BULK)
     services.publisher.settle(verdicts_for(chunks[0]))
 
     found = looks(services, reconciler(services))
 
     assert [look.requeued for look in found] == [0, 1, 0]
-    assert services.coordination.queued("fake", Lane.BULK) == [chunks[1].chunk_id]
+    assert services.coordination.queues.queued("fake", Lane.BULK) == [chunks[1].chunk_id]

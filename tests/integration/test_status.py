@@ -56,7 +56,7 @@ def test_status_and_prometheus_follow_a_run_from_an_unserved_queue_to_its_end(
     assert worker["items_per_s"] > 0
     assert 0 <= worker["padding_share"] < 0.5
     assert (worker["device"], worker["budget_tokens"]) == ("cpu", 16_384)
-    (announced,) = [process for process in configured.coordination.announced() if process.kind == "worker"]
+    (announced,) = [process for process in configured.coordination.presence.announced() if process.kind == "worker"]
     assert announced.fingerprints is not None
     assert announced.fingerprints["score"] == reading.run_status(configured.engine, run_id).fingerprint
     assert announced.version

@@ -65,7 +65,7 @@ def test_a_chunk_that_waited_too_long_holds_the_producer(services: Services) -> 
     services.publisher.judge(chunk.model_copy(update={"enqueued_at": now - services.settings.high_water_age_s - 1}))
 
     held = has_room(services, spec())
-    services.coordination.forget_queue("fake", Lane.BULK)
+    services.coordination.queues.forget("fake", Lane.BULK)
 
     assert (held, has_room(services, spec())) == (False, True)
 

@@ -45,7 +45,7 @@ def test_up_runs_a_fleet_restarts_what_dies_says_so_to_a_second_one_and_drains(c
         process = cli.start("up", "--guard", "fake", "--devices", "cpu", "--port", str(port), stderr=output)
 
     def announced(kind: str) -> list[int]:
-        return [process.pid or 0 for process in services.coordination.announced() if process.kind == kind]
+        return [process.pid or 0 for process in services.coordination.presence.announced() if process.kind == kind]
 
     def wait(what: str) -> None:
         assert wait_until(lambda: what in said.read_text() or process.poll() is not None, timeout_s=WAIT_S)
@@ -55,7 +55,7 @@ def test_up_runs_a_fleet_restarts_what_dies_says_so_to_a_second_one_and_drains(c
         wait("everything is ready")
         kinds = ("collector", "worker", "gateway", "webhooks")
         assert [len(announced(kind)) for kind in kinds] == [1, 1, 1, 1]
-        assert all(process.version for process in services.coordination.announced())
+        assert all(process.version for process in services.coordination.presence.announced())
 
         second = cli("up", "--guard", "fake")
         assert second.returncode == 2

@@ -70,7 +70,7 @@ class Fleet:
 
     def announced(self) -> list[Announcement]:
         """Every process that has announced itself."""
-        return self._services.coordination.announced()
+        return self._services.coordination.presence.announced()
 
     def is_ready(self, process: subprocess.Popen[bytes]) -> bool:
         """Whether this process has announced itself as ready."""

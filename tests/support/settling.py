@@ -36,5 +36,5 @@ def settle_pending(services: Services, **verdict: object) -> int:
             verdicts=tuple(Verdict.model_validate({"seq": seq, **said}) for seq in seqs),
         )
         settlement.settle(services.engine, chunk)
-        services.coordination.note_settled([chunk])
+        services.coordination.notices.settled([chunk])
     return sum(row.size for row in rows)

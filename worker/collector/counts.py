@@ -43,7 +43,7 @@ class Counts:
         with self._lock:
             tally, self._tally = self._tally, Tally()
         with ignore_redis_errors("counts"):
-            self._coordination.count(tally.fields())
+            self._coordination.counters.add(tally)
 
 
 def count_settled(tally: Tally, chunk: VerdictChunk, changed: Settled) -> None:

@@ -93,7 +93,7 @@ class HandingOn:
     def _cancel_next(self, parent: RunStatus) -> None:
         child = cascades.next_id(parent.id)
         settled = settlement.cancel(self._services.engine, child)
-        self._services.coordination.note_cancelled(child)
+        self._services.coordination.notices.cancelled(child)
         if settled.finished:
             self._publisher.finalize(child)
         self._publisher.finalize(parent.id)

@@ -42,7 +42,7 @@ def run_collector(services: Services) -> None:
     )
     _register(app, collector, coordination)
     stop = threading.Event()
-    with announced(coordination, "collector") as worker_id:
+    with announced(coordination.presence, "collector") as worker_id:
         reconciler = Reconciler(engine, coordination, publisher, settings)
         threading.Thread(target=reconciler.run, args=(stop,), daemon=True).start()
         threading.Thread(target=collector.counts.run, args=(stop,), daemon=True).start()
@@ -61,7 +61,7 @@ def _register(app: Celery, collector: Collector, coordination: CoordinationStore
                 collector.settle(body)
         except MessageError as error:
             log.error("verdicts_parked", reason=str(error))
-            coordination.park(VERDICTS, str(error), body)
+            coordination.dead_letters.put(VERDICTS, str(error), body)
         except ShuttingDownError as error:
             raise Reject(str(error), requeue=True) from error
 

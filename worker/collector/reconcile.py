@@ -70,12 +70,12 @@ class Reconciler:
         """One pass over all lanes."""
         requeued = given_up = 0
         tally = Tally()
-        if self._coordination.verdicts_waiting() > _BEHIND_CHUNKS:
+        if self._coordination.queues.verdicts_waiting() > _BEHIND_CHUNKS:
             recovery.restart_leases(connection)
         for key in recovery.lanes_with_pending(connection):
             lost = self._lost(connection, key)
             if lost:  # read only now: verdicts that still wait are as good as settled, and few by the rule above
-                judged = self._coordination.judged()
+                judged = self._coordination.queues.judged()
                 missing = [chunk for chunk in lost if chunk.chunk_id not in judged]
                 again, dead = self._recover(connection, key, missing, tally)
                 requeued, given_up = requeued + again, given_up + dead
@@ -84,15 +84,15 @@ class Reconciler:
             self._publisher.finalize(run_id)
         tally.add(telemetry.FINISHED_ANEW, by=len(unfinished))
         with ignore_redis_errors("reconciled"):
-            self._coordination.count(tally.fields())
+            self._coordination.counters.add(tally)
         if requeued or given_up:
             log.warning("reconciled", requeued=requeued, given_up=given_up)
         return Reconciled(requeued, given_up, len(unfinished))
 
     def _lost(self, connection: sa.Connection, key: LaneKey) -> list[OverdueChunk]:
         now = recovery.database_now(connection)  # before the queue is read: what is enqueued later is not overtaken
-        oldest = self._coordination.oldest_enqueued_at(key.guard, key.lane)
-        held = self._coordination.held(queue_of(key.guard, key.lane))
+        oldest = self._coordination.queues.oldest_enqueued_at(key.guard, key.lane)
+        held = self._coordination.leases.held(queue_of(key.guard, key.lane))
         recovery.note_overtaken(connection, key, watermark=now if oldest is None else oldest, held=held)
         lease_s = self._settings.live_lease_s if key.lane is Lane.LIVE else self._settings.bulk_lease_s
         return recovery.overdue(connection, key, lease_s=lease_s)
@@ -122,7 +122,7 @@ class Reconciler:
         reason = f"lost {self._settings.max_attempts} times between queue and verdict"
         settled = settlement.settle_dead(self._engine, run_id, chunk_nos, reason, retention=self._settings.retention)
         log.error("chunks_given_up", run=run_id, chunks=chunk_nos, items=settled.inserted)
-        self._coordination.note_ended(run_id)
+        self._coordination.notices.ended(run_id)
         if settled.finished:
             self._publisher.finalize(run_id)
         return settled.inserted

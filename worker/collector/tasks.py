@@ -95,7 +95,7 @@ class Collector:
         pairs = zip(chunks, outcomes, strict=True)
         settled = [(chunk, outcome) for chunk, outcome in pairs if not isinstance(outcome, Exception)]
         with ignore_redis_errors("settled"):
-            self._coordination.note_settled([chunk for chunk, _ in settled])
+            self._coordination.notices.settled([chunk for chunk, _ in settled])
         self.counts.count(settled)
         return outcomes
 
@@ -117,7 +117,7 @@ class Collector:
             reviews.note_disagreements(self._engine, run_id, report.spec.parent)
         settlement.complete(self._engine, run_id, report)
         with ignore_redis_errors("ended"):
-            self._coordination.note_ended(run_id)
+            self._coordination.notices.ended(run_id)
         log.info("run_complete")
 
     def _patiently(self, action: Callable[[], ResultT]) -> ResultT:

@@ -20,7 +20,7 @@ from celery.signals import setup_logging
 
 from infra import tracing
 from infra.broker.app import JUDGE, TRACEPARENT, Publisher, make_app, queue_of, worker_queues
-from infra.broker.dead_letters import parking_consumer
+from infra.broker.dead_letters import dead_letter_consumer
 from infra.coordination.cache import open_cache
 from infra.coordination.store import CoordinationStore, open_coordination
 from infra.errors import DeviceError
@@ -125,7 +125,7 @@ def register_judge(app: Celery, judge: Judge, coordination: CoordinationStore, q
                 judge(body)
         except MessageError as error:
             log.error("chunk_parked", reason=str(error))
-            coordination.park(queue, str(error), body)
+            coordination.dead_letters.put(queue, str(error), body)
         except DeviceError as error:
             log.error("device_lost", error=str(error))
             raise Reject(str(error), requeue=True) from error
@@ -168,7 +168,7 @@ def run_celery(app: Celery, coordination: CoordinationStore, *queues: str, threa
     setup_logging.connect(_keep_our_logging, weak=False)
     warnings.simplefilter("ignore", SecurityWarning)  # it warns root of pickle, which is not accepted here
     worker = app.Worker(
-        consumer_cls=parking_consumer(coordination.park),
+        consumer_cls=dead_letter_consumer(coordination.dead_letters.put),
         hostname=hostname,
         pool="threads",
         concurrency=threads,

@@ -20,7 +20,8 @@ import structlog
 
 from infra import tracing
 from infra.broker.app import queue_of
-from infra.coordination.store import HELD_FOR_S, CoordinationStore
+from infra.coordination.leases import HELD_FOR_S
+from infra.coordination.store import CoordinationStore
 from infra.errors import GuardError
 from infra.log import get_logger
 from infra.retry import ignore_redis_errors, retry
@@ -107,7 +108,9 @@ class Judge:
             structlog.contextvars.bound_contextvars(run=chunk.run_id, chunk=chunk.chunk_no),
             tracing.span("libra.judge", **about),
         ):
-            delivery = retry(lambda: self._coordination.take(chunk.chunk_id, chunk.run_id, self._queue, self._holder))
+            delivery = retry(
+                lambda: self._coordination.leases.take(chunk.chunk_id, chunk.run_id, self._queue, self._holder)
+            )
             with self._held(chunk.chunk_id):
                 if delivery.settled or delivery.cancelled:
                     log.info("chunk_skipped", settled=delivery.settled, cancelled=delivery.cancelled)
@@ -129,7 +132,7 @@ class Judge:
             with self._in_hand_lock:
                 self._in_hand.discard(chunk_id)
             with ignore_redis_errors("release"):
-                self._coordination.release(self._queue, self._holder, chunk_id)
+                self._coordination.leases.release(self._queue, self._holder, chunk_id)
 
     def keep_holding(self, stop: threading.Event) -> None:
         """Say every few seconds which chunks are in hand, so that no reconciler takes them for lost."""
@@ -137,7 +140,7 @@ class Judge:
             with self._in_hand_lock:
                 chunk_ids = list(self._in_hand)
             try:
-                self._coordination.hold(self._queue, self._holder, chunk_ids)
+                self._coordination.leases.hold(self._queue, self._holder, chunk_ids)
             except Exception as error:  # noqa: BLE001 - a loop's edge: the broker may be away, the loop must go on
                 log.warning("hold_failed", error=str(error))
 

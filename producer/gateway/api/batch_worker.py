@@ -129,6 +129,6 @@ def cancel_run(gateway: Gateway, run_id: str) -> None:
     if status is None or status.state not in (RunState.OPEN, RunState.SEALED):
         return
     settled = settlement.cancel(services.engine, run_id)
-    services.coordination.note_cancelled(run_id)
+    services.coordination.notices.cancelled(run_id)
     if settled.finished:
         services.publisher.finalize(run_id)

@@ -63,7 +63,7 @@ async def _answers(question: Awaitable[T]) -> T | None:
 
 
 def _workers(gateway: Gateway) -> list[Announcement]:
-    return gateway.coordination.announced()
+    return gateway.coordination.presence.announced()
 
 
 def _who_judges(announced: list[Announcement], default_guard: str) -> dict[str, Any]:

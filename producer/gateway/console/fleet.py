@@ -96,10 +96,10 @@ class Fleet:
         """The fleet as it is now, with the verdicts and runs of one tenant, or of all (None)."""
         coordination = self._gateway.coordination
         runs = self._runs(tenant)
-        announced = coordination.announced()
+        announced = coordination.presence.announced()
         return FleetFacts(
             lanes=self._lanes(announced, runs),
-            verdict_chunks=coordination.verdicts_waiting(),
+            verdict_chunks=coordination.queues.verdicts_waiting(),
             workers=self._workers(announced),
             chart=self._chart(tenant),
             runs=runs,
@@ -116,7 +116,7 @@ class Fleet:
         coordination = self._gateway.coordination
         age_s = oldest_age_s(self._gateway.services, coordination, guard, lane)
         late = age_s > _high_water_s(self._gateway.settings, lane)
-        return LaneFacts(guard, lane, coordination.queue_length(guard, lane), age_s, late)
+        return LaneFacts(guard, lane, coordination.queues.length(guard, lane), age_s, late)
 
     def _workers(self, announced: Sequence[Announcement]) -> list[WorkerFacts]:
         found = [

@@ -90,8 +90,8 @@ class Rig:
 
     def wait_for(self, kind: str) -> None:
         """Until a worker or collector says that it is ready."""
-        coordination = self.services.coordination
-        if not wait_until(lambda: any(one.kind == kind for one in coordination.announced()), timeout_s=_READY_S):
+        presence = self.services.coordination.presence
+        if not wait_until(lambda: any(one.kind == kind for one in presence.announced()), timeout_s=_READY_S):
             raise TimeoutError(f"no {kind} after {_READY_S} s")
 
     def judge(self, source: Path, *, guard: str = GUARD) -> RunTimes:

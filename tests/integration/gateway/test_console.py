@@ -236,7 +236,7 @@ def test_what_people_wrote_is_text_and_never_markup(
         )
         connection.exec_driver_sql("UPDATE verdicts SET categories = '<b>x</b>,\"quoted\"'")
         connection.exec_driver_sql("UPDATE runs SET name = %(attack)s", {"attack": ATTACK})
-    services.coordination.announce(Announcement(id=ATTACK, kind="worker", guard=ATTACK, state=ATTACK))
+    services.coordination.presence.announce(Announcement(id=ATTACK, kind="worker", guard=ATTACK, state=ATTACK))
     log_in(Role.ADMIN)
     page = web.get("/console")
     noted = web.post(

@@ -31,8 +31,8 @@ def test_what_is_not_there_is_a_problem_document(api: TestClient, method: str, p
 
 
 def test_readiness_names_the_servers_and_who_judges(api: TestClient, services: Services) -> None:
-    services.coordination.announce(Announcement(id="w", kind="worker", state="ready", guard="fake"))
-    services.coordination.announce(Announcement(id="x", kind="worker", state="loading", guard="fake"))
+    services.coordination.presence.announce(Announcement(id="w", kind="worker", state="ready", guard="fake"))
+    services.coordination.presence.announce(Announcement(id="x", kind="worker", state="loading", guard="fake"))
 
     assert api.get("/readyz").json() == {
         "status": "ok",

@@ -251,7 +251,7 @@ def test_a_guard_that_nobody_serves_is_refused_unless_it_is_the_default(
 ) -> None:
     body = {"items": [{"text": "a"}], "guard": "libra-tiny"}
     refused = api.post("/v1/items", headers=service, json=body)
-    services.coordination.announce(Announcement(id="w", kind="worker", state="ready", guard="libra-tiny"))
+    services.coordination.presence.announce(Announcement(id="w", kind="worker", state="ready", guard="libra-tiny"))
 
     assert refused.json()["type"].endswith("guard-not-served")
     assert api.post("/v1/items", headers=service, json=body).status_code == 202

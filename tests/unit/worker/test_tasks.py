@@ -76,7 +76,7 @@ def judged(
     device: Any = SimpleNamespace(run=run)
     store: Any = memory
     coordination = MagicMock()
-    coordination.take.return_value = SimpleNamespace(settled=False, cancelled=False, deliveries=1)
+    coordination.leases.take.return_value = SimpleNamespace(settled=False, cancelled=False, deliveries=1)
     fingerprint = Fingerprint(
         guard="fake", model="m", revision="r", prompt="p", mode=Mode.SCORE, dtype="none", engine="fake"
     )

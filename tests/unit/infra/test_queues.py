@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from infra.broker.unacked import enqueued_at
+from infra.broker.queues import enqueued_at
 
 
 def test_the_enqueue_time_is_read_from_the_header() -> None:

@@ -1,0 +1,191 @@
+"""kombu's private layout on Redis, known by this module alone: queued and unacknowledged messages, the transport.
+
+A queue is a list, pushed on the left, popped on the right. A message that was popped and not acknowledged is a field of
+the hash `unacked` ([message, exchange, routing key], by delivery tag) and a member of the sorted set `unacked_index`.
+kombu promises none of this, nor the methods that are overridden below: hence `kombu<5.8` in pyproject.toml. Raise
+that limit after tests/integration/test_parking.py and tests/chaos pass with the newer version.
+
+Messages may have been written by anybody: nothing malformed breaks a caller.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, cast
+
+import redis
+from kombu import Message
+from kombu.exceptions import ContentDisallowed, DecodeError
+from redis.connection import Connection as Socket
+
+from infra.broker.app import FINALIZING, VERDICTS, queue_of
+from infra.retry import FULL, retry
+from schemas.messages import Lane
+
+MALFORMED: Final = (
+    *(ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError),
+    *(DecodeError, ContentDisallowed),
+)
+"""Errors of reading malformed data; never a broken connection."""
+
+# A message is taken off the list of the unacknowledged and queued in one step, unless somebody else did so before.
+_REQUEUE: Final = """
+if redis.call('HDEL', KEYS[1], ARGV[1]) == 1 then
+    redis.call('ZREM', KEYS[2], ARGV[1])
+    redis.call('RPUSH', KEYS[3], ARGV[2])
+    return 1
+end
+return 0
+"""
+
+
+class Queues:
+    """A look at what waits on the broker, and the way back onto a queue."""
+
+    def __init__(self, client: redis.Redis, prefix: str) -> None:
+        self._redis = client
+        self._prefix = prefix
+
+    def length(self, guard: str, lane: Lane) -> int:
+        """Chunks waiting in a queue (not those a consumer holds)."""
+        return self._redis.llen(self._prefix + queue_of(guard, lane))
+
+    def verdicts_waiting(self) -> int:
+        """Judged chunks that no collector has taken yet."""
+        return self._redis.llen(self._prefix + VERDICTS)
+
+    def finalizing_waiting(self) -> int:
+        """Runs whose metrics no collector has begun to compute."""
+        return self._redis.llen(self._prefix + FINALIZING)
+
+    def judged(self) -> set[str]:
+        """Ids of the chunks whose verdicts no collector has taken yet."""
+        return {chunk_id.rpartition("/")[0] for chunk_id in self._tasks_in(VERDICTS)}
+
+    def queued(self, guard: str, lane: Lane) -> list[str]:
+        """Ids of the chunks that wait in a queue, in no particular order."""
+        return self._tasks_in(queue_of(guard, lane))
+
+    def _tasks_in(self, queue: str) -> list[str]:
+        """Task ids of a queue's messages, each without its last part."""
+        messages = cast("list[str]", self._redis.lrange(self._prefix + queue, 0, -1))
+        return [task.rpartition("/")[0] for task in map(task_of, messages) if task]
+
+    def forget(self, guard: str, lane: Lane) -> None:
+        """Drop everything that waits in a queue; the reconciler finds it again from the ledger."""
+        self._redis.delete(self._prefix + queue_of(guard, lane))
+
+    def oldest_enqueued_at(self, guard: str, lane: Lane) -> float | None:
+        """Enqueue time of the message that will be delivered next, or None where none waits."""
+        raw = cast("str | None", self._redis.lindex(self._prefix + queue_of(guard, lane), -1))
+        return None if raw is None else enqueued_at(raw)
+
+    def requeue(self, queue: str, chunk_ids: Sequence[str]) -> int:
+        """Put unacknowledged messages of these chunks back where they are delivered next; returns how many it was."""
+        if not chunk_ids:
+            return 0
+        unacked, index = f"{self._prefix}unacked", f"{self._prefix}unacked_index"
+        found = list(self._unacknowledged(unacked, queue, frozenset(chunk_ids)))
+        requeued = [
+            self._redis.eval(_REQUEUE, 3, unacked, index, self._prefix + queue, tag, message) for tag, message in found
+        ]
+        return sum(map(int, cast("list[int]", requeued)))
+
+    def _unacknowledged(self, unacked: str, queue: str, chunk_ids: frozenset[str]) -> Iterator[tuple[str, str]]:
+        """Delivery tag and message of what a queue has delivered of some chunks, marked as delivered before."""
+        for tag, entry in self._redis.hscan_iter(unacked, count=100):
+            try:
+                message, _, routing_key = json.loads(entry)
+                chunk_id = str(message["headers"]["id"]).rpartition("/")[0]
+                if routing_key == queue and chunk_id in chunk_ids:
+                    message["headers"]["redelivered"] = True
+                    message["properties"]["delivery_info"]["redelivered"] = True
+                    yield str(tag), json.dumps(message)
+            except MALFORMED:
+                continue
+
+
+def enqueued_at(message: str) -> float:
+    """Enqueue time of a queued message; 0 for one that nobody here wrote, so that it overtakes nothing."""
+    try:
+        at = float(json.loads(message)["headers"]["enqueued_at"])
+    except MALFORMED:
+        return 0.0
+    return at if math.isfinite(at) else 0.0
+
+
+def task_of(message: str) -> str:
+    """The task id of a queued message; empty for one that nobody here wrote."""
+    try:
+        return str(json.loads(message)["headers"]["id"])
+    except MALFORMED:
+        return ""
+
+
+def vetting_transport(transport: type[Any], refuse: Callable[[str, str, object], None]) -> type[Any]:
+    """A kombu Redis transport whose channels hand what is no message to `refuse` (queue, reason, bytes)."""
+    stock = transport.Channel
+    parts = {"QoS": type("PatientQoS", (_PatientQoS, stock.QoS), {}), "refuse": staticmethod(refuse)}
+    channel = type("VettingChannel", (_VettingChannel, stock), parts)
+    return type("VettingTransport", (transport,), {"Channel": channel})
+
+
+class _PatientQoS:
+    """Mixed into kombu's QoS: notes what was popped; while Redis is full that waits, or the message would be lost."""
+
+    def append(self, message: Message, delivery_tag: str) -> None:
+        note = super().append  # type: ignore[misc]
+        retry(lambda: note(message, delivery_tag), errors=FULL)
+
+
+class _VettingChannel:
+    """Mixed into kombu's channel. Stock kombu breaks out of the event loop at what is no message, and loses it."""
+
+    refuse: Callable[[str, str, object], None]
+    _kept: Any = None
+
+    def _queue_bind(self, *args: object) -> None:
+        bind = super()._queue_bind  # type: ignore[misc]
+        retry(lambda: bind(*args), errors=FULL)
+
+    def _create_client(self, asynchronous: bool = False) -> Any:  # noqa: ANN401, FBT001, FBT002 - kombu's signature
+        """One client a channel, where kombu makes one for each note and each acknowledgement.
+
+        A client holds the pool and no connection, so that any thread may use it (docs/decisions/0026).
+        """
+        make: Callable[..., Any] = super()._create_client  # type: ignore[misc]
+        if asynchronous:
+            return make(asynchronous=True)
+        if self._kept is None or self._kept.connection_pool is not self.pool:  # type: ignore[attr-defined]
+            self._kept = make()
+        return self._kept
+
+    def _get_client(self) -> Callable[..., redis.Redis]:
+        make: Callable[..., Any] = super()._get_client()  # type: ignore[misc]
+
+        def vetting_client(*args: object, **options: object) -> redis.Redis:
+            client = make(*args, **options)
+            read = client.parse_response
+
+            def parse_response(socket: Socket, command: str, **more: object) -> object:
+                response = read(socket, command, **more)
+                if command == "BRPOP" and response and not is_message(self, response[1]):
+                    self.refuse(response[0].decode(), "not a message", response[1])
+                    return None  # as if nothing had come
+                return response
+
+            client.parse_response = parse_response
+            return cast("redis.Redis", client)
+
+        return vetting_client
+
+
+def is_message(channel: Any, raw: bytes) -> bool:  # noqa: ANN401 - kombu's channel, which has no types
+    """True if kombu can make a message of it, and acknowledge that message later."""
+    try:
+        delivery = channel.Message(json.loads(raw), channel=channel).delivery_info
+        return isinstance(delivery["exchange"], str) and isinstance(delivery["routing_key"], str)
+    except MALFORMED:
+        return False
