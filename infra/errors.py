@@ -41,3 +41,39 @@ class RunError(LibraError):
     """A run that ended other than asked: cancelled, dead items where none were allowed, a failed gate."""
 
     exit_code = 7
+
+
+class LedgerOutdatedError(ServerError):
+    """The ledger's schema is not the one this version needs."""
+
+
+class NotFoundError(UsageError):
+    """The run, item, key, policy or endpoint that was named is not in the ledger."""
+
+
+class RunNotFoundError(NotFoundError):
+    """No run has this id or name."""
+
+
+class ItemNotFoundError(NotFoundError):
+    """No such item came through the gateway."""
+
+
+class KeyNotFoundError(NotFoundError):
+    """No API key has this id."""
+
+
+class PolicyNotFoundError(NotFoundError):
+    """No policy has this name, or it has no such version."""
+
+
+class EndpointNotFoundError(NotFoundError):
+    """No webhook endpoint has this id."""
+
+
+class TakenError(UsageError):
+    """The name of a run, or the version of a policy, stands for another one already."""
+
+
+class RunEndedError(UsageError):
+    """The run has ended, so that it can no longer be cancelled."""

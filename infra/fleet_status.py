@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from infra.broker.app import queue_of
 from infra.ledger import reading, recovery
-from infra.ledger.intake import ledger_now
+from infra.ledger.engine import ledger_now
 from infra.servers.services import Services
 from schemas.fleet import Announcement
 from schemas.messages import Lane

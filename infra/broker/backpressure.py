@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from infra.coordination.store import CoordinationStore
-from infra.ledger.intake import ledger_now
+from infra.ledger.engine import ledger_now
 from infra.servers.services import Services
 from schemas.messages import Lane
 from schemas.runs import RunSpec

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import sqlalchemy as sa
 
 from infra.ledger import reading
-from infra.ledger.connection import disable_nested_loops
+from infra.ledger.engine import disable_nested_loops
 from schemas.items import Item
 from schemas.runs import RunState
 

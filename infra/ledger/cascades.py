@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 import sqlalchemy as sa
 
 from infra.ledger import reading
-from infra.ledger.connection import disable_nested_loops
+from infra.ledger.engine import disable_nested_loops
 from infra.ledger.reading import RunStatus
 from infra.ledger.rows import item_of, judged_of
 from infra.metrics import Judged

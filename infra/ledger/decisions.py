@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import sqlalchemy as sa
 
 from infra.ledger import outbox
-from infra.ledger.connection import disable_nested_loops
+from infra.ledger.engine import disable_nested_loops
 from infra.ledger.outbox import exported_metadata
 from infra.ledger.policies import active_policies
 from schemas.items import Label, submitted_name
@@ -28,7 +28,9 @@ _BATCH: Final = 500
 _SUBMITTED: Final = sa.text(
     """
     SELECT s.run_id, s.seq, s.tenant, s.custom_id, coalesce(s.policy, t.policy) AS policy, s.callback_url, s.metadata,
-           i.item_id, i.source
+           i.item_id, i.source, s.callback_url IS NOT NULL OR EXISTS (
+               SELECT 1 FROM webhook_endpoints e
+               WHERE e.tenant = s.tenant AND e.disabled_at IS NULL AND :event = ANY(e.events)) AS notified
     FROM submissions s
     -- OFFSET keeps this a question per item: as a plain join, an unknown run's items would all be read for each.
     CROSS JOIN LATERAL (SELECT item_id, source FROM items WHERE run_id = s.run_id AND seq = s.seq OFFSET 0) AS i
@@ -123,8 +125,10 @@ class CurrentDecision(NamedTuple):
 
 def decide_settled(connection: sa.Connection, run_id: str, settled: Sequence[Judged]) -> None:
     """Decide verdicts that this transaction has just written, and put what is to be told into the outbox."""
-    wanted = {"run_id": run_id, "seqs": [judged.verdict.seq for judged in settled]}
-    subjects = {row.seq: _subject(row) for row in connection.execute(_SUBMITTED, wanted)}
+    event = Event.JUDGED
+    wanted = {"run_id": run_id, "seqs": [judged.verdict.seq for judged in settled], "event": event.value}
+    found = connection.execute(_SUBMITTED, wanted).all()
+    subjects = {row.seq: _subject(row) for row in found}
     if not subjects:
         return
     policies = active_policies(connection, {subject.policy for subject in subjects.values() if subject.policy})
@@ -134,8 +138,9 @@ def decide_settled(connection: sa.Connection, run_id: str, settled: Sequence[Jud
         if subject:
             rulings.append((subject, judged, rule(subject, judged.verdict, policies)))
     _insert(connection, [(subject, judged, ruling) for subject, judged, ruling in rulings if ruling])
-    letters = [_letter(subject, judged, ruling) for subject, judged, ruling in rulings]
-    outbox.post(connection, run_id, Event.JUDGED, letters)
+    notified = {row.seq for row in found if row.notified}  # nobody else's message is rendered or looked up again
+    letters = [_letter(subject, judged, ruling) for subject, judged, ruling in rulings if subject.seq in notified]
+    outbox.post(connection, run_id, event, letters)
 
 
 def rule(subject: Subject, verdict: Verdict, policies: dict[str, Policy]) -> Ruling | None:

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
-from infra.errors import UsageError
+from infra.errors import EndpointNotFoundError
 from schemas.webhooks import Event
 
 _SECRET_BYTES: Final = 32
@@ -83,7 +83,7 @@ def remove_endpoint(engine: sa.Engine, endpoint_id: str) -> None:
     """Forget an endpoint; what still waits for it fails.
 
     Raises:
-        UsageError: there is none.
+        EndpointNotFoundError: there is none.
     """
     with engine.begin() as connection:
         gone = connection.execute(sa.text("DELETE FROM webhook_endpoints WHERE id = :id"), {"id": endpoint_id}).rowcount
@@ -106,7 +106,7 @@ def enable_endpoint(engine: sa.Engine, endpoint_id: str) -> None:
     """Tell a disabled endpoint what happens from now on.
 
     Raises:
-        UsageError: there is none.
+        EndpointNotFoundError: there is none.
     """
     statement = sa.text(
         "UPDATE webhook_endpoints SET disabled_at = NULL, reason = NULL, paused_until = NULL WHERE id = :id"
@@ -128,7 +128,7 @@ def rotate_endpoint_secret(engine: sa.Engine, endpoint_id: str) -> str:
     """A new secret that signs from now on, beside the last one; an older one no longer counts.
 
     Raises:
-        UsageError: there is no such endpoint.
+        EndpointNotFoundError: there is no such endpoint.
     """
     secret = new_secret()
     statement = sa.text(
@@ -162,5 +162,5 @@ def rotate_tenant_secret(engine: sa.Engine, tenant: str) -> str:
     return secret
 
 
-def _unknown(endpoint_id: str) -> UsageError:
-    return UsageError(f"no endpoint {endpoint_id!r}; `libra webhooks endpoints list` shows those there are")
+def _unknown(endpoint_id: str) -> EndpointNotFoundError:
+    return EndpointNotFoundError(f"no endpoint {endpoint_id!r}")

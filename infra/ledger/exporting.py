@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from infra.ledger.connection import disable_nested_loops
+from infra.ledger.engine import disable_nested_loops
 
 _WRONG: Final = "AND (v.outcome <> 'scored' OR v.label <> i.truth)"
 

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
-from infra.ledger.connection import disable_nested_loops
+from infra.ledger.engine import disable_nested_loops
 from infra.ledger.settled import verdict_from
 from schemas.policy import Action
 from schemas.verdicts import Verdict

@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 
-from infra.errors import DataError, RunError, UsageError
+from infra.errors import DataError, RunError, TakenError
+from infra.ledger.engine import autocommit, execute, fetch_one
+from infra.ledger.tables import runs
 from schemas.guards import Mode
 from schemas.items import Item
 from schemas.messages import ChunkItem, JudgeChunk
@@ -65,27 +68,26 @@ def create_run(engine: sa.Engine, spec: RunSpec, *, run_id: str | None = None, n
     """Open a run and return its id.
 
     Raises:
-        UsageError: the name is taken.
+        TakenError: the name is taken.
     """
     run_id = run_id or new_run_id()
-    values = {
-        "id": run_id,
-        "name": name or run_id,
-        "guard": spec.guard,
-        "lane": spec.lane.value,
-        "repeat": spec.repeat,
-        "spec": spec.model_dump_json(),
-    }
-    statement = sa.text(
-        "INSERT INTO runs (id, name, state, guard, lane, repeat, spec) "
-        "VALUES (:id, :name, 'open', :guard, :lane, :repeat, CAST(:spec AS jsonb))"
-    )
-    try:
-        with engine.begin() as connection:
-            connection.execute(statement, values)
-    except IntegrityError as error:
-        raise UsageError(f"there is a run named {name!r} already") from error
+    if not open_run(engine, run_id, name or run_id, spec):
+        raise TakenError(f"there is a run named {name!r} already")
     return run_id
+
+
+def open_run(engine: sa.Engine, run_id: str, name: str, spec: RunSpec) -> bool:
+    """Open a run; False where there is one of this id or name, which is left as it is."""
+    statement = insert(runs).values(
+        id=run_id,
+        name=name,
+        state=RunState.OPEN.value,
+        guard=spec.guard,
+        lane=spec.lane.value,
+        repeat=spec.repeat,
+        spec=spec.model_dump(mode="json"),
+    )
+    return execute(engine, statement.on_conflict_do_nothing()) == 1
 
 
 def accept(
@@ -217,48 +219,23 @@ def todays_run(engine: sa.Engine, spec: RunSpec, *, tenant: str) -> LiveRun:
         FROM (SELECT now() AT TIME ZONE 'UTC' AS now) AS clock
         """
     )
-    with engine.begin() as connection:
+    with autocommit(engine) as connection:
         day, ends_in_s = connection.execute(today).one()
-        name, known = _first_unended(connection, f"live-{tenant}-{spec.guard}-{spec.mode}{otherwise}-{day}")
-    if known is not None:
-        return LiveRun(known, ends_in_s)
-    try:
-        return LiveRun(create_run(engine, spec, name=name), ends_in_s)
-    except UsageError:
-        return todays_run(engine, spec, tenant=tenant)
-
-
-def _first_unended(connection: sa.Connection, name: str) -> tuple[str, str | None]:
-    """The first of `name`, `name-2`, `name-3`… that is open or free: that name, and the open run's id."""
-    statement = sa.text("SELECT id, state FROM runs WHERE name = :name")
-    tried, number = name, 1
-    while (known := connection.execute(statement, {"name": tried}).one_or_none()) is not None:
-        if known.state == RunState.OPEN:
-            return tried, str(known.id)
-        number += 1
-        tried = f"{name}-{number}"
-    return tried, None
+    first = name = f"live-{tenant}-{spec.guard}-{spec.mode}{otherwise}-{day}"
+    number = 1
+    while True:  # a name is looked at twice at most: if another process takes it in between, its run is there
+        known = fetch_one(engine, sa.select(runs.c.id, runs.c.state).where(runs.c.name == name))
+        if known is None:
+            run_id = new_run_id()
+            if open_run(engine, run_id, name, spec):
+                return LiveRun(run_id, ends_in_s)
+        elif known.state == RunState.OPEN:
+            return LiveRun(known.id, ends_in_s)
+        else:
+            number += 1
+            name = f"{first}-{number}"
 
 
 def live_run(engine: sa.Engine, spec: RunSpec, *, tenant: str) -> str:
     """The id of today's unsealed run of a tenant and guard."""
     return todays_run(engine, spec, tenant=tenant).id
-
-
-def ledger_now(engine: sa.Engine) -> float:
-    """The ledger's clock, epoch seconds: the one that chunks are stamped by."""
-    with engine.connect() as connection:
-        return float(connection.scalar(sa.text("SELECT extract(epoch FROM clock_timestamp())::float8")) or 0)
-
-
-def state_of(engine: sa.Engine, run_id: str) -> RunState:
-    """The run's state.
-
-    Raises:
-        UsageError: there is no such run.
-    """
-    with engine.connect() as connection:
-        state = connection.scalar(sa.text("SELECT state FROM runs WHERE id = :run_id"), {"run_id": run_id})
-    if state is None:
-        raise UsageError(f"no run {run_id}")
-    return RunState(state)

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
-from infra.errors import UsageError
+from infra.errors import KeyNotFoundError
 from schemas.access import Role
 
 _KEY_BYTES: Final = 32
@@ -79,7 +79,7 @@ def revoke_key(engine: sa.Engine, key_id: str) -> ApiKey:
     """End a key; revoking it again changes nothing.
 
     Raises:
-        UsageError: there is no such key.
+        KeyNotFoundError: there is no such key.
     """
     statement = sa.text(
         f"UPDATE api_keys SET revoked_at = coalesce(revoked_at, now()) WHERE id = :id RETURNING {_COLUMNS}"  # noqa: S608
@@ -87,7 +87,7 @@ def revoke_key(engine: sa.Engine, key_id: str) -> ApiKey:
     with engine.begin() as connection:
         row = connection.execute(statement, {"id": key_id}).one_or_none()
     if row is None:
-        raise UsageError(f"no key {key_id!r}; `libra keys list` shows those there are")
+        raise KeyNotFoundError(f"no key {key_id!r}")
     return _key(row)
 
 

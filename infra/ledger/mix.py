@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
-from infra.ledger.intake import ledger_now
+from infra.ledger.engine import ledger_now
 
 _TIMEOUT_MS: Final = 3_000
 """A picture is not worth more of the ledger's time."""

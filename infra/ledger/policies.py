@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 import sqlalchemy as sa
 from pydantic import ValidationError
 
-from infra.errors import UsageError
+from infra.errors import PolicyNotFoundError, TakenError
 from schemas.policy import Policy
 
 _ACTIVE: Final = sa.text(
@@ -75,7 +75,7 @@ def put_policy(engine: sa.Engine, policy: Policy) -> bool:
     """Store a version and make it the active one; False where it was stored already (it is active now all the same).
 
     Raises:
-        UsageError: this version is stored with other rules.
+        TakenError: this version is stored with other rules.
     """
     key = {"name": policy.policy, "version": policy.version}
     known = sa.text("SELECT body::text FROM policies WHERE name = :name AND version = :version")
@@ -90,7 +90,7 @@ def put_policy(engine: sa.Engine, policy: Policy) -> bool:
         connection.execute(sa.text("LOCK TABLE policies IN SHARE ROW EXCLUSIVE MODE"))
         stored: str | None = connection.scalar(known, key)
         if stored is not None and _parsed(stored) != policy:
-            raise UsageError(
+            raise TakenError(
                 f"version {policy.version} of policy {policy.policy} is stored with other rules; "
                 "give the changed policy another version"
             )
@@ -117,20 +117,20 @@ def stored_policy(engine: sa.Engine, name: str, version: int | None = None) -> S
     """One version of a policy; without a version the active one.
 
     Raises:
-        UsageError: there is none.
+        PolicyNotFoundError: there is none.
     """
     for found in stored_policies(engine, name):
         if found.policy.version == version or (version is None and found.active):
             return found
     what = name if version is None else f"{name}@{version}"
-    raise UsageError(f"no policy {what} in the ledger; `libra policy list` shows those there are")
+    raise PolicyNotFoundError(f"no policy {what} in the ledger")
 
 
 def set_tenant_policy(engine: sa.Engine, tenant: str, name: str | None) -> None:
     """Make a policy the default of a tenant's items from now on; None: no policy.
 
     Raises:
-        UsageError: there is no such policy.
+        PolicyNotFoundError: there is no such policy.
     """
     if name is not None:
         stored_policy(engine, name)

@@ -7,8 +7,8 @@ from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
-from infra.errors import UsageError
-from infra.ledger.connection import disable_nested_loops
+from infra.errors import RunNotFoundError
+from infra.ledger.engine import disable_nested_loops
 from schemas.runs import InvalidRow, RunCounts, RunReport, RunSpec, RunState, Throughput
 from schemas.verdicts import Timings
 
@@ -41,11 +41,11 @@ def run_status(engine: sa.Engine, run: str) -> RunStatus:
     """A run by id or name.
 
     Raises:
-        UsageError: there is no such run.
+        RunNotFoundError: there is no such run.
     """
     status = find_run(engine, run)
     if status is None:
-        raise UsageError(f"no run {run!r}; `libra bench list` shows those there are")
+        raise RunNotFoundError(f"no run {run!r}")
     return status
 
 

@@ -9,9 +9,9 @@ from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
-from infra.errors import UsageError
+from infra.errors import ItemNotFoundError, UsageError
 from infra.ledger import outbox
-from infra.ledger.connection import disable_nested_loops
+from infra.ledger.engine import disable_nested_loops
 from infra.ledger.outbox import exported_metadata
 from schemas.items import Label, submitted_name
 from schemas.policy import Action, surface_of
@@ -246,7 +246,8 @@ def decide(
     press, a repeated request) is stored once. With `tenant`, items of other tenants do not exist.
 
     Raises:
-        UsageError: no such item came through the gateway, or the action is no decision (review).
+        ItemNotFoundError: no such item came through the gateway.
+        UsageError: the action is no decision (review).
     """
     action = action or (Action.PASS if label is Label.SAFE else Action.BLOCK)
     if action is Action.REVIEW:
@@ -255,7 +256,7 @@ def decide(
     with engine.begin() as connection:
         item = connection.execute(_LOCK, key).one_or_none()  # the lock makes a double press wait for the first
         if item is None or tenant not in (None, item.tenant):
-            raise UsageError(f"no item {seq} of run {run_id} came through the gateway")
+            raise ItemNotFoundError(f"no item {seq} of run {run_id} came through the gateway")
         known = connection.execute(_LATEST, {**key, "moderator": moderator}).one_or_none()
         if known and (known.label, known.action, known.note) == (label.value, action.value, note):
             return _review(known)

@@ -13,10 +13,10 @@ from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
-from infra.errors import LibraError, UsageError
+from infra.errors import LibraError, RunEndedError
 from infra.ledger import decisions
 from infra.ledger.cascades import WAITS_FOR_NEXT_STAGE
-from infra.ledger.connection import disable_nested_loops
+from infra.ledger.engine import disable_nested_loops
 from infra.ledger.feed import append_to_feeds
 from infra.ledger.retention import scrub_settled
 from infra.ledger.rows import judged_of
@@ -404,7 +404,7 @@ def cancel(engine: sa.Engine, run_id: str) -> Settled:
     """Seal the run and settle everything still pending as dead with the reason "cancelled".
 
     Raises:
-        UsageError: the run has ended already.
+        RunEndedError: the run has ended already.
     """
     seal = sa.text(
         """
@@ -418,7 +418,7 @@ def cancel(engine: sa.Engine, run_id: str) -> Settled:
     with engine.begin() as connection:
         whole = connection.scalar(seal, {"run_id": run_id})
         if whole is None:
-            raise UsageError(f"run {run_id} has ended already")
+            raise RunEndedError(f"run {run_id} has ended already")
     # Sealed and committed: a producer still at work can add no chunk to those that are read now.
     with engine.connect() as connection:
         chunk_nos = connection.scalars(pending, {"run_id": run_id}).all()

@@ -15,8 +15,7 @@ import sqlalchemy as sa
 from infra.broker.app import Publisher, make_app
 from infra.coordination.store import CoordinationStore, open_coordination
 from infra.errors import UsageError
-from infra.ledger.connection import open_ledger
-from infra.ledger.migrate import require_current, upgrade
+from infra.ledger.engine import open_ledger, require_current, upgrade
 from infra.servers.embedded import EmbeddedServers
 from infra.settings import Settings, child_environment
 

@@ -12,7 +12,16 @@ from typing import Final
 import click
 
 from infra import tracing
-from infra.errors import LibraError, ServerError, UsageError
+from infra.errors import (
+    EndpointNotFoundError,
+    KeyNotFoundError,
+    LedgerOutdatedError,
+    LibraError,
+    PolicyNotFoundError,
+    RunNotFoundError,
+    ServerError,
+    UsageError,
+)
 from infra.log import configure_logging
 from infra.process import die_with_parent
 from infra.settings import load_settings
@@ -49,6 +58,15 @@ _COMMANDS: Final = {
     "worker": "libra_fleet.cli.worker:worker",
 }
 """Where each command is: module and object, loaded when the command is called."""
+
+_ADVICE: Final = {
+    RunNotFoundError: "; `libra bench list` shows those there are",
+    KeyNotFoundError: "; `libra keys list` shows those there are",
+    PolicyNotFoundError: "; `libra policy list` shows those there are",
+    EndpointNotFoundError: "; `libra webhooks endpoints list` shows those there are",
+    LedgerOutdatedError: ": run `libra migrate` once",
+}
+"""What to type next, after an error of the ledger, which knows no commands."""
 
 _INTERRUPTED: Final = 130
 
@@ -98,8 +116,7 @@ def libra(context: click.Context) -> None:
 @libra.command()
 def migrate() -> None:
     """Bring the configured Postgres to the ledger's present shape."""
-    from infra.ledger.connection import open_ledger  # noqa: PLC0415 - only this command needs a database
-    from infra.ledger.migrate import HEAD, upgrade  # noqa: PLC0415
+    from infra.ledger.engine import HEAD, open_ledger, upgrade  # noqa: PLC0415 - only this command needs a database
 
     settings = load_settings()
     upgrade(open_ledger(settings.require_database_url(), wait_s=settings.wait_for_servers_s))
@@ -155,5 +172,5 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(_INTERRUPTED)
     except LibraError as error:
-        click.secho(f"libra: {error}", fg="red", err=True)
+        click.secho(f"libra: {error}{_ADVICE.get(type(error), '')}", fg="red", err=True)
         sys.exit(error.exit_code)

@@ -10,8 +10,8 @@ import sqlalchemy as sa
 from infra.broker.app import connect_redis
 from infra.coordination.store import open_coordination
 from infra.errors import ServerError
-from infra.ledger import migrate, reading
-from infra.ledger.connection import open_ledger
+from infra.ledger import reading
+from infra.ledger.engine import HEAD, current_revision, open_ledger
 from infra.servers.embedded import EmbeddedServers
 from infra.settings import Settings
 from libra_fleet.doctor.contradictions import check_settings
@@ -69,7 +69,7 @@ def examine_servers(settings: Settings, redis_url: str, database_url: str, *, em
     if engine is not None:
         yield from check_postgres(engine, embedded=embedded)
     yield from check_clocks(client, engine)
-    at_head = engine is not None and migrate.current_revision(engine) == migrate.HEAD
+    at_head = engine is not None and current_revision(engine) == HEAD
     if engine is not None and at_head:
         slowest_s = reading.slowest_chunk_s(engine)
     yield from check_settings(settings, slowest_chunk_s=slowest_s)

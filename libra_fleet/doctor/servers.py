@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 import redis
 import sqlalchemy as sa
 
-from infra.ledger import migrate
+from infra.ledger.engine import HEAD, current_revision
 from libra_fleet.doctor.finding import Finding, error, good, warning
 
 _OLDEST_REDIS: Final = (6, 2)
@@ -112,14 +112,14 @@ def check_postgres(engine: sa.Engine, *, embedded: bool) -> Iterator[Finding]:
             )
     if near_s > _NEAR_S:
         yield _far("postgres latency", "Postgres", near_s)
-    revision = migrate.current_revision(engine)
-    if revision == migrate.HEAD:
+    revision = current_revision(engine)
+    if revision == HEAD:
         yield good("ledger", f"the ledger is at revision {revision}")
     elif not embedded:
-        newer = revision is not None and revision > migrate.HEAD
+        newer = revision is not None and revision > HEAD
         yield error(
             "ledger revision",
-            f"the ledger is at revision {revision or 'none'}, this version needs {migrate.HEAD}",
+            f"the ledger is at revision {revision or 'none'}, this version needs {HEAD}",
             why="every process refuses to start on a ledger of another shape",
             do="install the version that migrated it" if newer else "libra migrate",
         )

@@ -30,7 +30,7 @@ import redis
 import sqlalchemy as sa
 
 from infra.coordination.store import CoordinationStore
-from infra.ledger.connection import open_ledger
+from infra.ledger.engine import open_ledger
 from infra.process import module_path, stop, wait_until
 from infra.servers.places import Binaries, find_binaries, postgres_user
 from infra.settings import child_environment

@@ -17,6 +17,7 @@ from infra.servers.services import Services
 from libra_fleet.cli.policy import policy as policy_command
 from schemas.items import Label
 from schemas.policy import Action, Policy
+from schemas.webhooks import Event
 from tests.support.make import items, spec, verdicts_for
 from tests.support.submissions import judged, policy_of, submitted
 
@@ -86,6 +87,21 @@ def test_a_chunk_that_is_delivered_again_is_decided_and_told_once(services: Serv
 
     assert len(actions(services, chunk.run_id)) == 3
     assert len(letters(services)) == 2 * 3
+
+
+def test_the_outbox_is_left_alone_where_nobody_is_to_be_notified(services: Services) -> None:
+    other, gone = (endpoints.add_endpoint(services.engine, name, "https://hook.example/") for name in ("x", "forum"))
+    endpoints.add_endpoint(services.engine, "forum", "https://hook.example/", [Event.REVIEWED])
+    endpoints.disable_endpoint(services.engine, gone.id, "410")
+    chunk = submitted(services, 3)
+    sent: list[str] = []
+    sa.event.listen(services.engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
+
+    settlement.settle(services.engine, judged(chunk, THREE))
+
+    assert other.tenant == "x"
+    assert any("INSERT INTO verdicts" in statement for statement in sent)
+    assert not any("INSERT INTO outbox" in statement for statement in sent)
 
 
 @pytest.mark.usefixtures("default")

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from sqlalchemy import make_url
 
 from infra.ledger import intake
-from infra.ledger.migrate import HEAD
+from infra.ledger.engine import HEAD
 from infra.servers.embedded import ServerUrls
 from infra.servers.services import Services
 from infra.settings import Settings

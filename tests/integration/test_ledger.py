@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -14,9 +15,10 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from infra.errors import DataError, RunError, UsageError
-from infra.ledger import costs, intake, migrate, reading, recovery, settlement
-from infra.ledger.connection import open_ledger
+from infra.errors import DataError, RunError, ServerError, UsageError
+from infra.ledger import costs, intake, reading, recovery, settlement
+from infra.ledger import engine as ledger_engine
+from infra.ledger.engine import autocommit, fetch_value, open_ledger
 from infra.ledger.recovery import LaneKey
 from infra.ledger.tables import metadata
 from infra.process import wait_until
@@ -51,9 +53,9 @@ def test_the_migrations_make_exactly_the_declared_tables(services: Services) -> 
 
 
 def test_the_head_that_the_code_asks_for_is_the_newest_migration() -> None:
-    script = ScriptDirectory(str(migrate.Path(migrate.__file__).parent / "migrations"))
+    script = ScriptDirectory(str(Path(ledger_engine.__file__).parent / "migrations"))
 
-    assert script.get_current_head() == migrate.HEAD
+    assert script.get_current_head() == ledger_engine.HEAD
 
 
 def test_a_connection_that_the_server_closed_is_replaced_before_it_is_used(
@@ -62,13 +64,34 @@ def test_a_connection_that_the_server_closed_is_replaced_before_it_is_used(
     engine = open_ledger(database_url, pool_size=1)
     with engine.connect() as connection:
         first = connection.scalar(sa.text("SELECT pg_backend_pid()"))
-    with services.engine.connect() as connection:
+    # In autocommit: Postgres shows one transaction one and the same pg_stat_activity, however often it asks.
+    with autocommit(services.engine) as connection:
         connection.execute(sa.text("SELECT pg_terminate_backend(:pid)"), {"pid": first})
         gone = sa.text("SELECT NOT EXISTS (SELECT 1 FROM pg_stat_activity WHERE pid = :pid)")
         assert wait_until(lambda: bool(connection.scalar(gone, {"pid": first})), timeout_s=10)
 
     with engine.connect() as connection:
         assert connection.scalar(sa.text("SELECT pg_backend_pid()")) != first
+    engine.dispose()
+
+
+def test_the_error_of_a_statement_names_none_of_its_values(services: Services) -> None:
+    with pytest.raises(sa.exc.DBAPIError) as refused:
+        fetch_value(services.engine, sa.text("SELECT CAST(:text AS int) FROM nowhere"), {"text": "user text"})
+
+    assert "user text" not in str(refused.value)
+
+
+def test_statements_stay_prepared_over_reads_and_are_each_a_transaction_of_their_own(database_url: str) -> None:
+    engine = open_ledger(database_url, pool_size=1)
+    with autocommit(engine) as connection:
+        driver = connection.connection.driver_connection
+    assert driver is not None
+    for _ in range(driver.prepare_threshold + 2):
+        assert fetch_value(engine, sa.text("SELECT CAST(:n AS int) + 1"), {"n": 1}) == 2
+    prepared = list(fetch_value(engine, sa.text("SELECT array_agg(statement) FROM pg_prepared_statements")))
+
+    assert [statement for statement in prepared if "+ 1" in statement]
     engine.dispose()
 
 
@@ -95,7 +118,7 @@ def test_a_connection_is_asked_whether_it_lives_only_after_a_pause(
             pass
     assert asked == []
 
-    monkeypatch.setattr("infra.ledger.connection._ASKED_AFTER_S", 0.0)
+    monkeypatch.setattr("infra.ledger.engine._PING_AFTER_S", 0.0)
     with engine.connect():
         assert len(asked) == 1
     engine.dispose()
@@ -104,17 +127,17 @@ def test_a_connection_is_asked_whether_it_lives_only_after_a_pause(
 def test_a_ledger_that_was_never_migrated_is_refused_with_advice(database_url: str) -> None:
     engine = sa.create_engine(database_url)
 
-    with pytest.raises(migrate.ServerError, match="libra migrate"):
-        migrate.require_current(engine)
+    with pytest.raises(ServerError, match="revision none"):
+        ledger_engine.require_current(engine)
 
 
 def test_migrating_from_many_processes_at_once_is_safe(database_url: str) -> None:
     engines = [sa.create_engine(database_url) for _ in range(4)]
 
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(migrate.upgrade, engines))
+        list(pool.map(ledger_engine.upgrade, engines))
 
-    assert migrate.current_revision(engines[0]) == migrate.HEAD
+    assert ledger_engine.current_revision(engines[0]) == ledger_engine.HEAD
 
 
 def test_a_collector_older_than_the_mark_of_the_cache_goes_on_on_the_migrated_ledger(services: Services) -> None:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import Response
 from prometheus_client import generate_latest
 
-from infra.ledger.intake import ledger_now
+from infra.ledger.engine import ledger_now
 from producer.exporter.fleet import AWAY, look, nothing_known
 from producer.gateway.metrics import CONTENT_TYPE
 from producer.gateway.problems import ProblemError
