@@ -44,7 +44,7 @@ class RunError(LibraError):
 
 
 class LedgerOutdatedError(ServerError):
-    """The ledger's schema is not the one this version needs."""
+    """The ledger's schema is not the one that this version needs."""
 
 
 class NotFoundError(UsageError):

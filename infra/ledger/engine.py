@@ -15,7 +15,7 @@ from sqlalchemy.exc import InvalidatePoolError, OperationalError
 
 from infra.errors import LedgerOutdatedError, ServerError
 
-HEAD: Final = "0007"
+HEAD: Final = "0001_baseline"
 """Revision this code needs; a test holds it equal to the newest migration."""
 
 _RETRY_EVERY_S: Final = 0.25
@@ -86,7 +86,7 @@ def fetch_value(engine: sa.Engine, statement: sa.Executable, values: Values | No
 def execute(engine: sa.Engine, statement: sa.Executable, values: Values | None = None) -> int:
     """Run one changing statement in autocommit; returns how many rows it touched."""
     with autocommit(engine) as connection:
-        return connection.execute(statement, values).rowcount
+        return connection.execute(statement, values, execution_options={"preserve_rowcount": True}).rowcount
 
 
 def stream(
@@ -118,18 +118,26 @@ NOW: Final = sa.text("SELECT extract(epoch FROM clock_timestamp())::float8")
 
 
 def upgrade(engine: sa.Engine) -> None:
-    """Apply every missing migration; safe to call from many processes at once."""
-    if current_revision(engine) == HEAD:
+    """Apply every missing migration; safe to call from many processes at once.
+
+    Raises:
+        LedgerOutdatedError: the database is at a revision of another line of versions.
+    """
+    if (found := current_revision(engine)) == HEAD:
         return
     from alembic import command  # noqa: PLC0415 - 0.2 s of imports that only a migration needs
     from alembic.config import Config  # noqa: PLC0415
+    from alembic.util import CommandError  # noqa: PLC0415
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    with engine.begin() as connection:
-        connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+    try:
+        with engine.begin() as connection:
+            connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+    except CommandError as error:
+        raise LedgerOutdatedError(f"no way from the ledger's revision {found} to {HEAD}") from error
 
 
 def current_revision(engine: sa.Engine) -> str | None:

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from infra.errors import DataError, RunError, ServerError, UsageError
+from infra.errors import DataError, LedgerOutdatedError, RunError, ServerError, UsageError
 from infra.ledger import costs, intake, reading, recovery, settlement
 from infra.ledger import engine as ledger_engine
 from infra.ledger.engine import autocommit, fetch_value, open_ledger
@@ -129,6 +129,15 @@ def test_a_ledger_that_was_never_migrated_is_refused_with_advice(database_url: s
 
     with pytest.raises(ServerError, match="revision none"):
         ledger_engine.require_current(engine)
+
+
+def test_a_ledger_at_a_revision_that_no_migration_knows_is_refused(database_url: str) -> None:
+    engine = sa.create_engine(database_url)
+    with engine.begin() as connection:
+        connection.execute(sa.text("CREATE TABLE alembic_version AS SELECT '0007' AS version_num"))
+
+    with pytest.raises(LedgerOutdatedError, match="0007"):
+        ledger_engine.upgrade(engine)
 
 
 def test_migrating_from_many_processes_at_once_is_safe(database_url: str) -> None:

@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the migrations over the connection that `infra.ledger.migrate` hands in."""
+"""Alembic's entry: runs the migrations over the connection that `infra.ledger.engine` hands in."""
 
 from alembic import context
 
