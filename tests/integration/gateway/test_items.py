@@ -104,7 +104,8 @@ def test_settled_items_of_a_run_that_postgres_does_not_know_yet_are_looked_up_by
         connection.execute(sa.text("ANALYZE"))
         connection.execute(sa.text("SET LOCAL enable_seqscan = off"))  # as if it were a large table
         explain = sa.text(f"EXPLAIN {statement}")
-        plan = "\n".join(connection.execute(explain, {"run_id": "unknown", "seqs": list(range(64))}).scalars())
+        values = {"run_id": "unknown", "seqs": list(range(64)), "event": "item.judged"}
+        plan = "\n".join(connection.execute(explain, values).scalars())
 
     assert "Index Cond: ((run_id = s.run_id) AND (seq = s.seq))" in plan
 
