@@ -3,7 +3,7 @@
 A queue is a list, pushed on the left, popped on the right. A message that was popped and not acknowledged is a field of
 the hash `unacked` ([message, exchange, routing key], by delivery tag) and a member of the sorted set `unacked_index`.
 kombu promises none of this, nor the methods that are overridden below: hence `kombu<5.8` in pyproject.toml. Raise
-that limit after tests/integration/test_parking.py and tests/chaos pass with the newer version.
+that limit after tests/integration/test_dead_letters.py and tests/chaos pass with the newer version.
 
 Messages may have been written by anybody: nothing malformed breaks a caller.
 """

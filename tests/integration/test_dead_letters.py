@@ -1,4 +1,4 @@
-"""A fleet of mixed versions parks what it does not know, and goes on with what it does."""
+"""A fleet of mixed versions sends what it does not know to the dead-letter queue, and goes on with the rest."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_consumers_channel_keeps_its_redis_client(redis_url: str, settings: Se
         assert channel._create_client().ping()
 
 
-def test_messages_of_a_newer_version_and_noise_are_parked(services: Services, fleet: Fleet) -> None:
+def test_messages_of_a_newer_version_and_noise_go_to_the_dead_letter_queue(services: Services, fleet: Fleet) -> None:
     run_id = intake.create_run(services.engine, spec())
     (chunk,) = intake.accept(services.engine, run_id, spec(), [items(4)])
     newer = {
