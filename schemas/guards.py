@@ -97,9 +97,10 @@ class GuardCard(Frozen):
         return self.revision or ("inside the package" if self.hub_id is None else NOT_PINNED)
 
 
-_WRITER: Final = "writer"
+_GENERATORS: Final = ("generator", "writer")
+"""The names that a generative model goes by, with or without -NAME behind; `writer` is the older one."""
 
 
-def is_writer(name: str) -> bool:
-    """Whether a name (`writer`, `writer-…`) is that of a model which writes text for curation and judges nothing."""
-    return name == _WRITER or name.startswith(f"{_WRITER}-")
+def is_generator(name: str) -> bool:
+    """True for the name of a generative model, which writes text for curation and judges nothing."""
+    return any(name == kind or name.startswith(f"{kind}-") for kind in _GENERATORS)

@@ -1,6 +1,6 @@
-"""Other wordings of a query: paraphrases, red-team wrappers, and disguised characters, by seed.
+"""Other wordings of a query, by seed: paraphrases, red-team wrappers, disguised characters; and no near-duplicates.
 
-Harmful and harmless queries get the same treatment. Knows nothing about de-duplication or files.
+Harmful and harmless queries get the same treatment, so that a disguise tells nothing.
 """
 
 from __future__ import annotations
@@ -8,24 +8,26 @@ from __future__ import annotations
 import base64
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
-from importlib.resources import files
 from typing import Any, Final
 
-import yaml
-
-from producer.curation.queries import queries_in
-from producer.curation.rows import Row, Writer, derived, written_by
+from infra.errors import UsageError
+from producer.curation.grammar import read_phrases
+from producer.curation.rows import Generator, Row, Texts, derived, generated_by
+from producer.curation.texts import queries_in
 from schemas.items import Item
 
 _REWORD: Final = "请把下面这句用户提问换一种说法，意思和意图不变，只写改写后的一句话，不要回答它：\n{q}"
 _SEPARATORS: Final = ("-", "*", " ", "·", "|", "_")
 _PUNCTUATION: Final = re.compile(r"[，。！？：；“”\s]")
+_PERMUTATIONS: Final = 128
+_BANDS: Final = 16
+_SHINGLE_CHARS: Final = 3
 
 
 def augmented(queries: Iterable[Row], variants: int, seed: int) -> Iterator[Row]:
-    """Each query, then so many variants of it, each made in another way; a way that changes nothing is passed over."""
+    """Each query, then `variants` of it, each made in another way; a way that changes nothing is passed over."""
     for row in queries:
         yield row
         rng = random.Random(f"augment/{seed}/{row['id']}")  # noqa: S311 - reproducible, not a secret
@@ -41,21 +43,48 @@ def augmented(queries: Iterable[Row], variants: int, seed: int) -> Iterator[Row]
                 made += 1
 
 
-def rewording_items(queries: Iterable[Row]) -> Iterator[Item]:
-    """What a writer is asked, to say each query in other words."""
+def rewording_requests(queries: Iterable[Row]) -> Iterator[Item]:
+    """Requests to a generator, to say each query in other words."""
     return (Item(id=f"{row['id']}-reworded", response=_REWORD.format(q=row["question"])) for row in queries)
 
 
-def reworded(
-    queries: Iterable[Row], writer: Writer, written: Callable[[Sequence[str]], dict[str, str]]
-) -> Iterator[Row]:
-    """Each query, then the writer's wording of it, where it gave one that is new; `written` gives its texts by item."""
+def reworded(queries: Iterable[Row], generator: Generator, texts: Texts) -> Iterator[Row]:
+    """Each query, then the generator's wording of it, where it gave one that is new."""
     for row in queries:
         yield row
         row_id = f"{row['id']}-reworded"
-        found = queries_in(written([row_id]).get(row_id, ""))
+        found = queries_in(texts([row_id]).get(row_id, ""))
         if found and found[0] != row["question"]:
-            yield written_by(derived(row, row_id, generator="", stage="augment", question=found[0]), writer)
+            yield generated_by(derived(row, row_id, generator="", stage="augment", question=found[0]), generator)
+
+
+def distinct(rows: Iterable[Row], threshold: float) -> Iterator[Row]:
+    """The rows that are no near-duplicate of an earlier one: by MinHash over character 3-grams of their texts.
+
+    `threshold`: the Jaccard similarity above which the later row is left out.
+
+    Raises:
+        UsageError: the library is not installed.
+    """
+    try:
+        from rensa import RMinHash, RMinHashLSH  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise UsageError("de-duplication needs: pip install 'libra-fleet[curate]'") from error
+    index = RMinHashLSH(threshold=threshold, num_perm=_PERMUTATIONS, num_bands=_BANDS)
+    kept: list[RMinHash] = []
+    for row in rows:
+        sketch = RMinHash(num_perm=_PERMUTATIONS, seed=1)
+        sketch.update(shingles(f"{row['question']}\n{row['response']}"))
+        if any(sketch.jaccard(kept[at]) > threshold for at in index.query(sketch)):
+            continue
+        index.insert(len(kept), sketch)
+        kept.append(sketch)
+        yield row
+
+
+def shingles(text: str) -> list[str]:
+    """All character 3-grams, each once; a shorter text is one shingle."""
+    return sorted({text[at : at + _SHINGLE_CHARS] for at in range(max(1, len(text) - _SHINGLE_CHARS + 1))})
 
 
 def paraphrase(text: str, rng: random.Random) -> str:
@@ -120,10 +149,7 @@ def _exchanged(text: str, rng: random.Random, others: Mapping[str, str]) -> str:
 
 @cache
 def _words() -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load(
-        (files("producer.curation") / "disguises.yaml").read_text(encoding="utf-8")
-    )
-    return content
+    return read_phrases("disguises")
 
 
 WAYS: Final[Mapping[str, Callable[[str, random.Random], str]]] = {

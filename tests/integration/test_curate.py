@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from infra.ledger import children, intake, policies, reading, reviews, settlement
 from infra.servers.services import Services
 from libra_fleet.cli.curate import curate
-from producer.curation.stage import path_of, rows_of
+from producer.curation.files import path_of, rows_of
 from schemas.items import Label
 from tests.support.fleet import Fleet
 from tests.support.make import spec
@@ -27,7 +27,7 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(curate, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
-def test_two_judges_annotate_and_a_killed_annotation_goes_on(services: Services, fleet: Fleet, tmp_path: Path) -> None:
+def test_two_judges_annotate_and_a_killed_stage_is_resumed(services: Services, fleet: Fleet, tmp_path: Path) -> None:
     """With `libra-tiny` and `fake`; what was judged before the kill is not judged again."""
     tiny = fleet.start("worker", "--guard", "libra-tiny", "--devices", "cpu")
     fleet.start_collector()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from infra.errors import GuardError
 from infra.guard_catalogue import GUARDS
-from schemas.guards import Family, GuardCard, is_writer
+from schemas.guards import Family, GuardCard, is_generator
 from worker.guards.base import Guard
 from worker.guards.checkpoint import QWEN_V1, TOKENIZER_JSON, read_json
 from worker.guards.fake import FakeGuard
@@ -31,7 +31,7 @@ _HUB_FILES: Final = ("*.safetensors", *_LANGUAGE_FILES)
 def load_guard(name: str, location: str | None = None, *, weights: bool = True) -> Guard:
     """The guard of this name; `location` (a folder or hub id) replaces its own checkpoint.
 
-    A name without a card needs a location; a checkpoint with a classification head classifies, a writer writes, any
+    A name without a card needs a location; a checkpoint with a classification head classifies, a generator writes, any
     other is asked in Libra Guard's words. Where a server runs the model (`weights=False`), its other files are enough.
 
     Raises:
@@ -50,11 +50,11 @@ def load_guard(name: str, location: str | None = None, *, weights: bool = True) 
         "context_tokens": card.context_tokens if card else None,
     }
     # Each brings transformers' tokenizers along: seconds that the fake guard needs not pay.
-    if is_writer(name):
-        from worker.guards import writer  # noqa: PLC0415
+    if is_generator(name):
+        from worker.guards import generator  # noqa: PLC0415
         from worker.guards.template_guard import TemplateGuard  # noqa: PLC0415
 
-        return TemplateGuard(folder, writer.form(), **known)
+        return TemplateGuard(folder, generator.form(), **known)
     if family is Family.SEQUENCE_CLASSIFIER or (card is None and _has_classes(folder)):
         from worker.guards.sequence_classifier import SequenceClassifierGuard  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""A writer: asked with the text as it stands, and never a verdict."""
+"""A generator: asked with the text as it stands, and never a verdict."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from schemas.guards import Mode, is_writer
+from schemas.guards import Mode, is_generator
 from schemas.messages import ChunkItem
 from schemas.verdicts import Outcome
 from tests.support.checkpoints import small_tokenizer, write_checkpoint
@@ -14,7 +14,7 @@ from worker.guards.registry import load_guard
 from worker.guards.vocabulary import Vocabulary
 
 
-def test_what_a_writer_says_is_kept_and_never_read_as_a_label(tmp_path: Path) -> None:
+def test_what_a_generator_says_is_kept_and_never_read_as_a_label(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, small_tokenizer())
     guard = load_guard("writer-a", str(folder))
     words = Vocabulary(folder)
@@ -30,7 +30,9 @@ def test_what_a_writer_says_is_kept_and_never_read_as_a_label(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "is_one"), [("writer", True), ("writer-a", True), ("writers", False), ("fake", False)]
+    ("name", "is_one"),
+    [(name, True) for name in ("generator", "generator-a", "writer", "writer-a")]
+    + [(name, False) for name in ("generators", "writers", "fake")],
 )
-def test_writers_are_known_by_their_name(name: str, is_one: bool) -> None:
-    assert is_writer(name) is is_one
+def test_generators_are_known_by_their_name(name: str, is_one: bool) -> None:
+    assert is_generator(name) is is_one

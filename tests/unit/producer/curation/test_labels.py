@@ -1,4 +1,4 @@
-"""What two judges' verdicts make of a row, and what makes a judged item hard."""
+"""Rows labelled by two judges, and hard examples with their reasons."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from infra.ledger.comparing import Settled
 from infra.ledger.hard import Judged
 from libra_fleet.cli.curate import curate
-from producer.curation.agreement import sorted_out
-from producer.curation.real import Reason, hard_rows, reasons_of
-from producer.curation.stage import rows_of
+from producer.curation.files import rows_of
+from producer.curation.labels import Reason, agreed, hard_examples, reasons_of
 from schemas.items import Label, LibraRecord
 from schemas.verdicts import Outcome
 
@@ -45,7 +44,7 @@ def judged(**facts: object) -> Judged:
 @given(first=LABELS, second=LABELS)
 def test_only_a_label_that_both_judges_gave_is_kept(first: Label | None, second: Label | None) -> None:
     verdicts = {"a": {"1": settled(first)}, "b": {"1": settled(second)}}
-    ((place, row),) = sorted_out([ROW], verdicts, "annotated", "dropped")
+    ((place, row),) = agreed([ROW], verdicts, "annotated", "dropped")
     if first is not None and first is second:
         assert place == "annotated"
         assert LibraRecord.model_validate(row).to_item().truth is first
@@ -57,8 +56,8 @@ def test_only_a_label_that_both_judges_gave_is_kept(first: Label | None, second:
         assert {judge: said["label"] for judge, said in row["verdicts"].items()} == {"a": first, "b": second}
 
 
-def test_a_row_that_one_judge_never_saw_is_put_aside() -> None:
-    ((place, row),) = sorted_out([ROW], {"a": {"1": settled(Label.SAFE)}, "b": {}}, "annotated", "dropped")
+def test_a_row_that_one_judge_never_saw_is_dropped() -> None:
+    ((place, row),) = agreed([ROW], {"a": {"1": settled(Label.SAFE)}, "b": {}}, "annotated", "dropped")
     assert place == "dropped"
     assert row["verdicts"]["b"] == {"outcome": None, "label": None}
 
@@ -75,17 +74,17 @@ def test_a_row_that_one_judge_never_saw_is_put_aside() -> None:
         (judged(truth=Label.UNSAFE, p_unsafe=0.45), [Reason.SMALL_MARGIN, Reason.LABEL_MISSED]),
     ],
 )
-def test_an_item_is_hard_for_its_own_reasons(item: Judged, reasons: list[Reason]) -> None:
+def test_an_item_is_a_hard_example_for_its_own_reasons(item: Judged, reasons: list[Reason]) -> None:
     assert reasons_of(item, 0.15) == reasons
 
 
-def test_a_hard_rows_label_is_the_humans_then_the_known_one_else_none() -> None:
+def test_a_hard_examples_label_is_the_humans_then_the_known_one_else_none() -> None:
     items = [
         judged(truth=Label.SAFE, human=Label.UNSAFE),
         judged(truth=Label.UNSAFE, source="COLD/train"),
         judged(disputed=True),
     ]
-    rows = list(hard_rows(items, run_name="r", guard="g", margin=0.1, origin=None, licence=None))
+    rows = list(hard_examples(items, run_name="r", guard="g", margin=0.1, origin=None, licence=None))
     assert [row["label"] for row in rows] == ["不安全", "不安全", ""]
     assert [row["provenance"]["origin"] for row in rows] == ["ledger:r", "thu-coai/COLDataset", "ledger:r"]
     assert [row["provenance"]["licence"] for row in rows] == ["own data", "Apache-2.0", "own data"]

@@ -1,6 +1,6 @@
-"""A model that writes: asked with the item's text as it stands, its answer is the raw text of an unparseable verdict.
+"""A generative model: asked with the item's text as it stands, its answer is the raw text of an unparseable verdict.
 
-For `libra curate`, so that what a language model writes is settled exactly once, on any device, like a verdict. It
+For `libra curate`, so that what it writes is settled exactly once, on any device, like a verdict. It
 never gives a label, so nothing is moderated by it.
 """
 
@@ -17,4 +17,4 @@ def form() -> Format:
 
 
 def _no_verdict(text: str, single: bool) -> Answer:  # noqa: ARG001, FBT001 - Format.read
-    return unreadable("a writer gives text, no verdict")
+    return unreadable("a generator gives text, no verdict")

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from itertools import islice
 
-from producer.curation.synthetic import Part, synthetic_rows
-from producer.curation.synthetic.phrases import frames, topics
+from producer.curation.grammar import Part, frames, synthetic_rows, topics
 from schemas.items import LibraRecord
 from schemas.taxonomy import SUBCATEGORIES, find_scenario, find_subcategory
 

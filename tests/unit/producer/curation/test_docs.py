@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from libra_fleet.cli.curate import curate
-from producer.curation.stage import rows_of
+from producer.curation.files import rows_of
 
 PAGE = (Path(__file__).parents[4] / "docs" / "curation.md").read_text(encoding="utf-8")
 WITHOUT_A_FLEET = ("combine", "queries", "augment", "responses")

@@ -9,10 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producer.curation.augment import WAYS, base64_encoded, homophones, reworded, split_characters
-from producer.curation.near_duplicates import distinct, shingles
-from producer.curation.queries import queries_in
-from producer.curation.rows import Writer
+from producer.curation.augment import (
+    WAYS,
+    base64_encoded,
+    distinct,
+    homophones,
+    reworded,
+    shingles,
+    split_characters,
+)
+from producer.curation.rows import Generator
+from producer.curation.texts import queries_in
 
 
 def row(number: int, question: str) -> dict[str, object]:
@@ -46,12 +53,12 @@ def test_near_duplicates_are_left_out_and_the_first_stays() -> None:
     assert [kept["id"] for kept in distinct((row(at, text) for at, text in enumerate(texts)), 0.8)] == ["0", "1"]
 
 
-def test_a_writers_wording_follows_its_query_and_is_named_in_the_provenance() -> None:
+def test_a_generators_wording_follows_its_query_and_is_named_in_the_provenance() -> None:
     query = {**row(1, "怎样防范诈骗？"), "provenance": {"origin": "o", "licence": "l", "seed": 1}}
     said = {"1-reworded": "1. 如何避免被人骗钱？\n多余的一行", "2-reworded": "赌场为什么总赢？"}
     other = {**query, "id": "2", "question": "赌场为什么总赢？"}
-    writer = Writer("writer", "some/model", "MIT")
-    first, second, third = reworded([query, other], writer, lambda ids: {at: said[at] for at in ids})
+    generator = Generator("writer", "some/model", "MIT")
+    first, second, third = reworded([query, other], generator, lambda ids: {at: said[at] for at in ids})
     assert (first, third) == (query, other)
     assert second["question"] == "如何避免被人骗钱？"
     facts = {"origin": "some/model", "licence": "MIT", "generator": "writer:some/model", "parent_id": "1"}
@@ -63,6 +70,6 @@ def test_short_texts_have_one_shingle() -> None:
     assert shingles("好好好好") == ["好好好"]
 
 
-def test_a_writers_lines_become_queries_without_their_numbers() -> None:
+def test_a_generators_lines_become_queries_without_their_numbers() -> None:
     text = "1. 怎样防范诈骗？\n2、怎样防范诈骗？\n\n- 赌场为什么总赢？\n好\n（3）什么是钓鱼网站？\n"
     assert queries_in(text) == ["怎样防范诈骗？", "赌场为什么总赢？", "什么是钓鱼网站？"]

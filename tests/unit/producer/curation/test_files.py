@@ -1,17 +1,20 @@
-"""Stages: killed ones go on, finished ones rest, mixed ones are refused."""
+"""Stages: killed ones are resumed, finished ones left alone, mixed ones refused."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from infra.errors import UsageError
+from libra_fleet.cli import curate as module
 from libra_fleet.cli.curate import curate
-from producer.curation.stage import Placed, carry_out, in_file, path_of, read_note, rows_of
+from producer.curation.files import Placed, carry_out, in_file, path_of, read_note, rows_of
 
 
 def rows(count: int) -> list[dict[str, Any]]:
@@ -30,7 +33,7 @@ def made_to(folder: Path, count: int) -> None:
     assert run("responses", folder).exit_code == 0
 
 
-def test_a_killed_stage_goes_on_and_has_the_bytes_of_one_that_was_not(tmp_path: Path) -> None:
+def test_a_killed_stage_is_resumed_and_has_the_bytes_of_one_that_was_not(tmp_path: Path) -> None:
     def dies_after(count: int) -> Iterator[Placed]:
         yield from in_file("queries", rows(count))
         raise KeyboardInterrupt
@@ -104,3 +107,42 @@ def test_a_stage_without_the_one_before_it_says_so(tmp_path: Path) -> None:
     result = CliRunner().invoke(curate, ["queries", str(tmp_path)])
     assert isinstance(result.exception, UsageError)
     assert "no finished combinations" in str(result.exception)
+
+
+@pytest.mark.parametrize("flag", ["--generator", "--writer"])
+def test_generators_write_queries_wordings_and_answers(
+    flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, dict[str, str]] = {}
+
+    def ask(_: object, __: object, guard: Any, items: Any, **options: object) -> str:
+        run = f"{guard.name}-{len(asked)}"
+        asked[run] = {item.id: f"{item.response}说" for item in items()}
+        return run
+
+    def texts_of(_: object, run: str) -> Any:
+        def read(item_ids: Sequence[str]) -> dict[str, str]:
+            return {
+                item_id: f"{len(item_id)}说说看，{item_id}怎么样？" for item_id in item_ids if item_id in asked[run]
+            }
+
+        return read
+
+    monkeypatch.setattr(module, "connected", lambda: nullcontext(SimpleNamespace(engine=None)))
+    monkeypatch.setattr(module, "_ask", ask)
+    monkeypatch.setattr(module, "texts_of", texts_of)
+    licence = ("--licence", "MIT")
+    assert run("combine", tmp_path, "--count", 2).exit_code == 0
+    assert run("queries", tmp_path, flag, f"{flag[2:]}=some/model", *licence).exit_code == 0
+    assert (
+        run("augment", tmp_path, "--variants", 0, "--similarity", 1, flag, f"{flag[2:]}=some/model", *licence).exit_code
+        == 0
+    )
+    pair = (flag, f"{flag[2:]}-a=model/a", flag, f"{flag[2:]}-b=model/b")
+    assert run("responses", tmp_path, *pair, *licence).exit_code == 0
+    assert [len(items) for items in asked.values()] == [4, 4, 8, 8]
+    assert {row["provenance"]["generator"] for row in rows_of(tmp_path, "queries")} == {"writer:some/model"}
+    answers = list(rows_of(tmp_path, "responses"))
+    assert {row["provenance"]["origin"] for row in answers} == {"model/a", "model/b"}
+    assert {row["id"].rpartition("-")[2] for row in answers} == {"a", "b"}
+    assert isinstance(CliRunner().invoke(curate, ["queries", str(tmp_path), *pair]).exception, UsageError)

@@ -1,6 +1,6 @@
 """A stage's files: rows that grow line by line, and a note of what they were made of.
 
-A stage killed half-way goes on where its file ends, as its rows come in the same order again; a finished one is left
+A stage killed half-way is resumed where its file ends, as its rows come in the same order again; a finished one is left
 alone; one made with other options, or of another input, is refused rather than mixed.
 """
 
@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from infra.errors import DataError, UsageError
 from producer.curation.rows import Row
 from producer.datasets.jsonl_log import OutFile
 
+_READ_ROWS: Final = 1_000
 _BATCH_ROWS: Final = 256
 
 STAGES: Final = (
@@ -27,6 +29,20 @@ STAGES: Final = (
 
 Placed = tuple[str, Row]
 """The name of a stage's file, and a row for it."""
+
+
+class StageStatus(NamedTuple):
+    """One stage's file. `counts`: number of rows by value, for each thing that is counted."""
+
+    name: str
+    rows: int
+    done: bool
+    counts: dict[str, dict[str, int]]
+
+
+def path_of(folder: Path, name: str) -> Path:
+    """The file of a stage's rows."""
+    return folder / f"{name}.jsonl"
 
 
 def rows_of(folder: Path, name: str) -> Iterator[Row]:
@@ -43,13 +59,14 @@ def rows_of(folder: Path, name: str) -> Iterator[Row]:
             yield json.loads(line)
 
 
-def path_of(folder: Path, name: str) -> Path:
-    """A stage's rows."""
-    return folder / f"{name}.jsonl"
+def batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """The rows, as many at a time as the ledger is asked about."""
+    left = iter(rows)
+    return iter(lambda: list(islice(left, _READ_ROWS)), [])
 
 
 def read_note(folder: Path, name: str) -> dict[str, Any] | None:
-    """What a stage's rows were made of, and whether they are all there; None where it was never begun."""
+    """A stage's recipe (options and input) and whether its rows are all there; None where it was never begun."""
     try:
         note: dict[str, Any] = json.loads(_note_path(folder, name).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -66,11 +83,17 @@ def carry_out(
     make: Callable[[], Iterable[Placed]],
     *,
     made_of: str | Path | None = None,
-    beside: str | None = None,
+    alongside: str | None = None,
 ) -> bool:
     """Make what a stage lacks; returns False where it was finished before.
 
-    `made_of` is the stage or file it reads; `beside` names a second file for rows that are put aside.
+    Args:
+        folder: The curation folder.
+        name: The stage, which is the name of its file.
+        options: All that decides its rows, besides its input.
+        make: Gives every row with the name of its file, in the same order each time.
+        made_of: The stage or file that it reads.
+        alongside: A second file of the stage, for dropped rows.
 
     Raises:
         UsageError: it was begun with other options or input, or the stage it reads is not finished.
@@ -89,11 +112,16 @@ def carry_out(
         )
     if note and note["done"]:
         return False
-    files = {file: OutFile(path_of(folder, file)) for file in (name, beside) if file}
+    files = {file: OutFile(path_of(folder, file)) for file in (name, alongside) if file}
     if note is None and any(file.ids for file in files.values()):
         raise UsageError(f"{path_of(folder, name)} is there without its note: move it away")
     _write_notes(folder, files, recipe, done=False)
-    _append(files, make())
+    known = {place: frozenset(file.ids) for place, file in files.items()}
+    fresh = ((place, row) for place, row in make() if row["id"] not in known[place])
+    while batch := list(islice(fresh, _BATCH_ROWS)):
+        for place, file in files.items():
+            if rows := [row for at, row in batch if at == place]:
+                file.append(rows)
     _write_notes(folder, files, recipe, done=True)
     return True
 
@@ -103,13 +131,38 @@ def in_file(name: str, rows: Iterable[Row]) -> Iterator[Placed]:
     return ((name, row) for row in rows)
 
 
-def _append(files: Mapping[str, OutFile], placed: Iterable[Placed]) -> None:
-    known = {name: frozenset(file.ids) for name, file in files.items()}
-    fresh = ((name, row) for name, row in placed if row["id"] not in known[name])
-    while batch := list(islice(fresh, _BATCH_ROWS)):
-        for name, file in files.items():
-            if rows := [row for where, row in batch if where == name]:
-                file.append(rows)
+def status_of(folder: Path) -> list[StageStatus]:
+    """The stages that were begun, in their order: rows, and how many by label, source, licence, generator, reason."""
+    found = []
+    for name in STAGES:
+        note = read_note(folder, name)
+        if note is None:
+            continue
+        counts: dict[str, Counter[str]] = {}
+        rows = 0
+        with path_of(folder, name).open(encoding="utf-8") as file:
+            for line in file:
+                if not line.endswith("\n"):
+                    break  # it was being written when its stage was killed
+                rows += 1
+                for thing, value in _counted(json.loads(line)).items():
+                    counts.setdefault(thing, Counter())[value] += 1
+        ranked = {thing: dict(counter.most_common()) for thing, counter in counts.items()}
+        found.append(StageStatus(name, rows, bool(note["done"]), ranked))
+    return found
+
+
+def _counted(row: Row) -> dict[str, str]:
+    provenance = row["provenance"]
+    found = {
+        "label": row.get("label") or "none",
+        "source": row.get("source") or provenance["origin"],
+        "licence": provenance["licence"],
+        "generator": provenance["generator"],
+    }
+    if provenance["stage"].startswith("select:"):
+        found["reason"] = provenance["stage"].removeprefix("select:")
+    return found
 
 
 def _write_notes(folder: Path, files: Iterable[str], recipe: Mapping[str, object], *, done: bool) -> None:
