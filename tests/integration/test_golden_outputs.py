@@ -1,12 +1,12 @@
-"""Everything that scripts read of us, told once of one small fleet, equals what is recorded in tests/golden.
+"""Everything that scripts read of us, recorded once from one small fleet, equals what is recorded in tests/golden.
 
 The recordings are compatibility contracts: the shapes that scripts depend on, of every command's `--json`, of the
 exporter's page and of the gateway's answers. They were recorded from commit a3683d2, before the rooms were rebuilt.
 They prove that shapes did not change, not that values are right: other tests do that.
 
-What differs from one time to the next (ids, moments, durations, places) is replaced by a token, by its key or by its
+What differs from one time to the next (ids, timestamps, durations, places) is replaced by a token, by its key or by its
 form; names, types and every other value are compared as they are. An id's token has a number by its first appearance
-in the recording, so that two ids that were the same stay the same. `LIBRA_WRITE_GOLDENS=1` records anew.
+in the recording, so that two ids that were the same stay the same. `LIBRA_WRITE_GOLDENS=1` records again.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ import pytest
 import redis
 from click.testing import CliRunner
 
-# All that this module knows of how the project is arranged.
-from infra.cli import libra as root
-from infra.embedded import ServerUrls
-from infra.services import Services
+from infra.servers.embedded import ServerUrls
+from infra.servers.services import Services
 from infra.settings import Settings
+
+# All that this module knows of how the project is arranged.
+from libra_fleet.cli.main import libra as root
 from tests.support.database import fresh_database
 from tests.support.fleet import ROOT, WAIT_S, Fleet, fleet_on, kill_tree
 from tests.support.gateway import free_port, start_gateway
@@ -324,7 +325,7 @@ class Scenario:
 
     def await_workers(self, *guards: str) -> None:
         def all_are_ready() -> bool:
-            return set(guards) <= {facts.get("guard") for facts in self.fleet.workers() if facts["state"] == "ready"}
+            return set(guards) <= {one.guard for one in self.fleet.announced() if one.state == "ready"}
 
         self.fleet.wait(all_are_ready)
 
