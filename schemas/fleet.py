@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
-from schemas.base import Shared
+from schemas.base import Frozen, Shared
+from schemas.messages import Lane
 
 ProcessKind = Literal["worker", "collector", "gateway", "webhooks"]
+Server = Literal["ledger", "broker"]
 READY: Final = "ready"
 
 
@@ -82,3 +84,62 @@ def ready(announced: Iterable[Announcement], role: ProcessKind, guard: str | Non
         for process in announced
         if process.kind == role and process.state == READY and guard in (None, process.guard)
     ]
+
+
+class Queue(Frozen):
+    """One guard's lane: its chunks on the broker, its items in the ledger.
+
+    `oldest_s` is the age of the chunk that is delivered next, `pending_s` that of the oldest unsettled one, which a
+    consumer may hold.
+    """
+
+    guard: str
+    lane: Lane
+    waiting: int = 0
+    held: int = 0
+    oldest_s: float | None = None
+    pending: int = 0
+    pending_s: float = 0.0
+
+
+class OpenRun(Frozen):
+    """A run that has not ended. `expected` is None until it is sealed."""
+
+    id: str
+    name: str
+    guard: str
+    lane: Lane
+    state: str
+    accepted: int
+    settled: int
+    pending: int
+    dead: int
+    expected: int | None
+
+
+class FleetSnapshot(Frozen):
+    """The fleet at one moment. What a server knows that is `away` is left empty, or zero."""
+
+    away: dict[Server, str] = Field(default_factory=dict)
+    """The servers that did not answer, each with the reason in a sentence."""
+    queues: tuple[Queue, ...] = ()
+    """Those of announced workers, those with pending items, and those that were asked for; by guard and lane."""
+
+    announced: tuple[Announcement, ...] = ()
+    verdicts_waiting: int = 0
+    """Judged chunks that no collector has taken yet."""
+    finalizing_waiting: int = 0
+    """Runs whose metrics no collector has begun to compute."""
+    dead_letters: int = 0
+    counts: dict[str, str] = Field(default_factory=dict)
+    """What processes have counted; `infra.coordination.counters` reads it."""
+
+    runs: tuple[OpenRun, ...] = ()
+    dead_items: int = 0
+    webhooks_pending: int = 0
+    webhooks_due: int = 0
+    webhooks_due_s: float = 0.0
+
+    def of_kind(self, kind: ProcessKind) -> list[Announcement]:
+        """The announced processes of a kind, ready or not, by guard and id."""
+        return sorted((one for one in self.announced if one.kind == kind), key=lambda one: (one.guard or "", one.id))

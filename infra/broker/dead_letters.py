@@ -28,20 +28,16 @@ class DeadLetters:
 
     def __init__(self, client: redis.Redis, prefix: str) -> None:
         self._redis = client
-        self._key = f"{prefix}parked"
+        self.key = f"{prefix}parked"
 
     def put(self, queue: str, reason: str, body: str) -> None:
         """Keep a message; beyond ten thousand the oldest goes."""
-        self._redis.lpush(self._key, json.dumps({"queue": queue, "reason": reason, "body": body}, ensure_ascii=False))
-        self._redis.ltrim(self._key, 0, _KEPT - 1)
-
-    def count(self) -> int:
-        """The number of messages kept."""
-        return self._redis.llen(self._key)
+        self._redis.lpush(self.key, json.dumps({"queue": queue, "reason": reason, "body": body}, ensure_ascii=False))
+        self._redis.ltrim(self.key, 0, _KEPT - 1)
 
     def newest_first(self) -> list[dict[str, str]]:
         """Queue, reason and body of each message."""
-        return [json.loads(entry) for entry in cast("list[str]", self._redis.lrange(self._key, 0, -1))]
+        return [json.loads(entry) for entry in cast("list[str]", self._redis.lrange(self.key, 0, -1))]
 
 
 Put = Callable[[str, str, str], None]

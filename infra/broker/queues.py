@@ -20,7 +20,7 @@ from kombu import Message
 from kombu.exceptions import ContentDisallowed, DecodeError
 from redis.connection import Connection as Socket
 
-from infra.broker.app import FINALIZING, VERDICTS, queue_of
+from infra.broker.app import VERDICTS, queue_of
 from infra.retry import FULL, retry
 from schemas.messages import Lane
 
@@ -55,10 +55,6 @@ class Queues:
     def verdicts_waiting(self) -> int:
         """Judged chunks that no collector has taken yet."""
         return self._redis.llen(self._prefix + VERDICTS)
-
-    def finalizing_waiting(self) -> int:
-        """Runs whose metrics no collector has begun to compute."""
-        return self._redis.llen(self._prefix + FINALIZING)
 
     def judged(self) -> set[str]:
         """Ids of the chunks whose verdicts no collector has taken yet."""

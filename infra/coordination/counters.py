@@ -182,7 +182,7 @@ class Counters:
 
     def __init__(self, client: redis.Redis, prefix: str) -> None:
         self._redis = client
-        self._key = f"{prefix}counts"
+        self.key = f"{prefix}counts"
 
     def add(self, tally: Tally) -> None:
         """Add what a process counted."""
@@ -191,13 +191,13 @@ class Counters:
             return
         with self._redis.pipeline(transaction=False) as pipe:
             for field, count in counts.items():
-                pipe.hincrbyfloat(self._key, field, count)
-            pipe.expire(self._key, _KEPT_S)
+                pipe.hincrbyfloat(self.key, field, count)
+            pipe.expire(self.key, _KEPT_S)
             pipe.execute()
 
     def read(self) -> dict[str, str]:
         """The counts by field, as `read_counts` takes them."""
-        return cast("dict[str, str]", self._redis.hgetall(self._key))
+        return cast("dict[str, str]", self._redis.hgetall(self.key))
 
 
 def read_counts(fields: Mapping[str, str]) -> Iterator[tuple[Metric, tuple[str, ...], float]]:

@@ -85,4 +85,8 @@ class Leases:
 
     def held(self, queue: str) -> list[str]:
         """Ids of the chunks that a live consumer works on."""
-        return cast("list[str]", self._redis.eval(_HELD, 1, f"{self._prefix}held:{queue}", str(HELD_FOR_S)))
+        return cast("list[str]", self._redis.eval(*self.held_query(queue)))
+
+    def held_query(self, queue: str) -> tuple[str, int, str, str]:
+        """The script call behind `held`, for a pipeline that asks other things as well."""
+        return _HELD, 1, f"{self._prefix}held:{queue}", str(HELD_FOR_S)

@@ -215,24 +215,3 @@ def replay(
     }
     with engine.begin() as connection:
         return connection.execute(statement, values).rowcount
-
-
-class Backlog(NamedTuple):
-    """Letters that could be sent now, and for how many seconds the oldest has been due."""
-
-    due: int
-    oldest_s: float
-
-
-def backlog(engine: sa.Engine) -> Backlog:
-    """What is due and not taken by a sender; letters of endpoints that rest are not."""
-    statement = sa.text(
-        """
-        SELECT count(*) AS due, coalesce(extract(epoch FROM now() - min(o.next_at)), 0)::float8 AS oldest_s
-        FROM outbox o LEFT JOIN webhook_endpoints e ON e.id = o.endpoint_id
-        WHERE o.state = 'pending' AND o.next_at <= now() AND e.disabled_at IS NULL
-          AND (e.paused_until IS NULL OR e.paused_until <= now())
-        """
-    )
-    with engine.connect() as connection:
-        return Backlog(*connection.execute(statement).one())

@@ -67,19 +67,6 @@ def list_runs(engine: sa.Engine, *, limit: int = 20, tenant: str | None = None) 
         return [_status(row) for row in connection.execute(statement, {"limit": limit, "tenant": tenant})]
 
 
-def open_runs(engine: sa.Engine) -> list[RunStatus]:
-    """The runs that have not ended, newest first."""
-    statement = sa.text(f"SELECT {_COLUMNS} FROM runs WHERE completed_at IS NULL ORDER BY created_at DESC")  # noqa: S608
-    with engine.connect() as connection:
-        return [_status(row) for row in connection.execute(statement)]
-
-
-def dead_count(engine: sa.Engine) -> int:
-    """Items that died, over all runs."""
-    with engine.connect() as connection:
-        return int(connection.scalar(sa.text("SELECT coalesce(sum(dead), 0) FROM runs")) or 0)
-
-
 def _status(row: sa.Row[tuple[object, ...]]) -> RunStatus:
     counts = RunCounts(
         accepted=row.accepted,

@@ -40,8 +40,13 @@ class Services:
 
     @cached_property
     def coordination(self) -> CoordinationStore:
-        """The notice board."""
+        """The coordination store."""
         return open_coordination(self.redis_url, self.settings)
+
+    @cached_property
+    def coordination_at_once(self) -> CoordinationStore:
+        """The coordination store, for questions that do not wait for a broker that is away."""
+        return open_coordination(self.redis_url, self.settings.model_copy(update={"wait_for_servers_s": 0}))
 
     @cached_property
     def publisher(self) -> Publisher:

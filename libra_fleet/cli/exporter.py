@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from infra.errors import UsageError
 from libra_fleet.cli.context import connected
 from libra_fleet.cli.show import say
-from producer.exporter.fleet import FleetCollector
+from producer.exporter.page import FleetCollector
 
 
 @click.command("metrics-exporter")

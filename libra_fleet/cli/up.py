@@ -18,12 +18,10 @@ from pathlib import Path
 from typing import Final
 
 import click
-import redis
 from rich.live import Live
-from sqlalchemy.exc import DBAPIError
 
 from infra.errors import UsageError
-from infra.fleet_status import FleetStatus, read_fleet
+from infra.fleet import look
 from infra.ledger.keys import list_keys
 from infra.servers.filelock import FileLock
 from infra.servers.services import Services, services
@@ -33,7 +31,6 @@ from libra_fleet.cli.show import err, say
 from libra_fleet.machine.crew import Crew, Member
 from libra_fleet.machine.screen import plain_line, screen
 from libra_fleet.machine.watching import RunPace, Warnings
-from schemas.fleet import Announcement
 
 _LOOK_EVERY_S: Final = 1.0
 _LINE_EVERY_S: Final = 10.0
@@ -100,9 +97,10 @@ class _Up:
         said_at = -_LINE_EVERY_S
         was_ready = False
         while not self._signals:
-            fleet, announced = _looked(self._found)
+            seen = look(self._found)
+            fleet = None if seen.away else seen  # while a server is away, everybody waits for it
             if fleet is not None:
-                self._crew.tend(announced)
+                self._crew.tend(fleet.announced)
             for warning in self._warnings.look():
                 if self._live is None:
                     say(f"! {warning}")
@@ -133,14 +131,6 @@ class _Up:
     def _on_signal(self, *_: object) -> None:
         self._signals += 1
         self._wake.set()
-
-
-def _looked(found: Services) -> tuple[FleetStatus | None, list[Announcement]]:
-    """The fleet's status and who is announced; None while a server is away, which everybody waits for."""
-    try:
-        return read_fleet(found), found.coordination.presence.announced()
-    except (redis.RedisError, DBAPIError):
-        return None, []
 
 
 def _members(logs: Path, guard: GuardChoice, devices: str, port: int | None) -> list[Member]:

@@ -8,11 +8,12 @@ import redis
 import sqlalchemy as sa
 
 from infra.broker.app import connect_redis
-from infra.coordination.store import open_coordination
 from infra.errors import ServerError
+from infra.fleet import look
 from infra.ledger import reading
 from infra.ledger.engine import HEAD, current_revision, open_ledger
 from infra.servers.embedded import EmbeddedServers
+from infra.servers.services import Services
 from infra.settings import Settings
 from libra_fleet.doctor.contradictions import check_settings
 from libra_fleet.doctor.finding import Finding, error, good
@@ -74,8 +75,8 @@ def examine_servers(settings: Settings, redis_url: str, database_url: str, *, em
         slowest_s = reading.slowest_chunk_s(engine)
     yield from check_settings(settings, slowest_chunk_s=slowest_s)
     if client is not None and engine is not None and at_head:
-        impatient = settings.model_copy(update={"wait_for_servers_s": 0})
-        yield from check_fleet(open_coordination(redis_url, impatient), engine)
+        fleet = look(Services(settings, redis_url, database_url, embedded=embedded), at_once=True)
+        yield from check_fleet(fleet)
 
 
 def _redis(url: str) -> Generator[Finding, None, redis.Redis | None]:

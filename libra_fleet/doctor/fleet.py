@@ -1,117 +1,102 @@
-"""The fleet as board and ledger see it: who is of another version, what nobody works on."""
+"""The fleet as one look at the servers finds it: processes of different versions, work that nobody does."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import version
 
-import sqlalchemy as sa
-
-from infra.coordination.store import CoordinationStore
-from infra.ledger import outbox, reading, recovery
 from libra_fleet.doctor.finding import Finding, error, good, warning
-from schemas.fleet import Announcement, ready
+from schemas.fleet import FleetSnapshot, ready
+
+_OURS = version("libra-fleet")
 
 
-def check_fleet(coordination: CoordinationStore, engine: sa.Engine) -> Iterator[Finding]:
-    """Everything about the processes that have announced themselves and the work that waits for them."""
-    announced = coordination.presence.announced()
-    yield good("fleet", _who(announced))
-    yield from check_versions(announced)
-    yield from check_fingerprints(announced)
-    yield from _lanes(coordination, engine, announced)
-    yield from _collector(coordination, engine, announced)
-    yield from _webhooks(engine, announced)
-    if parked := coordination.dead_letters.count():
-        yield warning(
-            "parked messages",
-            f"{parked:,} messages are parked",
-            why="nobody here could read them; the items of a parked chunk come back after a lease",
-            do="look for parked in the logs; upgrade what is older than the sender",
+def check_fleet(fleet: FleetSnapshot) -> Iterator[Finding]:
+    """Findings on the announced processes and on the work that waits for them."""
+    for server, reason in fleet.away.items():
+        yield error(
+            "fleet",
+            f"the {server} stopped answering: {reason}",
+            why="the rest of the fleet could not be examined",
+            do="run libra doctor again once the server answers",
         )
-
-
-def _who(announced: Iterable[Announcement]) -> str:
-    counts = Counter(process.kind for process in announced)
-    return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "nobody is announced"
-
-
-def check_versions(announced: Iterable[Announcement], ours: str = version("libra-fleet")) -> Iterator[Finding]:
-    """Who runs another version than this one."""
-    for process in announced:
-        if process.version != ours:
+    if fleet.away:
+        return
+    kinds = Counter(process.kind for process in fleet.announced)
+    running = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+    yield good("fleet", running or "no process of the fleet is running")
+    for process in fleet.announced:
+        if process.version != _OURS:
             yield warning(
                 "fleet versions",
-                f"{process.kind} {process.id} runs version {process.version or 'unknown'}, this is {ours}",
-                why="newer messages are parked by older readers; settings and figures may differ",
-                do="upgrade it, and restart it: one machine after the other is fine",
+                f"{process.kind} {process.id} runs version {process.version or 'unknown'}, this is {_OURS}",
+                why="older processes send newer messages to the dead-letter queue; settings and figures may differ",
+                do="upgrade it and restart it; one machine after the other is fine",
             )
+    yield from _fingerprints(fleet)
+    yield from _work(fleet)
+    if fleet.dead_letters:
+        yield warning(
+            "parked messages",
+            f"{fleet.dead_letters:,} messages in the dead-letter queue",
+            why="no process here could read them; the items of a chunk among them are queued again after a lease",
+            do="look for events ending in _parked in the logs; upgrade the processes that are older than the sender",
+        )
 
 
-def check_fingerprints(announced: Iterable[Announcement]) -> Iterator[Finding]:
+def _fingerprints(fleet: FleetSnapshot) -> Iterator[Finding]:
     """Workers of one guard that are not the same guard."""
     seen: dict[tuple[str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for worker in announced:
+    for worker in fleet.announced:
         for mode, digest in (worker.fingerprints or {}).items():
             seen[str(worker.guard), mode][digest].append(worker.id)
-    told: set[str] = set()
+    differing: dict[str, dict[str, list[str]]] = {}
     for (guard, _), by_digest in seen.items():
-        if len(by_digest) > 1 and guard not in told:
-            told.add(guard)
-            sides = "; ".join(f"{digest}: {', '.join(ids)}" for digest, ids in sorted(by_digest.items()))
-            yield error(
-                "fingerprints",
-                f"the workers of {guard} differ in model, revision, prompt, dtype or engine ({sides})",
-                why="a bulk run takes the verdicts of one fingerprint alone; what the others judge of it is refused",
-                do=f"give all of them the same checkpoint, --dtype, --engine and version, and restart the others "
-                f"(libra guards shows what {guard} should be)",
-            )
+        if len(by_digest) > 1:
+            differing.setdefault(guard, by_digest)  # one mode is enough: the others differ likewise
+    for guard, by_digest in differing.items():
+        sides = "; ".join(f"{digest}: {', '.join(ids)}" for digest, ids in sorted(by_digest.items()))
+        yield error(
+            "fingerprints",
+            f"the workers of {guard} differ in model, revision, prompt, dtype or engine ({sides})",
+            why="a bulk run takes the verdicts of one fingerprint only; those of the other workers are refused",
+            do="give all of them the same checkpoint, --dtype, --engine and version, and restart those that differ "
+            f"(libra guards shows what {guard} should be)",
+        )
 
 
-def _lanes(coordination: CoordinationStore, engine: sa.Engine, announced: list[Announcement]) -> Iterator[Finding]:
-    with engine.connect() as connection:
-        lanes = recovery.lanes_with_pending(connection)
-    for guard, lane in lanes:
-        if not ready(announced, "worker", guard):
-            waiting = coordination.queues.length(guard, lane)
+def _work(fleet: FleetSnapshot) -> Iterator[Finding]:
+    """Work that waits for processes that are not there, or too few."""
+    for queue in fleet.queues:
+        if queue.pending and not ready(fleet.announced, "worker", queue.guard):
             yield error(
                 "lanes",
-                f"{guard}, {lane.value}: work is pending ({waiting:,} chunks queued) and no worker of it is ready",
-                why="nothing of it is judged",
-                do=f"libra worker --guard {guard}",
+                f"{queue.guard}, {queue.lane.value}: work is pending ({queue.waiting:,} chunks queued) and no worker "
+                "for it is ready",
+                why="none of it is judged",
+                do=f"libra worker --guard {queue.guard}",
             )
-
-
-def _collector(coordination: CoordinationStore, engine: sa.Engine, announced: list[Announcement]) -> Iterator[Finding]:
-    if any(process.kind == "collector" for process in announced):
-        return
-    waiting = coordination.queues.verdicts_waiting()
-    pending = sum(run.counts.pending for run in reading.open_runs(engine))
-    if waiting or pending:
+    pending = sum(run.pending for run in fleet.runs)
+    if (fleet.verdicts_waiting or pending) and not fleet.of_kind("collector"):
         yield error(
             "collector",
-            f"no collector runs; {waiting:,} judged chunks wait and {pending:,} items are pending",
-            why="no verdict is settled, no run ends, and nothing that was lost comes back",
+            f"no collector runs; {fleet.verdicts_waiting:,} judged chunks wait and {pending:,} items are pending",
+            why="no verdict is settled, no run ends, and no lost chunk is queued again",
             do="libra collector",
         )
-
-
-def _webhooks(engine: sa.Engine, announced: list[Announcement]) -> Iterator[Finding]:
-    backlog = outbox.backlog(engine)
-    if not backlog.due:
-        return
-    if not any(process.kind == "webhooks" for process in announced):
+    due = f"{fleet.webhooks_due:,} webhooks are due, the oldest for {fleet.webhooks_due_s:,.0f} s"
+    if fleet.webhooks_due and not fleet.of_kind("webhooks"):
         yield error(
             "webhooks",
-            f"{backlog.due:,} webhooks are due, the oldest for {backlog.oldest_s:,.0f} s, and no sender runs",
-            why="platforms are not told what was decided",
+            f"{due}, and no sender runs",
+            why="platforms do not learn what was decided",
             do="libra webhooks send",
         )
-    elif backlog.oldest_s > 60:
+    elif fleet.webhooks_due and fleet.webhooks_due_s > 60:
         yield warning(
             "webhooks",
-            f"{backlog.due:,} webhooks are due, the oldest for {backlog.oldest_s:,.0f} s",
-            why="the senders do not keep up with what is decided",
-            do="another libra webhooks send, or a higher LIBRA_WEBHOOK_CONNECTIONS",
+            due,
+            why="the senders do not keep up with the decisions",
+            do="start another libra webhooks send, or raise LIBRA_WEBHOOK_CONNECTIONS",
         )

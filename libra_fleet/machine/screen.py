@@ -9,16 +9,16 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from infra.fleet_status import FleetStatus
-from libra_fleet.cli.status_view import status_view
 from libra_fleet.machine.crew import Member
+from libra_fleet.machine.status_view import status_view, troubles
 from libra_fleet.machine.watching import items_per_s
+from schemas.fleet import FleetSnapshot
 
 
 def screen(
     title: str,
     members: Sequence[Member],
-    fleet: FleetStatus | None,
+    fleet: FleetSnapshot | None,
     *,
     left_s: Mapping[str, float],
     notes: Iterable[str],
@@ -58,7 +58,7 @@ def _members(members: Sequence[Member]) -> Table:
     return table
 
 
-def plain_line(members: Sequence[Member], fleet: FleetStatus | None, left_s: Mapping[str, float]) -> str:
+def plain_line(members: Sequence[Member], fleet: FleetSnapshot | None, left_s: Mapping[str, float]) -> str:
     """Where everything stands, in one line."""
     if fleet is None:
         return "the servers do not answer; everybody waits"
@@ -72,4 +72,4 @@ def plain_line(members: Sequence[Member], fleet: FleetStatus | None, left_s: Map
     for run in fleet.runs:
         end = f", {left_s[run.id]:,.0f} s left" if run.id in left_s else ""
         facts.append(f"{run.name} {run.settled:,} of {run.settled + run.pending:,}{end}")
-    return " · ".join([*facts, *(f"! {trouble}" for trouble in fleet.troubles)])
+    return " · ".join([*facts, *(f"! {trouble}" for trouble in troubles(fleet))])

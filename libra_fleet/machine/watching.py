@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from infra.fleet_status import FleetStatus
+from schemas.fleet import FleetSnapshot
 
 _WINDOW_S: Final = 60.0
 _SEEN_ENOUGH_S: Final = 3.0
@@ -64,7 +64,7 @@ class RunPace:
     def __init__(self) -> None:
         self._looks: dict[str, deque[tuple[float, int]]] = {}
 
-    def look(self, now: float, fleet: FleetStatus) -> dict[str, float]:
+    def look(self, now: float, fleet: FleetSnapshot) -> dict[str, float]:
         """Seconds that are left, by run id: of sealed runs that have settled something since they were first seen."""
         left = {}
         self._looks = {run.id: self._looks.get(run.id, deque()) for run in fleet.runs}
@@ -79,7 +79,7 @@ class RunPace:
         return left
 
 
-def items_per_s(fleet: FleetStatus) -> float | None:
-    """What all workers judge a second, by their own last minute; None until one of them knows."""
-    rates: Sequence[float] = [worker.items_per_s for worker in fleet.workers if worker.items_per_s is not None]
+def items_per_s(fleet: FleetSnapshot) -> float | None:
+    """Items that all workers judge a second, by their own last minute; None until one of them knows."""
+    rates = [worker.items_per_s for worker in fleet.of_kind("worker") if worker.items_per_s is not None]
     return sum(rates) if rates else None

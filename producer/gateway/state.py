@@ -8,7 +8,7 @@ from functools import cached_property
 
 from fastapi import Request
 
-from infra.coordination.store import CoordinationStore, open_coordination
+from infra.coordination.store import CoordinationStore
 from infra.servers.services import Services
 from infra.settings import Settings
 from producer.gateway.access import Keys
@@ -19,7 +19,7 @@ from producer.gateway.metrics import GatewayMetrics
 from producer.gateway.pool import Pool
 from producer.gateway.verdicts_awaited import AwaitedVerdicts
 from producer.webhooks.addresses import Allowed
-from schemas.fleet import ready
+from schemas.fleet import Announcement, ready
 
 KnowsPolicy = Callable[[str], bool]
 
@@ -88,14 +88,18 @@ class Gateway:
         """Who is let in."""
         return Admission(self.services, self.coordination, self.metrics, self.live_runs.ids)
 
-    @cached_property
+    @property
     def coordination(self) -> CoordinationStore:
-        """The notice board for questions that must be answered at once: it does not wait for a broker that is away."""
-        return open_coordination(self.services.redis_url, self.settings.model_copy(update={"wait_for_servers_s": 0}))
+        """The coordination store, which does not wait for a broker that is away."""
+        return self.services.coordination_at_once
+
+    def announced(self) -> list[Announcement]:
+        """The processes of the fleet. In a thread."""
+        return self.coordination.presence.announced()
 
     def serves(self, guard: str) -> bool:
         """Whether a worker of this guard has announced itself. In a thread."""
-        return bool(ready(self.coordination.presence.announced(), "worker", guard))
+        return bool(ready(self.announced(), "worker", guard))
 
 
 async def gateway_of(request: Request) -> Gateway:

@@ -566,13 +566,13 @@ STRANGERS = {
 def test_a_message_that_cannot_be_read_is_parked_and_the_worker_judges_on(found: Services, kind: str) -> None:
     raw, reason = STRANGERS[kind]
     workers = {process.pid for process in found.coordination.presence.announced()}
-    parked = found.coordination.dead_letters.count()
+    parked = len(found.coordination.dead_letters.newest_first())
     queue = f"{found.settings.namespace}:{queue_of('fake', Lane.LIVE)}"
 
     with redis.Redis.from_url(found.redis_url) as client:
         client.lpush(queue, raw)
 
-    assert wait_until(lambda: found.coordination.dead_letters.count() > parked, timeout_s=30)
+    assert wait_until(lambda: len(found.coordination.dead_letters.newest_first()) > parked, timeout_s=30)
     newest = found.coordination.dead_letters.newest_first()[0]
     assert newest["queue"] == queue_of("fake", Lane.LIVE)
     assert reason in newest["reason"]
@@ -632,9 +632,11 @@ def test_no_log_holds_user_text(libra: Cli, found: Services) -> None:
     libra.json("judge", f"[[fake:safe]] {SECRET}", *GUARD)
     with redis.Redis.from_url(found.redis_url) as client:
         for raw, _ in (STRANGERS["plain text"], STRANGERS["no chunk"]):
-            parked = found.coordination.dead_letters.count()
+            parked = len(found.coordination.dead_letters.newest_first())
             client.lpush(f"{found.settings.namespace}:{queue_of('fake', Lane.LIVE)}", raw)
-            assert wait_until(lambda before=parked: found.coordination.dead_letters.count() > before, timeout_s=30)
+            assert wait_until(
+                lambda before=parked: len(found.coordination.dead_letters.newest_first()) > before, timeout_s=30
+            )
 
     escaped = json.dumps(SECRET)[1:-1]
     encoded = base64.b64encode(SECRET.encode()).decode()[:24]

@@ -209,7 +209,7 @@ PLANTED: dict[str, tuple[Callable[[Patient], object], str, str, str]] = {
         lambda patient: patient.services.coordination.dead_letters.put("q", "newer", "{}"),
         "parked messages",
         "warning",
-        "1 messages are parked",
+        "1 messages in the dead-letter queue",
     ),
 }
 

@@ -21,7 +21,7 @@ from tests.support.make import verdicts_for
 
 
 def accepted(services: Services) -> int:
-    return sum(run.counts.accepted for run in reading.open_runs(services.engine))
+    return sum(run.counts.accepted for run in reading.list_runs(services.engine))
 
 
 def test_a_verdict_arrives_although_the_notice_of_it_was_lost(services: Services) -> None:

@@ -10,11 +10,13 @@ import pytest
 from click.testing import CliRunner
 from prometheus_client import generate_latest
 
+from infra.fleet import look
 from infra.ledger import intake, reading
 from infra.servers.services import Services
 from libra_fleet.cli.status import status
-from producer.exporter.fleet import FleetCollector
+from producer.exporter.page import FleetCollector, fleet_page
 from producer.intake.submit import seal, submit
+from schemas.fleet import Announcement
 from tests.support.fleet import Fleet
 from tests.support.make import items, spec
 from tests.support.prometheus import free_port, prometheus
@@ -85,6 +87,19 @@ def test_a_scrape_while_the_broker_is_away_tells_what_the_ledger_knows(services:
     assert 'libra_server_up{server="broker"} 0.0' in told
     assert 'libra_items_pending{guard="fake",lane="bulk"} 3.0' in told
     assert "libra_queue_chunks{" not in told
+
+
+def test_a_look_while_the_ledger_is_away_has_what_the_broker_knows(services: Services) -> None:
+    services.coordination.presence.announce(Announcement(id="w", kind="worker", guard="fake", state="ready"))
+    alone = Services(services.settings, services.redis_url, "postgresql://127.0.0.1:1/none", embedded=False)
+    fleet = look(alone, at_once=True)
+    told = generate_latest(fleet_page(fleet)).decode()
+
+    assert list(fleet.away) == ["ledger"]
+    assert 'libra_server_up{server="ledger"} 0.0' in told
+    assert 'libra_workers{guard="fake"} 1.0' in told
+    assert 'libra_queue_chunks{guard="fake",lane="bulk"} 0.0' in told
+    assert "libra_items_pending{" not in told
 
 
 def _facts() -> dict[str, Any]:

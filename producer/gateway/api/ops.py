@@ -1,4 +1,4 @@
-"""For those who run the gateway: is it alive, can it work, how does it fare. No key is asked for; no text is told."""
+"""For those who run the gateway: is it alive, can it work, how does it fare. No key is asked for; no text is shown."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import Response
 from prometheus_client import generate_latest
 
+from infra.fleet import AWAY, look
 from infra.ledger.engine import ledger_now
-from producer.exporter.fleet import AWAY, look, nothing_known
+from producer.exporter.page import fleet_page
 from producer.gateway.metrics import CONTENT_TYPE
 from producer.gateway.problems import ProblemError
 from producer.gateway.state import Gateway, gateway_of
-from schemas.fleet import Announcement, ready
+from schemas.fleet import FleetSnapshot, ready
 
 _ANSWER_WITHIN_S: Final = 3.0
+_NO_ANSWER: Final = FleetSnapshot(away={"ledger": "no answer in time", "broker": "no answer in time"})
 
 T = TypeVar("T")
 router = APIRouter(tags=["operations"])
@@ -33,25 +35,38 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz")
 async def readyz(gateway: Here) -> dict[str, Any]:
-    """Ledger and broker answer, so that items can be accepted; beside it, who would judge them."""
-    ledger, broker = await asyncio.gather(
+    """Ledger and broker answer, so that items can be accepted; alongside it, the workers that would judge them."""
+    # Not a whole look at the fleet, which may take too long on a busy ledger: a gateway that can accept items must not
+    # become unready for that.
+    ledger, announced = await asyncio.gather(
         _answers(gateway.pool.run(ledger_now, gateway.services.engine)),
-        _answers(gateway.pool.run(_workers, gateway)),
+        _answers(gateway.pool.run(gateway.announced)),
     )
-    checks = {"ledger": "away" if ledger is None else "ok", "broker": "away" if broker is None else "ok"}
-    if ledger is None or broker is None:
+    checks = {"ledger": "away" if ledger is None else "ok", "broker": "away" if announced is None else "ok"}
+    if ledger is None or announced is None:
         away = ", ".join(name for name, state in checks.items() if state == "away")
         raise ProblemError(503, "not-ready", f"away: {away}", headers={"Retry-After": "2"}, **checks)
-    return {"status": "ok", **checks, **_who_judges(broker, gateway.default_guard)}
+    workers = Counter(str(worker.guard) for worker in ready(announced, "worker"))
+    return {
+        "status": "ok",
+        **checks,
+        "guard": gateway.default_guard,
+        "guard_served": bool(workers[gateway.default_guard]),
+        "workers": dict(workers),
+        "collectors": len(ready(announced, "collector")),
+    }
 
 
 @router.get("/metrics")
 async def metrics(gateway: Here) -> Response:
-    """Prometheus metrics: this gateway's own, and the whole fleet's, without what lies on a server that is away."""
+    """Prometheus metrics: this gateway's own, and the whole fleet's, without those of a server that is away."""
     gateway.metrics.waiting.set(gateway.waiting)
-    fleet = await _answers(gateway.pool.run(_fleet, gateway))
-    own = gateway.metrics.render()
-    return Response(own + (generate_latest(nothing_known()) if fleet is None else fleet), media_type=CONTENT_TYPE)
+    fleet = await _answers(gateway.pool.run(_fleet, gateway)) or _NO_ANSWER
+    return Response(gateway.metrics.render() + generate_latest(fleet_page(fleet)), media_type=CONTENT_TYPE)
+
+
+def _fleet(gateway: Gateway) -> FleetSnapshot:
+    return look(gateway.services, at_once=True, guards=[gateway.default_guard])
 
 
 async def _answers(question: Awaitable[T]) -> T | None:
@@ -60,21 +75,3 @@ async def _answers(question: Awaitable[T]) -> T | None:
         return await asyncio.wait_for(question, _ANSWER_WITHIN_S)
     except (*AWAY, TimeoutError):
         return None
-
-
-def _workers(gateway: Gateway) -> list[Announcement]:
-    return gateway.coordination.presence.announced()
-
-
-def _who_judges(announced: list[Announcement], default_guard: str) -> dict[str, Any]:
-    guards = Counter(str(worker.guard) for worker in ready(announced, "worker"))
-    return {
-        "guard": default_guard,
-        "guard_served": bool(guards[default_guard]),
-        "workers": dict(guards),
-        "collectors": len(ready(announced, "collector")),
-    }
-
-
-def _fleet(gateway: Gateway) -> bytes:
-    return generate_latest(look(gateway.services, lambda: gateway.coordination, [gateway.default_guard]))

@@ -1,4 +1,4 @@
-"""What an operator wants to know, asked of board and ledger: lanes, workers, the mix of verdicts, runs. Blocking."""
+"""The console's page on the fleet: lanes, workers, the verdicts of a day as a chart, runs. Blocking."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Final, NamedTuple
 
 from sqlalchemy.exc import OperationalError
 
-from infra.broker.backpressure import oldest_age_s
+from infra.errors import ServerError
+from infra.fleet import look
 from infra.ledger import mix, reading
 from infra.ledger.mix import MixBar
 from infra.ledger.reading import RunStatus
-from infra.settings import Settings
 from producer.gateway.state import Gateway
-from schemas.fleet import Announcement
+from schemas.fleet import Announcement, Queue
 from schemas.messages import Lane
 from schemas.runs import RunReport
 
@@ -28,24 +28,10 @@ _REPORTS_KEPT: Final = 200
 
 
 class LaneFacts(NamedTuple):
-    """A queue: chunks that wait, the age of the oldest, and whether that is above the high-water mark."""
+    """A queue, and whether its oldest chunk has waited for longer than the high-water mark."""
 
-    guard: str
-    lane: Lane
-    chunks: int
-    age_s: float
+    queue: Queue
     late: bool
-
-
-class WorkerFacts(NamedTuple):
-    """A worker's device (or a collector, which has none). `busy`: its share of the last minute, None until known."""
-
-    id: str
-    kind: str
-    guard: str | None
-    state: str
-    items: int | None
-    busy: float | None
 
 
 class RunFacts(NamedTuple):
@@ -74,18 +60,18 @@ class Chart(NamedTuple):
 
 
 class FleetFacts(NamedTuple):
-    """Everything; no chart where the ledger is too busy to draw one."""
+    """Everything on the page; no chart where the ledger is too busy to draw one."""
 
     lanes: Sequence[LaneFacts]
     verdict_chunks: int
-    workers: Sequence[WorkerFacts]
+    processes: Sequence[Announcement]
     chart: Chart | None
     runs: Sequence[RunFacts]
     now: datetime
 
 
 class Fleet:
-    """Asks, and remembers what need not be asked again."""
+    """Looks at the fleet, and remembers what need not be read again."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
@@ -93,44 +79,32 @@ class Fleet:
         self._averages: dict[str, tuple[float | None, float | None]] = {}
 
     def facts(self, tenant: str | None) -> FleetFacts:
-        """The fleet as it is now, with the verdicts and runs of one tenant, or of all (None)."""
-        coordination = self._gateway.coordination
-        runs = self._runs(tenant)
-        announced = coordination.presence.announced()
+        """The fleet as it is now, with the verdicts and runs of one tenant, or of all (None).
+
+        Raises:
+            ServerError: the broker is away. Without the ledger there are no runs, so that reading them says it first.
+        """
+        found = reading.list_runs(self._gateway.services.engine, limit=_RUNS_SHOWN, tenant=tenant)
+        runs = [self._run(status) for status in found]
+        guards = {self._gateway.default_guard, *(run.spec.guard for run in found if not run.state.ended)}
+        fleet = look(self._gateway.services, at_once=True, guards=guards)
+        if "broker" in fleet.away:
+            raise ServerError(fleet.away["broker"])
+        # What is pending of other tenants on lanes that no worker serves is not this visitor's to see.
+        guards |= {str(worker.guard) for worker in fleet.of_kind("worker")}
+        shown = sorted((q for q in fleet.queues if q.guard in guards), key=lambda q: (q.guard, q.lane is Lane.BULK))
         return FleetFacts(
-            lanes=self._lanes(announced, runs),
-            verdict_chunks=coordination.queues.verdicts_waiting(),
-            workers=self._workers(announced),
+            lanes=[LaneFacts(queue, (queue.oldest_s or 0.0) > self._high_water_s(queue.lane)) for queue in shown],
+            verdict_chunks=fleet.verdicts_waiting,
+            processes=sorted(fleet.announced, key=lambda one: (one.kind != "worker", one.guard or "", one.id)),
             chart=self._chart(tenant),
             runs=runs,
             now=datetime.now(UTC),
         )
 
-    def _lanes(self, announced: Sequence[Announcement], runs: Sequence[RunFacts]) -> list[LaneFacts]:
-        guards = {self._gateway.default_guard}
-        guards |= {str(process.guard) for process in announced if process.kind == "worker"}
-        guards |= {run.status.spec.guard for run in runs if not run.status.state.ended}
-        return [self._lane(guard, lane) for guard in sorted(guards) for lane in (Lane.LIVE, Lane.BULK)]
-
-    def _lane(self, guard: str, lane: Lane) -> LaneFacts:
-        coordination = self._gateway.coordination
-        age_s = oldest_age_s(self._gateway.services, coordination, guard, lane)
-        late = age_s > _high_water_s(self._gateway.settings, lane)
-        return LaneFacts(guard, lane, coordination.queues.length(guard, lane), age_s, late)
-
-    def _workers(self, announced: Sequence[Announcement]) -> list[WorkerFacts]:
-        found = [
-            WorkerFacts(
-                id=process.id,
-                kind=process.kind,
-                guard=process.guard,
-                state=process.state,
-                items=process.items,
-                busy=process.busy_share,
-            )
-            for process in announced
-        ]
-        return sorted(found, key=lambda worker: (worker.kind != "worker", worker.guard or "", worker.id))
+    def _high_water_s(self, lane: Lane) -> float:
+        settings = self._gateway.settings
+        return settings.live_high_water_age_s if lane is Lane.LIVE else settings.high_water_age_s
 
     def _chart(self, tenant: str | None) -> Chart | None:
         until, chart = self._charts.get(tenant, (0.0, None))
@@ -141,10 +115,6 @@ class Fleet:
                 chart = None
             self._charts[tenant] = (time.monotonic() + _CHART_KEPT_S, chart)
         return chart
-
-    def _runs(self, tenant: str | None) -> list[RunFacts]:
-        found = reading.list_runs(self._gateway.services.engine, limit=_RUNS_SHOWN, tenant=tenant)
-        return [self._run(status) for status in found]
 
     def _run(self, status: RunStatus) -> RunFacts:
         counts = status.counts
@@ -183,7 +153,3 @@ def _column(bar: MixBar, highest: int) -> Column:
 def _averages(report: RunReport | None) -> tuple[float | None, float | None]:
     group = next((group for group in report.groups if group.kind == "average"), None) if report else None
     return (group.value("accuracy"), group.value("f1_unsafe")) if group else (None, None)
-
-
-def _high_water_s(settings: Settings, lane: Lane) -> float:
-    return settings.live_high_water_age_s if lane is Lane.LIVE else settings.high_water_age_s

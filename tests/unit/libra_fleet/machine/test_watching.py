@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
-from infra.fleet_status import FleetStatus, OpenRun, Worker
 from libra_fleet.machine.watching import RunPace, Warnings, items_per_s
+from schemas.fleet import Announcement, FleetSnapshot, OpenRun
 from schemas.messages import Lane
 
-RUN = OpenRun("r", "nightly", "fake", Lane.BULK, "sealed", 1_000, 0, 1_000, 0, 1_000)
+RUN = OpenRun(
+    id="r",
+    name="nightly",
+    guard="fake",
+    lane=Lane.BULK,
+    state="sealed",
+    accepted=1_000,
+    settled=0,
+    pending=1_000,
+    dead=0,
+    expected=1_000,
+)
 
 
 def test_only_warnings_added_since_the_start_are_shown_each_once_and_torn_lines_wait(tmp_path: Path) -> None:
@@ -32,17 +42,19 @@ def test_only_warnings_added_since_the_start_are_shown_each_once_and_torn_lines_
 
 def test_the_end_of_a_run_is_told_once_it_is_sealed_and_moves() -> None:
     pace = RunPace()
-    assert pace.look(0.0, FleetStatus(runs=(RUN,))) == {}
-    assert pace.look(10.0, FleetStatus(runs=(RUN,))) == {}, "it does not move"
+    assert pace.look(0.0, FleetSnapshot(runs=(RUN,))) == {}
+    assert pace.look(10.0, FleetSnapshot(runs=(RUN,))) == {}, "it does not move"
 
-    moving = replace(RUN, settled=200, pending=800)
-    assert pace.look(20.0, FleetStatus(runs=(moving,))) == {"r": 80.0}
-    assert pace.look(21.0, FleetStatus(runs=(replace(moving, expected=None),))) == {}, "nobody knows how much comes"
-    assert pace.look(22.0, FleetStatus()) == {}
+    moving = RUN.model_copy(update={"settled": 200, "pending": 800})
+    assert pace.look(20.0, FleetSnapshot(runs=(moving,))) == {"r": 80.0}
+    unsealed = moving.model_copy(update={"expected": None})
+    assert pace.look(21.0, FleetSnapshot(runs=(unsealed,))) == {}, "nobody knows how much comes"
+    assert pace.look(22.0, FleetSnapshot()) == {}
 
 
 def test_the_rate_of_a_fleet_is_unknown_until_a_worker_knows_its_own() -> None:
-    workers = (Worker("a", "fake", "ready"), Worker("b", "fake", "ready", items_per_s=2.5))
+    first = Announcement(id="a", kind="worker", guard="fake", state="ready")
+    second = Announcement(id="b", kind="worker", guard="fake", state="ready", items_per_s=2.5)
 
-    assert items_per_s(FleetStatus(workers=workers[:1])) is None
-    assert items_per_s(FleetStatus(workers=workers)) == 2.5
+    assert items_per_s(FleetSnapshot(announced=(first,))) is None
+    assert items_per_s(FleetSnapshot(announced=(first, second))) == 2.5

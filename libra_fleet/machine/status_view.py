@@ -1,0 +1,222 @@
+"""The fleet's status: what is wrong in sentences, all of it as JSON, and as a view on a terminal of 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from infra.broker.app import queue_of
+from schemas.fleet import READY, Announcement, FleetSnapshot, OpenRun, Queue, ready
+from schemas.messages import Lane
+
+_OLD_S: Final = 60.0
+"""A chunk that waits longer than this on the live lane is worth a word; on the bulk lane waiting is normal."""
+_IDLE_SHARE: Final = 0.5
+_SEEN_ENOUGH_S: Final = 20.0
+_DEEP_CHUNKS: Final = 16
+_BEHIND_CHUNKS: Final = 256
+_RUNS_SHOWN: Final = 8
+_WORKERS_SHOWN: Final = 40
+_NONE: Final = Text("–", style="dim")
+_PACE: Final = ("busy_share", "items_per_s", "tokens_per_s", "padding_share", "budget_tokens")
+
+
+def troubles(fleet: FleetSnapshot) -> list[str]:
+    """A sentence for each thing that is wrong, with what would help; the worst first."""
+    return [*_unserved(fleet), *_unsettled(fleet), *_idle(fleet), *_dead_letters(fleet)]
+
+
+def _unserved(fleet: FleetSnapshot) -> list[str]:
+    found = []
+    for queue in fleet.queues:
+        states = {worker.state for worker in fleet.of_kind("worker") if worker.guard == queue.guard}
+        if not queue.waiting:
+            continue
+        chunks = f"{_chunks(queue.waiting)} on {queue_of(queue.guard, queue.lane)}"
+        if not states:
+            found.append(f"{chunks} and no worker serves {queue.guard}: libra worker --guard {queue.guard}")
+        elif READY not in states:
+            found.append(f"{chunks} and every worker of {queue.guard} is {' or '.join(sorted(states))}")
+        elif queue.lane is Lane.LIVE and (queue.oldest_s or 0) > _OLD_S:
+            found.append(f"{chunks}, the oldest for {queue.oldest_s:.0f} s: {queue.guard} needs more workers")
+    return found
+
+
+def _chunks(count: int) -> str:
+    return "1 chunk waits" if count == 1 else f"{count:,} chunks wait"
+
+
+def _unsettled(fleet: FleetSnapshot) -> list[str]:
+    pending = sum(run.pending for run in fleet.runs)
+    finished = [run for run in fleet.runs if run.expected is not None and not run.pending]
+    if not fleet.of_kind("collector") and (pending or finished or fleet.verdicts_waiting):
+        waiting = (
+            f"{fleet.verdicts_waiting:,} judged chunks wait to be settled"
+            if fleet.verdicts_waiting
+            else "runs are open"
+        )
+        return [f"{waiting} and no collector runs: libra collector"]
+    if fleet.verdicts_waiting > _BEHIND_CHUNKS:
+        return [f"{fleet.verdicts_waiting:,} judged chunks wait to be settled: the collectors do not keep up"]
+    return []
+
+
+def _idle(fleet: FleetSnapshot) -> list[str]:
+    """A device that has nothing to do while its queue is deep is held up by something else."""
+    deep = {queue.guard: queue_of(queue.guard, queue.lane) for queue in fleet.queues if queue.waiting >= _DEEP_CHUNKS}
+    return [
+        f"{worker.id} is busy {worker.busy_share:.0%} of the time though chunks wait on {deep[worker.guard]}"
+        for worker in ready(fleet.announced, "worker")
+        if worker.guard in deep
+        and (worker.over_s or 0) >= _SEEN_ENOUGH_S
+        and worker.busy_share is not None
+        and worker.busy_share < _IDLE_SHARE
+    ]
+
+
+def _dead_letters(fleet: FleetSnapshot) -> list[str]:
+    if not fleet.dead_letters:
+        return []
+    count = "1 message is" if fleet.dead_letters == 1 else f"{fleet.dead_letters:,} messages are"
+    return [f"{count} in the dead-letter queue: no process here could read them; the logs say why (*_parked)"]
+
+
+def status_facts(fleet: FleetSnapshot) -> dict[str, Any]:
+    """The status as `--json` prints it."""
+    return {
+        "queues": [queue.model_dump(mode="json", exclude={"pending", "pending_s"}) for queue in fleet.queues],
+        "verdicts_waiting": fleet.verdicts_waiting,
+        "workers": [_worker_facts(worker) for worker in fleet.of_kind("worker")],
+        "collectors": [collector.id for collector in fleet.of_kind("collector")],
+        "runs": [run.model_dump(mode="json") for run in fleet.runs],
+        "parked": fleet.dead_letters,
+        "dead": fleet.dead_items,
+        "troubles": troubles(fleet),
+    }
+
+
+def _worker_facts(worker: Announcement) -> dict[str, Any]:
+    return {
+        "id": worker.id,
+        "guard": worker.guard,
+        "state": worker.state,
+        "device": worker.device or "?",
+        "over_s": worker.over_s or 0.0,
+        **{name: getattr(worker, name) for name in _PACE},
+    }
+
+
+def status_view(fleet: FleetSnapshot, *, left_s: Mapping[str, float] | None = None) -> RenderableType:
+    """Headline, queues, workers, open runs, and what is wrong. `left_s`: seconds until a run ends, by its id."""
+    parts: list[RenderableType] = [_headline(fleet)]
+    if fleet.queues:
+        parts += [Text(), _queues(fleet.queues)]
+    if workers := fleet.of_kind("worker"):
+        parts += [Text(), _workers(workers)]
+    if fleet.runs:
+        parts += [Text(), _runs(fleet.runs, left_s)]
+    parts += [Text(), *_troubles(fleet)]
+    return Group(*parts)
+
+
+def _headline(fleet: FleetSnapshot) -> Text:
+    facts = (
+        _count(len(fleet.of_kind("worker")), "device"),
+        _count(len(fleet.of_kind("collector")), "collector"),
+        _count(len(fleet.runs), "open run"),
+        f"{fleet.verdicts_waiting:,} unsettled",
+        f"{fleet.dead_items:,} dead",
+        f"{fleet.dead_letters:,} parked",
+    )
+    return Text(" · ".join(facts), style="bold")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _table(*headings: str, numbers: int) -> Table:
+    """A table without lines, whose last columns hold so many numbers."""
+    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="dim")
+    for place, heading in enumerate(headings):
+        is_number = place >= len(headings) - numbers
+        table.add_column(
+            heading, justify="right" if is_number else "left", no_wrap=True, overflow="ellipsis", max_width=22
+        )
+    return table
+
+
+def _queues(queues: tuple[Queue, ...]) -> Table:
+    table = _table("queue", "lane", "waiting", "held", "oldest", numbers=3)
+    for queue in queues:
+        age = _age(queue.oldest_s) if queue.waiting else _NONE
+        table.add_row(queue.guard, queue.lane.value, f"{queue.waiting:,}", f"{queue.held:,}", age)
+    return table
+
+
+def _workers(workers: Sequence[Announcement]) -> Table:
+    table = _table("worker", "guard", "on", "state", "busy", "items/s", "tok/s", "padding", "budget", numbers=5)
+    for worker in workers[:_WORKERS_SHOWN]:
+        table.add_row(
+            _short(worker.id, 14),
+            _short(worker.guard or "?", 12),
+            _short(worker.device or "?", 6),
+            worker.state,
+            _share(worker.busy_share),
+            _number(worker.items_per_s),
+            _number(worker.tokens_per_s),
+            _share(worker.padding_share),
+            _number(worker.budget_tokens),
+        )
+    if len(workers) > _WORKERS_SHOWN:
+        table.add_row(Text(f"… {len(workers) - _WORKERS_SHOWN:,} more", style="dim"))
+    return table
+
+
+def _short(text: str, width: int) -> str:
+    """The end of an id says more than its start."""
+    return text if len(text) <= width else "…" + text[1 - width :]
+
+
+def _runs(runs: tuple[OpenRun, ...], left_s: Mapping[str, float] | None) -> Table:
+    left = [] if left_s is None else ["left"]
+    table = _table("open run", "guard", "lane", "settled", "of", "", *left, numbers=3 + len(left))
+    for run in runs[:_RUNS_SHOWN]:
+        whole = run.settled + run.pending
+        share = Text(f"{run.settled / whole:.0%}" if whole else "–", style="" if run.expected is not None else "dim")
+        more = "" if run.expected is not None else "+"
+        end = [] if left_s is None else [_age(left_s[run.id]) if run.id in left_s else _NONE]
+        table.add_row(run.name, run.guard, run.lane.value, f"{run.settled:,}", f"{whole:,}{more}", share, *end)
+    if len(runs) > _RUNS_SHOWN:
+        table.add_row(Text(f"… {len(runs) - _RUNS_SHOWN:,} more", style="dim"))
+    return table
+
+
+def _troubles(fleet: FleetSnapshot) -> list[Text]:
+    found = [Text(f"! {trouble}", style="bold red") for trouble in troubles(fleet)]
+    return found or [Text("nothing is wrong", style="green")]
+
+
+def _share(value: float | None) -> Text:
+    return _NONE if value is None else Text(f"{value:.0%}")
+
+
+def _number(value: float | None) -> Text:
+    if value is None:
+        return _NONE
+    if value >= 10_000:
+        return Text(f"{value / 1_000:,.0f}k")
+    return Text(f"{value:,.0f}" if value >= 10 else f"{value:.1f}")
+
+
+def _age(seconds: float | None) -> Text:
+    if seconds is None:
+        return Text("?", style="dim")
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size:
+            return Text(f"{seconds / size:,.0f} {unit}")
+    return Text(f"{seconds:,.1f} s")
