@@ -66,7 +66,9 @@ class Settings(BaseSettings):
     live_threads: int = Field(8, ge=1, description="live chunks a consumer holds at once")
     collector_threads: int = Field(16, ge=1, description="verdict chunks a collector holds at once")
     visibility_timeout_s: int = Field(900, ge=10, description="Celery redelivers an unacknowledged chunk after this")
-    bulk_lease_s: float = Field(60, gt=0, description="a dispatched bulk chunk nobody holds is lost after this")
+    bulk_lease_s: float = Field(
+        60, gt=0, description="a dispatched bulk chunk that no consumer holds counts as lost after this"
+    )
     live_lease_s: float = Field(10, gt=0, description="the same for live chunks")
     finalize_lease_s: float = Field(60, gt=0, description="metrics of a run are computed again after this")
     reconcile_every_s: float = Field(2, gt=0, description="how often the reconciler looks")
@@ -91,7 +93,7 @@ class Settings(BaseSettings):
     webhook_poll_s: float = Field(1, gt=0, description="how often a sender looks for webhooks that are due")
 
     price_per_device_hour: float | None = Field(
-        None, ge=0, description="what an hour of a device costs, in your currency: shown as money beside device time"
+        None, ge=0, description="what an hour of a device costs, in your currency: shown as money alongside device time"
     )
 
     drain_s: float = Field(60, gt=0, description="how long SIGTERM waits for work in hand")

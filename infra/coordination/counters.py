@@ -55,18 +55,22 @@ WEBHOOKS_DUE_AGE: Final = Metric(
 )
 
 # From the coordination store, at the time of the scrape.
-QUEUE_CHUNKS: Final = Metric("libra_queue_chunks", Kind.GAUGE, "Chunks queued, those that consumers hold not", _LANE)
+QUEUE_CHUNKS: Final = Metric(
+    "libra_queue_chunks", Kind.GAUGE, "Chunks queued, without those that consumers hold", _LANE
+)
 HELD_CHUNKS: Final = Metric("libra_queue_held_chunks", Kind.GAUGE, "Chunks that live consumers hold", _LANE)
 CELERY_QUEUE_LENGTH: Final = Metric(
     "celery_queue_length", Kind.GAUGE, "Messages on a queue, by celery-exporter's name", ("queue_name",)
 )
 VERDICT_CHUNKS: Final = Metric("libra_verdict_chunks", Kind.GAUGE, "Judged chunks that no collector has taken")
-PARKED_MESSAGES: Final = Metric("libra_parked_messages", Kind.GAUGE, "Messages set aside because none could read them")
+PARKED_MESSAGES: Final = Metric(
+    "libra_parked_messages", Kind.GAUGE, "Messages in the dead-letter queue, which no process could read"
+)
 WORKERS: Final = Metric("libra_workers", Kind.GAUGE, "Devices whose worker is ready", ("guard",))
 COLLECTORS: Final = Metric("libra_collectors", Kind.GAUGE, "Collectors that are ready")
 WEBHOOK_SENDERS: Final = Metric("libra_webhook_senders", Kind.GAUGE, "Senders of webhooks that are ready")
 
-# From the devices' pulses, as their supervisors announce them; from zero again with each device process.
+# From the workers' announcements; they count from zero again with each device process.
 DEVICE_BATCHES: Final = Metric("libra_device_batches_total", Kind.COUNTER, "Batches run", _DEVICE)
 DEVICE_PROMPTS: Final = Metric("libra_device_prompts_total", Kind.COUNTER, "Prompts answered", _DEVICE)
 DEVICE_ROWS: Final = Metric(
@@ -91,7 +95,7 @@ TOKENS_SPENT: Final = Metric(
     "libra_tokens_spent_total", Kind.COUNTER, "Tokens that settled chunks cost", (*_LANE, "kind")
 )
 STAGE: Final = Metric(
-    "libra_stage_seconds", Kind.HISTOGRAM, "What a settled chunk took, by stage", (*_LANE, "stage"), _STAGE_S
+    "libra_stage_seconds", Kind.HISTOGRAM, "Time that settled chunks took, by stage", (*_LANE, "stage"), _STAGE_S
 )
 RECONCILED: Final = Metric(
     "libra_reconciler_chunks_total", Kind.COUNTER, "Lost chunks that the reconciler dealt with", (*_LANE, "action")
@@ -101,7 +105,7 @@ FINISHED_ANEW: Final = Metric(
 )
 
 SERVER_UP: Final = Metric(
-    "libra_server_up", Kind.GAUGE, "1 if this scrape has what lies on the ledger or the broker, else 0", ("server",)
+    "libra_server_up", Kind.GAUGE, "1 if this scrape has the figures of the ledger or the broker, else 0", ("server",)
 )
 
 NO_LABEL: Final = "none"
@@ -118,7 +122,7 @@ FLEET: Final = (
     *(ITEMS_SETTLED, ITEMS_CACHED, DUPLICATES, TOKENS_SPENT, STAGE, RECONCILED, FINISHED_ANEW),
     SERVER_UP,
 )
-"""What every scrape tells of the whole fleet, whoever is asked."""
+"""The metrics of the whole fleet, which every scrape has, from the exporter and from any gateway."""
 
 # One gateway process's own.
 GATEWAY_REQUESTS: Final = Metric(
@@ -153,11 +157,11 @@ GATEWAY: Final = (
 
 _BY_NAME: Final = {metric.name: metric for metric in FLEET}
 SUM: Final = "sum"
-"""In place of a bucket's number: what a histogram's observations add up to."""
+"""The sum of a histogram's observations, in place of a bucket's number."""
 
 
 class Tally:
-    """What happened lately, by series, to be added to the fleet's counts in one go. Not thread-safe."""
+    """Counts of the last moments by series, to be added to the fleet's counts in one go. Not thread-safe."""
 
     def __init__(self) -> None:
         self._counts: defaultdict[tuple[str, ...], float] = defaultdict(float)
@@ -203,7 +207,7 @@ class Counters:
 def read_counts(fields: Mapping[str, str]) -> Iterator[tuple[Metric, tuple[str, ...], float]]:
     """Metric, label values and count of each field; a histogram's end in the number of a bucket, or `SUM`.
 
-    What another version counts otherwise is left out.
+    Counts that another version keeps differently are left out.
     """
     for field, count in fields.items():
         name, *labels = json.loads(field)
