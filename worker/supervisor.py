@@ -30,8 +30,7 @@ from schemas.fleet import Announcement
 from schemas.messages import Lane
 from worker.consumer.app import ConsumerSpec, read_fingerprints
 from worker.consumer.tasks import holder_of
-from worker.device.heartbeat import Pulse
-from worker.device.pace import Pace
+from worker.device.heartbeat import Pace, Pulse
 from worker.device.spec import DeviceSpec
 from worker.device.watch import DeviceProcess
 

@@ -21,7 +21,7 @@ from tests.benchmarks.kit.figures import Figure, median_figure
 from tests.support.make import FINGERPRINT
 from worker.consumer.answers import keys_of, pack
 from worker.device.engines.transformers import TransformersEngine
-from worker.device.types import DeviceRequest, Generated, Kind, Scored
+from worker.device.protocol import DeviceRequest, Generated, Kind, Scored
 from worker.guards.registry import load_guard, resolve_checkpoint
 
 _ENTRIES: Final = 50_000

@@ -38,6 +38,7 @@ from worker.device.protocol import (
     Failed,
     Header,
     Hello,
+    Kind,
     Request,
     Started,
     pack_answers,
@@ -48,7 +49,6 @@ from worker.device.protocol import (
     unpack_ints,
     unpack_rows,
 )
-from worker.device.types import Kind
 from worker.guards import registry
 from worker.guards.fake import FakeGuard
 from worker.guards.libra import LibraGuard, read_answer

@@ -37,7 +37,7 @@ from worker.collector import tasks as collecting
 from worker.collector.reconcile import Reconciler
 from worker.collector.tasks import Collector
 from worker.consumer.tasks import Judge
-from worker.device.types import DeviceRequest, DeviceResult, Scored
+from worker.device.protocol import DeviceRequest, DeviceResult, Scored
 from worker.guards.fake import FakeGuard
 
 QUEUE = queue_of("fake", Lane.BULK)

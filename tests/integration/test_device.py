@@ -32,10 +32,9 @@ from worker.device.client import DeviceClient
 from worker.device.engines.base import DeviceLost
 from worker.device.engines.fake import FakeEngine
 from worker.device.heartbeat import Heartbeat, read_pulse
-from worker.device.protocol import Hello, read_frame
+from worker.device.protocol import Dead, DeviceRequest, Generated, Hello, Kind, Scored, read_frame
 from worker.device.server import Server, listen
 from worker.device.spec import DeviceSpec
-from worker.device.types import Dead, DeviceRequest, Generated, Kind, Scored
 from worker.device.watch import DeviceProcess
 
 TIMEOUT_S = 30

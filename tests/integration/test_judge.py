@@ -12,7 +12,7 @@ from schemas.messages import Lane, VerdictChunk
 from schemas.verdicts import Outcome
 from tests.support.make import FINGERPRINT, items, spec
 from worker.consumer.tasks import Judge
-from worker.device.types import DeviceRequest, DeviceResult, Scored
+from worker.device.protocol import DeviceRequest, DeviceResult, Scored
 from worker.guards.fake import FakeGuard
 
 

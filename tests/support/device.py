@@ -12,13 +12,12 @@ from typing import Any
 
 from schemas.messages import Lane
 from worker.device.client import DeviceClient
-from worker.device.engines.fake import FakeEngine
+from worker.device.engines.fake import DIRECTIVES, FakeEngine
 from worker.device.heartbeat import Heartbeat
+from worker.device.protocol import DeviceRequest, Kind
 from worker.device.server import Server, listen
 from worker.device.spec import DeviceSpec
-from worker.device.types import DeviceRequest, Kind
 from worker.device.watch import DeviceProcess
-from worker.guards.fake_protocol import DIRECTIVES
 
 LABELS = ((1,), (2,))
 

@@ -18,8 +18,7 @@ from infra.coordination.cache import Cache
 from schemas.retention import Retention
 from schemas.verdicts import Fingerprint
 from worker.device.client import DeviceClient
-from worker.device.protocol import pack_ints
-from worker.device.types import Answer, DeviceRequest, DeviceResult, Generated, Kind, Scored
+from worker.device.protocol import Answer, DeviceRequest, DeviceResult, Generated, Kind, Scored, pack_ints
 
 _FORM: Final = "answers-1"
 """Changes with what `pack` writes, so that no version reads what another one wrote otherwise."""

@@ -30,7 +30,7 @@ from schemas.messages import ChunkItem, JudgeChunk, Lane, VerdictChunk, decode_c
 from schemas.verdicts import Fingerprint, Outcome, Spent, Timings, Verdict
 from worker.consumer.answers import AnswerCache, Answered
 from worker.device.client import DeviceClient
-from worker.device.types import Answer, Dead, DeviceRequest, DeviceResult, Generated, Kind, Scored
+from worker.device.protocol import Answer, Dead, DeviceRequest, DeviceResult, Generated, Kind, Scored
 from worker.guards.base import Guard, PromptIds
 
 ISOLATE_FROM_DELIVERY: Final = 3
@@ -79,7 +79,7 @@ class Judge:
         devices: int = 1,
     ) -> None:
         self._guard = guard
-        self._shown = lru_cache(maxsize=_EXAMPLE_SETS)(guard.shown)
+        self._with_examples = lru_cache(maxsize=_EXAMPLE_SETS)(guard.with_examples)
         self._queue = queue_of(guard.name, lane)
         self._device = device
         self._coordination = coordination
@@ -200,7 +200,7 @@ class Judge:
         if not chunk.examples:
             return _Rendered(*self._prompts(self._guard, chunk), fingerprint)
         try:
-            guard = self._shown(chunk.examples)
+            guard = self._with_examples(chunk.examples)
         except GuardError as error:
             log.warning("examples_refused", reason=str(error))
             return _Rendered([[] for _ in chunk.items], {item.seq: str(error) for item in chunk.items}, fingerprint)

@@ -23,7 +23,11 @@ from infra.errors import DeviceError
 from worker.device.engines.base import EngineInfo
 from worker.device.protocol import (
     PROTOCOL_VERSION,
+    Answer,
     Answers,
+    Dead,
+    DeviceRequest,
+    DeviceResult,
     Failed,
     Header,
     Hello,
@@ -35,7 +39,6 @@ from worker.device.protocol import (
     unpack_answers,
     unpack_ints,
 )
-from worker.device.types import Answer, Dead, DeviceRequest, DeviceResult
 
 RETRY_S: Final = 0.02
 """Pause between attempts to reach a lost device process."""

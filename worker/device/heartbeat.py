@@ -1,12 +1,13 @@
-"""A small file by which the device process shows its pulse: the supervisor reads it without asking.
+"""The pulse of a device process, in a small file that the supervisor reads without asking, and the rates drawn from it.
 
-It lives in shared memory of the page cache, so it can be read while the device process is stuck.
+The file lives in the page cache's shared memory, so it can be read while the device process is stuck.
 """
 
 from __future__ import annotations
 
 import mmap
 import struct
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -83,3 +84,38 @@ def read_pulse(path: Path) -> Pulse:
         return Pulse()
     deadline, batches, items, rows, tokens, padded_tokens, busy_s, budget = _LAYOUT.unpack_from(content)
     return Pulse(deadline, int(batches), int(items), int(rows), int(tokens), int(padded_tokens), busy_s, int(budget))
+
+
+WINDOW_S: Final = 60.0
+
+
+class Pace:
+    """Looks at a pulse now and then, and remembers those of the last minute."""
+
+    def __init__(self) -> None:
+        self._looks: deque[tuple[float, Pulse]] = deque()
+
+    def look(self, now: float, pulse: Pulse) -> dict[str, float]:
+        """Take a look at `now` (seconds of a steady clock); returns what happened over the last minute.
+
+        Shares are between 0 and 1. What cannot be said yet is absent: everything at the first look after a start,
+        padding while nothing ran.
+        """
+        if self._looks and pulse.busy_s < self._looks[-1][1].busy_s:
+            self._looks.clear()  # a new process, counting from zero
+        self._looks.append((now, pulse))
+        while len(self._looks) > 2 and self._looks[1][0] <= now - WINDOW_S:
+            self._looks.popleft()
+        start, before = self._looks[0]
+        seconds = now - start
+        if seconds <= 0:
+            return {}
+        facts = {
+            "over_s": seconds,
+            "busy_share": min(1.0, (pulse.busy_s - before.busy_s) / seconds),
+            "items_per_s": (pulse.items - before.items) / seconds,
+            "tokens_per_s": (pulse.tokens - before.tokens) / seconds,
+        }
+        if padded := pulse.padded_tokens - before.padded_tokens:
+            facts["padding_share"] = 1 - (pulse.tokens - before.tokens) / padded
+        return {name: round(value, 4) for name, value in facts.items()}

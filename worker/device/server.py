@@ -31,6 +31,7 @@ from worker.device.protocol import (
     Failed,
     Header,
     Hello,
+    Kind,
     Request,
     Started,
     pack_answers,
@@ -39,7 +40,6 @@ from worker.device.protocol import (
     send_frame,
     unpack_rows,
 )
-from worker.device.types import Kind
 
 log = get_logger(__name__)
 

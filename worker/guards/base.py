@@ -66,7 +66,7 @@ class Guard(Protocol):
             GuardError: the guard has no such mode, or an item cannot be asked about.
         """
 
-    def shown(self, examples: Sequence[Example]) -> Guard:
+    def with_examples(self, examples: Sequence[Example]) -> Guard:
         """The same guard, in whose prompts these examples stand before each item; another prompt digest.
 
         Raises:

@@ -18,8 +18,8 @@ from schemas.guards import Mode
 from schemas.items import Example, Label
 from schemas.messages import ChunkItem
 from schemas.verdicts import Outcome, Verdict
+from worker.device.engines.fake import DIRECTIVES
 from worker.guards.base import PromptIds, no_examples, no_such_mode
-from worker.guards.fake_protocol import DIRECTIVES
 from worker.guards.reading import worst
 
 _MARKER: Final = re.compile(rf"\[\[fake:({'|'.join(DIRECTIVES)})]]")
@@ -50,7 +50,7 @@ class FakeGuard:
             raise no_such_mode(self, mode)
         return [[_ids(f"{item.question}\n{item.response}")] for item in items]
 
-    def shown(self, examples: Sequence[Example]) -> FakeGuard:  # noqa: ARG002 - the Guard protocol's signature
+    def with_examples(self, examples: Sequence[Example]) -> FakeGuard:  # noqa: ARG002 - the Guard protocol's signature
         """No format of its kind has a place for examples."""
         raise no_examples(self)
 

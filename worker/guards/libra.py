@@ -114,7 +114,7 @@ class LibraGuard:
             *calibration_mark(self.temperature),
         )
 
-    def shown(self, examples: Sequence[Example]) -> LibraGuard:
+    def with_examples(self, examples: Sequence[Example]) -> LibraGuard:
         """The same guard with these examples in its prompts, in the reference's place and form."""
         other = copy(self)
         other._examples = tuple(examples)

@@ -86,7 +86,7 @@ class SequenceClassifierGuard:
             raise no_such_mode(self, mode)
         return [self._render(item.model_copy(update={"question": ""})) for item in items]
 
-    def shown(self, examples: Sequence[Example]) -> SequenceClassifierGuard:  # noqa: ARG002 - the Guard protocol's signature
+    def with_examples(self, examples: Sequence[Example]) -> SequenceClassifierGuard:  # noqa: ARG002 - the Guard protocol's signature
         """No format of its kind has a place for examples."""
         raise no_examples(self)
 

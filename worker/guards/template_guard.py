@@ -119,7 +119,7 @@ class TemplateGuard:
             raise no_such_mode(self, mode)
         return [self._render(item, mode) for item in items]
 
-    def shown(self, examples: Sequence[Example]) -> TemplateGuard:  # noqa: ARG002 - the Guard protocol's signature
+    def with_examples(self, examples: Sequence[Example]) -> TemplateGuard:  # noqa: ARG002 - the Guard protocol's signature
         """No format of its kind has a place for examples."""
         raise no_examples(self)
 

@@ -1,7 +1,6 @@
 """A deterministic engine without a model or torch: for tests, drills and benchmarks.
 
-A prompt's first id may be a directive (see `worker.guards.fake_protocol`); any other prompt is
-unsafe iff the sum of its ids is divisible by three.
+A prompt's first id may be a directive; any other prompt is unsafe iff the sum of its ids is divisible by three.
 
 With an `error` it is a guard that is sometimes wrong and knows how sure it is: an item's share of doubt is drawn from
 its ids, `error` on average and mostly near 0, and the verdict is wrong in that share of the cases.
@@ -19,7 +18,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from worker.device.engines.base import EngineInfo, OutOfMemory
-from worker.guards.fake_protocol import DIRECTIVES
+
+DIRECTIVES: Final = {"safe": 256, "unsafe": 257, "unparseable": 258, "crash": 259, "hang": 260, "oom": 261}
+"""First id of a prompt, from the fake guard. Ids below 256 are the bytes of the text, so that no text can spell one."""
 
 CRASH_EXIT_CODE: Final = 70
 

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from infra.errors import GuardError
 from worker.device.engines.openai_http import Endpoint, Refused
-from worker.guards.tokenizer_files import backend_tokenizer
+from worker.guards.vocabulary import backend_tokenizer
 
 EXTRAS: Final = {"return_tokens_as_token_ids": True, "return_token_ids": True}
 """Beyond the protocol: vLLM names tokens by id; servers that do not know these ignore them, mostly."""

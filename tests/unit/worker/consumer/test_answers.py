@@ -16,7 +16,7 @@ from schemas.retention import Retention
 from tests.support.make import FINGERPRINT
 from tests.support.store import Store
 from worker.consumer.answers import AnswerCache, keys_of, pack, unpack
-from worker.device.types import Answer, Dead, DeviceRequest, DeviceResult, Generated, Kind, Scored
+from worker.device.protocol import Answer, Dead, DeviceRequest, DeviceResult, Generated, Kind, Scored
 
 SCORE = DeviceRequest(Kind.SCORE, Lane.BULK, [array("i", [1, 2]), array("i", [3])], labels=((5,), (6, 7)))
 GENERATE = DeviceRequest(Kind.GENERATE, Lane.BULK, SCORE.prompts, max_new_tokens=8, stop_ids=(2,))

@@ -20,7 +20,7 @@ from schemas.verdicts import Fingerprint, Outcome, Spent
 from tests.support.store import Store
 from worker.consumer.answers import AnswerCache
 from worker.consumer.tasks import Judge
-from worker.device.types import DeviceRequest, DeviceResult, Generated, Kind, Scored
+from worker.device.protocol import DeviceRequest, DeviceResult, Generated, Kind, Scored
 from worker.guards.base import PromptIds
 from worker.guards.fake import FakeGuard
 

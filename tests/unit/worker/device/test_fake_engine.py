@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.device.engines.base import OutOfMemory
-from worker.device.engines.fake import FakeEngine
-from worker.guards.fake_protocol import DIRECTIVES
+from worker.device.engines.fake import DIRECTIVES, FakeEngine
 
 LABELS = ((1,), (2,))
 TEXT_IDS = st.lists(st.integers(0, 255), min_size=1, max_size=200)

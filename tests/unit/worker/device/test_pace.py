@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from worker.device.heartbeat import Pulse
-from worker.device.pace import Pace
+from worker.device.heartbeat import Pace, Pulse
 
 
 def test_the_pace_is_that_of_the_last_minute() -> None:

@@ -15,7 +15,7 @@ from infra.errors import DeviceError
 from schemas.messages import Lane
 from worker.device import protocol
 from worker.device.engines.base import EngineInfo
-from worker.device.types import Generated, Kind, Scored
+from worker.device.protocol import Generated, Kind, Scored
 
 IDS = st.lists(st.integers(-(2**31), 2**31 - 1), max_size=20)
 INFO = EngineInfo("fake", "none", "cpu", "1", 10, 2, 100)

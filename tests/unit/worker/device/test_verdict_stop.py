@@ -18,8 +18,11 @@ from producer.datasets import open_dataset, valid_items, validate  # noqa: E402
 from schemas.guards import Mode  # noqa: E402
 from schemas.messages import ChunkItem  # noqa: E402
 from tests.support.checkpoints import qwen_tokenizer_json, write_checkpoint  # noqa: E402
-from worker.device.engines.transformers import TransformersEngine  # noqa: E402
-from worker.device.engines.verdict_stop import VerdictKnown, until_verdict  # noqa: E402
+from worker.device.engines.transformers import (  # noqa: E402
+    TransformersEngine,
+    VerdictKnown,
+    until_verdict,
+)
 from worker.guards.libra import PREFILL, LibraGuard  # noqa: E402
 from worker.guards.registry import load_guard, resolve_checkpoint  # noqa: E402
 

