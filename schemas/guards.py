@@ -8,6 +8,9 @@ from typing import Final
 
 from schemas.base import Frozen
 
+DEFAULT_GUARD: Final = "libra-tiny"
+"""Where none is named."""
+
 
 class Mode(StrEnum):
     """The way a guard's verdict is obtained."""

@@ -9,13 +9,13 @@ from fastapi import FastAPI
 
 from infra.guard_catalogue import GUARDS
 from libra_fleet.cli.main import libra
-from producer.gateway.api import batches, items, moderations, ops, runs
+from producer.gateway.api import batches, items, moderations, ops
 from producer.gateway.console import routes as console
 
 _WIDTH = 86  # columns of a code block on a desk's screen
 _METHODS = ("get", "post", "put", "patch", "delete")
 _PYTHON = {
-    "Live traffic on the fleet's own servers": ["producer.intake.live.LiveClient", "producer.intake.live.Ticket"],
+    "Live traffic on the fleet's own servers": ["producer.intake.live.LiveClient"],
     "Over HTTP": [
         "libra_fleet.client.Client",
         "libra_fleet.client.AsyncClient",
@@ -96,8 +96,8 @@ def _guards() -> str:
 
 def _http() -> str:
     app = FastAPI()
-    for routes in (ops, moderations, items, batches, runs, console):
-        app.include_router(routes.router)
+    for router in (ops.router, moderations.router, items.router, batches.router, items.runs, console.router):
+        app.include_router(router)
     rows = [
         [f"`{method.upper()}`", f"`{path}`", operation.get("description", operation["summary"]).splitlines()[0]]
         for path, operations in app.openapi()["paths"].items()

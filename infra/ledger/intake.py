@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import sqlalchemy as sa
@@ -23,8 +23,7 @@ from schemas.runs import InvalidRow, RunSpec, RunState
 _INVALID_ROWS_KEPT: Final = 1_000
 
 # One statement, so that the run's row is locked for as short as can be: live items of one tenant all pass here.
-_ACCEPT: Final = sa.text(
-    """
+_ACCEPTING: Final = """
     WITH run AS (
         UPDATE runs SET accepted = accepted + :item_count, chunks = chunks + :chunk_count
         WHERE id = :run_id AND state = 'open'
@@ -44,9 +43,19 @@ _ACCEPT: Final = sa.text(
         FROM run, unnest(CAST(:iterations AS int[]), CAST(:starts AS bigint[]), CAST(:sizes AS int[]))
              WITH ORDINALITY AS c(iteration, start, size, row)
     )
-    SELECT first_seq, first_chunk, enqueued_at FROM run
-    """
-)
+"""
+_SUBMITTING: Final = """
+    , new_submissions AS (
+        INSERT INTO submissions (run_id, seq, tenant, custom_id, policy, callback_url, metadata)
+        SELECT :run_id, run.first_seq + s.row - 1, tenant, custom_id, policy, callback_url, CAST(metadata AS jsonb)
+        FROM run, unnest(CAST(:tenants AS text[]), CAST(:custom_ids AS text[]), CAST(:policies AS text[]),
+                         CAST(:callback_urls AS text[]), CAST(:metadata AS text[]))
+             WITH ORDINALITY AS s(tenant, custom_id, policy, callback_url, metadata, row)
+    )
+"""
+_PLACE: Final = "SELECT first_seq, first_chunk, enqueued_at FROM run"
+_ACCEPT: Final = sa.text(_ACCEPTING + _PLACE)
+_ACCEPT_SUBMITTED: Final = sa.text(_ACCEPTING + _SUBMITTING + _PLACE)
 
 _SEAL: Final = sa.text(
     """
@@ -96,22 +105,24 @@ def accept(
     spec: RunSpec,
     groups: Sequence[Sequence[Item]],
     *,
+    submitted: Mapping[str, object] | None = None,
     also: Callable[[sa.Connection, int], None] | None = None,
 ) -> list[JudgeChunk]:
     """Commit items, one group per chunk, and return the chunks to enqueue, once per iteration.
 
-    `also` is called in the same transaction with the first item's number; the others follow in the order of the groups.
+    `submitted` holds the columns of the items' submissions, in the order of the groups. `also` is called in the same
+    transaction with the first item's number; the others follow in the order of the groups.
 
     Raises:
         RunError: the run is not open.
         DataError: an item id is in the run already.
     """
-    columns = {"run_id": run_id, **_item_columns(groups), **_chunk_columns(groups, spec.repeat)}
+    columns = {"run_id": run_id, **_item_columns(groups), **_chunk_columns(groups, spec.repeat), **(submitted or {})}
     try:
         # One statement needs no transaction of its own, and saves two round trips; more than one does.
         level = "AUTOCOMMIT" if also is None else "READ COMMITTED"
         with engine.connect().execution_options(isolation_level=level) as connection, connection.begin():
-            row = connection.execute(_ACCEPT, columns).one_or_none()
+            row = connection.execute(_ACCEPT if submitted is None else _ACCEPT_SUBMITTED, columns).one_or_none()
             if row is not None and also is not None:
                 also(connection, row.first_seq)
     except IntegrityError as error:

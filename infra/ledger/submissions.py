@@ -52,16 +52,6 @@ class KeyInFlightError(LibraError):
     """A request with this idempotency key is being accepted at this moment."""
 
 
-_INSERT: Final = sa.text(
-    """
-    INSERT INTO submissions (run_id, seq, tenant, custom_id, policy, callback_url, metadata)
-    SELECT :run_id, :first_seq + row - 1, tenant, custom_id, policy, callback_url, CAST(metadata AS jsonb)
-    FROM unnest(CAST(:tenants AS text[]), CAST(:custom_ids AS text[]), CAST(:policies AS text[]),
-                CAST(:callback_urls AS text[]), CAST(:metadata AS text[]))
-         WITH ORDINALITY AS s(tenant, custom_id, policy, callback_url, metadata, row)
-    """
-)
-
 _TRY_LOCK: Final = sa.text("SELECT pg_try_advisory_xact_lock(hashtextextended(:tenant || '/' || :key, 0))")
 _FIND_KEY: Final = sa.text("SELECT request_hash, made FROM idempotency_keys WHERE tenant = :tenant AND key = :key")
 _INSERT_KEY: Final = sa.text(
@@ -89,20 +79,18 @@ def accept_submitted(
     """
     ordered = [item for group in groups for item in group]
 
-    def also(connection: sa.Connection, first_seq: int) -> None:
-        _insert(connection, run_id, first_seq, [submissions[item.id] for item in ordered])
+    def remember(connection: sa.Connection, first_seq: int) -> None:
         if once is not None:
             seq_of = {item.id: first_seq + offset for offset, item in enumerate(ordered)}
             made = {"run_id": run_id, "seqs": [seq_of[item_id] for item_id in submissions]}
             make_once(connection, once, made)
 
-    return intake.accept(engine, run_id, spec, groups, also=also)
+    submitted = _columns([submissions[item.id] for item in ordered])
+    return intake.accept(engine, run_id, spec, groups, submitted=submitted, also=None if once is None else remember)
 
 
-def _insert(connection: sa.Connection, run_id: str, first_seq: int, submissions: Sequence[Submission]) -> None:
-    values = {
-        "run_id": run_id,
-        "first_seq": first_seq,
+def _columns(submissions: Sequence[Submission]) -> dict[str, object]:
+    return {
         "tenants": [said.tenant for said in submissions],
         "custom_ids": [said.custom_id for said in submissions],
         "policies": [said.policy for said in submissions],
@@ -111,7 +99,6 @@ def _insert(connection: sa.Connection, run_id: str, first_seq: int, submissions:
             None if said.metadata is None else json.dumps(said.metadata, ensure_ascii=False) for said in submissions
         ],
     }
-    connection.execute(_INSERT, values)
 
 
 def make_once(connection: sa.Connection, once: IdempotencyKey, made: dict[str, Any]) -> None:
@@ -156,10 +143,13 @@ def forget_old_keys(engine: sa.Engine, *, older_than_s: float) -> int:
         return connection.execute(statement, {"age_s": older_than_s}).rowcount
 
 
-def pending_items(engine: sa.Engine, run_ids: Sequence[str]) -> int:
-    """Items of these runs that have not settled."""
+def pending_items(engine: sa.Engine, run_ids: Sequence[str]) -> dict[str, int]:
+    """The number of items that have not settled, by run."""
+    if not run_ids:
+        return {}
     statement = sa.text(
-        "SELECT coalesce(sum(accepted * repeat - settled), 0) FROM runs WHERE id = ANY(CAST(:ids AS text[]))"
+        "SELECT id, accepted * repeat - settled AS pending FROM runs WHERE id = ANY(CAST(:ids AS text[]))"
     )
-    with engine.connect() as connection:
-        return int(connection.scalar(statement, {"ids": list(run_ids)}) or 0)
+    # One statement needs no transaction of its own, and a ROLLBACK at its end would drop what the driver has prepared.
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        return {row.id: row.pending for row in connection.execute(statement, {"ids": list(run_ids)})}

@@ -11,16 +11,14 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple, ParamSpec, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import click
 
 from infra.guard_catalogue import GUARDS
 from infra.metrics import AVERAGED
-from schemas.guards import Mode
+from schemas.guards import DEFAULT_GUARD, Mode
 from schemas.runs import RunSpec
-
-DEFAULT_GUARD: Final = "libra-tiny"
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -21,7 +21,6 @@ from libra_fleet.cli.cascade_spec import (
     scoring_mode,
 )
 from libra_fleet.cli.options import (
-    DEFAULT_GUARD,
     Command,
     R,
     RunRequest,
@@ -33,7 +32,7 @@ from libra_fleet.cli.options import (
     mode_option,
     stacked,
 )
-from schemas.guards import Mode
+from schemas.guards import DEFAULT_GUARD, Mode
 from schemas.messages import Lane
 from schemas.runs import RunSpec
 

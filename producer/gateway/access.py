@@ -1,18 +1,18 @@
-"""Who is asking: from the Authorization header to a principal, and what a route demands of one."""
+"""From the Authorization header to a principal, and the scope that a route demands of one."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Final, NamedTuple
 
-import sqlalchemy as sa
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from infra.ledger import keys
-from producer.gateway.pool import Pool
+from infra.servers.services import Services
 from producer.gateway.problems import ProblemError
 from schemas.access import Role, Scope
 
@@ -23,39 +23,39 @@ _bearer = HTTPBearer(auto_error=False, description="An API key of `libra keys cr
 
 
 class Principal(NamedTuple):
-    """Whom a key speaks for."""
+    """The tenant that a key speaks for, and its role."""
 
     tenant: str
     key_id: str
     role: Role
 
     def may(self, scope: Scope) -> bool:
-        """Whether the key's role has the scope."""
+        """True if the key's role has the scope."""
         return scope in self.role.scopes
 
     def sees(self, tenant: str) -> bool:
-        """Whether what belongs to a tenant may be shown."""
+        """True if what belongs to a tenant may be shown."""
         return self.tenant == tenant or self.may(Scope.ADMIN)
 
 
 class Keys:
     """API keys, looked up in the ledger and remembered for a few seconds (so long a revoked key may still work)."""
 
-    def __init__(self, engine: sa.Engine, pool: Pool, *, cache_s: float) -> None:
-        self._engine = engine
-        self._pool = pool
+    def __init__(self, services: Services, *, cache_s: float) -> None:
+        self._services = services
         self._cache_s = cache_s
+        # No lock: read and written on the event loop alone.
         self._known: dict[bytes, tuple[float, Principal | None]] = {}
 
     async def principal(self, secret: str) -> Principal | None:
-        """Whom the key speaks for; None where it is unknown or revoked."""
+        """The principal of a key; None where it is unknown or revoked."""
         if len(secret) > _LONGEST_SECRET:
             return None
         digest = hashlib.sha256(secret.encode()).digest()
         until, known = self._known.get(digest, (0.0, None))
         if time.monotonic() < until:
             return known
-        found = await self._pool.run(keys.find_key, self._engine, secret)
+        found = await asyncio.to_thread(lambda: keys.find_key(self._services.engine, secret))
         principal = Principal(found.tenant, found.id, found.role) if found else None
         if len(self._known) >= _CACHED_KEYS:
             self._known.clear()

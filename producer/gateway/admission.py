@@ -1,17 +1,21 @@
-"""Whether a request is let in: its tenant's rate and its tenant's share, then the age of the queue. Else 429.
+"""Let a request in, or answer 429: by its tenant's rate, its tenant's share, and the age of the queue.
 
-Three bounds, so that nobody's flood starves the others: items per minute (counted in Redis, over all gateways), items
-that a tenant may have waiting at a time (by the ledger), and the age of the guard's oldest live chunk.
+Three bounds, so that no tenant's flood starves the others: items per minute (counted in Redis, over all gateways),
+items that a tenant may have waiting at a time (by the ledger), and the age of the guard's oldest live chunk. The last
+two are looked at in the background, so that a request costs one round trip to Redis here: the count.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
-from typing import Final, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
 
 import redis
+import sqlalchemy as sa
 from limits import RateLimitItemPerMinute
 from limits.storage import RedisStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
@@ -19,27 +23,44 @@ from limits.strategies import SlidingWindowCounterRateLimiter
 from infra.broker.backpressure import oldest_age_s
 from infra.coordination.store import CoordinationStore
 from infra.ledger.submissions import pending_items
+from infra.log import get_logger
 from infra.servers.services import Services
-from producer.gateway.metrics import GatewayMetrics
+from producer.gateway.middleware import GatewayMetrics
 from producer.gateway.problems import ProblemError
 from schemas.messages import Lane
 
-_LOOKED_FOR_S: Final = 0.25
-"""How long an answer about a queue or a tenant's share holds: a question per request would load what it protects."""
+_LOOK_EVERY_S: Final = 0.25
+"""How old an answer about a queue or a tenant's share may be: a question per request would load what it protects."""
+_IDLE_LOOK_EVERY_S: Final = 1.0
+"""The same while nobody asks."""
+_OLDEST_ANSWER_S: Final = 2.0
+"""A request looks for itself where the background has not looked for so long, or never at its tenant."""
+_REMEMBERED_S: Final = 600.0
+"""A guard or tenant that nobody asked about for so long is looked at no more."""
 _LONGEST_RETRY_S: Final = 60
 
-T = TypeVar("T")
+log = get_logger(__name__)
+
+
+@dataclass
+class _Seen:
+    """What was seen last of a guard's queue or a tenant's share, and when somebody last asked about it."""
+
+    value: float = 0.0
+    looked_at: float = -math.inf
+    asked_at: float = math.inf
 
 
 class Admission:
-    """Says yes, or no with 429. Used in threads."""
+    """Says yes, or no with 429. Thread-safe: `_lock` guards what was seen."""
 
     def __init__(
         self,
         services: Services,
         coordination: CoordinationStore,
         metrics: GatewayMetrics,
-        run_ids: Callable[[str], list[str]],
+        run_ids: Callable[[], Mapping[str, Sequence[str]]],
+        default_guard: str,
     ) -> None:
         self._services = services
         self._coordination = coordination
@@ -51,7 +72,19 @@ class Admission:
         pool = redis.ConnectionPool.from_url(url, socket_timeout=2, socket_connect_timeout=2)
         storage = RedisStorage(_plain(url), connection_pool=pool, key_prefix=f"{settings.namespace}:rate")
         self._limiter = SlidingWindowCounterRateLimiter(storage)
-        self._looked: dict[Hashable, tuple[float, float]] = {}
+        self._lock = threading.Lock()
+        self._asked = threading.Event()
+        self._stop = threading.Event()
+        self._ages = {default_guard: _Seen()}
+        self._shares: dict[str, _Seen] = {}
+
+    def start(self) -> None:
+        """Begin to look in the background."""
+        threading.Thread(target=self._run, name="admission", daemon=True).start()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stop.set()
 
     def admit(self, tenant: str, guard: str, sizes: Sequence[int]) -> list[ProblemError | None]:
         """For each of some requests, by their numbers of items: None to let it in, or the 429 to answer.
@@ -77,12 +110,12 @@ class Admission:
         return refusal
 
     def _closed(self, tenant: str, guard: str) -> ProblemError | None:
-        """Why nothing of the tenant is let in now, if so."""
+        """The 429 for everything of the tenant now, if there is a reason."""
         settings = self._services.settings
-        age_s = self._looked_at(("age", guard), lambda: self._age_s(guard))
+        age_s = self._fresh(self._ages, guard, self._ages_s)
         if age_s > settings.live_high_water_age_s:
             return _refusal("queue-full", f"the oldest item waits for {age_s:.0f} s; come back", age_s)
-        pending = self._looked_at(("pending", tenant), lambda: self._pending(tenant))
+        pending = self._fresh(self._shares, tenant, self._pending)
         if pending >= settings.tenant_pending_items:
             detail = f"{pending:.0f} of your items wait; {settings.tenant_pending_items:,} may"
             return _refusal("share-used", detail, max(1, age_s))
@@ -91,18 +124,45 @@ class Admission:
     def _count(self, tenant: str, refusal: ProblemError) -> None:
         self._metrics.refused.labels(tenant, refusal.kind).inc()
 
-    def _looked_at(self, what: Hashable, look: Callable[[], float]) -> float:
-        until, seen = self._looked.get(what, (0.0, 0.0))
-        if time.monotonic() >= until:
-            seen = look()
-            self._looked[what] = (time.monotonic() + _LOOKED_FOR_S, seen)
-        return seen
+    def _fresh(self, seen: dict[str, _Seen], name: str, look: Callable[[Sequence[str]], Sequence[float]]) -> float:
+        """What was seen last; seen now, where that is too long ago."""
+        now = time.monotonic()
+        with self._lock:
+            one = seen.setdefault(name, _Seen())
+            one.asked_at = now
+        self._asked.set()
+        if now > one.looked_at + _OLDEST_ANSWER_S:
+            (one.value,) = look([name])
+            one.looked_at = time.monotonic()
+        return one.value
 
-    def _age_s(self, guard: str) -> float:
-        return oldest_age_s(self._services, self._coordination, guard, Lane.LIVE)
+    def _run(self) -> None:
+        while not self._stop.wait(_LOOK_EVERY_S):
+            self._asked.wait(_IDLE_LOOK_EVERY_S - _LOOK_EVERY_S)
+            self._asked.clear()
+            try:
+                self._look_again(self._ages, self._ages_s)
+                self._look_again(self._shares, self._pending)
+            except (redis.RedisError, sa.exc.SQLAlchemyError) as error:  # the next request meets it, and answers 503
+                log.warning("admission_blind", error=type(error).__name__)
 
-    def _pending(self, tenant: str) -> float:
-        return pending_items(self._services.engine, self._run_ids(tenant))
+    def _look_again(self, seen: dict[str, _Seen], look: Callable[[Sequence[str]], Sequence[float]]) -> None:
+        now = time.monotonic()
+        with self._lock:
+            for name in [name for name, one in seen.items() if now > one.asked_at + _REMEMBERED_S]:
+                del seen[name]
+            names = list(seen)
+        for name, value in zip(names, look(names), strict=True):
+            seen[name].value, seen[name].looked_at = value, time.monotonic()
+
+    def _ages_s(self, guards: Sequence[str]) -> list[float]:
+        return [oldest_age_s(self._services, self._coordination, guard, Lane.LIVE) for guard in guards]
+
+    def _pending(self, tenants: Sequence[str]) -> list[float]:
+        """Items that wait, of each tenant; one statement, however many there are."""
+        runs = self._run_ids()
+        pending = pending_items(self._services.engine, [run_id for name in tenants for run_id in runs.get(name, ())])
+        return [sum(pending.get(run_id, 0) for run_id in runs.get(name, ())) for name in tenants]
 
 
 def _refusal(kind: str, detail: str, retry_s: float) -> ProblemError:

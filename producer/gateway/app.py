@@ -15,16 +15,15 @@ from starlette.middleware.cors import CORSMiddleware
 from infra.ledger.submissions import forget_old_keys
 from infra.log import get_logger
 from infra.servers.services import Services
-from libra_fleet.cli.options import DEFAULT_GUARD
-from producer.gateway.api import batches, items, moderations, ops, runs
+from producer.gateway.api import batches, items, moderations, ops
 from producer.gateway.api.batch_worker import BatchWorker
 from producer.gateway.console import routes as console
 from producer.gateway.console.pages import ConsoleHeaders
-from producer.gateway.console.state import Console
-from producer.gateway.middleware import BodyLimit, Frame
+from producer.gateway.console.visitor import Console
+from producer.gateway.middleware import BodyLimit, RequestFrame
 from producer.gateway.problems import IN_OPENAPI, answer_errors
 from producer.gateway.state import Gateway, KnowsPolicy, no_policies
-from producer.webhooks.addresses import Allowed
+from schemas.guards import DEFAULT_GUARD
 
 UPLOAD_PATH: Final = "/v1/files"
 _FORGET_EVERY_S: Final = 3_600
@@ -36,8 +35,7 @@ def build_app(
     services: Services, *, default_guard: str = DEFAULT_GUARD, knows_policy: KnowsPolicy = no_policies
 ) -> FastAPI:
     """The gateway on these servers. `knows_policy` says whether a policy of that name can be applied."""
-    allowed = Allowed.parse(services.settings.webhook_allow)
-    gateway = Gateway(services, default_guard, knows_policy, allowed)
+    gateway = Gateway(services, default_guard, knows_policy)
     app = FastAPI(
         title="Libra Fleet",
         version=version("libra-fleet"),
@@ -52,16 +50,15 @@ def build_app(
     app.state.console = Console(gateway)
     answer_errors(app)
     _surround(app, gateway)
-    for routes in (ops, moderations, items, batches, runs, console):
-        app.include_router(routes.router, responses={"default": IN_OPENAPI})
+    for router in (ops.router, moderations.router, items.router, batches.router, items.runs, console.router):
+        app.include_router(router, responses={"default": IN_OPENAPI})
     return app
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     gateway: Gateway = app.state.gateway
-    await gateway.pool.run(lambda: gateway.intake)  # what can be wrong with the servers is wrong at the start
-    gateway.awaited.start()
+    await gateway.open()
     forgetting = asyncio.create_task(_forget_old_keys(gateway))
     worker = BatchWorker(gateway)
     worker.start()
@@ -69,10 +66,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     finally:
         worker.stop()
-        await gateway.intake.close()
-        gateway.awaited.stop()
         forgetting.cancel()
-        gateway.pool.close()
+        await gateway.close()
 
 
 async def _forget_old_keys(gateway: Gateway) -> None:
@@ -80,7 +75,7 @@ async def _forget_old_keys(gateway: Gateway) -> None:
     keep_s = gateway.settings.idempotency_keep_s
     while True:
         try:
-            await gateway.pool.run(forget_old_keys, gateway.services.engine, older_than_s=keep_s)
+            await asyncio.to_thread(forget_old_keys, gateway.services.engine, older_than_s=keep_s)
         except SQLAlchemyError as error:
             log.warning("keys_not_forgotten", error=type(error).__name__)
         await asyncio.sleep(_FORGET_EVERY_S)
@@ -96,4 +91,4 @@ def _surround(app: FastAPI, gateway: Gateway) -> None:
         BodyLimit, limit_bytes=settings.gateway_body_bytes, larger={UPLOAD_PATH: settings.gateway_file_bytes}
     )
     app.add_middleware(ConsoleHeaders)
-    app.add_middleware(Frame, metrics=gateway.metrics)
+    app.add_middleware(RequestFrame, metrics=gateway.metrics)

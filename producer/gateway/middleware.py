@@ -1,4 +1,4 @@
-"""What surrounds every request: an id, a limit on its body, a line in the metrics. Knows nothing of any route."""
+"""Around every request: an id, a limit on its body, a line in the process's own metrics. Knows no route."""
 
 from __future__ import annotations
 
@@ -8,20 +8,50 @@ import uuid
 from typing import Final
 
 import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from producer.gateway.metrics import GatewayMetrics
+from infra.coordination import counters as telemetry
+from infra.coordination.counters import Metric
 from producer.gateway.problems import ProblemError
 
 REQUEST_ID: Final = b"x-request-id"
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
 _GIVEN_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _UNKNOWN_ROUTE: Final = "none"
-"""Label of whatever matches no route: paths are the caller's to choose, and a label must not be."""
+"""Label of requests that match no route: callers choose paths, and must not choose labels."""
 
 
-class Frame:
-    """Gives a request an id (the caller's own where it is a sober one), and counts it."""
+class GatewayMetrics:
+    """One gateway process's own metrics, on a registry of their own."""
+
+    def __init__(self) -> None:
+        registry = self._registry = CollectorRegistry()
+
+        def counter(metric: Metric) -> Counter:
+            return Counter(metric.name, metric.help, metric.labels, registry=registry)
+
+        def histogram(metric: Metric) -> Histogram:
+            return Histogram(metric.name, metric.help, metric.labels, buckets=metric.buckets, registry=registry)
+
+        self.requests = counter(telemetry.GATEWAY_REQUESTS)
+        self.request_s = histogram(telemetry.GATEWAY_REQUEST)
+        self.accepted = counter(telemetry.GATEWAY_ACCEPTED)
+        self.refused = counter(telemetry.GATEWAY_REFUSED)
+        self.commit_items = histogram(telemetry.GATEWAY_COMMIT)
+        self.verdict_wait_s = histogram(telemetry.GATEWAY_VERDICT_WAIT)
+        waiting = telemetry.GATEWAY_WAITING
+        self.waiting = Gauge(waiting.name, waiting.help, waiting.labels, registry=registry)
+
+    def render(self) -> bytes:
+        """The Prometheus text format."""
+        return generate_latest(self._registry)
+
+
+class RequestFrame:
+    """Gives a request an id (the caller's own where it is short and plain), and counts it."""
 
     def __init__(self, app: ASGIApp, metrics: GatewayMetrics) -> None:
         self._app = app
@@ -70,7 +100,7 @@ class BodyLimit:
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         if announced.isdigit() and int(announced) > limit:
             request_id = scope.get("state", {}).get("request_id")
-            problem = ProblemError(413, "too-large", _why(limit), field="body")
+            problem = ProblemError(413, "too-large", _too_long(limit), field="body")
             await problem.response(request_id)(scope, receive, send)
             return
         received = 0
@@ -80,11 +110,11 @@ class BodyLimit:
             message = await receive()
             received += len(message.get("body", b""))
             if received > limit:
-                raise HTTPException(413, _why(limit))
+                raise HTTPException(413, _too_long(limit))
             return message
 
         await self._app(scope, counted, send)
 
 
-def _why(limit: int) -> str:
+def _too_long(limit: int) -> str:
     return f"the body is longer than {limit:,} bytes"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from typing import Final
 
 from fastapi import Request
 
@@ -13,93 +15,95 @@ from infra.servers.services import Services
 from infra.settings import Settings
 from producer.gateway.access import Keys
 from producer.gateway.admission import Admission
-from producer.gateway.intake import Intake
-from producer.gateway.live_runs import LiveRuns
-from producer.gateway.metrics import GatewayMetrics
-from producer.gateway.pool import Pool
-from producer.gateway.verdicts_awaited import AwaitedVerdicts
+from producer.gateway.middleware import GatewayMetrics
+from producer.gateway.problems import ProblemError
+from producer.intake.live import LiveIntake
 from producer.webhooks.addresses import Allowed
 from schemas.fleet import Announcement, ready
+from schemas.messages import Lane
+from schemas.runs import RunSpec
 
 KnowsPolicy = Callable[[str], bool]
 
 
 def no_policies(_: str) -> bool:
-    """Where no policies are configured, none is known."""
+    """Know no policy: none is configured."""
     return False
 
 
-@dataclass
 class Gateway:
-    """The servers, the threads to use them in, and who may ask."""
+    """The servers, the threads to use them in, the way in, and who may ask.
 
-    services: Services
-    default_guard: str
-    knows_policy: KnowsPolicy = no_policies
-    webhooks_allowed: Allowed = field(default_factory=Allowed)
-    metrics: GatewayMetrics = field(default_factory=GatewayMetrics)
+    Blocking work is done by `asyncio.to_thread`, in `threads`: as many as there are connections to the ledger is
+    right, more would wait for one. Nothing here reaches a server before `open` or its first use.
+    """
 
-    @property
-    def settings(self) -> Settings:
-        """The process's settings."""
-        return self.services.settings
-
-    @cached_property
-    def pool(self) -> Pool:
-        """Threads for blocking work."""
-        return Pool(self.settings.gateway_threads)
-
-    @cached_property
-    def keys(self) -> Keys:
-        """API keys."""
-        return Keys(self.services.engine, self.pool, cache_s=self.settings.gateway_key_cache_s)
-
-    @cached_property
-    def awaited(self) -> AwaitedVerdicts:
-        """Requests that wait for verdicts."""
-        return AwaitedVerdicts(self.services.engine, self.services.coordination)
-
-    @property
-    def waiting(self) -> int:
-        """How many requests wait for verdicts; none before the servers were reached for the first time."""
-        return self.awaited.count if "awaited" in self.__dict__ else 0
-
-    @cached_property
-    def live_runs(self) -> LiveRuns:
-        """The runs that are fed."""
-        return LiveRuns(self.services.engine)
-
-    @cached_property
-    def intake(self) -> Intake:
-        """The way into the ledger."""
-        gather_s = self.settings.gateway_gather_ms / 1000
-        return Intake(
-            self.services,
-            self.pool,
-            self.live_runs,
-            self.awaited,
-            self.metrics,
-            admit=self.admission.admit,
-            gather_s=gather_s,
+    def __init__(self, services: Services, default_guard: str, knows_policy: KnowsPolicy = no_policies) -> None:
+        settings = services.settings
+        self.services: Final = services
+        self.settings: Final[Settings] = settings
+        self.default_guard: Final = default_guard
+        self.knows_policy: Final = knows_policy
+        self.webhooks_allowed: Final = Allowed.parse(settings.webhook_allow)
+        self.metrics: Final = GatewayMetrics()
+        self.threads: Final = ThreadPoolExecutor(settings.gateway_threads, thread_name_prefix="gateway")
+        self.keys: Final = Keys(services, cache_s=settings.gateway_key_cache_s)
+        self.intake: Final = LiveIntake(
+            services,
+            self.threads,
+            admit=self._admit,
+            committed=self._count,
+            gather_s=settings.gateway_gather_ms / 1_000,
+            later=self._later,
         )
+        self._loop: asyncio.AbstractEventLoop | None = None
 
-    @cached_property
-    def admission(self) -> Admission:
-        """Who is let in."""
-        return Admission(self.services, self.coordination, self.metrics, self.live_runs.ids)
+    async def open(self) -> None:
+        """Reach the servers and begin to follow verdicts and queues: what can be wrong is wrong at the start."""
+        self._loop = asyncio.get_running_loop()
+        self._loop.set_default_executor(self.threads)
+        await asyncio.to_thread(self._reach_servers)
+
+    def _reach_servers(self) -> None:
+        _ = self.services.engine, self.services.publisher
+        self.admission.start()
+        self.intake.verdicts.start()
+
+    async def close(self) -> None:
+        """Commit and enqueue what was let in, and follow no more."""
+        await asyncio.get_running_loop().shutdown_default_executor()
+        self.intake.verdicts.stop()
+        self.admission.stop()
 
     @property
     def coordination(self) -> CoordinationStore:
         """The coordination store, which does not wait for a broker that is away."""
         return self.services.coordination_at_once
 
+    @cached_property
+    def admission(self) -> Admission:
+        """Decides who is let in."""
+        return Admission(self.services, self.coordination, self.metrics, self.intake.run_ids, self.default_guard)
+
     def announced(self) -> list[Announcement]:
         """The processes of the fleet. In a thread."""
         return self.coordination.presence.announced()
 
     def serves(self, guard: str) -> bool:
-        """Whether a worker of this guard has announced itself. In a thread."""
+        """True if a worker of this guard has announced itself. In a thread."""
         return bool(ready(self.announced(), "worker", guard))
+
+    def _admit(self, spec: RunSpec, sizes: Sequence[int]) -> list[ProblemError | None]:
+        return self.admission.admit(str(spec.tenant), spec.guard, sizes)
+
+    def _count(self, spec: RunSpec, items: int) -> None:
+        self.metrics.commit_items.observe(items)
+        self.metrics.accepted.labels(str(spec.tenant), Lane.LIVE).inc(items)
+
+    def _later(self, seconds: float, call: Callable[[], object]) -> None:
+        """Have the event loop call something: it keeps no thread waiting."""
+        assert self._loop is not None  # noqa: S101 - items are accepted after `open` alone
+        self._loop.call_soon_threadsafe(self._loop.call_later, seconds, call)
 
 
 async def gateway_of(request: Request) -> Gateway:

@@ -1,4 +1,6 @@
-"""The Python client for live traffic: submit an item, or wait for its verdict.
+"""Live traffic: items are accepted into the day's run in group commits, enqueued, and their verdicts awaited.
+
+`LiveIntake` is the one way in; the gateway calls it from asyncio, `LiveClient` from threads:
 
 with LiveClient.open(guard="libra-tiny") as client:
     verdict = client.judge("要审核的文本")
@@ -12,40 +14,271 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager
-from typing import NamedTuple, Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple, Self
 
 from infra import tracing
-from infra.errors import RunError
-from infra.group_commit import GroupCommit
+from infra.errors import LibraError, RunError
 from infra.ledger import intake, settlement
+from infra.ledger.submissions import IdempotencyKey, Submission, accept_submitted
+from infra.log import get_logger
 from infra.servers.services import Services, services
 from infra.settings import Settings, load_settings
 from producer.intake.submit import cut_chunks
-from producer.intake.verdict_waiter import SettledWatch
+from producer.intake.verdict_waiter import ItemRef, PendingVerdicts, VerdictWaiter
 from schemas.guards import Mode
 from schemas.items import Item
 from schemas.messages import JudgeChunk, Lane
 from schemas.runs import RunSpec
 from schemas.verdicts import Verdict
 
+_MOST_ITEMS: Final = 1_024
+"""In one commit: a flood is committed in pieces, between which other tenants have their turn."""
 
-class Ticket(NamedTuple):
-    """An accepted live item: where its verdict will be."""
-
-    run_id: str
-    seq: int
-    item_id: str
+log = get_logger(__name__)
 
 
-class _Awaited(NamedTuple):
-    """An item on its way, who follows it, and its verdict to come."""
+def live_spec(tenant: str, guard: str, mode: Mode, *, cache: bool = True, analysis: bool = False) -> RunSpec:
+    """The spec of a day's run of live traffic; traffic of equal specs shares a run, and its commits."""
+    return RunSpec(
+        guard=guard,
+        mode=mode,
+        lane=Lane.LIVE,
+        source=f"live:{tenant}",
+        tenant=tenant,
+        cache=cache,
+        verdict_only=mode is Mode.GENERATE and not analysis,
+    )
 
-    ticket: Ticket
-    watch: SettledWatch
-    verdict: Future[Verdict]
+
+class Accepted(NamedTuple):
+    """The places of a request's items, in its order, and their verdicts to come where the request waits for them."""
+
+    refs: list[ItemRef]
+    verdicts: PendingVerdicts | None
+
+
+@dataclass
+class _Request:
+    items: Sequence[Item]
+    submissions: Mapping[str, Submission]
+    waits: bool
+    accepted: Future[Accepted] = field(default_factory=Future)
+
+    def __post_init__(self) -> None:
+        self.accepted.set_running_or_notify_cancel()  # accepted it will be, whether or not its caller is still there
+
+
+@dataclass
+class _Line:
+    """Requests that share a run and wait for the next commit; `busy` while one is under way or due."""
+
+    waiting: list[_Request] = field(default_factory=list)
+    busy: bool = False
+    next_at: float = 0.0
+
+    def take(self) -> list[_Request]:
+        """Remove the first requests, as many as fit into a commit (at least one)."""
+        items = 0
+        for count, request in enumerate(self.waiting):
+            items += len(request.items)
+            if count and items > _MOST_ITEMS:
+                break
+        else:
+            count = len(self.waiting)
+        taken = self.waiting[:count]
+        del self.waiting[:count]
+        return taken
+
+
+def _admit_all(_: RunSpec, sizes: Sequence[int]) -> list[LibraError | None]:
+    return [None] * len(sizes)
+
+
+class LiveIntake:
+    """Accepts live items, and knows who waits for their verdicts. Thread-safe; its work is done in `executor`.
+
+    Not infra.group_commit, whose callers each bring a thread that blocks: here a caller holds a future.
+
+    `admit`: for requests of one spec, by their numbers of items, None or the error to raise to each.
+    `committed`: called with the spec and the number of items of each commit.
+    `gather_s`: commits of a spec begin no closer than that (a lone request is committed at once, what follows shares);
+    `later` calls a function after so many seconds without keeping a thread, and is used for that alone.
+    """
+
+    def __init__(
+        self,
+        services: Services,
+        executor: Executor,
+        *,
+        admit: Callable[[RunSpec, Sequence[int]], Sequence[LibraError | None]] = _admit_all,
+        committed: Callable[[RunSpec, int], None] = lambda _spec, _items: None,
+        gather_s: float = 0.0,
+        later: Callable[[float, Callable[[], object]], None] | None = None,
+    ) -> None:
+        self.verdicts: Final = VerdictWaiter(services)
+        self._services = services
+        self._executor = executor
+        self._admit = admit
+        self._committed = committed
+        self._gather_s = gather_s
+        self._later = later
+        self._lock = threading.Lock()  # guards what follows
+        self._lines: dict[RunSpec, _Line] = {}
+        self._runs: dict[RunSpec, tuple[str, float]] = {}
+
+    def accept(
+        self,
+        spec: RunSpec,
+        items: Sequence[Item],
+        submissions: Mapping[str, Submission] | None = None,
+        *,
+        waits: bool = False,
+    ) -> Future[Accepted]:
+        """Commit a request's items, together with what else of its spec arrives now; done after the commit.
+
+        `submissions`, by item id, are given by all callers of a spec or by none. The future raises what `admit` gives,
+        or RunError where the day's run was closed, and so was the next.
+        """
+        request = _Request(items, submissions or {}, waits)
+        with self._lock:
+            line = self._lines.setdefault(spec, _Line())
+            line.waiting.append(request)
+            if line.busy:
+                return request.accepted
+            line.busy = True
+        self._start_commit(spec, line)
+        return request.accepted
+
+    def accept_alone(
+        self,
+        spec: RunSpec,
+        items: Sequence[Item],
+        submissions: Mapping[str, Submission] | None = None,
+        *,
+        once: IdempotencyKey | None = None,
+    ) -> Future[Accepted]:
+        """As `accept`, in a commit of its own: for items whose ids are the caller's, or a request that counts `once`.
+
+        The future also raises DataError where an item id was used before in the day's run, and AlreadyMadeError,
+        KeyReusedError or KeyInFlightError by the idempotency key; nothing was committed then.
+        """
+        request = _Request(items, submissions or {}, waits=False)
+        self._executor.submit(self._commit, spec, [request], once)
+        return request.accepted
+
+    def run_ids(self) -> dict[str, list[str]]:
+        """The runs that were fed since this process began, the latest of each spec, by tenant."""
+        found: dict[str, list[str]] = {}
+        with self._lock:
+            for spec, (run_id, _) in self._runs.items():
+                found.setdefault(str(spec.tenant), []).append(run_id)
+        return found
+
+    def _start_commit(self, spec: RunSpec, line: _Line) -> None:
+        pause_s = line.next_at - time.monotonic()
+        if pause_s > 0 and self._later is not None:
+            self._later(pause_s, lambda: self._executor.submit(self._commit_waiting, spec, line))
+        else:
+            self._executor.submit(self._commit_waiting, spec, line)
+
+    def _commit_waiting(self, spec: RunSpec, line: _Line) -> None:
+        """Commit what waits, then go behind the other specs' commits in the executor where more has come."""
+        with self._lock:
+            line.next_at = time.monotonic() + self._gather_s
+            taken = line.take()
+        self._commit(spec, taken)
+        with self._lock:
+            more = line.busy = bool(line.waiting)
+        if more:
+            self._start_commit(spec, line)
+
+    def _commit(self, spec: RunSpec, requests: Sequence[_Request], once: IdempotencyKey | None = None) -> None:
+        """Admit, commit, expect the verdicts, answer, enqueue: in this order.
+
+        Verdicts are expected before their items are enqueued, or a notice could outrun its waiter. A request is
+        answered once its items are committed, not before; what follows is a help: should this process die or the
+        broker be away, the reconciler finds the chunks in the ledger and enqueues them.
+        """
+        try:
+            admitted = self._admitted(spec, requests)
+            if admitted:
+                self._commit_admitted(spec, admitted, once)
+        except Exception as error:  # noqa: BLE001 - a task's edge: it is raised where the requests wait
+            if not isinstance(error, LibraError):
+                log.warning("intake_failed", error=type(error).__name__)
+            for request in requests:
+                if not request.accepted.done():
+                    request.accepted.set_exception(error)
+
+    def _admitted(self, spec: RunSpec, requests: Sequence[_Request]) -> list[_Request]:
+        """Those of the requests that are let in; the others have their refusal."""
+        admitted = []
+        refusals = self._admit(spec, [len(request.items) for request in requests])
+        for request, refusal in zip(requests, refusals, strict=True):
+            if refusal is None:
+                admitted.append(request)
+            else:
+                request.accepted.set_exception(refusal)
+        return admitted
+
+    def _commit_admitted(self, spec: RunSpec, requests: Sequence[_Request], once: IdempotencyKey | None) -> None:
+        items = [item for request in requests for item in request.items]
+        submissions = {name: said for request in requests for name, said in request.submissions.items()}
+        settings = self._services.settings
+        if any(request.waits for request in requests):
+            self.verdicts.start()
+        groups = cut_chunks(items, max_items=settings.chunk_items, max_bytes=settings.chunk_bytes)
+        with tracing.span("libra.submit", guard=spec.guard, lane=Lane.LIVE.value, items=len(items)):
+            run_id, chunks = self._accept_today(spec, groups, submissions, once)
+            seqs = (wire.seq for chunk in chunks for wire in chunk.items)
+            ref_of = {item.id: ItemRef(run_id, next(seqs)) for group in groups for item in group}
+            for request in requests:
+                refs = [ref_of[item.id] for item in request.items]
+                pending = self.verdicts.expect(refs) if request.waits else None
+                request.accepted.set_result(Accepted(refs, pending))
+            self._committed(spec, len(items))
+            for chunk in chunks:
+                self._services.publisher.judge(chunk)
+
+    def _accept_today(
+        self,
+        spec: RunSpec,
+        groups: Sequence[Sequence[Item]],
+        submissions: Mapping[str, Submission],
+        once: IdempotencyKey | None,
+    ) -> tuple[str, list[JudgeChunk]]:
+        """Commit to the day's run. Where an operator has ended it, the day goes on in another, tried once."""
+        engine = self._services.engine
+        for last in (False, True):
+            run_id = self._todays_run(spec)
+            try:
+                if submissions:
+                    return run_id, accept_submitted(engine, run_id, spec, groups, submissions, once=once)
+                return run_id, intake.accept(engine, run_id, spec, groups)
+            except RunError:
+                with self._lock:
+                    self._runs.pop(spec, None)
+                if last:
+                    raise
+        raise AssertionError("the second try returns or raises")
+
+    def _todays_run(self, spec: RunSpec) -> str:
+        """The day's run, asked of the ledger once a day (by its clock), and again when it takes no more items."""
+        with self._lock:
+            run_id, ends_at = self._runs.get(spec, ("", 0.0))
+        if time.monotonic() >= ends_at:
+            run_id, ends_in_s = intake.todays_run(self._services.engine, spec, tenant=str(spec.tenant))
+            with self._lock:
+                self._runs[spec] = run_id, time.monotonic() + ends_in_s
+        return run_id
+
+
+class NoVerdictError(RunError, TimeoutError):
+    """No verdict within the time-out; the item stays accepted and will settle."""
 
 
 class LiveClient:
@@ -66,21 +299,9 @@ class LiveClient:
         analysis: bool = False,
     ) -> None:
         self._services = services
-        self._tenant = tenant
-        self._spec = RunSpec(
-            guard=guard,
-            mode=mode,
-            lane=Lane.LIVE,
-            source=f"live:{tenant}",
-            tenant=tenant,
-            cache=cache,
-            verdict_only=mode is Mode.GENERATE and not analysis,
-        )
-        self._send_together = GroupCommit(self._send, at_most=services.settings.chunk_items)
-        self._lock = threading.Lock()
-        self._run_id: str | None = None
-        self._run_ends_at = 0.0
-        self._watch: SettledWatch | None = None
+        self._spec = live_spec(tenant, guard, mode, cache=cache, analysis=analysis)
+        self._executor = ThreadPoolExecutor(max_workers=2, thread_name_prefix="live")
+        self._intake = LiveIntake(services, self._executor)
 
     @classmethod
     @contextmanager
@@ -97,19 +318,16 @@ class LiveClient:
         """A client on the configured servers (or the embedded ones)."""
         settings = settings or load_settings()
         tracing.start(settings.otlp_endpoint, "libra-client")
-        with services(settings) as found:
-            client = cls(found, guard=guard, mode=mode, tenant=tenant, cache=cache, analysis=analysis)
-            try:
-                yield client
-            finally:
-                client.close()
+        with (
+            services(settings) as found,
+            cls(found, guard=guard, mode=mode, tenant=tenant, cache=cache, analysis=analysis) as client,
+        ):
+            yield client
 
     def close(self) -> None:
-        """Stop following what settles; call it once nobody waits for a verdict."""
-        with self._lock:
-            if self._watch is not None:
-                self._watch.close()
-                self._watch = None
+        """Enqueue what was accepted, then follow no more; call it once nobody waits for a verdict."""
+        self._executor.shutdown()
+        self._intake.verdicts.stop()
 
     def __enter__(self) -> Self:
         return self
@@ -117,92 +335,36 @@ class LiveClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def submit(self, items: Sequence[Item]) -> list[Ticket]:
-        """Accept items into the ledger and put them on the live lane; a ticket for each, in the order given.
+    def submit(self, items: Sequence[Item]) -> list[ItemRef]:
+        """Accept items into the ledger and put them on the live lane; a place for each, in the order given.
 
         Raises:
             DataError: an item id was used before in the day's run.
-            RunError: an operator has ended the day's run; the next call goes to another.
+            RunError: an operator has ended the day's run, and the next.
         """
-        run_id = self._todays_run()
-        with self._traced(run_id, items):
-            tickets, chunks = self._accept(run_id, items)
-            self._enqueue(chunks)
-        return tickets
+        return self._intake.accept_alone(self._spec, items).result().refs
 
     def judge(self, response: str, *, question: str = "", timeout_s: float = 30) -> Verdict:
         """The settled verdict on one text (or on a response to a question).
 
         Raises:
             pydantic.ValidationError: the text is empty or too long.
-            RunError: no verdict within the time-out; the item stays accepted and will settle. Or an operator has ended
-                the day's run; the next call goes to another.
+            NoVerdictError: none within the time-out; the item stays accepted and will settle.
+            RunError: an operator has ended the day's run, and the next.
         """
         deadline = time.monotonic() + timeout_s
         item = Item(id=uuid.uuid4().hex, question=question, response=response)
-        awaited = self._send_together(item)
+        (ref,), pending = self._intake.accept(self._spec, [item], waits=True).result()
+        assert pending is not None  # noqa: S101 - it waits
         try:
-            return awaited.verdict.result(max(0.0, deadline - time.monotonic()))
+            (verdict,) = pending.result.result(max(0.0, deadline - time.monotonic()))
         except TimeoutError:
-            awaited.watch.forget(awaited.ticket.seq)
-        raise RunError(
-            f"no verdict within {timeout_s:g} s; item {item.id} in run {awaited.ticket.run_id} will still settle"
-        )
+            self._intake.verdicts.forget(pending)
+            raise NoVerdictError(
+                f"no verdict within {timeout_s:g} s; item {item.id} in run {ref.run_id} will still settle"
+            ) from None
+        return verdict
 
-    def verdict(self, ticket: Ticket) -> Verdict | None:
+    def verdict(self, ref: ItemRef) -> Verdict | None:
         """The verdict of a submitted item, or None while it is pending."""
-        return settlement.verdict_of(self._services.engine, ticket.run_id, [ticket.seq]).get(ticket.seq)
-
-    def _send(self, items: list[Item]) -> list[_Awaited]:
-        """Accept what several threads ask, expect its verdicts, then enqueue it."""
-        run_id = self._todays_run()
-        watch = self._watching(run_id)
-        with self._traced(run_id, items):
-            tickets, chunks = self._accept(run_id, items)
-            verdicts = watch.expect([ticket.seq for ticket in tickets])
-            self._enqueue(chunks)
-        return [_Awaited(ticket, watch, verdict) for ticket, verdict in zip(tickets, verdicts, strict=True)]
-
-    def _traced(self, run_id: str, items: Sequence[Item]) -> AbstractContextManager[None]:
-        spec = self._spec
-        return tracing.span("libra.submit", guard=spec.guard, lane=spec.lane.value, run_id=run_id, items=len(items))
-
-    def _accept(self, run_id: str, items: Sequence[Item]) -> tuple[list[Ticket], list[JudgeChunk]]:
-        settings = self._services.settings
-        groups = cut_chunks(items, max_items=settings.chunk_items, max_bytes=settings.chunk_bytes)
-        try:
-            chunks = intake.accept(self._services.engine, run_id, self._spec, groups)
-        except RunError:
-            self._forget_run(run_id)
-            raise
-        accepted = [item.id for group in groups for item in group]
-        seqs = [wire.seq for chunk in chunks for wire in chunk.items]
-        seq_of = dict(zip(accepted, seqs, strict=True))
-        return [Ticket(run_id, seq_of[item.id], item.id) for item in items], chunks
-
-    def _enqueue(self, chunks: Sequence[JudgeChunk]) -> None:
-        for chunk in chunks:
-            self._services.publisher.judge(chunk)
-
-    def _todays_run(self) -> str:
-        """The day's run, asked of the ledger once a day and when it was ended."""
-        with self._lock:
-            if self._run_id is None or time.monotonic() >= self._run_ends_at:
-                self._run_id, ends_in_s = intake.todays_run(self._services.engine, self._spec, tenant=self._tenant)
-                self._run_ends_at = time.monotonic() + ends_in_s
-            return self._run_id
-
-    def _forget_run(self, run_id: str) -> None:
-        """An operator has ended it: the next call asks the ledger for the day's run again."""
-        with self._lock:
-            if self._run_id == run_id:
-                self._run_id = None
-
-    def _watching(self, run_id: str) -> SettledWatch:
-        """Who follows the run; yesterday's ends when its last verdict is there."""
-        with self._lock:
-            if self._watch is None or self._watch.run_id != run_id:
-                if self._watch is not None:
-                    self._watch.close()
-                self._watch = SettledWatch(self._services, run_id)
-            return self._watch
+        return settlement.verdict_of(self._services.engine, ref.run_id, [ref.seq]).get(ref.seq)

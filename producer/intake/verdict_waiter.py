@@ -1,6 +1,7 @@
-"""Waiting for the verdicts of a live run: one subscription and one reader, however many wait.
+"""Waiting for the verdicts of live items: one subscription and one thread that reads for all who wait.
 
-The notice board says early what has settled; the ledger, asked again every second, is the truth and the fallback.
+A notice says which items of a run have settled, never how: their verdicts are read from the ledger, those of several
+notices together where they come fast. A notice may be lost without harm: what still waits is looked up every second.
 """
 
 from __future__ import annotations
@@ -8,17 +9,19 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from typing import Final
+from typing import Final, NamedTuple
 
 import redis
+import sqlalchemy as sa
 from redis.client import PubSub
-from sqlalchemy.exc import DBAPIError
 
 from infra.ledger import settlement
 from infra.log import get_logger
 from infra.servers.services import Services
+from schemas.items import submitted_name
 from schemas.verdicts import Verdict
 
 _LOOK_EVERY_S: Final = 1.0
@@ -26,67 +29,129 @@ _LOOK_EVERY_S: Final = 1.0
 log = get_logger(__name__)
 
 
-class SettledWatch:
-    """Follows one run from a thread of its own until closed. Thread-safe."""
+class ItemRef(NamedTuple):
+    """An accepted item's place in the ledger."""
 
-    def __init__(self, services: Services, run_id: str) -> None:
-        self.run_id = run_id
+    run_id: str
+    seq: int
+
+    @property
+    def name(self) -> str:
+        """The item's name over HTTP and in webhooks."""
+        return submitted_name(self.run_id, self.seq)
+
+
+class PendingVerdicts:
+    """The verdicts to come of one caller's items; `result` is done when the last of them is there, in their order."""
+
+    def __init__(self, refs: Sequence[ItemRef]) -> None:
+        self.refs: Final = refs
+        self.found: Final[dict[ItemRef, Verdict]] = {}
+        self.result: Final[Future[list[Verdict]]] = Future()
+        self.result.set_running_or_notify_cancel()  # a caller who gives up calls `forget`; nobody else cancels it
+
+
+class VerdictWaiter:
+    """Delivers verdicts to those who wait, from a thread of its own. Thread-safe: `_lock` guards `_waiting`."""
+
+    def __init__(self, services: Services) -> None:
         self._services = services
-        self._expected: dict[int, Future[Verdict]] = {}
         self._lock = threading.Lock()
-        self._following = threading.Event()
-        self._closed = threading.Event()
-        threading.Thread(target=self._run, daemon=True, name=f"settled-{run_id}").start()
-        self._following.wait(_LOOK_EVERY_S)
+        self._waiting: dict[str, dict[int, list[PendingVerdicts]]] = {}
+        self._look_at = 0.0
+        self._started = False
+        self._subscribed = threading.Event()
+        self._stop = threading.Event()
 
-    def expect(self, seqs: Sequence[int]) -> list[Future[Verdict]]:
-        """The verdicts to come of some items. Ask after they are accepted and before they are enqueued."""
-        futures = [Future[Verdict]() for _ in seqs]
+    def start(self) -> None:
+        """Begin to follow, unless that was done; returns once subscribed, or after a second without the broker."""
         with self._lock:
-            self._expected.update(zip(seqs, futures, strict=True))
-        return futures
+            if self._started:
+                return
+            self._started = True
+        threading.Thread(target=self._run, name="verdicts", daemon=True).start()
+        self._subscribed.wait(_LOOK_EVERY_S)
 
-    def forget(self, seq: int) -> None:
-        """Nobody waits for this item any more."""
+    def stop(self) -> None:
+        """Follow no more; call it once nobody waits."""
+        self._stop.set()
+
+    @property
+    def count(self) -> int:
+        """Items that are waited for."""
         with self._lock:
-            self._expected.pop(seq, None)
+            return sum(map(len, self._waiting.values()))
 
-    def close(self) -> None:
-        """Stop following once nobody waits."""
-        self._closed.set()
+    def expect(self, refs: Sequence[ItemRef]) -> PendingVerdicts:
+        """The verdicts to come of some items; `forget` them when time is up.
 
-    def _done(self) -> bool:
-        return self._closed.is_set() and not self._expected
+        Call it before the items are enqueued, so that no notice of them comes earlier.
+        """
+        pending = PendingVerdicts(refs)
+        with self._lock:
+            for ref in refs:
+                self._waiting.setdefault(ref.run_id, {}).setdefault(ref.seq, []).append(pending)
+        return pending
+
+    def expect_settled(self, refs: Sequence[ItemRef]) -> PendingVerdicts:
+        """As `expect`, for items of one run that were enqueued earlier: the ledger is read at once. Blocks."""
+        pending = self.expect(refs)
+        self._read(refs[0].run_id, [ref.seq for ref in refs])
+        return pending
+
+    def forget(self, pending: PendingVerdicts) -> None:
+        """Wait no more for what is still missing; nothing happens where all is there."""
+        with self._lock:
+            for run_id, seq in pending.refs:
+                waiting = self._waiting.get(run_id, {})
+                others = [other for other in waiting.pop(seq, []) if other is not pending]
+                if others:
+                    waiting[seq] = others
+                elif not waiting:
+                    self._waiting.pop(run_id, None)
 
     def _run(self) -> None:
-        while not self._done():
+        while not self._stop.is_set():
             try:
-                self._fulfil(None)
-                with self._services.coordination.notices.watching(self.run_id) as channel:
-                    self._following.set()
-                    self._follow(channel)
-            except (redis.RedisError, DBAPIError) as error:
-                log.warning("watch_interrupted", run=self.run_id, error=f"{type(error).__name__}: {error}")
-                time.sleep(_LOOK_EVERY_S)  # also once it is closed: somebody may wait still
+                with self._services.coordination.notices.watching_all() as channel:
+                    self._subscribed.set()
+                    while not self._stop.is_set():
+                        for run_id, seqs in self._settled(channel).items():
+                            self._read(run_id, list(seqs))
+            except (redis.RedisError, sa.exc.SQLAlchemyError) as error:
+                log.warning("verdicts_unheard", error=type(error).__name__)
+                self._stop.wait(_LOOK_EVERY_S)
 
-    def _follow(self, channel: PubSub) -> None:
-        look_at = time.monotonic()
-        while not self._done():
-            message = channel.get_message(timeout=_LOOK_EVERY_S)
-            if message is None or time.monotonic() >= look_at:
-                look_at = time.monotonic() + _LOOK_EVERY_S
-                self._fulfil(None)
-            else:
-                self._fulfil(json.loads(message["data"]))
-
-    def _fulfil(self, settled: Sequence[int] | None) -> None:
-        """Read from the ledger what is expected among these items, or all that is expected."""
-        with self._lock:
-            seqs = [seq for seq in (self._expected if settled is None else settled) if seq in self._expected]
-        if not seqs:
-            return
-        for seq, verdict in settlement.verdict_of(self._services.engine, self.run_id, seqs).items():
+    def _settled(self, channel: PubSub) -> dict[str, set[int]]:
+        """Items that are waited for and have settled by the notices that have come; once a second, all that wait."""
+        settled: defaultdict[str, set[int]] = defaultdict(set)
+        message = channel.get_message(timeout=max(0.0, self._look_at - time.monotonic()))
+        while message is not None:
+            run_id = self._services.coordination.notices.run_of(message["channel"])
             with self._lock:
-                future = self._expected.pop(seq, None)
-            if future is not None:
-                future.set_result(verdict)
+                waiting = self._waiting.get(run_id)
+                if waiting:  # most notices are of runs that nobody here waits for: their lists are not even parsed
+                    settled[run_id].update(seq for seq in json.loads(message["data"]) if seq in waiting)
+            message = channel.get_message(timeout=0)
+        if time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + _LOOK_EVERY_S
+            with self._lock:
+                for run_id, waiting in self._waiting.items():
+                    settled[run_id].update(waiting)
+        return {run_id: seqs for run_id, seqs in settled.items() if seqs}
+
+    def _read(self, run_id: str, seqs: Sequence[int]) -> None:
+        """Read verdicts from the ledger and deliver them."""
+        verdicts: Mapping[int, Verdict] = settlement.verdict_of(self._services.engine, run_id, seqs)
+        complete: list[PendingVerdicts] = []
+        with self._lock:
+            waiting = self._waiting.get(run_id, {})
+            for seq, verdict in verdicts.items():
+                for pending in waiting.pop(seq, []):
+                    pending.found[ItemRef(run_id, seq)] = verdict
+                    if len(pending.found) == len(pending.refs):
+                        complete.append(pending)
+            if not waiting:
+                self._waiting.pop(run_id, None)
+        for pending in complete:  # without the lock: a callback of the future may do anything
+            pending.result.set_result([pending.found[ref] for ref in pending.refs])

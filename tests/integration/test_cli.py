@@ -459,18 +459,17 @@ def judged(found: Services, text: str, *, cache: bool = True, question: str = ""
         return client.judge(text, question=question, timeout_s=30)
 
 
-def test_a_submitted_item_gets_its_ticket_and_later_its_verdict(found: Services) -> None:
+def test_submitted_items_have_their_verdicts_later_in_the_order_given(found: Services) -> None:
     batch = [
         Item(id="long", response="[[fake:unsafe]] " + "长" * 50),
         Item(id="short", response="[[fake:safe]]"),
     ]
 
     with LiveClient(found, guard="fake", tenant="tickets") as client:
-        tickets = client.submit(batch)
+        refs = client.submit(batch)
 
-        assert [ticket.item_id for ticket in tickets] == ["long", "short"]
-        assert wait_until(lambda: all(client.verdict(ticket) for ticket in tickets), timeout_s=30)
-        assert [verdict and verdict.label for verdict in map(client.verdict, tickets)] == ["unsafe", "safe"]
+        assert wait_until(lambda: all(client.verdict(ref) for ref in refs), timeout_s=30)
+        assert [verdict and verdict.label for verdict in map(client.verdict, refs)] == ["unsafe", "safe"]
         with pytest.raises(DataError, match="already"):
             client.submit(batch[:1])
 

@@ -5,6 +5,7 @@ Output files are not stored: they are read from the ledger whenever they are ask
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from datetime import datetime
@@ -24,10 +25,10 @@ from producer.gateway.api.batch_worker import cancel_run
 from producer.gateway.api.moderations import result_of
 from producer.gateway.api.requests import IdempotencyHeader, once_of
 from producer.gateway.api.submitting import hash_of, key_problem
-from producer.gateway.api.views import item_id, item_view
+from producer.gateway.api.views import item_view
 from producer.gateway.problems import BadFieldError, NoSuchThingError, ProblemError
 from producer.gateway.state import Gateway, gateway_of
-from producer.gateway.verdicts_awaited import ItemRef
+from producer.intake.verdict_waiter import ItemRef
 from schemas.http import ApiRequest, Metadata
 from schemas.runs import RunState
 from schemas.verdicts import Outcome
@@ -63,7 +64,7 @@ async def upload_file(
     if not content:
         raise BadFieldError("file", "empty")
     filename = "".join(c for c in file.filename or "" if c.isprintable())[:_LONGEST_FILENAME] or "unnamed"
-    stored = await gateway.pool.run(
+    stored = await asyncio.to_thread(
         ledger.store_file,
         gateway.services.engine,
         tenant=principal.tenant,
@@ -84,7 +85,7 @@ async def get_file(file_id: str, principal: Reader, gateway: Here) -> dict[str, 
 async def delete_file(file_id: str, principal: Submitter, gateway: Here) -> dict[str, Any]:
     """Forget a file."""
     stored = await _own_file(file_id, principal, gateway)
-    await gateway.pool.run(ledger.delete_file, gateway.services.engine, stored.id)
+    await asyncio.to_thread(ledger.delete_file, gateway.services.engine, stored.id)
     return {"id": stored.id, "object": "file", "deleted": True}
 
 
@@ -98,7 +99,7 @@ async def get_file_content(file_id: str, principal: Reader, gateway: Here) -> Re
                 raise NoSuchThingError("file", file_id[:80])
             return StreamingResponse(_lines(gateway, batch, dead=prefix == _ERRORS), media_type=_JSONL)
     stored = await _own_file(file_id, principal, gateway)
-    content = await gateway.pool.run(ledger.file_content, gateway.services.engine, stored.id)
+    content = await asyncio.to_thread(ledger.file_content, gateway.services.engine, stored.id)
     return Response(content or b"", media_type=_JSONL)
 
 
@@ -115,11 +116,11 @@ async def create_batch(
     once = once_of(idempotency_key, principal, hash_of("batches", await request.body()))
     engine = gateway.services.engine
     try:
-        made = await gateway.pool.run(submissions.find_made, engine, once) if once else None
+        made = await asyncio.to_thread(submissions.find_made, engine, once) if once else None
         if made is None:
             await _own_file(asked.input_file_id, principal, gateway, field="input_file_id")
             made = {
-                "batch": await gateway.pool.run(
+                "batch": await asyncio.to_thread(
                     ledger.create_batch,
                     engine,
                     tenant=principal.tenant,
@@ -152,7 +153,7 @@ async def list_batches(
 ) -> dict[str, Any]:
     """The tenant's batches, newest first."""
     engine = gateway.services.engine
-    found = await gateway.pool.run(ledger.list_batches, engine, principal.tenant, after=after, limit=limit + 1)
+    found = await asyncio.to_thread(ledger.list_batches, engine, principal.tenant, after=after, limit=limit + 1)
     page = [batch_view(batch) for batch in found[:limit]]
     ends = {"first_id": page[0]["id"], "last_id": page[-1]["id"]} if page else {"first_id": None, "last_id": None}
     return {"object": "list", "data": page, "has_more": len(found) > limit, **ends}
@@ -164,9 +165,9 @@ async def cancel_batch(batch_id: str, principal: Submitter, gateway: Here) -> di
     batch = await _own_batch(batch_id, principal, gateway)
     if _has_ended(batch):
         raise ProblemError(409, "ended", f"the batch is {_status(batch)}")
-    await gateway.pool.run(ledger.ask_to_cancel, gateway.services.engine, batch.id)
+    await asyncio.to_thread(ledger.ask_to_cancel, gateway.services.engine, batch.id)
     if batch.submitted_at is not None and batch.run_id is not None:
-        await gateway.pool.run(cancel_run, gateway, batch.run_id)
+        await asyncio.to_thread(cancel_run, gateway, batch.run_id)
     return batch_view(await _own_batch(batch_id, principal, gateway))
 
 
@@ -174,7 +175,7 @@ async def _own_file(file_id: str, principal: Principal, gateway: Gateway, field:
     name = file_id[:80]
     stored = None
     if file_id.isascii() and file_id.isprintable():
-        stored = await gateway.pool.run(ledger.find_file, gateway.services.engine, file_id)
+        stored = await asyncio.to_thread(ledger.find_file, gateway.services.engine, file_id)
     if stored is None or not principal.sees(stored.tenant):
         raise BadFieldError(field, "no such file") if field else NoSuchThingError("file", name)
     return stored
@@ -183,7 +184,7 @@ async def _own_file(file_id: str, principal: Principal, gateway: Gateway, field:
 async def _own_batch(batch_id: str, principal: Principal, gateway: Gateway) -> Batch:
     batch = None
     if batch_id.isascii() and batch_id.isprintable():
-        batch = await gateway.pool.run(ledger.find_batch, gateway.services.engine, batch_id)
+        batch = await asyncio.to_thread(ledger.find_batch, gateway.services.engine, batch_id)
     if batch is None or not principal.sees(batch.tenant):
         raise NoSuchThingError("batch", batch_id[:80])
     return batch
@@ -196,7 +197,7 @@ def _lines(gateway: Gateway, batch: Batch, *, dead: bool) -> Iterator[bytes]:
 
 
 def _line(item: SubmittedItem, endpoint: str) -> dict[str, Any]:
-    name = item_id(ItemRef(item.run_id, item.seq))
+    name = ItemRef(item.run_id, item.seq).name
     line: dict[str, Any] = {"id": f"batch_req_{name}", "custom_id": item.custom_id, "response": None, "error": None}
     if item.verdict is None or item.verdict.outcome is Outcome.DEAD:
         return {**line, "error": {"code": "dead", "message": item.verdict.reason if item.verdict else ""}}

@@ -1,25 +1,27 @@
-"""`/v1/items` and `/v1/verdicts`: submit now, hear later, and hear again as often as one likes."""
+"""`/v1/items` and `/v1/verdicts`: submit now, read verdicts later, any number of times. `/v1/runs/{id}`: a run."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import asyncio
+from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from infra.ledger import feed
+from infra.ledger import feed, reading
 from producer.gateway.access import Reader, Submitter
 from producer.gateway.api.requests import IdempotencyHeader, Prefer, guard_of, item_batch_of, once_of, wait_s_of
 from producer.gateway.api.submitting import accept, accept_and_wait, hash_of
-from producer.gateway.api.views import item_id, item_view, place_of
+from producer.gateway.api.views import item_view, ref_of, run_view
 from producer.gateway.problems import BadFieldError, NoSuchThingError
 from producer.gateway.state import Gateway, gateway_of
 from schemas.http import MOST_ITEMS, ApiRequest, ItemRequest
 
-_LARGEST_CURSOR_DIGITS = 18
+_LARGEST_CURSOR_DIGITS: Final = 18
 
 router = APIRouter(prefix="/v1", tags=["items"])
+runs = APIRouter(prefix="/v1", tags=["runs"])
 Here = Annotated[Gateway, Depends(gateway_of)]
 
 
@@ -46,15 +48,13 @@ async def submit_items(
     once = once_of(idempotency_key, principal, hash_of("items", await request.body()))
     answer = {"object": "list", "guard": guard.name}
     if prefer is None:
-        places = await accept(gateway, principal, guard, item_batch, once)
-        told = [
-            {"id": item_id(place), "custom_id": one.custom_id} for place, one in zip(places, asked.items, strict=True)
-        ]
-        return JSONResponse({**answer, "data": told}, 202)
+        refs = await accept(gateway, principal, guard, item_batch, once)
+        named = [{"id": ref.name, "custom_id": one.custom_id} for ref, one in zip(refs, asked.items, strict=True)]
+        return JSONResponse({**answer, "data": named}, 202)
     wait_s = wait_s_of(prefer, gateway)
-    places, verdicts = await accept_and_wait(gateway, principal, guard, item_batch, once, wait_s=wait_s)
-    seqs = [place.seq for place in places]
-    found = await gateway.pool.run(feed.submitted_items, gateway.services.engine, places[0].run_id, seqs)
+    refs, verdicts = await accept_and_wait(gateway, principal, guard, item_batch, once, wait_s=wait_s)
+    seqs = [ref.seq for ref in refs]
+    found = await asyncio.to_thread(feed.submitted_items, gateway.services.engine, refs[0].run_id, seqs)
     views = [item_view(found[seq]) for seq in seqs]
     return JSONResponse({**answer, "data": views}, 202 if verdicts is None else 200)
 
@@ -62,9 +62,9 @@ async def submit_items(
 @router.get("/items/{name}")
 async def get_item(name: str, principal: Reader, gateway: Here) -> dict[str, Any]:
     """An item, with its verdict once it has one."""
-    place = place_of(name)
-    found = await gateway.pool.run(feed.submitted_items, gateway.services.engine, place.run_id, [place.seq])
-    item = found.get(place.seq)
+    ref = ref_of(name)
+    found = await asyncio.to_thread(feed.submitted_items, gateway.services.engine, ref.run_id, [ref.seq])
+    item = found.get(ref.seq)
     if item is None or not principal.sees(item.tenant):
         raise NoSuchThingError("item", name)
     return item_view(item)
@@ -82,10 +82,25 @@ async def list_verdicts(
     if not (cursor.isascii() and cursor.isdecimal() and len(cursor) <= _LARGEST_CURSOR_DIGITS):
         raise BadFieldError("cursor", "not a next_cursor of this feed")
     engine = gateway.services.engine
-    page = await gateway.pool.run(feed.feed_page, engine, principal.tenant, after=int(cursor), limit=limit)
+    page = await asyncio.to_thread(feed.feed_page, engine, principal.tenant, after=int(cursor), limit=limit)
     return {
         "object": "list",
         "data": [{**item_view(item), "cursor": str(n)} for n, item in page],
         "next_cursor": str(page[-1][0]) if page else cursor,
         "has_more": len(page) == limit,
     }
+
+
+@runs.get("/runs/{run_id}")
+async def get_run(
+    run_id: Annotated[str, Path(pattern=r"^r[0-9a-f]{10}$")],
+    principal: Reader,
+    gateway: Here,
+) -> dict[str, Any]:
+    """A run of the tenant's own (an admin: any), with the benchmark's metrics once it has ended."""
+    engine = gateway.services.engine
+    status = await asyncio.to_thread(reading.find_run, engine, run_id)
+    if status is None or not principal.sees(status.spec.tenant or ""):
+        raise NoSuchThingError("run", run_id)
+    report = await asyncio.to_thread(reading.stored_report, engine, run_id)
+    return run_view(status, report)

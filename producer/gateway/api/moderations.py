@@ -17,9 +17,8 @@ from producer.gateway.access import Submitter
 from producer.gateway.api.openai_categories import CATEGORIES, openai_categories
 from producer.gateway.api.requests import IdempotencyHeader, ItemBatch, Prefer, guard_of, item_of, once_of, wait_s_of
 from producer.gateway.api.submitting import accept_and_wait, hash_of
-from producer.gateway.api.views import item_id
 from producer.gateway.state import Gateway, gateway_of
-from producer.gateway.verdicts_awaited import ItemRef
+from producer.intake.verdict_waiter import ItemRef
 from schemas.http import MOST_ITEMS, ApiRequest
 from schemas.items import Label
 from schemas.verdicts import Outcome, Verdict
@@ -87,13 +86,13 @@ async def create_moderation(
     item_batch = moderation_batch(asked.input, principal.tenant)
     once = once_of(idempotency_key, principal, hash_of("moderations", await request.body()))
     wait_s = wait_s_of(prefer, gateway)
-    places, verdicts = await accept_and_wait(gateway, principal, guard, item_batch, once, wait_s=wait_s)
-    answer = {"id": _moderation_id(places), "model": guard.name}
+    refs, verdicts = await accept_and_wait(gateway, principal, guard, item_batch, once, wait_s=wait_s)
+    answer = {"id": _moderation_id(refs), "model": guard.name}
     if verdicts is None:
         # An empty list, which OpenAI's clients can read: there are no results yet.
-        pending = {**answer, "results": [], "status": "pending", "items": [item_id(place) for place in places]}
-        return JSONResponse(pending, 202, headers={"Location": f"/v1/items/{item_id(places[0])}"})
-    return JSONResponse({**answer, "results": results(places, verdicts)})
+        pending = {**answer, "results": [], "status": "pending", "items": [ref.name for ref in refs]}
+        return JSONResponse(pending, 202, headers={"Location": f"/v1/items/{refs[0].name}"})
+    return JSONResponse({**answer, "results": results(refs, verdicts)})
 
 
 def moderation_batch(texts: Sequence[str], tenant: str, *, where: str = "input") -> ItemBatch:
@@ -109,9 +108,9 @@ def moderation_batch(texts: Sequence[str], tenant: str, *, where: str = "input")
     return ItemBatch(items, {item.id: Submission(tenant) for item in items})
 
 
-def results(places: Sequence[ItemRef], verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
-    """OpenAI's results, in the order of the places."""
-    return [result_of(verdict, item_id(place)) for place, verdict in zip(places, verdicts, strict=True)]
+def results(refs: Sequence[ItemRef], verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
+    """OpenAI's results, in the order of the items."""
+    return [result_of(verdict, ref.name) for ref, verdict in zip(refs, verdicts, strict=True)]
 
 
 def result_of(verdict: Verdict, ours: str) -> dict[str, Any]:
@@ -138,5 +137,5 @@ def result_of(verdict: Verdict, ours: str) -> dict[str, Any]:
     }
 
 
-def _moderation_id(places: Sequence[ItemRef]) -> str:
-    return f"modr-{places[0].run_id}-{places[0].seq}"
+def _moderation_id(refs: Sequence[ItemRef]) -> str:
+    return f"modr-{refs[0].run_id}-{refs[0].seq}"

@@ -14,7 +14,7 @@ from prometheus_client import generate_latest
 from infra.fleet import AWAY, look
 from infra.ledger.engine import ledger_now
 from producer.exporter.page import fleet_page
-from producer.gateway.metrics import CONTENT_TYPE
+from producer.gateway.middleware import CONTENT_TYPE
 from producer.gateway.problems import ProblemError
 from producer.gateway.state import Gateway, gateway_of
 from schemas.fleet import FleetSnapshot, ready
@@ -39,8 +39,8 @@ async def readyz(gateway: Here) -> dict[str, Any]:
     # Not a whole look at the fleet, which may take too long on a busy ledger: a gateway that can accept items must not
     # become unready for that.
     ledger, announced = await asyncio.gather(
-        _answers(gateway.pool.run(ledger_now, gateway.services.engine)),
-        _answers(gateway.pool.run(gateway.announced)),
+        _answers(asyncio.to_thread(ledger_now, gateway.services.engine)),
+        _answers(asyncio.to_thread(gateway.announced)),
     )
     checks = {"ledger": "away" if ledger is None else "ok", "broker": "away" if announced is None else "ok"}
     if ledger is None or announced is None:
@@ -60,8 +60,8 @@ async def readyz(gateway: Here) -> dict[str, Any]:
 @router.get("/metrics")
 async def metrics(gateway: Here) -> Response:
     """Prometheus metrics: this gateway's own, and the whole fleet's, without those of a server that is away."""
-    gateway.metrics.waiting.set(gateway.waiting)
-    fleet = await _answers(gateway.pool.run(_fleet, gateway)) or _NO_ANSWER
+    gateway.metrics.waiting.set(gateway.intake.verdicts.count)
+    fleet = await _answers(asyncio.to_thread(_fleet, gateway)) or _NO_ANSWER
     return Response(gateway.metrics.render() + generate_latest(fleet_page(fleet)), media_type=CONTENT_TYPE)
 
 

@@ -1,27 +1,25 @@
-"""What every route that takes items does with them: let in, commit, once where asked, and wait where asked."""
+"""For every route that takes items: let in, commit, once where asked, and wait for verdicts where asked."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import time
-from collections.abc import Sequence
 
 from infra.errors import LibraError
 from infra.ledger import submissions
-from infra.ledger.settlement import verdict_of
 from infra.ledger.submissions import AlreadyMadeError, IdempotencyKey, KeyInFlightError, KeyReusedError
 from producer.gateway.access import Principal
 from producer.gateway.api.requests import GuardSelection, ItemBatch, require_served
-from producer.gateway.live_runs import Stream
 from producer.gateway.problems import ProblemError
 from producer.gateway.state import Gateway
-from producer.gateway.verdicts_awaited import ItemRef
+from producer.intake.live import Accepted, live_spec
+from producer.intake.verdict_waiter import ItemRef
 from schemas.verdicts import Verdict
 
 
 def hash_of(route: str, body: bytes) -> bytes:
-    """What tells two requests under one idempotency key apart."""
+    """A hash that tells two requests under one idempotency key apart."""
     return hashlib.blake2b(route.encode() + b"\n" + body, digest_size=16).digest()
 
 
@@ -32,27 +30,6 @@ def key_problem(error: LibraError) -> ProblemError:
     return ProblemError(409, "idempotency-key-reused", str(error), field="Idempotency-Key")
 
 
-async def made_before(gateway: Gateway, once: IdempotencyKey | None) -> list[ItemRef] | None:
-    """Places of the items that a repeated request made, or None where it is new.
-
-    Raises:
-        ProblemError: 409, the key stands for another request.
-    """
-    if once is None:
-        return None
-    try:
-        made = await gateway.pool.run(submissions.find_made, gateway.services.engine, once)
-    except KeyReusedError as error:
-        raise key_problem(error) from error
-    return places_of(made) if made else None
-
-
-def places_of(made: dict[str, object]) -> list[ItemRef]:
-    """What an idempotency key remembers of items."""
-    seqs = made.get("seqs")
-    return [ItemRef(str(made["run_id"]), int(seq)) for seq in seqs] if isinstance(seqs, list) else []
-
-
 async def accept(
     gateway: Gateway, principal: Principal, guard: GuardSelection, item_batch: ItemBatch, once: IdempotencyKey | None
 ) -> list[ItemRef]:
@@ -61,8 +38,7 @@ async def accept(
     Raises:
         ProblemError: 429, 503, 409.
     """
-    places, _ = await _accept(gateway, principal, guard, item_batch, once, waits=False)
-    return places
+    return (await _accept(gateway, principal, guard, item_batch, once, waits=False)).refs
 
 
 async def accept_and_wait(
@@ -80,19 +56,18 @@ async def accept_and_wait(
         ProblemError: 429, 503, 409.
     """
     started = time.monotonic()
-    places, futures = await _accept(gateway, principal, guard, item_batch, once, waits=True)
-    if not futures:
-        futures = [gateway.awaited.expect(place) for place in places]
-        known = await gateway.pool.run(verdict_of, gateway.services.engine, places[0].run_id, [p.seq for p in places])
-        gateway.awaited.deliver(places[0].run_id, known)
+    refs, pending = await _accept(gateway, principal, guard, item_batch, once, waits=True)
+    waiter = gateway.intake.verdicts
+    if pending is None:  # committed alone or earlier: the verdicts may be there already
+        pending = await asyncio.to_thread(waiter.expect_settled, refs)
     try:
-        verdicts = await asyncio.wait_for(asyncio.gather(*futures), wait_s)
+        verdicts = await asyncio.wait_for(asyncio.wrap_future(pending.result), wait_s)
     except TimeoutError:
-        return places, None
+        return refs, None
     finally:
-        gateway.awaited.forget(places, futures)
+        waiter.forget(pending)
     gateway.metrics.verdict_wait_s.observe(time.monotonic() - started)
-    return places, verdicts
+    return refs, verdicts
 
 
 async def _accept(
@@ -103,19 +78,26 @@ async def _accept(
     once: IdempotencyKey | None,
     *,
     waits: bool,
-) -> tuple[list[ItemRef], Sequence[asyncio.Future[Verdict]]]:
-    known = await made_before(gateway, once)
-    if known is not None:
-        return known, []
-    if guard.name != gateway.default_guard:
-        await gateway.pool.run(require_served, guard.name, gateway)
-    stream = Stream(principal.tenant, guard.name, guard.mode)
-    if once is None:
-        accepted = await gateway.intake.accept(stream, item_batch.items, item_batch.submissions, waits=waits)
-        return accepted.places, accepted.verdicts
+) -> Accepted:
+    items, said = item_batch
+    spec = live_spec(principal.tenant, guard.name, guard.mode)
     try:
-        return await gateway.intake.accept_once(stream, item_batch.items, item_batch.submissions, once), []
+        if once is not None:
+            made = await asyncio.to_thread(submissions.find_made, gateway.services.engine, once)
+            if made is not None:
+                return Accepted(_refs_of(made), None)
+        if guard.name != gateway.default_guard:
+            await asyncio.to_thread(require_served, guard.name, gateway)
+        if once is None:
+            return await asyncio.wrap_future(gateway.intake.accept(spec, items, said, waits=waits))
+        return await asyncio.wrap_future(gateway.intake.accept_alone(spec, items, said, once=once))
     except AlreadyMadeError as error:
-        return places_of(error.made), []
+        return Accepted(_refs_of(error.made), None)
     except (KeyReusedError, KeyInFlightError) as error:
         raise key_problem(error) from error
+
+
+def _refs_of(made: dict[str, object]) -> list[ItemRef]:
+    """The places that an idempotency key remembers."""
+    seqs = made.get("seqs")
+    return [ItemRef(str(made["run_id"]), int(seq)) for seq in seqs] if isinstance(seqs, list) else []

@@ -10,29 +10,30 @@ from fastapi.responses import Response
 
 from infra.errors import UsageError
 from infra.ledger import keys, reviews
-from producer.gateway.api.views import place_of
+from producer.gateway.api.views import ref_of
 from producer.gateway.console.language import Language, Words
 from producer.gateway.console.pages import ASSETS, PATH, go_to, render
-from producer.gateway.console.review_queue import queue_page
-from producer.gateway.console.sessions import csrf_of, new_token
-from producer.gateway.console.state import Console, console_of
-from producer.gateway.console.trying import Tried, try_text
+from producer.gateway.console.panels import Tried, queue_page, try_text
 from producer.gateway.console.visitor import (
     AnyWords,
+    Console,
     LoggedIn,
     LoginFirstError,
     PageError,
     Visitor,
     checked_form,
+    console_of,
+    csrf_of,
     is_fragment,
     lets_in,
     logged_in,
+    new_token,
     set_cookie,
     set_language,
     token_of,
 )
 from producer.gateway.problems import NoSuchThingError
-from producer.gateway.verdicts_awaited import ItemRef
+from producer.intake.verdict_waiter import ItemRef
 from schemas.items import Label
 
 _NO_NUL: Final = r"^[^\x00]*$"
@@ -72,13 +73,12 @@ async def login(
     request: Request, words: AnyWords, console: Here, key: Annotated[str, Form(max_length=200)] = ""
 ) -> Response:
     """Begin a session under a new token, so that one known before the login is worth nothing."""
-    pool = console.gateway.pool
-    found = await pool.run(keys.find_key, console.gateway.services.engine, key.strip())
+    found = await asyncio.to_thread(keys.find_key, console.gateway.services.engine, key.strip())
     if found is None:
         return _login(request, words, problem=words("login.unknown"), status=401)
     if not lets_in(found.role):
         return _login(request, words, problem=words("login.service"), status=403)
-    token = await pool.run(lambda: console.sessions.begin(found.id))
+    token = await asyncio.to_thread(lambda: console.sessions.begin(found.id))
     answer = go_to()
     set_cookie(request, answer, token, lifetime_s=console.gateway.settings.console_session_s)
     return answer
@@ -95,7 +95,7 @@ def _login(request: Request, words: Words, *, problem: str | None = None, status
 async def logout(request: Request, console: Here) -> Response:
     """End the session."""
     token = token_of(request)
-    await console.gateway.pool.run(lambda: console.sessions.end(token))
+    await asyncio.to_thread(lambda: console.sessions.end(token))
     answer = go_to("/login")
     set_cookie(request, answer, new_token())
     return answer
@@ -112,13 +112,13 @@ async def choose_language(request: Request, language: Annotated[Language, Form()
 @router.get(PATH)
 async def page(words: AnyWords, visitor: LoggedIn, console: Here, item: ItemName = None) -> Response:
     """Everything on one page, with an item of the queue in front."""
-    return await _page(words, visitor, console, wanted=place_of(item) if item else None)
+    return await _page(words, visitor, console, wanted=ref_of(item) if item else None)
 
 
 @router.get(PATH + "/fleet")
 async def fleet(words: AnyWords, visitor: LoggedIn, console: Here) -> Response:
     """The operator's part, which our script asks for again and again."""
-    facts = await console.gateway.pool.run(console.fleet.facts, visitor.tenant)
+    facts = await asyncio.to_thread(console.fleet.facts, visitor.tenant)
     return render("fleet.html", words, visitor=visitor, fleet=facts)
 
 
@@ -127,7 +127,7 @@ async def review(
     request: Request, words: AnyWords, visitor: LoggedIn, console: Here, item: ItemName = None
 ) -> Response:
     """The queue with an item in front."""
-    wanted = place_of(item) if item else None
+    wanted = ref_of(item) if item else None
     if not is_fragment(request):
         return await _page(words, visitor, console, wanted=wanted)
     return await _review(words, visitor, console, wanted=wanted)
@@ -148,9 +148,9 @@ async def decide(
     """Store a human label, and show what follows."""
     if not visitor.may_decide:
         raise PageError(403, words, words("error.role"))
-    place = place_of(item)
+    place = ref_of(item)
     try:
-        await console.gateway.pool.run(
+        await asyncio.to_thread(
             reviews.decide,
             console.gateway.services.engine,
             place.run_id,
@@ -164,7 +164,7 @@ async def decide(
         raise NoSuchThingError("item", item) from error
     if not is_fragment(request):
         return go_to(f"?item={following}" if following else "")
-    wanted = place_of(following) if following else None
+    wanted = ref_of(following) if following else None
     return await _review(words, visitor, console, wanted=wanted, decided=(item, label))
 
 
@@ -190,9 +190,10 @@ async def try_one(
 async def _page(
     words: Words, visitor: Visitor, console: Console, *, wanted: ItemRef | None = None, tried: Tried | None = None
 ) -> Response:
-    pool, engine = console.gateway.pool, console.gateway.services.engine
+    engine = console.gateway.services.engine
     queue, facts = await asyncio.gather(
-        pool.run(queue_page, engine, visitor.tenant, wanted), pool.run(console.fleet.facts, visitor.tenant)
+        asyncio.to_thread(queue_page, engine, visitor.tenant, wanted),
+        asyncio.to_thread(console.fleet.facts, visitor.tenant),
     )
     guard = console.gateway.default_guard
     return render("page.html", words, visitor=visitor, queue=queue, fleet=facts, tried=tried, guard=guard, decided=None)
@@ -206,5 +207,5 @@ async def _review(
     wanted: ItemRef | None,
     decided: tuple[str, Label] | None = None,
 ) -> Response:
-    queue = await console.gateway.pool.run(queue_page, console.gateway.services.engine, visitor.tenant, wanted)
+    queue = await asyncio.to_thread(queue_page, console.gateway.services.engine, visitor.tenant, wanted)
     return render("review.html", words, visitor=visitor, queue=queue, decided=decided)

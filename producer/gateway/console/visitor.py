@@ -1,27 +1,107 @@
-"""Who is looking at the console: from the cookie to a principal, and what a form must bring."""
+"""The visitor of the console: sessions, from the cookie to a principal, and what a form must bring.
+
+A session is a random token in the visitor's cookie; Redis holds its hash with the id of the key that logged in, and
+nothing of the key itself. A session says which key it stands for, not that the key is still good: that is asked of
+the ledger at every request.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Final, NamedTuple
+import asyncio
+import hashlib
+import hmac
+import secrets
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Final, NamedTuple, cast
 
+import redis
 from fastapi import Depends, Form, Request
 from fastapi.responses import Response
 
+from infra.broker.app import connect_redis
 from infra.ledger import keys
 from infra.ledger.keys import ApiKey
 from producer.gateway.access import Principal
+from producer.gateway.console.fleet import Fleet
 from producer.gateway.console.language import Language, Words, language_of
 from producer.gateway.console.pages import FRAGMENT, PATH, go_to, render
-from producer.gateway.console.sessions import csrf_of, is_csrf_of
-from producer.gateway.console.state import Console, console_of
 from producer.gateway.problems import ProblemError
+from producer.gateway.state import Gateway
 from schemas.access import Role, Scope
 
 SESSION_COOKIE: Final = "libra_session"
 LANGUAGE_COOKIE: Final = "libra_language"
 
+_TOKEN_BYTES: Final = 32
 _LONGEST_TOKEN: Final = 64
 _YEAR_S: Final = 31_536_000
+
+
+def new_token() -> str:
+    """A token that nobody can guess."""
+    return secrets.token_urlsafe(_TOKEN_BYTES)
+
+
+def csrf_of(token: str) -> str:
+    """What every form carries: only a page of ours can read it, and it gives the cookie's token away to nobody."""
+    return hmac.digest(token.encode(), b"console form", "sha256").hex()
+
+
+def is_csrf_of(token: str, given: str) -> bool:
+    """Whether a form was made for the cookie that came with it."""
+    return bool(token) and hmac.compare_digest(csrf_of(token).encode(), given.encode())
+
+
+class Sessions:
+    """Sessions of one namespace; each ends by itself `lifetime_s` after its login."""
+
+    def __init__(self, client: redis.Redis, *, namespace: str, lifetime_s: int) -> None:
+        self._redis = client
+        self._prefix = f"{namespace}:console:session:"
+        self._lifetime_s = lifetime_s
+
+    def _key(self, token: str) -> str:
+        return self._prefix + hashlib.sha256(token.encode()).hexdigest()
+
+    def begin(self, key_id: str) -> str:
+        """Log a key in; returns the cookie's token."""
+        token = new_token()
+        self._redis.set(self._key(token), key_id, ex=self._lifetime_s)
+        return token
+
+    def key_id(self, token: str) -> str | None:
+        """The key that a session stands for, or None where there is no such session."""
+        return cast("str | None", self._redis.get(self._key(token)))
+
+    def end(self, token: str) -> None:
+        """Log out."""
+        self._redis.delete(self._key(token))
+
+
+@dataclass
+class Console:
+    """The gateway that serves it, who is logged in, and what is known of the fleet."""
+
+    gateway: Gateway
+
+    @cached_property
+    def sessions(self) -> Sessions:
+        """Who is logged in. In a thread: the first use connects to Redis."""
+        settings = self.gateway.settings
+        client = connect_redis(self.gateway.services.redis_url)
+        return Sessions(client, namespace=settings.namespace, lifetime_s=settings.console_session_s)
+
+    @cached_property
+    def fleet(self) -> Fleet:
+        """What an operator asks."""
+        return Fleet(self.gateway)
+
+
+def console_of(request: Request) -> Console:
+    """The console of the gateway that serves this request."""
+    console: Console = request.app.state.console
+    return console
 
 
 class PageError(ProblemError):
@@ -108,7 +188,7 @@ async def logged_in(request: Request, console: Annotated[Console, Depends(consol
         LoginFirstError: nobody, or the session has ended, or its key was revoked.
     """
     token = token_of(request)
-    key = await console.gateway.pool.run(_key_of, console, token) if token else None
+    key = await asyncio.to_thread(_key_of, console, token) if token else None
     if key is None:
         raise LoginFirstError(fragment=is_fragment(request))
     return Visitor(Principal(key.tenant, key.id, key.role), csrf_of(token))

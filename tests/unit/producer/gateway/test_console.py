@@ -13,7 +13,7 @@ from infra.ledger.reviews import Why
 from producer.gateway.console import pages
 from producer.gateway.console.fleet import chart_of
 from producer.gateway.console.language import CATALOGUE, Language, Words, language_of
-from producer.gateway.console.sessions import csrf_of, is_csrf_of, new_token
+from producer.gateway.console.visitor import csrf_of, is_csrf_of, new_token
 from schemas.access import Role
 from schemas.items import Label
 from schemas.messages import Lane
