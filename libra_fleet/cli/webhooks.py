@@ -37,14 +37,14 @@ def webhooks() -> None:
 @webhooks.command()
 def send() -> None:
     """Send what waits in the outbox until SIGTERM; any number of senders may run."""
-    from producer.webhooks.sender import Sender  # noqa: PLC0415 - only this command needs an HTTP client
+    from producer.webhooks.sender import Sender  # noqa: PLC0415 - only this command signs
 
     settings = load_settings()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     with services(settings) as found, announced(found.coordination.presence, "webhooks"):
-        Sender(found.engine, settings).run(stop)
+        Sender(found.engine, settings, found.coordination).run(stop)
 
 
 @webhooks.command(name="list")

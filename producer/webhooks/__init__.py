@@ -1,1 +1,1 @@
-"""Tells platforms what happened: signs what waits in the outbox and sends it until it is received."""
+"""Webhooks: signs the outbox's messages and sends each until it is received."""

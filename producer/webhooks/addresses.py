@@ -1,4 +1,4 @@
-"""Which addresses a webhook may reach: none inside our own networks, unless the operator names them (SSRF).
+"""The addresses that a webhook may reach: none inside our own networks, unless the operator names them (SSRF).
 
 A name is resolved once, every address of it is checked, and the connection goes to a checked address: a name that
 changes its mind between check and connection (DNS rebinding) gains nothing.
@@ -32,7 +32,7 @@ _SPECIAL: Final = tuple(
         "3fff::/20",
     )
 )
-"""What IANA's special-purpose registries keep out of the internet and Python's `is_global` (3.11) lets through."""
+"""Kept out of the internet by IANA's special-purpose registries, and let through by Python's `is_global` (3.11)."""
 
 
 class RefusedAddressError(UsageError):
@@ -65,7 +65,7 @@ class Allowed:
         return cls(frozenset(hosts), tuple(networks))
 
     def covers(self, address: IpAddress) -> bool:
-        """Whether an address lies in a named network."""
+        """True if an address lies in a named network."""
         return any(address in network for network in self.networks)
 
 
@@ -90,7 +90,7 @@ def parsed_url(url: str) -> SplitResult:
 
 
 def refusal(address: IpAddress) -> str | None:
-    """Why an address is not for webhooks, or None where it is an ordinary public one."""
+    """The reason why an address is not for webhooks, or None where it is an ordinary public one."""
     inner = _embedded(address)
     if inner is not None:
         return refusal(inner)
@@ -163,5 +163,5 @@ def _literal(host: str) -> IpAddress | None:
 
 
 def _address(text: str | int) -> IpAddress:
-    """What the resolver said; a zone ("%eth0") marks a link-local address and stays refused without it."""
+    """The address of a resolver's answer; a zone ("%eth0") marks a link-local address and stays refused without it."""
     return ipaddress.ip_address(str(text).partition("%")[0])

