@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.text import Text
 
 from infra.settings import load_settings
+from libra_fleet.doctor import Finding, Level
 from libra_fleet.doctor.examination import examine
-from libra_fleet.doctor.finding import Finding, Level
 
 _MARKS: Final = {Level.ERROR: ("✗", "bold red"), Level.WARNING: ("!", "yellow"), Level.GOOD: ("✓", "green")}
 

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from importlib.metadata import version
 
-from libra_fleet.doctor.finding import Finding, error, good, warning
+from libra_fleet.doctor import Finding, error, good, warning
 from schemas.fleet import FleetSnapshot, ready
 
 _OURS = version("libra-fleet")

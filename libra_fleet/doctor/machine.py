@@ -1,31 +1,101 @@
-"""This machine: room on its disks, files it may open, devices and their memory, the guard's checkpoint."""
+"""This machine: versions of packages, free disk space, open files, devices and their memory, the guard's checkpoint."""
 
 from __future__ import annotations
 
 import json
+import math
+import platform
 import resource
 import shutil
 import struct
 import subprocess
 from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 from infra.errors import GuardError, UsageError
 from infra.guard_catalogue import GUARDS
-from libra_fleet.doctor.finding import Finding, error, good, warning
+from libra_fleet.doctor import Finding, error, good, warning
 from schemas.guards import Family, GuardCard
 from worker.guards.registry import BUNDLED, cached_checkpoint, resolve_checkpoint
 from worker.supervisor import choose_devices
 
 _GIB: Final = 2**30
-_ROOM: Final = (2 * _GIB, 10 * _GIB)
-_FILES: Final = (256, 1024)
+_LITTLE_ROOM, _ENOUGH_ROOM = 2 * _GIB, 10 * _GIB
+_FEW_FILES, _ENOUGH_FILES = 256, 1024
 _SPARE_SHARE: Final = 1.1
 _SPARE_BYTES: Final = int(1.5 * _GIB)
-"""What a device needs beside the weights: its context, activations of a batch, fragments. An estimate: a batch that
+"""What a device needs besides the weights: its context, activations of a batch, fragments. An estimate: a batch that
 does not fit is halved, so that little room costs speed before it costs the start."""
 _LONGEST_HEADER: Final = 100 << 20
+
+
+class _Range(NamedTuple):
+    """Versions from the oldest that pyproject.toml allows up to, but not including, the first untested one."""
+
+    oldest: str
+    untested: str
+    extra: str = ""
+
+
+TESTED: Final = {
+    "python": _Range("3.11", "3.14"),
+    "celery": _Range("5.7", "5.8"),
+    "kombu": _Range("5.7", "5.8"),
+    "redis": _Range("6", "9"),
+    "sqlalchemy": _Range("2.0.36", "2.2"),
+    "psycopg": _Range("3.2", "4"),
+    "pydantic": _Range("2.11", "3"),
+    "torch": _Range("2.6", "3", "worker"),
+    "transformers": _Range("5.2", "6", "worker"),
+    "tokenizers": _Range("0.22", "0.24", "worker"),
+    "safetensors": _Range("0.5", "0.9", "worker"),
+    "accelerate": _Range("1.10", "2", "worker"),
+}
+
+
+def installed_version(name: str) -> str | None:
+    """The version of a package, or of Python itself; None where it is not installed."""
+    try:
+        return platform.python_version() if name == "python" else version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def check_versions(installed: Callable[[str], str | None] = installed_version) -> Iterator[Finding]:
+    """A finding for every version outside its tested range, and one for all that lie within."""
+    fine, missing = [], []
+    for name, tested in TESTED.items():
+        found = installed(name)
+        wanted = f"{name}>={tested.oldest},<{tested.untested}"
+        do = "install another Python and make a new venv" if name == "python" else f"pip install '{wanted}'"
+        if found is None and tested.extra:
+            missing.append(name)
+        elif found is None:
+            yield error("versions", f"{name} is not installed", why="nothing runs without it", do=do)
+        elif _numbers(found) < _numbers(tested.oldest):
+            what = f"{name} {found} is older than {tested.oldest}"
+            yield error("versions", what, why="it lacks something that is used here", do=do)
+        elif _numbers(found) >= _numbers(tested.untested):
+            what = f"{name} {found} is newer than the tested versions (below {tested.untested})"
+            yield warning("versions", what, why="it may behave differently where it matters", do=do)
+        else:
+            fine.append(f"{name} {found}")
+    if missing:
+        fine.append(f"without {', '.join(missing)}: this machine can submit and collect, but not judge")
+    yield good("versions", ", ".join(fine))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """The leading numbers of a version: 2.13.0+cu130 is (2, 13, 0)."""
+    numbers = []
+    for part in text.split("+", maxsplit=1)[0].split("."):
+        digits = part[: len(part) - len(part.lstrip("0123456789"))]
+        if not digits:
+            break
+        numbers.append(int(digits))
+    return tuple(numbers)
 
 
 class Usage(Protocol):
@@ -34,6 +104,39 @@ class Usage(Protocol):
     @property
     def free(self) -> int:
         """Bytes."""
+
+
+def check_disk(state_dir: Path, usage: Callable[[Path], Usage] = shutil.disk_usage) -> Iterator[Finding]:
+    """A finding on the free space for the state folder: the embedded servers' data, logs, budgets."""
+    place = next(folder for folder in (state_dir, *state_dir.parents) if folder.is_dir())
+    free = usage(place).free
+    what = f"{free / _GIB:,.1f} GiB are free on the disk of the state folder ({state_dir})"
+    if free >= _ENOUGH_ROOM:
+        yield good("disk", what)
+        return
+    found = error if free < _LITTLE_ROOM else warning
+    yield found(
+        "disk",
+        what,
+        why="a full disk stops Postgres and Redis, and with them everything else",
+        do="free some space, run libra purge --older-than 30d, or set LIBRA_STATE_DIR to a folder on a larger disk",
+    )
+
+
+def check_files() -> Iterator[Finding]:
+    """A finding on the number of files and connections a process may open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    what = f"a process may open {soft:,} files"
+    if soft >= _ENOUGH_FILES:
+        yield good("files", what)
+        return
+    found = error if soft < _FEW_FILES else warning
+    yield found(
+        "files",
+        what,
+        why="a gateway needs one for each connection; beyond the limit it refuses callers",
+        do=f"ulimit -n {min(65_536, hard) if hard > 0 else 65_536} before the start, or LimitNOFILE= in its unit",
+    )
 
 
 class Device(NamedTuple):
@@ -45,40 +148,8 @@ class Device(NamedTuple):
     free_bytes: int
 
 
-def check_disk(state_dir: Path, usage: Callable[[Path], Usage] = shutil.disk_usage) -> Iterator[Finding]:
-    """Room where the state folder lies: the embedded servers' data, logs, budgets."""
-    place = next(folder for folder in (state_dir, *state_dir.parents) if folder.is_dir())
-    free = usage(place).free
-    told = f"{free / _GIB:,.1f} GiB are free where the state folder lies ({state_dir})"
-    if free >= _ROOM[1]:
-        yield good("disk", told)
-        return
-    found = error if free < _ROOM[0] else warning
-    yield found(
-        "disk",
-        told,
-        why="a full disk stops Postgres and Redis, and with them everything",
-        do="free some, libra purge --older-than 30d, or set LIBRA_STATE_DIR to a larger disk",
-    )
-
-
-def check_files() -> Iterator[Finding]:
-    """How many files and connections a process may open."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft >= _FILES[1]:
-        yield good("files", f"a process may open {soft:,} files")
-        return
-    found = error if soft < _FILES[0] else warning
-    yield found(
-        "files",
-        f"a process may open {soft:,} files",
-        why="a gateway needs one for each connection; past the limit it refuses callers",
-        do=f"ulimit -n {min(65_536, hard) if hard > 0 else 65_536} before the start, or LimitNOFILE= in its unit",
-    )
-
-
 def list_devices() -> list[Device]:
-    """What nvidia-smi lists; the processor where it lists nothing."""
+    """The devices that nvidia-smi lists; the processor where it lists none."""
     program = shutil.which("nvidia-smi")
     fields = "--query-gpu=index,name,memory.total,memory.free"
     listed = (
@@ -105,7 +176,7 @@ def _processor() -> Device:
 def check_devices(
     wanted: str, guard: str, location: str | None, *, visible: str | None, devices: list[Device] | None = None
 ) -> Iterator[Finding]:
-    """Whether the devices are there and the guard's weights fit into each."""
+    """Findings on devices that are missing, and on the room that the guard's weights have on each."""
     found = list_devices() if devices is None else devices
     known = {device.id: device for device in found}
     try:
@@ -114,7 +185,7 @@ def check_devices(
         )
     except UsageError as problem:
         yield error(
-            "devices", str(problem), why="a worker does not start with it", do="nvidia-smi -L lists what there is"
+            "devices", str(problem), why="a worker refuses to start with it", do="nvidia-smi -L lists the devices"
         )
         return
     absent = [name for name in chosen if name.isdecimal() and name not in known]
@@ -123,68 +194,67 @@ def check_devices(
             "devices",
             f"there is no device {', '.join(absent)}; there are {', '.join(known)}",
             why="its device process cannot load anything",
-            do="nvidia-smi -L; libra worker --devices all takes what there is",
+            do="nvidia-smi -L lists the devices; libra worker --devices all takes all of them",
         )
     if set(chosen) == {"cpu"} and "cpu" not in known:
         known["cpu"] = _processor()
     mine = [known[name] for name in chosen if name in known]
     yield good("devices", ", ".join(f"{one.id}: {one.name}, {one.total_bytes / _GIB:,.0f} GiB" for one in mine))
-    yield from _memory(mine, guard, location)
+    card = GUARDS.get(guard)
+    if card is None or card.family is not Family.FAKE:
+        yield from _memory(mine, guard, location)
 
 
 def _memory(devices: list[Device], guard: str, location: str | None) -> Iterator[Finding]:
-    card = GUARDS.get(guard)
-    if card and card.family is Family.FAKE:
+    size = parameters(guard, location)
+    if size is None:
+        yield warning(
+            "device memory",
+            f"the memory that {guard} takes is not known: neither its name nor a checkpoint here says it",
+            why="only loading it shows if it fits",
+            do=f"libra worker --guard {guard} downloads it; then run libra doctor again",
+        )
         return
     for device in devices:
         width = 4 if device.id == "cpu" else 2  # float32 and bfloat16, as --dtype auto chooses
-        size = parameters(guard, location)
-        if size is None:
-            yield warning(
-                "device memory",
-                f"how much memory {guard} takes is not known: neither its name nor a checkpoint here says it",
-                why="whether it fits is found out by loading it",
-                do=f"libra worker --guard {guard} downloads it; then ask again",
-            )
-            return
         weights = size * width
         need = int(weights * _SPARE_SHARE) + _SPARE_BYTES
-        told = f"{guard}: {size / 1e9:.2g} billion parameters in {'float32' if width == 4 else 'bfloat16'}"
+        what = f"{guard}: {size / 1e9:.2g} billion parameters in {'float32' if width == 4 else 'bfloat16'}"
         if device.total_bytes and weights > device.total_bytes:
             yield error(
                 "device memory",
-                f"{told} are {weights / _GIB:,.1f} GiB, device {device.id} ({device.name}) has "
+                f"{what} are {weights / _GIB:,.1f} GiB, device {device.id} ({device.name}) has "
                 f"{device.total_bytes / _GIB:,.1f} GiB",
                 why="the weights alone do not fit: its worker ends while loading",
-                do="a smaller guard (libra guards), or --devices-per-worker to spread it over several",
+                do="take a smaller guard (libra guards), or spread it over several with --devices-per-worker",
             )
         elif device.total_bytes and need > device.free_bytes:
             yield warning(
                 "device memory",
-                f"{told} need about {need / _GIB:,.1f} GiB, of which {device.free_bytes / _GIB:,.1f} GiB are free on "
-                f"device {device.id}",
+                f"{what} need about {need / _GIB:,.1f} GiB, device {device.id} has {device.free_bytes / _GIB:,.1f} GiB "
+                "free",
                 why="batches are halved until they fit, or the worker ends while loading",
-                do="see what else holds its memory (nvidia-smi, or free -h), or take a smaller guard",
+                do="see what else uses its memory (nvidia-smi, or free -h), or take a smaller guard",
             )
         else:
-            yield good("device memory", f"{told} need about {need / _GIB:,.1f} GiB on device {device.id}")
+            yield good("device memory", f"{what} need about {need / _GIB:,.1f} GiB on device {device.id}")
 
 
 def parameters(guard: str, location: str | None) -> int | None:
-    """Parameters of a guard: counted where its checkpoint lies on this machine, else by its name; None: unknown."""
+    """Parameters of a guard: counted if its checkpoint is on this machine, else by its name; None: unknown."""
     card = GUARDS.get(guard)
     if card and card.family is Family.GPT_OSS_SAFEGUARD:
-        return None  # its experts come in 4 bits, and what they take depends on the kernels that are there
-    folder = _at_hand(guard, location, card)
+        return None  # its experts come in 4 bits, and the memory they take depends on the kernels that are there
+    folder = _checkpoint_here(guard, location, card)
     if folder is not None:
         try:
-            return sum(_tensor_parameters(path) for path in folder.glob("*.safetensors"))
+            return sum(map(_tensor_parameters, folder.glob("*.safetensors")))
         except ValueError:
             return None
     return None if card is None or location else card.nominal_parameters
 
 
-def _at_hand(guard: str, location: str | None, card: GuardCard | None) -> Path | None:
+def _checkpoint_here(guard: str, location: str | None, card: GuardCard | None) -> Path | None:
     if location is None and guard in BUNDLED:
         return BUNDLED[guard]
     if location and Path(location).expanduser().is_dir():
@@ -194,50 +264,51 @@ def _at_hand(guard: str, location: str | None, card: GuardCard | None) -> Path |
 
 
 def check_checkpoint(guard: str, location: str | None) -> Iterator[Finding]:
-    """Whether the guard's checkpoint lies on this machine, whole and readable. Nothing is downloaded."""
+    """A finding on the guard's checkpoint: on this machine, whole and readable. Nothing is downloaded."""
     card = GUARDS.get(guard)
     if card is None and location is None:
         yield error(
             "checkpoint",
             f"no guard is named {guard!r}",
-            why="a worker does not start with it",
+            why="a worker refuses to start with it",
             do="libra guards lists them",
         )
         return
     if card and card.family is Family.FAKE:
         yield good("checkpoint", "the fake guard needs none")
         return
-    folder = _at_hand(guard, location, card)
+    folder = _checkpoint_here(guard, location, card)
     if folder is None:
+        source = location or (card and card.hub_id)
         is_path = location is not None and (location.startswith((".", "/", "~")) or location.count("/") != 1)
         found = error if is_path else warning
         yield found(
             "checkpoint",
-            f"the checkpoint of {guard} ({location or (card and card.hub_id)}) is not on this machine",
+            f"the checkpoint of {guard} ({source}) is not on this machine",
             why="its worker cannot load it" if is_path else "its worker downloads it first, which takes long or fails",
-            do=f"ls {location}" if is_path else f"hf download {location or (card and card.hub_id)}",
+            do=f"ls {source}" if is_path else f"hf download {source}",
         )
         return
     try:
         resolve_checkpoint(guard, location or str(folder))
         tensors = {path.name: _tensor_parameters(path) for path in sorted(folder.glob("*.safetensors"))}
-        _whole_index(folder, set(tensors))
+        _require_indexed(folder, set(tensors))
     except (GuardError, ValueError, OSError) as problem:
         yield error(
             "checkpoint",
             f"the checkpoint of {guard} cannot be loaded: {problem}",
             why="its worker ends while loading",
-            do="download it again, whole: a copy that was cut off looks like this",
+            do="download it again: an incomplete copy looks like this",
         )
         return
     yield good("checkpoint", f"{guard}: {len(tensors)} safetensors in {folder}")
 
 
-def _whole_index(folder: Path, files: set[str]) -> None:
-    """See that no file is missing of those that the index names.
+def _require_indexed(folder: Path, files: set[str]) -> None:
+    """Check that every file which the index names is there.
 
     Raises:
-        ValueError: one is.
+        ValueError: one is missing.
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
@@ -247,7 +318,7 @@ def _whole_index(folder: Path, files: set[str]) -> None:
 
 
 def _tensor_parameters(path: Path) -> int:
-    """How many numbers a safetensors file holds, by its header (u64 length, then JSON; the format's own spec).
+    """Numbers in a safetensors file, by its header (u64 length, then JSON), which needs no library of the worker's.
 
     Raises:
         ValueError: the file is not whole.
@@ -263,10 +334,4 @@ def _tensor_parameters(path: Path) -> int:
     end = max((entry["data_offsets"][1] for entry in tensors), default=0)
     if 8 + length + end != size:
         raise ValueError(f"{path.name} has {size:,} bytes, its header says {8 + length + end:,}")
-    total = 0
-    for entry in tensors:
-        count = 1
-        for extent in entry["shape"]:
-            count *= extent
-        total += count
-    return total
+    return sum(math.prod(entry["shape"]) for entry in tensors)

@@ -1,4 +1,4 @@
-"""Redis and Postgres: reachable, of a version that will do, set so that nothing is lost, near, and of one time."""
+"""Redis and Postgres: their versions, settings that may lose data, their distance, and their clocks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import redis
 import sqlalchemy as sa
 
 from infra.ledger.engine import HEAD, current_revision
-from libra_fleet.doctor.finding import Finding, error, good, warning
+from libra_fleet.doctor import Finding, error, good, warning
 
 _OLDEST_REDIS: Final = (6, 2)
 _OLDEST_POSTGRES: Final = 13
@@ -24,7 +24,7 @@ _OTHER_TIME_S: Final = 30.0
 
 
 def check_redis(client: redis.Redis) -> Iterator[Finding]:
-    """Everything about the broker but its clock."""
+    """Findings on the broker, except on its clock."""
     facts: dict[str, Any] = client.info()
     name = "Valkey" if facts.get("server_name") == "valkey" else "Redis"
     version = str(facts.get("valkey_version") or facts.get("redis_version") or "?")
@@ -35,20 +35,27 @@ def check_redis(client: redis.Redis) -> Iterator[Finding]:
         yield error(
             "redis version",
             f"{name} {version} is older than 6.2",
-            why="the fleet was never run on it",
+            why="the fleet has never been run on it",
             do="use Redis 8 or Valkey 9, as docker-compose.yml does",
         )
     if facts.get("redis_mode") == "cluster" or facts.get("cluster_enabled"):
         yield error(
             "redis cluster",
             f"{name} runs as a cluster",
-            why="Celery's transport does not work on one (its multi-key commands cross slots)",
-            do="use one Redis with a replica, and a fleet per guard where one is not enough (docs/operations.md)",
+            why="Celery's transport does not work on a cluster (its multi-key commands cross slots)",
+            do="use one Redis with a replica, and a fleet for each guard if one is not enough (docs/operations.md)",
         )
     if near_s > _NEAR_S:
         yield _far("redis latency", name, near_s)
     yield from _redis_settings(client, name)
-    yield from _redis_memory(facts, name)
+    used, limit = int(facts.get("used_memory", 0)), int(facts.get("maxmemory", 0))
+    if limit and used / limit > _FULL:
+        yield warning(
+            "redis memory",
+            f"{name} uses {used / limit:.0%} of its {limit / 2**20:,.0f} MiB",
+            why="once it is full, all producers wait",
+            do="give it more memory, or lower LIBRA_HIGH_WATER_CHUNKS and LIBRA_CACHE_TTL_S",
+        )
 
 
 def _redis_settings(client: redis.Redis, name: str) -> Iterator[Finding]:
@@ -57,16 +64,16 @@ def _redis_settings(client: redis.Redis, name: str) -> Iterator[Finding]:
     except redis.ResponseError:
         yield warning(
             "redis settings",
-            f"{name} does not let its settings be read (CONFIG GET)",
-            why="an eviction policy other than noeviction drops queued chunks without a word",
-            do="see in your provider's console that maxmemory-policy is noeviction and appendonly is on",
+            f"{name} does not allow its settings to be read (CONFIG GET)",
+            why="an eviction policy other than noeviction drops queued chunks silently",
+            do="check in your provider's console that maxmemory-policy is noeviction and appendonly is on",
         )
         return
     if (policy := settings.get("maxmemory-policy")) != "noeviction":
         yield error(
             "redis eviction",
             f"maxmemory-policy is {policy}",
-            why="a full Redis then drops queued chunks instead of making producers wait; each comes back only "
+            why="a full Redis then drops queued chunks instead of making producers wait; each is queued again only "
             "after a lease",
             do="redis-cli CONFIG SET maxmemory-policy noeviction (and in redis.conf)",
         )
@@ -74,24 +81,13 @@ def _redis_settings(client: redis.Redis, name: str) -> Iterator[Finding]:
         yield warning(
             "redis persistence",
             "appendonly is off",
-            why="a restart empties the queues; the reconciler puts everything back from the ledger, after a lease",
+            why="a restart empties the queues; the reconciler fills them again from the ledger after a lease",
             do="redis-cli CONFIG SET appendonly yes (and in redis.conf: appendfsync everysec)",
         )
 
 
-def _redis_memory(facts: dict[str, Any], name: str) -> Iterator[Finding]:
-    used, limit = int(facts.get("used_memory", 0)), int(facts.get("maxmemory", 0))
-    if limit and used / limit > _FULL:
-        yield warning(
-            "redis memory",
-            f"{name} uses {used / limit:.0%} of its {limit / 2**20:,.0f} MiB",
-            why="when it is full, everybody waits",
-            do="give it more memory, or lower LIBRA_HIGH_WATER_CHUNKS and LIBRA_CACHE_TTL_S",
-        )
-
-
 def check_postgres(engine: sa.Engine, *, embedded: bool) -> Iterator[Finding]:
-    """Everything about the ledger's server but its clock. `embedded`: its shape is brought up to date by a start."""
+    """Findings on the ledger's server, except on its clock. An embedded ledger is migrated by the next start."""
     with engine.connect() as connection:
         version = str(connection.scalar(sa.text("SHOW server_version")))
         near_s = _median_s(lambda: connection.execute(sa.text("SELECT 1")))
@@ -106,8 +102,8 @@ def check_postgres(engine: sa.Engine, *, embedded: bool) -> Iterator[Finding]:
             yield error(
                 "postgres durability",
                 f"{name} is off",
-                why="verdicts that were reported as settled can be gone after a crash; nothing brings them back",
-                do=f"psql -c 'ALTER SYSTEM RESET {name}' -c 'SELECT pg_reload_conf()' (and look at the database's own "
+                why="a crash can lose verdicts that were reported as settled, and nothing brings them back",
+                do=f"psql -c 'ALTER SYSTEM RESET {name}' -c 'SELECT pg_reload_conf()' (and check the database's own "
                 f"settings: ALTER DATABASE … RESET {name})",
             )
     if near_s > _NEAR_S:
@@ -120,7 +116,7 @@ def check_postgres(engine: sa.Engine, *, embedded: bool) -> Iterator[Finding]:
         yield error(
             "ledger revision",
             f"the ledger is at revision {revision or 'none'}, this version needs {HEAD}",
-            why="every process refuses to start on a ledger of another shape",
+            why="every process refuses to start on a ledger of another revision",
             do="install the version that migrated it" if newer else "libra migrate",
         )
 
@@ -131,22 +127,22 @@ def _postgres_version(version: str) -> Iterator[Finding]:
         yield error(
             "postgres version",
             f"Postgres {major} is older than {_OLDEST_POSTGRES}",
-            why="the ledger uses what later ones have",
+            why="the ledger uses features of later versions",
             do=f"upgrade to Postgres {_TESTED_POSTGRES}",
         )
     elif major > _TESTED_POSTGRES:
         yield warning(
             "postgres version",
-            f"Postgres {major} is newer than what was tested ({_TESTED_POSTGRES})",
-            why="nobody has run the fleet on it",
-            do="make test on a machine that has it, and tell us",
+            f"Postgres {major} is newer than the tested version ({_TESTED_POSTGRES})",
+            why="the fleet has not been run on it",
+            do="run make test with it, and report the result",
         )
 
 
 def check_clocks(
     client: redis.Redis | None, engine: sa.Engine | None, clock: Callable[[], float] = time.time
 ) -> Iterator[Finding]:
-    """This machine's clock beside those of the servers, half a round trip allowed for."""
+    """Findings on this machine's clock compared with the servers', allowing for half a round trip."""
     servers: list[tuple[str, Callable[[], float]]] = []
     if client is not None:
         servers.append(("Redis", lambda: _redis_time(client)))
@@ -163,8 +159,9 @@ def check_clocks(
         yield found(
             "clocks",
             f"this machine's clock is {abs(ahead_s):,.1f} s {'ahead of' if ahead_s > 0 else 'behind'} {name}'s",
-            why="queue times are wrong; receivers refuse webhooks signed at another time; days of live traffic shift",
-            do="timedatectl set-ntp true (or start chrony), on both machines",
+            why="queue times are wrong, receivers refuse webhooks as too old or too new, and live runs of a day begin at "
+            "the wrong time",
+            do="timedatectl set-ntp true (or start chrony) on both machines",
         )
 
 
@@ -193,5 +190,5 @@ def _far(check: str, name: str, near_s: float) -> Finding:
         check,
         f"{name} answers in {near_s * 1000:.1f} ms",
         why="a live item waits for several round trips; a bulk run hardly notices",
-        do="run workers, collector and gateway in the servers' own network; ping and look at its load",
+        do="run workers, collector and gateway in the servers' own network; check its latency and its load",
     )

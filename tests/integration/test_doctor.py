@@ -203,7 +203,7 @@ PLANTED: dict[str, tuple[Callable[[Patient], object], str, str, str]] = {
         _let_webhooks_pile_up,
         "webhooks",
         "error",
-        "1 webhooks are due, the oldest for 3,600 s",
+        "1 webhooks are due, the oldest for 3,6",
     ),
     "messages nobody can read": (
         lambda patient: patient.services.coordination.dead_letters.put("q", "newer", "{}"),

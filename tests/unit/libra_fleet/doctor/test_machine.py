@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from infra.guard_catalogue import GUARDS
-from libra_fleet.doctor.finding import Finding, Level
+from libra_fleet.doctor import Finding, Level
 from libra_fleet.doctor.machine import Device, check_checkpoint, check_devices, list_devices, parameters
 
 GIB = 2**30
@@ -69,7 +69,7 @@ def test_a_guard_that_fits_is_fine_and_one_that_does_not_is_an_error() -> None:
 def test_memory_that_others_hold_is_a_warning() -> None:
     (found,) = examined("1", SEVEN_B, [LARGE._replace(free_bytes=10 * GIB)])
     assert found[:2] == ("device memory", "warning")
-    assert "10.0 GiB are free" in found[2]
+    assert "10.0 GiB free" in found[2]
 
 
 def test_devices_that_are_not_there_or_no_devices_at_all_are_named() -> None:
