@@ -159,7 +159,7 @@ def check_clocks(
         yield found(
             "clocks",
             f"this machine's clock is {abs(ahead_s):,.1f} s {'ahead of' if ahead_s > 0 else 'behind'} {name}'s",
-            why="queue times are wrong, receivers refuse webhooks as too old or too new, and live runs of a day begin at "
+            why="queue times are wrong, receivers refuse webhooks as too old or too new, and daily live runs begin at "
             "the wrong time",
             do="timedatectl set-ntp true (or start chrony) on both machines",
         )
