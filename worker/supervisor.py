@@ -1,4 +1,4 @@
-"""`libra worker`: per device one device process and two consumers, kept alive, drained on SIGTERM.
+"""`libra fleet worker`: per device one device process and two consumers, kept alive, drained on SIGTERM.
 
 Consumers start only once the model is loaded, so that a worker which cannot load takes no work.
 """

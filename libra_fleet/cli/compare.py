@@ -1,8 +1,8 @@
-"""`libra bench compare`: runs on one leaderboard, and each beside the first over the items that both judged."""
+"""`libra run compare` and `libra run parity`: runs over the same items, compared pair by pair."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -11,61 +11,92 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from infra.errors import UsageError
-from infra.ledger import evidence, reading
-from infra.ledger.comparing import both_settled, texts_of
+from infra.errors import RunError, UsageError
+from infra.guard_catalogue import GUARDS
+from infra.ledger import evidence, intake, reading
+from infra.ledger.comparing import both_settled, settled_of, texts_of
 from infra.servers.services import Services
-from libra_fleet.cli.context import connected, save_page, writable
-from libra_fleet.cli.options import html_option, json_option
-from libra_fleet.cli.show import out, print_json
-from producer.report.comparison import Comparison
-from producer.report.leaderboard import COLUMNS, COST_COLUMNS, Contest, Ranking, by_accuracy
-from producer.report.markdown import to_markdown
+from libra_fleet.cli.context import connected, fleet_for
+from libra_fleet.cli.options import (
+    GuardChoice,
+    LocalFleetOptions,
+    guard_option,
+    html_option,
+    json_option,
+    no_text_option,
+    sample_limit_option,
+    seed_option,
+    takes_fleet,
+)
+from libra_fleet.cli.reports import pages, save_page, writable
+from libra_fleet.cli.run import Checked, checked, follow
+from libra_fleet.cli.show import out, print_json, say
+from libra_fleet.cli.watch import detaching
+from producer.report.comparison import Comparison, Parity, ends_of
+from producer.report.leaderboard import COLUMNS, COST_COLUMNS, Pairing, Ranking, by_accuracy, to_markdown
+from producer.report.view import average, printable
+from schemas.guards import Mode
 from schemas.items import Label
+from schemas.runs import RunReport, RunSpec
 
 _EXAMPLES_SHOWN: Final = 10
+_MODES: Final = (Mode.SCORE, Mode.GENERATE)
+_PARITY_METRICS: Final = ("accuracy", "f1_safe", "f1_unsafe", "balanced_accuracy", "coverage")
+_ENDS: Final = ("safe", "unsafe", "unparseable", "dead")
+_MAX_TEXT: Final = 200
 
 
 @click.command()
 @click.argument("runs", metavar="RUN RUN…", nargs=-1)
 @html_option
 @click.option("--markdown", is_flag=True, help="Print Markdown tables.")
-@click.option("--no-text", is_flag=True, help="Leave the items' texts out of the page.")
+@no_text_option
 @json_option
 def compare(*, runs: tuple[str, ...], html: Path | None, markdown: bool, no_text: bool, as_json: bool) -> None:
-    """Compare runs that have ended: a leaderboard, and each run beside the first.
+    """Compare runs that have ended.
 
-    Beside the first a run is compared over the items that both judged: paired bootstrap, McNemar's test, and where
-    they disagree.
+    They are put on one leaderboard, and each is compared with the first over the items that both judged: paired
+    bootstrap, McNemar's test, and where they disagree.
     """
     if len(runs) < 2:
         raise UsageError("name two runs or more")
     if markdown and as_json:
         raise UsageError("--markdown or --json, not both")
-    write = _page_writer() if html else None
+    write = pages().board_page if html else None
     if html:
         writable("--html", html)
     with connected() as found:
-        standings = [_standing(found, run) for run in runs]
-        ids = [one.report.run_id for one in standings]
+        rankings = [_ranking(found, run) for run in runs]
+        ids = [one.report.run_id for one in rankings]
         if len(set(ids)) < len(ids):
             raise UsageError("a run is named twice")
-        contests = [_contest(found, standings[0], other) for other in standings[1:]]
-        _print(standings, contests, markdown=markdown, as_json=as_json)
+        first = rankings[0].report
+        pairings = [
+            Pairing(first, other.report, Comparison.of(both_settled(found.engine, first.run_id, other.report.run_id)))
+            for other in rankings[1:]
+        ]
+        board = by_accuracy(rankings)
+        _print_comparison(board, pairings, markdown=markdown, as_json=as_json)
         if html and write:
-            texts = {} if no_text else {one.second.run_id: _texts(found, one) for one in contests}
-            save_page(html, write(by_accuracy(standings), contests, texts))
+            texts = {} if no_text else {one.second.run_id: _example_texts(found, one) for one in pairings}
+            save_page(html, write(board, pairings, texts))
 
 
-def _page_writer() -> Callable[..., str]:
-    try:
-        from producer.report.leaderboard_page import board_page  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise UsageError(f"pages need another package ({error}): pip install 'libra-fleet[report]'") from error
-    return board_page
+def _print_comparison(board: Sequence[Ranking], pairings: Sequence[Pairing], *, markdown: bool, as_json: bool) -> None:
+    if as_json:
+        print_json({"board": list(map(_ranking_facts, board)), "contests": list(map(_pairing_facts, pairings))})
+    elif markdown:
+        click.echo(to_markdown(board, pairings))
+    else:
+        for part in _comparison_parts(board, pairings):
+            out.print(part)
 
 
-def _standing(found: Services, run: str) -> Ranking:
+def _example_texts(found: Services, pairing: Pairing) -> dict[int, tuple[str, str]]:
+    return texts_of(found.engine, pairing.first.run_id, [row.seq for row in pairing.comparison.examples])
+
+
+def _ranking(found: Services, run: str) -> Ranking:
     status = reading.run_status(found.engine, run)
     report = reading.stored_report(found.engine, status.id)
     if report is None:
@@ -73,30 +104,9 @@ def _standing(found: Services, run: str) -> Ranking:
     return Ranking(report, evidence.volume(found.engine, status.id))
 
 
-def _contest(found: Services, first: Ranking, second: Ranking) -> Contest:
-    rows = both_settled(found.engine, first.report.run_id, second.report.run_id)
-    return Contest(first.report, second.report, Comparison.of(rows))
-
-
-def _texts(found: Services, contest: Contest) -> dict[int, tuple[str, str]]:
-    seqs = [row.seq for row in contest.comparison.examples]
-    return texts_of(found.engine, contest.first.run_id, seqs)
-
-
-def _print(standings: Sequence[Ranking], contests: Sequence[Contest], *, markdown: bool, as_json: bool) -> None:
-    board = by_accuracy(standings)
-    if as_json:
-        print_json({"board": list(map(_standing_facts, board)), "contests": list(map(_contest_facts, contests))})
-    elif markdown:
-        click.echo(to_markdown(board, contests))
-    else:
-        for part in _parts(board, contests):
-            out.print(part)
-
-
-def _standing_facts(standing: Ranking) -> dict[str, object]:
-    report = standing.report
-    average = next((group for group in report.groups if group.kind == "average"), None)
+def _ranking_facts(ranking: Ranking) -> dict[str, object]:
+    report = ranking.report
+    group = average(report)
     return {
         "run": report.run_id,
         "name": report.name,
@@ -104,18 +114,18 @@ def _standing_facts(standing: Ranking) -> dict[str, object]:
         "mode": report.spec.mode.value,
         "fingerprint": report.fingerprint,
         **report.counts.model_dump(),
-        "average": {metric.name: metric.value for metric in average.metrics} if average else {},
-        "items_per_s": standing.items_per_s,
-        "device_s_per_1000": standing.device_s_per_1000,
-        "tokens_per_item": standing.tokens_per_item,
+        "average": {metric.name: metric.value for metric in group.metrics} if group else {},
+        "items_per_s": ranking.items_per_s,
+        "device_s_per_1000": ranking.device_s_per_1000,
+        "tokens_per_item": ranking.tokens_per_item,
     }
 
 
-def _contest_facts(contest: Contest) -> dict[str, object]:
-    found = contest.comparison
+def _pairing_facts(pairing: Pairing) -> dict[str, object]:
+    found = pairing.comparison
     return {
-        "first": contest.first.run_id,
-        "second": contest.second.run_id,
+        "first": pairing.first.run_id,
+        "second": pairing.second.run_id,
         "compared": found.compared,
         "left_out": {"dead": found.dead, "other_text": found.other_text},
         "alike": found.alike,
@@ -134,49 +144,39 @@ def _contest_facts(contest: Contest) -> dict[str, object]:
     }
 
 
-def _parts(board: Sequence[Ranking], contests: Sequence[Contest]) -> Iterator[Text | Table]:
-    names = [one.report.name for one in board]
-    counted = [(f"{one.report.counts.accepted:,}", *one.cells) for one in board]
-    quality = len(COLUMNS) - COST_COLUMNS + 1
+def _comparison_parts(board: Sequence[Ranking], pairings: Sequence[Pairing]) -> Iterator[Text | Table]:
+    quality = len(COLUMNS) - COST_COLUMNS
     yield _table(
-        ("Run", "n", *COLUMNS[:-COST_COLUMNS]), [(n, *row[:quality]) for n, row in zip(names, counted, strict=True)]
+        ("Run", "n", *COLUMNS[:quality]),
+        [(one.report.name, f"{one.report.counts.accepted:,}", *one.cells[:quality]) for one in board],
     )
     yield Text()
-    yield _table(
-        ("Run", *COLUMNS[-COST_COLUMNS:]), [(n, *row[quality:]) for n, row in zip(names, counted, strict=True)]
-    )
-    for contest in contests:
+    yield _table(("Run", *COLUMNS[quality:]), [(one.report.name, *one.cells[quality:]) for one in board])
+    for pairing in pairings:
         yield Text()
-        yield Text(_clean(f"{contest.second.name} beside {contest.first.name}"), style="bold")
-        yield Text(f"{contest.coverage_said}; {contest.agreement_said}")
-        if contest.test_said:
-            yield Text(_clean(contest.test_said))
-        if contest.difference_rows:
+        yield Text(printable(f"{pairing.second.name} compared with {pairing.first.name}"), style="bold")
+        yield Text(f"{pairing.coverage_said}; {pairing.agreement_said}")
+        if pairing.test_said:
+            yield Text(printable(pairing.test_said))
+        if pairing.difference_rows:
             yield Text()
-            yield _table(("Average", "first", "second", "difference", "95 %"), contest.difference_rows)
-        yield from _examples(contest)
+            yield _table(("Average", "first", "second", "difference", "95 %"), pairing.difference_rows)
+        if examples := pairing.comparison.examples[:_EXAMPLES_SHOWN]:
+            yield Text()
+            rows = []
+            for row in examples:
+                sides = zip(row.labels, row.scores, strict=True)
+                ends = [cell for label, score in sides for cell in (_label(label), _score(score))]
+                rows.append((row.item_id, row.source, str(row.truth or "–"), *ends))
+            yield _table(("Differ most on", "source", "truth", "first", "p", "second", "p"), rows)
 
 
-def _examples(contest: Contest) -> Iterator[Text | Table]:
-    examples = contest.comparison.examples[:_EXAMPLES_SHOWN]
-    if not examples:
-        return
-    yield Text()
-    rows = [
-        (
-            row.item_id,
-            row.source,
-            str(row.truth or "–"),
-            *_said(row.labels[0], row.scores[0]),
-            *_said(row.labels[1], row.scores[1]),
-        )
-        for row in examples
-    ]
-    yield _table(("Differ most on", "source", "truth", "first", "p", "second", "p"), rows)
+def _label(label: Label | None) -> str:
+    return label.value if label else "unparseable"
 
 
-def _said(label: Label | None, score: float | None) -> tuple[str, str]:
-    return label.value if label else "unparseable", "–" if score is None else f"{score:.4f}"
+def _score(score: float | None) -> str:
+    return "–" if score is None else f"{score:.4f}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -186,9 +186,150 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
             title, justify="right" if at else "left", overflow="fold", min_width=0 if at else 8, no_wrap=at > 0
         )
     for row in rows:
-        table.add_row(*(Text(_clean(cell)) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     return table
 
 
-def _clean(text: str) -> str:
-    return "".join(char if char.isprintable() else "\ufffd" for char in text)
+# Two modes of one guard
+
+
+@click.command()
+@click.argument("source")
+@guard_option
+@sample_limit_option
+@seed_option
+@click.option("--require", type=click.FloatRange(0, 1), help="Exit 7 where the agreement is lower, such as 0.99.")
+@click.option("--show-text", is_flag=True, help="Show the texts of the examples too.")
+@takes_fleet
+@json_option
+def parity(
+    *,
+    source: str,
+    guard: GuardChoice,
+    limit: int | None,
+    seed: int | None,
+    require: float | None,
+    show_text: bool,
+    fleet: LocalFleetOptions,
+    as_json: bool,
+) -> None:
+    """Judge a data set in two modes and show where they differ.
+
+    The modes are score and generate.
+    """
+    card = GUARDS.get(guard.name)
+    if card and not set(_MODES) <= set(card.modes):
+        raise UsageError(f"{guard.name} has not both modes, score and generate")
+    specs = [
+        RunSpec(guard=guard.name, checkpoint=guard.checkpoint, mode=mode, source=source, limit=limit, seed=seed)
+        for mode in _MODES
+    ]
+    with connected() as found, checked(source, specs[0]) as data:
+        reports = _judged_in_both_modes(found, specs, data, fleet)
+        score_run, generate_run = (report.run_id for report in reports)
+        compared = Parity.of(both_settled(found.engine, score_run, generate_run))
+        examples = _example_facts(found, compared, score_run, generate_run, show_text=show_text)
+    if as_json:
+        print_json(_parity_facts(compared, reports, examples))
+    else:
+        for part in _parity_parts(compared, reports, examples):
+            out.print(part)
+    if require is not None and compared.agreement < require:
+        raise RunError(f"score and generate agree on {compared.agreement:.4f} of the items, below {require:g}")
+
+
+def _judged_in_both_modes(
+    found: Services, specs: list[RunSpec], data: Checked, choice: LocalFleetOptions
+) -> list[RunReport]:
+    """The reports of both runs, which one fleet judges one after the other."""
+    reports = []
+    found.coordination  # noqa: B018 - servers that cannot be reached are said before anything starts
+    found.engine  # noqa: B018
+    with fleet_for(found, specs[0], choice) as fleet_lives:
+        for spec in specs:
+            run_id = intake.new_run_id()
+            with detaching(found, run_id, fleet_lives) as check:
+                intake.create_run(found.engine, spec, run_id=run_id)
+                say(f"run {run_id} in mode {spec.mode}")
+                follow(found, run_id, spec, check, data=data, total_items=data.validation.valid)
+            report = reading.stored_report(found.engine, run_id)
+            if report is None:
+                raise RunError(f"run {run_id} ended without a report")
+            reports.append(report)
+    return reports
+
+
+def _example_facts(
+    found: Services, compared: Parity, score_run: str, generate_run: str, *, show_text: bool
+) -> list[dict[str, object]]:
+    """The items on which the modes differ, with their texts where they are to be shown."""
+    texts = texts_of(found.engine, score_run, [row.seq for row in compared.examples]) if show_text else {}
+    raws = settled_of(found.engine, generate_run, [row.item_id for row in compared.examples]) if show_text else {}
+    examples = []
+    for row in compared.examples:
+        score, generate = ends_of(row)
+        facts: dict[str, object] = {"id": row.item_id, "source": row.source, "truth": row.truth, "score": score}
+        facts |= {"p_unsafe": row.scores[0], "generate": generate}
+        if row.seq in texts:
+            question, response = texts[row.seq]
+            facts |= {"question": question, "response": response, "raw": raws[row.item_id][0].raw}
+        examples.append(facts)
+    return examples
+
+
+def _parity_facts(compared: Parity, reports: list[RunReport], examples: list[dict[str, object]]) -> dict[str, object]:
+    modes = [report.spec.mode.value for report in reports]
+    return {
+        "runs": dict(zip(modes, (report.run_id for report in reports), strict=True)),
+        "fingerprints": dict(zip(modes, (report.fingerprint for report in reports), strict=True)),
+        "items": compared.items,
+        "agreement": compared.agreement,
+        "confusion": {score: {generate: compared.cells[score, generate] for generate in _ENDS} for score in _ENDS},
+        "disagreements_by_source": dict(compared.by_source.most_common()),
+        "metrics": dict(zip(modes, (_averages(report) for report in reports), strict=True)),
+        "items_per_s": dict(zip(modes, map(_rate, reports), strict=True)),
+        "speed_ratio": _speed_ratio(reports),
+        "examples": examples,
+    }
+
+
+def _parity_parts(
+    compared: Parity, reports: list[RunReport], examples: list[dict[str, object]]
+) -> Iterator[Text | Table]:
+    differing = compared.by_source.total()
+    yield Text(f"{compared.agreement:.2%} of {compared.items:,} items end alike; {differing:,} differ", style="bold")
+    shown = [end for end in _ENDS if any(end in cell for cell in compared.cells)]
+    rows = [(score, *(f"{compared.cells[score, generate]:,}" for generate in shown)) for score in shown]
+    yield _table(("score ╲ generate", *shown), rows)
+    yield _table(
+        ("mode", *_PARITY_METRICS, "items/s"),
+        [(report.spec.mode.value, *map(_score, (*_averages(report).values(), _rate(report)))) for report in reports],
+    )
+    ratio = _speed_ratio(reports)
+    if ratio is not None:
+        yield Text(f"score is {ratio:,.1f} times as fast as generate (queueing and loading of the run included)")
+    if examples:
+        with_text = ("text",) if "response" in examples[0] else ()
+        rows = []
+        for row, one in zip(compared.examples, examples, strict=True):
+            score, generate = ends_of(row)
+            texts = [f"{one['question']} ⏎ {one['response']}"[:_MAX_TEXT]] if with_text else []
+            ends = (score, _score(row.scores[0]), generate)
+            rows.append((row.item_id, row.source, str(row.truth or "–"), *ends, *texts))
+        yield _table(("item", "source", "truth", "score", "p(unsafe)", "generate", *with_text), rows)
+        counts = (f"{name or 'no source'} {count:,}" for name, count in compared.by_source.most_common())
+        yield Text(printable(f"differing by source: {', '.join(counts)}"), style="dim")
+
+
+def _averages(report: RunReport) -> dict[str, float | None]:
+    group = average(report)
+    return {name: group.value(name) if group else None for name in _PARITY_METRICS}
+
+
+def _rate(report: RunReport) -> float | None:
+    return report.throughput.items_per_s if report.throughput else None
+
+
+def _speed_ratio(reports: list[RunReport]) -> float | None:
+    score, generate = map(_rate, reports)
+    return score / generate if score and generate else None

@@ -1,4 +1,4 @@
-"""`libra curate`: training rows in stages, each a file of JSON lines in one folder.
+"""`libra data curate`: training rows in stages, each a file of JSON lines in one folder.
 
 Here are the commands and their runs of the fleet; what a stage makes of rows and answers is in `producer.curation`.
 """
@@ -22,9 +22,16 @@ from infra.ledger.hard import judged_items
 from infra.process import deferred_interrupt
 from infra.servers.services import Services
 from libra_fleet.cli.context import connected, fleet_for
-from libra_fleet.cli.options import GuardChoice, LocalFleetOptions, guard_named, json_option, mode_for, takes_fleet
+from libra_fleet.cli.options import (
+    GuardChoice,
+    LocalFleetOptions,
+    guard_named,
+    json_option,
+    mode_for,
+    takes_fleet,
+    timestamp,
+)
 from libra_fleet.cli.show import err, out, print_json, say
-from libra_fleet.cli.timestamps import moment
 from libra_fleet.cli.watch import progress_line, wait_for_end
 from producer.curation import augment as augmentation
 from producer.curation import grammar, labels, texts
@@ -136,7 +143,7 @@ def status(*, folder: Path, as_json: bool) -> None:
         print_json([stage._asdict() for stage in stages])
         return
     if not stages:
-        say(f"{folder}: no stage has begun; the first one is `libra curate combine`")
+        say(f"{folder}: no stage has begun; the first one is `libra data curate combine`")
     for stage in stages:
         out.print(f"[bold]{stage.name}[/] {stage.rows:,} rows{'' if stage.done else ', unfinished'}")
         for thing, counts in stage.counts.items():
@@ -165,7 +172,7 @@ def queries(*, folder: Path, per_combination: int, **chosen: Any) -> None:
 
     By a generative model over the fleet if one is given, else by the built-in grammar.
     """
-    _at_most_one(chosen, "one --generator writes the queries; several answer them in `libra curate responses`")
+    _at_most_one(chosen, "one --generator writes the queries; several answer them in `libra data curate responses`")
     source = partial(rows_of, folder, "combinations")
 
     def make(generators: dict[Generator, Texts]) -> Iterable[Row]:
@@ -270,7 +277,7 @@ def real(*, folder: Path, source: Path, origin: str | None, licence: str | None)
 @curate.command()
 @_folder
 @click.option("--run", "run", required=True, metavar="RUN", help="An ended or live run of the ledger.")
-@click.option("--since", metavar="WHEN", callback=moment, help="Only items settled since then: 7d, 12h, a date.")
+@click.option("--since", metavar="WHEN", callback=timestamp, help="Only items settled since then: 7d, 12h, a date.")
 @click.option(
     "--margin",
     type=click.FloatRange(0, 0.5),
@@ -285,8 +292,8 @@ def select(
 ) -> None:
     """Take the hard examples of a run: small margin, guards disagree, a human overruled, a known label missed.
 
-    Guards disagree where a child run (`libra remoderate`) gave another label. A row has the human's label, else the
-    known one, else none: `libra curate annotate --of selected` asks two judges about those.
+    Guards disagree where a child run (`libra run rejudge`) gave another label. A row has the human's label, else the
+    known one, else none: `libra data curate annotate --of selected` asks two judges about those.
     """
     with connected() as found:
         known = reading.run_status(found.engine, run)
@@ -338,7 +345,7 @@ def _generate(
             if generators:
                 if base_url and fleet.local is False:
                     raise UsageError(
-                        "--base-url is for a local worker; elsewhere: libra worker --engine openai --base-url …"
+                        "--base-url is for a local worker; elsewhere: libra fleet worker --engine openai --base-url …"
                     )
                 server = ("--engine", "openai", "--base-url", base_url) if base_url else ()
                 found = stack.enter_context(connected())
@@ -408,7 +415,7 @@ def _ask(
                 seal(found, run_id)
             ended = wait_for_end(found.engine, run_id, check=check)
     if ended.cancelled:
-        raise RunError(f"run {name} was cancelled; after `libra purge --delete` the same command asks again")
+        raise RunError(f"run {name} was cancelled; after `libra data purge --delete` the same command asks again")
     return run_id
 
 

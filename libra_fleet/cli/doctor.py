@@ -1,4 +1,4 @@
-"""`libra doctor`."""
+"""`libra fleet doctor`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ _MARKS: Final = {Level.ERROR: ("✗", "bold red"), Level.WARNING: ("!", "yellow"
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
 @click.pass_context
 def doctor(context: click.Context, *, guard: str, devices: str, as_json: bool) -> None:
-    """Look for what is wrong with machine, servers, settings and fleet. Changes nothing; exit 1 on an error."""
+    """Look for problems of machine, servers, settings and fleet.
+
+    Changes nothing; exit 1 on an error.
+    """
     name, _, location = guard.partition("=")
     findings = list(examine(load_settings(), guard=name, location=location or None, devices=devices))
     if as_json:

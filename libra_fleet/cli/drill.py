@@ -1,4 +1,4 @@
-"""`libra drill`: break a fleet on purpose, and prove that nothing was lost or doubled."""
+"""`libra fleet drill`: break a fleet on purpose, and prove that nothing was lost or doubled."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def _mix(_: click.Context, __: click.Parameter, value: str | None) -> Mix | None
 @click.option("--mix", callback=_mix, help="Which faults, such as worker=3,valkey=1. Default: all, equally often.")
 @click.option("--item-ms", type=click.FloatRange(min=0), default=4.0, show_default=True, help="Cost of an item.")
 @click.option("--lease", type=click.FloatRange(min=0.5), default=3.0, show_default=True, help="Lease in seconds.")
-@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--collectors", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="So many workers.")
+@click.option("--collectors", type=click.IntRange(min=1), default=1, show_default=True, help="So many collectors.")
 @click.option("--state-dir", type=click.Path(file_okay=False, path_type=Path), help="Keep servers' data and logs here.")
 @click.option(
     "--on-configured", is_flag=True, help="Drill on the configured servers, in a namespace and database of its own."
@@ -65,10 +65,11 @@ def drill(
     as_json: bool,
     out: Path | None,
 ) -> None:
-    """Run a fleet of the fake guard, kill parts of it on a schedule, then audit; exit 7 on any breach.
+    """Break a fleet of the fake guard on purpose, and audit what it kept.
 
-    FAULTS: device, live-consumer, bulk-consumer, worker, collector (with its reconciler), producer, pause (SIGSTOP of
-    a consumer), flush (the broker loses everything), valkey, postgres (kill -9 of the server).
+    Parts of it are killed on a schedule; exit 7 on any breach. FAULTS: device, live-consumer, bulk-consumer, worker,
+    collector (with its reconciler), producer, pause (SIGSTOP of a consumer), flush (the broker loses everything),
+    valkey, postgres (kill -9 of the server).
     """
     options = DrillOptions(
         seed=seed,

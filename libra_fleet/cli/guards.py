@@ -1,4 +1,4 @@
-"""`libra guards`: which guards run by name, what has truly been run here, and how one is asked."""
+"""`libra guards`: the guards that can be run by name, their status, and their prompts."""
 
 from __future__ import annotations
 
@@ -6,30 +6,29 @@ import click
 from rich.text import Text
 
 from infra.guard_catalogue import GUARDS
-from libra_fleet.cli.options import GuardChoice, guard_argument, json_option
+from libra_fleet.cli.options import GuardChoice, guard_named, json_option
 from libra_fleet.cli.show import out, print_json
 from schemas.guards import GuardCard
 from worker.guards.show import describe
 
 
-@click.group(invoke_without_command=True)
+@click.command(name="list")
 @json_option
-@click.pass_context
-def guards(context: click.Context, *, as_json: bool) -> None:
-    """List the guards that can be run by name, each with an honest status.
-
-    `libra bench run` also takes several in a row: --guard 'cascade:libra-tiny>libra-guard-qwen2.5-7b-instruct'.
-    """
-    if context.invoked_subcommand is not None:
-        return
+def list_(*, as_json: bool) -> None:
+    """List the guards that can be run by name, each with an honest status."""
     if as_json:
         print_json([_facts(card) for card in GUARDS.values()])
-    else:
-        _print_table()
+        return
+    width = max(map(len, GUARDS))
+    for card in GUARDS.values():  # two lines each, so that 80 columns hold a name and its status, the rest below
+        modes = ", ".join(mode.value for mode in card.modes) or "no mode"
+        facts = (card.hub_id or "inside the package", modes, f"{card.context_tokens:,} tokens", card.licence)
+        out.print(Text(f"{card.name:<{width}}  {card.status.value}"))
+        out.print(Text(f"  {' · '.join(facts)}", style="dim"), soft_wrap=True)
 
 
-@guards.command()
-@guard_argument
+@click.command()
+@click.argument("guard", metavar="NAME[=CHECKPOINT]", callback=lambda _, __, value: guard_named(value))
 @json_option
 def show(*, guard: GuardChoice, as_json: bool) -> None:
     """Print a guard's card and its prompt.
@@ -52,13 +51,3 @@ def show(*, guard: GuardChoice, as_json: bool) -> None:
 
 def _facts(card: GuardCard) -> dict[str, object]:
     return {**card.model_dump(mode="json"), "revision_note": card.revision_note}
-
-
-def _print_table() -> None:
-    """Two lines a guard, so that 80 columns hold its name beside its status and the rest below."""
-    width = max(map(len, GUARDS))
-    for card in GUARDS.values():
-        modes = ", ".join(mode.value for mode in card.modes) or "no mode"
-        facts = (card.hub_id or "inside the package", modes, f"{card.context_tokens:,} tokens", card.licence)
-        out.print(Text(f"{card.name:<{width}}  {card.status.value}"))
-        out.print(Text(f"  {' · '.join(facts)}", style="dim"), soft_wrap=True)

@@ -23,12 +23,7 @@ def _tenant(_: click.Context, __: click.Parameter, value: str | None) -> str | N
         raise click.BadParameter("lower-case letters, digits and _; 63 at most, a letter or digit first") from error
 
 
-@click.group()
-def keys() -> None:
-    """Make, list and revoke API keys of the gateway."""
-
-
-@keys.command()
+@click.command()
 @click.option("--tenant", required=True, callback=_tenant, help="Whose items the key submits and sees.")
 @click.option(
     "--role",
@@ -40,7 +35,10 @@ def keys() -> None:
 @click.option("--note", default="", help="What the key is for.")
 @json_option
 def create(*, tenant: str, role: str, note: str, as_json: bool) -> None:
-    """Make a key and print it, this once: only its hash is kept."""
+    """Make an API key and print it, this once.
+
+    Only its hash is kept.
+    """
     with connected() as found:
         key, secret = ledger_keys.create_key(found.engine, tenant=tenant, role=Role(role), note=note)
     if as_json:
@@ -50,28 +48,41 @@ def create(*, tenant: str, role: str, note: str, as_json: bool) -> None:
         click.echo(secret)
 
 
-@keys.command(name="list")
+@click.command(name="list")
 @click.option("--tenant", callback=_tenant, help="Only this tenant's.")
 @json_option
 def list_(*, tenant: str | None, as_json: bool) -> None:
-    """List keys, revoked ones as well."""
+    """List API keys, revoked ones as well."""
     with connected() as found:
         known = ledger_keys.list_keys(found.engine, tenant=tenant)
     if as_json:
         print_json([_facts(key) for key in known])
-    elif known:
-        _print(known)
-    else:
+        return
+    if not known:
         say("no keys yet: `libra keys create --tenant NAME` makes one")
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("id", "tenant", "role", "created (UTC)", "revoked (UTC)", "note"):
+        table.add_column(column, overflow="fold")
+    for key in known:
+        revoked = f"{key.revoked_at:%Y-%m-%d %H:%M}" if key.revoked_at else ""
+        table.add_row(key.id, key.tenant, key.role.value, f"{key.created_at:%Y-%m-%d %H:%M}", revoked, key.note)
+    out.print(table)
 
 
-@keys.command()
+@click.command()
 @click.argument("key_id", metavar="ID")
-def revoke(*, key_id: str) -> None:
-    """End a key. Gateways that know it forget it within seconds."""
+@json_option
+def revoke(*, key_id: str, as_json: bool) -> None:
+    """End an API key.
+
+    Gateways that know it forget it within seconds.
+    """
     with connected() as found:
         key = ledger_keys.revoke_key(found.engine, key_id)
     say(f"key {key.id} of {key.tenant} is revoked")
+    if as_json:
+        print_json(_facts(key))
 
 
 def _facts(key: ApiKey) -> dict[str, object]:
@@ -83,13 +94,3 @@ def _facts(key: ApiKey) -> dict[str, object]:
         "created_at": key.created_at.isoformat(),
         "revoked_at": key.revoked_at.isoformat() if key.revoked_at else None,
     }
-
-
-def _print(known: list[ApiKey]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for column in ("id", "tenant", "role", "created (UTC)", "revoked (UTC)", "note"):
-        table.add_column(column, overflow="fold")
-    for key in known:
-        revoked = f"{key.revoked_at:%Y-%m-%d %H:%M}" if key.revoked_at else ""
-        table.add_row(key.id, key.tenant, key.role.value, f"{key.created_at:%Y-%m-%d %H:%M}", revoked, key.note)
-    out.print(table)

@@ -1,4 +1,4 @@
-"""Options of the command line and what becomes of them: an order, a local fleet or none, what to do with a report.
+"""Options that commands share, and what becomes of them: a request for a run, a local fleet, where a report goes.
 
 Everything wrong in an option is said here, before anything is read or started.
 """
@@ -7,20 +7,31 @@ from __future__ import annotations
 
 import difflib
 import functools
+import inspect
+import itertools
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import click
+from pydantic import ValidationError
 
 from infra.guard_catalogue import GUARDS
 from infra.metrics import AVERAGED
 from schemas.guards import DEFAULT_GUARD, Mode
-from schemas.runs import RunSpec
+from schemas.messages import Lane
+from schemas.runs import NextStage, RunSpec
 
-P = ParamSpec("P")
+CASCADE: Final = "cascade:"
+ACCEPT_BELOW: Final = 0.05
+ACCEPT_ABOVE: Final = 0.95
+_LONGEST_NAME: Final = 100
+_AGE_UNITS: Final = {"d": "days", "h": "hours", "m": "minutes"}
+
 R = TypeVar("R")
 Command = Callable[..., R]
 
@@ -32,9 +43,16 @@ class GuardChoice(NamedTuple):
     checkpoint: str | None = None
 
 
+class StageSpec(NamedTuple):
+    """One stage of a cascade as written: its guard, and its thresholds where it names them."""
+
+    guard: GuardChoice
+    thresholds: tuple[float, float] | None = None
+
+
 @dataclass(frozen=True)
 class RunRequest:
-    """A data set to judge: what the run will be."""
+    """A data set to judge: the run that is asked for."""
 
     source: str
     spec: RunSpec
@@ -42,7 +60,7 @@ class RunRequest:
 
 
 class LocalFleetOptions(NamedTuple):
-    """Whether to run a worker and a collector for the command (None: only with embedded servers), on which devices."""
+    """Run a worker and a collector for the command (None: only with embedded servers), and on which devices."""
 
     local: bool | None
     devices: str
@@ -64,8 +82,7 @@ class ReportOptions(NamedTuple):
     gates: tuple[QualityGate, ...] = ()
 
 
-def _guard(_: click.Context, __: click.Parameter, value: str) -> GuardChoice:
-    return guard_named(value)
+# Values
 
 
 def guard_named(value: str) -> GuardChoice:
@@ -83,8 +100,127 @@ def guard_named(value: str) -> GuardChoice:
     return GuardChoice(name, absolute(checkpoint) if checkpoint else None)
 
 
-def _gates(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[QualityGate, ...]:
-    return tuple(map(_gate, values))
+def mode_for(guard: GuardChoice, mode: str | None) -> Mode:
+    """The mode asked for, or the guard's usual one; one that its card does not have would only make dead items.
+
+    Raises:
+        click.UsageError: the guard cannot be run, or has no such mode.
+    """
+    card = GUARDS.get(guard.name)
+    if card is None:
+        return Mode(mode or Mode.SCORE)
+    if not card.modes:
+        raise click.UsageError(f"{card.name} cannot be run ({card.status.value}): {card.note}")
+    if mode is None:
+        return card.modes[0]
+    if Mode(mode) not in card.modes:
+        raise click.UsageError(f"{card.name} has no mode {mode}; it has {', '.join(m.value for m in card.modes)}")
+    return Mode(mode)
+
+
+def scoring_mode(guard: GuardChoice) -> Mode:
+    """The first of a guard's modes that gives a score: without one a stage can accept nothing.
+
+    Raises:
+        click.UsageError: it has none.
+    """
+    card = GUARDS.get(guard.name)
+    if card is None:
+        return Mode.SCORE
+    mode = next((mode for mode in card.modes if mode is not Mode.GENERATE), None)
+    if mode is None:
+        raise click.UsageError(f"{guard.name} gives no score: it can only be a cascade's last stage")
+    return mode
+
+
+def absolute(source: str) -> str:
+    """A path that still holds when the run is resumed in another folder; anything else stays as it is."""
+    return str(Path(source).resolve()) if Path(source).exists() else source
+
+
+def age(_: click.Context, __: click.Parameter, value: str) -> timedelta:
+    """Read an age such as 30d, 12h or 90m (a click callback)."""
+    found = _age(value)
+    if found is None:
+        raise click.BadParameter(f"{value!r}: expected a number of days, hours or minutes, such as 30d, 12h, 90m")
+    return found
+
+
+def timestamp(_: click.Context, __: click.Parameter, value: str | None) -> datetime | None:
+    """Read a timestamp, as an age or as a date and time, in UTC where no zone is named (a click callback)."""
+    if value is None:
+        return None
+    ago = _age(value)
+    try:
+        if ago is not None:
+            return datetime.now(UTC) - ago
+        at = datetime.fromisoformat(value)
+    except (ValueError, OverflowError) as error:
+        raise click.BadParameter(
+            f"{value!r}: expected an age such as 30d, 12h, 90m, or a time such as 2026-11-24 or 2026-11-24T18:00"
+        ) from error
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+def _age(value: str) -> timedelta | None:
+    match = re.fullmatch(r"(\d{1,6})([dhm])", value)
+    return timedelta(**{_AGE_UNITS[match[2]]: int(match[1])}) if match else None
+
+
+def parse_stages(value: str) -> list[StageSpec]:
+    """The stages of a cascade as written: `cascade:small@0.02:0.98>large`.
+
+    Raises:
+        click.BadParameter: fewer than two stages, an unknown guard, or thresholds that are none.
+    """
+    written = [_stage(text.strip()) for text in value.removeprefix(CASCADE).split(">")]
+    if len(written) < 2:
+        raise click.BadParameter(f"{value!r}: a cascade has two stages or more, such as cascade:small>large")
+    names = [stage.guard.name for stage in written]
+    if len(set(names)) < len(names):
+        raise click.BadParameter(f"{value!r}: each stage needs a guard of its own")
+    if written[-1].thresholds is not None:
+        raise click.BadParameter(f"{value!r}: the last stage settles everything: it takes no thresholds")
+    return written
+
+
+def _stage(text: str) -> StageSpec:
+    """NAME[@BELOW:ABOVE][=CHECKPOINT]."""
+    head, equals, checkpoint = text.partition("=")
+    name, at, thresholds = head.partition("@")
+    guard = guard_named(f"{name}{equals}{checkpoint}")
+    if not at:
+        return StageSpec(guard)
+    try:
+        below, above = map(float, thresholds.split(":"))
+    except ValueError:
+        raise click.BadParameter(f"{text!r}: expected NAME@BELOW:ABOVE, such as libra-tiny@0.02:0.98") from None
+    return StageSpec(guard, (below, above))
+
+
+def next_stages(written: list[StageSpec], default: tuple[float, float]) -> tuple[NextStage, ...]:
+    """The stages after the first; `default` are the thresholds of stages that name none.
+
+    Raises:
+        click.UsageError: thresholds out of order or range.
+    """
+    stages = []
+    for before, after in itertools.pairwise(written):
+        below, above = before.thresholds or default
+        try:
+            stages.append(
+                NextStage(
+                    guard=after.guard.name,
+                    checkpoint=after.guard.checkpoint,
+                    mode=mode_for(after.guard, None) if after is written[-1] else scoring_mode(after.guard),
+                    sure_below=below,
+                    sure_above=above,
+                )
+            )
+        except ValidationError as error:
+            reason = error.errors(include_input=False, include_url=False)[0]["msg"].removeprefix("Value error, ")
+            raise click.UsageError(f"{before.guard.name}@{below:g}:{above:g}: {reason}") from error
+    return tuple(stages)
 
 
 def _gate(value: str) -> QualityGate:
@@ -105,9 +241,20 @@ def _did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {', '.join(close)}?" if close else ""
 
 
-def absolute(source: str) -> str:
-    """A path that still holds when the run is resumed in another folder; what is no path stays as it is."""
-    return str(Path(source).resolve()) if Path(source).exists() else source
+def _shard(_: click.Context, __: click.Parameter, value: str) -> tuple[int, int]:
+    index, _slash, count = value.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise click.BadParameter(f"{value!r}: expected I/N with 0 ≤ I < N, such as 0/4")
+    return int(index), int(count)
+
+
+def _name(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    if value is None or (0 < len(value) <= _LONGEST_NAME and value.isprintable() and value == value.strip()):
+        return value
+    raise click.BadParameter(f"1 to {_LONGEST_NAME} printable characters, no space at either end")
+
+
+# Options
 
 
 def stacked(command: Command[R], *options: Callable[[Command[R]], Command[R]]) -> Command[R]:
@@ -116,12 +263,8 @@ def stacked(command: Command[R], *options: Callable[[Command[R]], Command[R]]) -
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
-price_option = click.option(
-    "--price-per-gpu-hour",
-    "price_per_device_hour",
-    type=click.FloatRange(min=0),
-    metavar="PRICE",
-    help="What an hour of a device costs, in your currency. Default: LIBRA_PRICE_PER_DEVICE_HOUR.",
+limit_option = click.option(
+    "--limit", type=click.IntRange(min=1), default=50, show_default=True, help="List so many at most."
 )
 html_option = click.option(
     "--html",
@@ -131,22 +274,41 @@ html_option = click.option(
 guard_option = click.option(
     "--guard",
     metavar="NAME[=CHECKPOINT]",
-    callback=_guard,
+    callback=lambda _, __, value: guard_named(value),
     default=DEFAULT_GUARD,
     show_default=True,
     help="Guard by name; with a CHECKPOINT (folder or hub id) a local worker loads that.",
 )
-guard_argument = click.argument("guard", metavar="NAME[=CHECKPOINT]", callback=_guard)
 mode_option = click.option(
     "--mode",
     type=click.Choice([mode.value for mode in Mode]),
     help="How the verdict is obtained. Default: the first of the guard's modes (`libra guards`).",
 )
-
-
 analysis_option = click.option(
     "--analysis", is_flag=True, help="In mode generate, let the model write on after its verdict."
 )
+sample_limit_option = click.option("--limit", type=click.IntRange(min=1), help="At most so many rows.")
+seed_option = click.option("--seed", type=int, help="With --limit: a random sample by this seed, not the first rows.")
+name_option = click.option("--name", callback=_name, help="A name of your own for the run.")
+no_text_option = click.option("--no-text", is_flag=True, help="Leave the items' texts out of the page.")
+
+
+def price_option(command: Command[R]) -> Command[R]:
+    """The option --price-per-device-hour, under its old name too."""
+    option = click.option(
+        "--price-per-device-hour",
+        type=click.FloatRange(min=0),
+        metavar="PRICE",
+        help="What an hour of a device costs, in your currency. Default: LIBRA_PRICE_PER_DEVICE_HOUR.",
+    )
+    old = click.option("--price-per-gpu-hour", "old_price", type=click.FloatRange(min=0), hidden=True)
+
+    @functools.wraps(command)
+    def with_price(*, price_per_device_hour: float | None, old_price: float | None, **rest: Any) -> R:
+        price = old_price if price_per_device_hour is None else price_per_device_hour
+        return command(price_per_device_hour=price, **rest)
+
+    return stacked(with_price, option, old)
 
 
 def cache_option(*, default: bool) -> Callable[[Command[R]], Command[R]]:
@@ -157,20 +319,6 @@ def cache_option(*, default: bool) -> Callable[[Command[R]], Command[R]]:
         show_default=True,
         help="Take what a device answered before to the very same prompts.",
     )
-
-
-def mode_for(guard: GuardChoice, mode: str | None) -> Mode:
-    """The mode asked for, or the guard's usual one; one that its card does not have would only make dead items."""
-    card = GUARDS.get(guard.name)
-    if card is None:
-        return Mode(mode or Mode.SCORE)
-    if not card.modes:
-        raise click.UsageError(f"{card.name} cannot be run ({card.status.value}): {card.note}")
-    if mode is None:
-        return card.modes[0]
-    if Mode(mode) not in card.modes:
-        raise click.UsageError(f"{card.name} has no mode {mode}; it has {', '.join(m.value for m in card.modes)}")
-    return Mode(mode)
 
 
 def takes_fleet(command: Command[R]) -> Command[R]:
@@ -191,17 +339,17 @@ def takes_fleet(command: Command[R]) -> Command[R]:
     )
 
 
-def takes_outlet(command: Command[R]) -> Command[R]:
-    """Give a command the options of a report, as one `outlet`."""
+def takes_report_options(command: Command[R]) -> Command[R]:
+    """Give a command the options of a report, as one `report_options`."""
 
     @functools.wraps(command)
-    def with_outlet(
+    def with_report_options(
         *, as_json: bool, out: Path | None, html: Path | None, fail_under: tuple[QualityGate, ...], **rest: object
     ) -> R:
-        return command(outlet=ReportOptions(as_json, out, html, fail_under), **rest)
+        return command(report_options=ReportOptions(as_json, out, html, fail_under), **rest)
 
     return stacked(
-        with_outlet,
+        with_report_options,
         click.option(
             "--out", type=click.Path(dir_okay=False, path_type=Path), help="Also write the report as JSON to this file."
         ),
@@ -209,9 +357,120 @@ def takes_outlet(command: Command[R]) -> Command[R]:
         click.option(
             "--fail-under",
             metavar="METRIC=VALUE",
-            callback=_gates,
+            callback=lambda _, __, values: tuple(map(_gate, values)),
             multiple=True,
             help="Exit 7 if this average is lower (for CI); repeatable.",
         ),
         json_option,
     )
+
+
+def takes_request(command: Command[R]) -> Command[R]:
+    """Give a command SOURCE and the options of a run, as one `request`."""
+
+    @functools.wraps(command)
+    def with_request(**given: Any) -> R:
+        asked = {name: given.pop(name) for name in _REQUEST_FIELDS}
+        return command(request=run_request(**asked), **given)
+
+    return stacked(with_request, *_REQUEST_OPTIONS)
+
+
+def run_request(
+    *,
+    source: str,
+    guard: list[StageSpec],
+    mode: str | None,
+    accept_below: float,
+    accept_above: float,
+    name: str | None,
+    shard: tuple[int, int],
+    limit: int | None,
+    seed: int | None,
+    repeat: int,
+    skip_invalid: bool,
+    cache: bool,
+    analysis: bool,
+) -> RunRequest:
+    """The run that the options of `libra run start` ask for.
+
+    Raises:
+        click.UsageError: some of them exclude each other.
+    """
+    if seed is not None and limit is None:
+        raise click.UsageError("--seed chooses the sample that --limit takes: give both, or neither")
+    if cache and repeat > 1:
+        raise click.UsageError("--repeat judges every item again: it goes with no --cache")
+    first = guard[0].guard
+    is_cascade = len(guard) > 1
+    if is_cascade and (mode is not None or analysis or repeat > 1):
+        raise click.UsageError("a cascade's stages choose their modes: it goes with no --mode, --analysis, --repeat")
+    chosen = scoring_mode(first) if is_cascade else mode_for(first, mode)
+    spec = RunSpec(
+        guard=first.name,
+        checkpoint=first.checkpoint,
+        mode=chosen,
+        lane=Lane.BULK,
+        source=absolute(source) if source else source,
+        shard_index=shard[0],
+        shard_count=shard[1],
+        limit=limit,
+        repeat=repeat,
+        seed=seed,
+        skip_invalid=skip_invalid,
+        cache=cache,
+        verdict_only=chosen is Mode.GENERATE and not analysis,
+        stages=next_stages(guard, (accept_below, accept_above)),
+    )
+    return RunRequest(source, spec, name)
+
+
+_REQUEST_FIELDS: Final = tuple(inspect.signature(run_request).parameters)
+_REQUEST_OPTIONS: Final = (
+    click.argument("source"),
+    click.option(
+        "--guard",
+        metavar="NAME[=CHECKPOINT]",
+        callback=lambda _, __, value: (
+            parse_stages(value) if value.startswith(CASCADE) else [StageSpec(guard_named(value))]
+        ),
+        default=DEFAULT_GUARD,
+        show_default=True,
+        help="Guard by name; with a CHECKPOINT (folder or hub id) a local worker loads that. 'cascade:SMALL>LARGE': "
+        "items that SMALL does not settle escalate to LARGE; SMALL@0.02:0.98 names its thresholds "
+        "(`libra run choose-thresholds`).",
+    ),
+    click.option(
+        "--sure-below",
+        "accept_below",
+        type=click.FloatRange(0, 1),
+        default=ACCEPT_BELOW,
+        show_default=True,
+        help="Cascade: a stage without thresholds settles items that it scores at most so.",
+    ),
+    click.option(
+        "--sure-above",
+        "accept_above",
+        type=click.FloatRange(0, 1),
+        default=ACCEPT_ABOVE,
+        show_default=True,
+        help="Cascade: a stage without thresholds settles items that it scores at least so.",
+    ),
+    mode_option,
+    click.option(
+        "--name", callback=_name, help="A name of your own; given again, the same command goes on with the run."
+    ),
+    click.option(
+        "--shard",
+        metavar="I/N",
+        callback=_shard,
+        default="0/1",
+        help="Only every N-th row, beginning with row I (the first is 0).",
+    ),
+    sample_limit_option,
+    seed_option,
+    click.option("--repeat", type=click.IntRange(min=1), default=1, help="Judge every item so many times."),
+    click.option("--skip-invalid", is_flag=True, help="List bad rows in the report instead of refusing the data."),
+    cache_option(default=False),
+    analysis_option,
+)

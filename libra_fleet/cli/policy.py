@@ -1,4 +1,4 @@
-"""`libra policy`: try a policy on stored verdicts, put it into force, decide anew. No GPU takes part."""
+"""`libra policy`: try a policy on stored verdicts, put it into force, decide again. No GPU takes part."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from infra.errors import UsageError
 from infra.ledger import decisions, policies, reading
 from infra.ledger.policies import StoredPolicy
 from libra_fleet.cli.context import connected
-from libra_fleet.cli.options import json_option
+from libra_fleet.cli.options import json_option, timestamp
 from libra_fleet.cli.show import out, print_json, say
-from libra_fleet.cli.timestamps import moment
 from producer.policies.files import read_policy
 from schemas.policy import Action, Decision, Policy, decide
 
@@ -25,7 +24,7 @@ _SAMPLE: Final = 1_000
 
 
 def _move(before: Action | None, after: Action) -> str:
-    """What a changed action means to the platform."""
+    """The name of a change of actions, as the platform sees it."""
     if after is Action.BLOCK:
         return "newly blocked"
     if after is Action.REVIEW:
@@ -35,7 +34,7 @@ def _move(before: Action | None, after: Action) -> str:
 
 @dataclass
 class Diff:
-    """What decisions would be, against those that are."""
+    """Decisions as they would be, compared with those that hold."""
 
     actions: Counter[Action] = field(default_factory=Counter)
     moves: Counter[str] = field(default_factory=Counter)
@@ -79,15 +78,7 @@ class Diff:
         out.print(table if self.moves else "no item's action changes")
 
 
-@click.group()
-def policy() -> None:
-    """What a verdict means for the platform: pass, review or block.
-
-    FILE is a policy in YAML, or the name of a shipped one: default, community, model-answers (docs/policies.md).
-    """
-
-
-@policy.command()
+@click.command()
 @click.argument("file")
 @click.option("--verdicts", "run", metavar="RUN", help="Try it on the verdicts of this run.")
 @click.option("--sample", type=click.IntRange(min=1), help="Try it on so many stored verdicts, at random.")
@@ -98,15 +89,15 @@ def policy() -> None:
 def test(
     *, file: str, run: str | None, sample: int | None, seed: int, surface: str | None, show_text: bool, as_json: bool
 ) -> None:
-    """Check a policy's file, and say what it would do to stored verdicts; nothing is changed.
+    """Check a policy's file, and show what it would do to stored verdicts.
 
-    Changes are against the decisions that hold now, where there are any.
+    Nothing is changed. Changes are counted against the decisions that hold now, where there are any.
     """
     tried = _checked(file)
     if run and sample:
         raise UsageError("--verdicts and --sample exclude each other")
     if not (run or sample):
-        say("the file is a policy; --verdicts RUN or --sample N says what it would do")
+        say("the file is valid; --verdicts RUN or --sample N shows what it would do")
         if as_json:
             print_json(tried.model_dump(mode="json"))
         return
@@ -128,7 +119,7 @@ def _checked(file: str) -> Policy:
     found = read_policy(file)
     foreign = found.foreign_categories()
     if foreign:
-        say(f"in no taxonomy of ours, so taken as a guard's own codes: {', '.join(foreign)}")
+        say(f"in none of our taxonomies, so read as a guard's own codes: {', '.join(foreign)}")
     return found
 
 
@@ -139,24 +130,28 @@ def _print(diff: Diff, *, as_json: bool, **facts: object) -> None:
         diff.show()
 
 
-@policy.command()
+@click.command()
 @click.argument("file")
-def put(*, file: str) -> None:
-    """Store a policy and put it into force for what is judged from now on.
+@json_option
+def put(*, file: str, as_json: bool) -> None:
+    """Store a policy and put it into force.
 
-    A stored version never changes: a changed file needs another `version`. To go back, put the older file again.
+    It decides items that are judged from now on. A stored version never changes: a changed file needs another
+    `version`. To go back, put the older file again.
     """
     new = _checked(file)
     with connected() as found:
         fresh = policies.put_policy(found.engine, new)
     what = "stored and in force" if fresh else "was stored already; it is in force"
-    say(f"{new.policy} version {new.version} {what}. Decide stored verdicts anew: libra policy apply {new.policy}")
+    say(f"{new.policy} version {new.version} {what}. Decide stored verdicts again: libra policy apply {new.policy}")
+    if as_json:
+        print_json({"policy": new.policy, "version": new.version, "stored": fresh})
 
 
-@policy.command(name="list")
+@click.command(name="list")
 @json_option
 def list_(*, as_json: bool) -> None:
-    """List all versions; the one in force is marked."""
+    """List all versions of all policies; the one in force is marked."""
     with connected() as found:
         stored = policies.stored_policies(found.engine)
     if as_json:
@@ -179,10 +174,13 @@ def _facts(one: StoredPolicy) -> dict[str, object]:
     }
 
 
-@policy.command()
+@click.command()
 @click.argument("name", metavar="NAME[@VERSION]")
 def show(*, name: str) -> None:
-    """Print a stored version as JSON; without a version the one in force."""
+    """Print a stored version as JSON.
+
+    Without a version, the one in force.
+    """
     bare, at, version = name.partition("@")
     if at and not version.isdecimal():
         raise UsageError(f"{name!r}: expected NAME or NAME@VERSION, such as default@2")
@@ -190,12 +188,15 @@ def show(*, name: str) -> None:
         print_json(_facts(policies.stored_policy(found.engine, bare, int(version) if at else None)))
 
 
-@policy.command()
+@click.command()
 @click.argument("tenant")
 @click.argument("name", required=False)
-@click.option("--none", "nothing", is_flag=True, help="No policy: verdicts are told without an action.")
+@click.option("--none", "nothing", is_flag=True, help="No policy: verdicts are sent without an action.")
 def default(*, tenant: str, name: str | None, nothing: bool) -> None:
-    """Make NAME the policy of a tenant's items that do not ask for another."""
+    """Make a policy the default of a tenant's items.
+
+    It applies to items that name no other.
+    """
     if bool(name) == nothing:
         raise UsageError("give a policy's name, or --none")
     with connected() as found:
@@ -203,16 +204,19 @@ def default(*, tenant: str, name: str | None, nothing: bool) -> None:
     say(f"{tenant}: {name or 'no policy'} from now on")
 
 
-@policy.command()
+@click.command()
 @click.argument("name")
-@click.option("--since", metavar="WHEN", callback=moment, required=True, help="Verdicts since then: 7d, 12h, a date.")
+@click.option(
+    "--since", metavar="WHEN", callback=timestamp, required=True, help="Verdicts since then: 7d, 12h, a date."
+)
 @click.option("--tenant", help="Only this tenant's items.")
-@click.option("--yes", is_flag=True, help="Do it; without, only the difference is shown.")
+@click.option("--yes", is_flag=True, help="Do it.")
 @json_option
 def apply(*, name: str, since: datetime, tenant: str | None, yes: bool, as_json: bool) -> None:
-    """Decide stored verdicts anew by the version of NAME that is in force; show first what changes.
+    """Decide stored verdicts again by the policy version in force.
 
-    Items that a human has decided stay as they are. Platforms are told of every changed action (item.redecided).
+    Without --yes, only the changes are shown. Items that a human has decided stay as they are. Every changed action is
+    sent to the platform as an item.redecided event.
     """
     with connected() as found:
         rules = policies.stored_policy(found.engine, name).policy
@@ -222,7 +226,7 @@ def apply(*, name: str, since: datetime, tenant: str | None, yes: bool, as_json:
         if not (yes and planned.actions):
             _print(planned, as_json=as_json, policy=rules.policy, version=rules.version, applied=False)
             if planned.actions:
-                say("nothing was changed; --yes decides these anew")
+                say("nothing was changed; --yes decides these again")
             return
         if not as_json:
             planned.show()

@@ -1,4 +1,4 @@
-"""The producer's commands: `libra bench …`, `libra judge`.
+"""`libra run`: submit a data set, follow the run to its report, and look at runs.
 
 Results go to standard output, everything else to standard error, so that `--json` can be piped.
 """
@@ -6,147 +6,130 @@ Results go to standard output, everything else to standard error, so that `--jso
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
 import click
-from pydantic import ValidationError
+from rich.table import Table
 
 from infra.errors import DataError, RunError, UsageError
 from infra.ledger import cascades, intake, reading, settlement
+from infra.ledger.audit import Audit, audit
 from infra.ledger.reading import RunStatus
+from infra.metrics.thresholds import Scored, Side, Thresholds, fit_thresholds
 from infra.servers.services import Services
-from libra_fleet.cli.compare import compare
-from libra_fleet.cli.context import (
-    begin,
-    carry_out,
-    checked,
-    connected,
-    detaching,
-    fleet_for,
-    go_on,
-    known_run,
-    prepare,
-    report_of,
-    write_page,
-)
+from libra_fleet.cli.context import connected, fleet_for
 from libra_fleet.cli.options import (
-    GuardChoice,
     LocalFleetOptions,
     ReportOptions,
     RunRequest,
-    analysis_option,
-    cache_option,
-    guard_option,
     html_option,
     json_option,
-    mode_for,
-    mode_option,
+    no_text_option,
     price_option,
     takes_fleet,
-    takes_outlet,
+    takes_report_options,
+    takes_request,
 )
-from libra_fleet.cli.orders import takes_order
-from libra_fleet.cli.parity import parity
-from libra_fleet.cli.show import print_json, print_report, print_runs, print_verdict, run_facts, say
-from libra_fleet.cli.watch import wait_for_end
+from libra_fleet.cli.reports import finish, prepare, report_of, write_page
+from libra_fleet.cli.show import bad_rows, err, out, print_json, print_report, print_runs, run_facts, say
+from libra_fleet.cli.watch import detaching, follow_stages, progress_line, wait_for_end
 from libra_fleet.machine.local_fleet import local_fleet
-from producer.intake.live import LiveClient
+from producer.datasets import DataSet, Validation, open_dataset, valid_items, validate
+from producer.intake.submit import seal
+from producer.intake.submit import submit as submit_items
+from producer.report.cascade import cascade_report as report_of_stages
 from schemas.messages import Lane
-from schemas.runs import RunSpec, RunState
-from schemas.verdicts import Outcome
+from schemas.runs import RunReport, RunSpec, RunState
 
 
-@click.group()
-def bench() -> None:
-    """Bulk runs over a data set: submit, watch, report.
-
-    SOURCE is a JSON, JSONL or Parquet file, a folder of these, - for standard input, a hub id such as
-    caskcsg/Libra-Test, or `demo`. RUN is a run's name or id.
-
-    \b
-    Exit codes: 0 done, 1 unforeseen, 2 usage, 3 data, 4 servers, 5 guard,
-    6 device, 7 a run that ended other than asked, 130 interrupted.
-    """  # noqa: D301 - click wants the character itself
-
-
-@bench.command()
-@takes_order
+@click.command()
+@takes_request
 @takes_fleet
-@takes_outlet
-def run(*, order: RunRequest, fleet: LocalFleetOptions, outlet: ReportOptions) -> None:
+@takes_report_options
+def start(*, request: RunRequest, fleet: LocalFleetOptions, report_options: ReportOptions) -> None:
     """Submit a data set, wait for the run to complete and print its table."""
-    prepare(outlet)
+    prepare(report_options)
     with connected() as found:
-        known_run(found, order)  # a name that is taken is said before a long data set is read
-        with checked(order.source, order.spec) as data:
-            carry_out(found, order, data, fleet, outlet)
+        known = known_run(found, request)  # a name that is taken is said before a long data set is read
+        run_id = known.id if known else intake.new_run_id()
+        with checked(request.source, request.spec) as data:
+            ended = known is not None and cascades.stages_of(found.engine, run_id)[-1].state.ended
+            with fleet_for(found, request.spec, fleet, needed=not ended) as fleet_lives:
+                with detaching(found, run_id, fleet_lives) as check:
+                    begin(found, request, known, run_id)
+                    total = data.validation.valid * request.spec.repeat
+                    follow(found, run_id, request.spec, check, data=data, total_items=total)
+                finish(found, run_id, report_options)
 
 
-@bench.command()
-@takes_order
+@click.command()
+@takes_request
 @json_option
-def submit(*, order: RunRequest, as_json: bool) -> None:
+def submit(*, request: RunRequest, as_json: bool) -> None:
     """Submit a data set and return; a fleet elsewhere judges it."""
     with connected() as found:
-        known = known_run(found, order)
+        known = known_run(found, request)
         run_id = known.id if known else intake.new_run_id()
-        with checked(order.source, order.spec) as data, detaching(found, run_id) as check:
-            begin(found, order, known, run_id)
-            data.feed(found, run_id, order.spec, check)
+        with checked(request.source, request.spec) as data, detaching(found, run_id) as check:
+            begin(found, request, known, run_id)
+            data.feed(found, run_id, request.spec, check)
         status = reading.run_status(found.engine, run_id)
         if as_json:
             print_json(run_facts(status))
             return
-        say(f"submitted; {status.counts.accepted:,} items. Follow them with: libra bench watch {status.name}")
+        say(f"submitted; {status.counts.accepted:,} items. Follow them with: libra run watch {status.name}")
         click.echo(run_id)
 
 
-@bench.command()
+@click.command()
 @click.argument("run")
 @click.argument("source", required=False)
 @takes_fleet
-@takes_outlet
-def resume(*, run: str, source: str | None, fleet: LocalFleetOptions, outlet: ReportOptions) -> None:
-    """Go on with a run whose submission was interrupted: only what is missing is submitted.
+@takes_report_options
+def resume(*, run: str, source: str | None, fleet: LocalFleetOptions, report_options: ReportOptions) -> None:
+    """Go on with a run whose submission was interrupted.
 
-    SOURCE says where the data set is now, if not where it was.
+    Only what is missing is submitted. SOURCE says where the data set is now, if not where it was.
     """
-    prepare(outlet)
+    prepare(report_options)
     with connected() as found:
         status = _whole(found, run)
         if status.spec.parent and status.state is RunState.OPEN:
             raise UsageError(
-                f"run {status.name} is a child: go on with libra remoderate --guard {status.spec.guard} "
+                f"run {status.name} is a child: go on with libra run rejudge --guard {status.spec.guard} "
                 f"--run {status.spec.parent} (or the --since it was given)"
             )
         if status.state is not RunState.OPEN or status.spec.lane is Lane.LIVE:
-            go_on(found, status, fleet, outlet)
+            _go_on(found, status, fleet, report_options)
             return
         if status.spec.source == "-" and source is None:
             raise UsageError(f"run {status.name} was read from standard input: name the data again, as second argument")
         with checked(source or status.spec.source, status.spec) as data:
-            go_on(found, status, fleet, outlet, data)
+            _go_on(found, status, fleet, report_options, data)
 
 
-@bench.command()
+@click.command()
 @click.argument("run")
 @takes_fleet
-@takes_outlet
-def watch(*, run: str, fleet: LocalFleetOptions, outlet: ReportOptions) -> None:
+@takes_report_options
+def watch(*, run: str, fleet: LocalFleetOptions, report_options: ReportOptions) -> None:
     """Follow a run until it has ended, then print its table."""
-    prepare(outlet)
+    prepare(report_options)
     with connected() as found:
         status = _whole(found, run)
         if status.state is RunState.OPEN:
-            say(f"run {status.name} takes items still; if nobody submits any more: libra bench resume {status.name}")
-        go_on(found, status, fleet, outlet)
+            say(f"run {status.name} still accepts items; if nothing submits any more: libra run resume {status.name}")
+        _go_on(found, status, fleet, report_options)
 
 
-@bench.command()
+@click.command()
 @click.argument("run")
 @json_option
-def status(*, run: str, as_json: bool) -> None:
-    """Show where a run stands."""
+def show(*, run: str, as_json: bool) -> None:
+    """Show the state of a run."""
     with connected() as found:
         status = reading.run_status(found.engine, run)
         if as_json:
@@ -155,8 +138,8 @@ def status(*, run: str, as_json: bool) -> None:
             print_runs(cascades.stages_of(found.engine, status.id))
 
 
-@bench.command(name="list")
-@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True)
+@click.command(name="list")
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="List so many at most.")
 @json_option
 def list_(*, limit: int, as_json: bool) -> None:
     """List the newest runs."""
@@ -167,13 +150,17 @@ def list_(*, limit: int, as_json: bool) -> None:
         elif runs:
             print_runs(runs)
         else:
-            say("no runs yet: `libra bench run demo` makes one")
+            say("no runs yet: `libra run start demo` makes one")
 
 
-@bench.command()
+@click.command()
 @click.argument("run")
-def cancel(*, run: str) -> None:
-    """End a run now: what is pending settles as dead with the reason "cancelled"."""
+@json_option
+def cancel(*, run: str, as_json: bool) -> None:
+    """End a run now; its pending items settle as dead.
+
+    Their reason is "cancelled".
+    """
     with connected() as found:
         stages = cascades.stages_of(found.engine, reading.run_status(found.engine, run).id)
         status = next((stage for stage in stages if not stage.state.ended), stages[-1])
@@ -183,77 +170,247 @@ def cancel(*, run: str) -> None:
         found.coordination.notices.cancelled(status.id)
         if settled.finished:
             found.publisher.finalize(status.id)
-        if found.embedded:  # nobody else may be there to write the report
+        if found.embedded:  # perhaps no collector is there to write the report
             with local_fleet(found, None) as fleet:
                 wait_for_end(found.engine, status.id, check=fleet.check)
         say(f"run {status.name} is cancelled; {settled.inserted:,} pending items settled as dead")
+        if as_json:
+            print_json(run_facts(reading.run_status(found.engine, status.id)))
 
 
-@bench.command()
+@click.command()
 @click.argument("run")
+@click.option(
+    "--against", metavar="RUN", help="Cascade: compare with a run of one guard over the same items, such as its last."
+)
 @price_option
 @html_option
-@click.option("--no-text", is_flag=True, help="Leave the items' texts out of the page.")
+@no_text_option
 @json_option
-def report(*, run: str, price_per_device_hour: float | None, html: Path | None, no_text: bool, as_json: bool) -> None:
+def report(
+    *,
+    run: str,
+    against: str | None,
+    price_per_device_hour: float | None,
+    html: Path | None,
+    no_text: bool,
+    as_json: bool,
+) -> None:
     """Print the report of a run that has ended, and write it as a page."""
     with connected() as found:
-        status = reading.run_status(found.engine, run)
-        stored = report_of(found, status.id)
-        if stored is None:
-            raise UsageError(f"run {status.name} is {status.state}: its report comes when it has ended")
+        if against:
+            stored = _against(found, run, against)
+        else:
+            status = reading.run_status(found.engine, run)
+            ended = report_of(found, status.id)
+            if ended is None:
+                raise UsageError(f"run {status.name} is {status.state}: its report comes when it has ended")
+            stored = ended
         price = found.settings.price_per_device_hour if price_per_device_hour is None else price_per_device_hour
         print_report(stored, as_json=as_json, price_per_device_hour=price)
         if html:
             write_page(found, stored, html, with_text=not no_text)
 
 
-bench.add_command(parity)
-bench.add_command(compare)
+@click.command()
+@click.argument("run")
+@click.option("--against", metavar="RUN", help="Compare with a run of one guard over the same items.")
+@json_option
+def cascade_report(*, run: str, against: str | None, as_json: bool) -> None:
+    """Print the report of a cascade.
+
+    The new name is `libra run report`.
+    """
+    with connected() as found:
+        print_report(_against(found, run, against), as_json=as_json)
+
+
+def _against(found: Services, run: str, against: str | None) -> RunReport:
+    """The report of a cascade, of which RUN may be any stage.
+
+    Raises:
+        UsageError: it is no cascade, or its last stage has not ended.
+    """
+    first = reading.run_status(found.engine, cascades.first_id(reading.run_status(found.engine, run).id))
+    if not first.spec.stages:
+        raise UsageError(f"run {first.name} is no cascade")
+    other = reading.run_status(found.engine, against) if against else None
+    return report_of_stages(found.engine, cascades.stages_of(found.engine, first.id), against=other)
 
 
 @click.command()
-@click.argument("text")
-@click.option("--question", default="", help="The question that TEXT answers, if it is a model's response.")
-@guard_option
-@mode_option
-@cache_option(default=True)
-@analysis_option
-@click.option("--timeout", "timeout_s", type=float, default=30, show_default=True, help="Seconds to wait.")
-@takes_fleet
+@click.argument("run", required=False)
+@click.option("--run", "named", metavar="RUN", hidden=True)  # its place in earlier versions
+@click.option(
+    "--target-error",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.02,
+    show_default=True,
+    help="Of what the stage settles, at most this share may be wrong, on each side.",
+)
 @json_option
-def judge(
-    *,
-    text: str,
-    question: str,
-    guard: GuardChoice,
-    mode: str | None,
-    cache: bool,
-    analysis: bool,
-    timeout_s: float,
-    fleet: LocalFleetOptions,
-    as_json: bool,
-) -> None:
-    """Judge one TEXT (- for standard input) over the live lane. Exit 7 if it could not be judged."""
-    text = _standard_input() if text == "-" else text
-    spec = RunSpec(
-        guard=guard.name,
-        checkpoint=guard.checkpoint,
-        mode=mode_for(guard, mode),
-        lane=Lane.LIVE,
-        source="live:cli",
+def choose_thresholds(*, run: str | None, named: str | None, target_error: float, as_json: bool) -> None:
+    """Choose a cascade stage's thresholds from a labelled run.
+
+    RUN is a run of the small guard over labelled items; what is printed goes into --guard 'cascade:…'. Choose on one
+    data set and measure on another: on the items they are chosen on, thresholds look better than they are.
+    """
+    run = run or named
+    if run is None:
+        raise click.UsageError("name a run of the small guard over labelled items")
+    with connected() as found:
+        status = reading.run_status(found.engine, run)
+        fitted = fit_thresholds(_scored(found, status.id), target_error)
+    if not fitted.items:
+        raise UsageError(f"run {status.name} holds no item with both a truth and a score")
+    written = f"{status.spec.guard}@{fitted.sure_below!r}:{fitted.sure_above!r}"
+    if as_json:
+        print_json(_threshold_facts(fitted, target_error, written))
+        return
+    for side, name in ((fitted.below, "safe"), (fitted.above, "unsafe")):
+        out.print(_side_line(side, name, fitted.items), highlight=False)
+    out.print(f"{fitted.settled_share:.1%} settled; the rest, and items without a score, escalate")
+    click.echo(written)
+
+
+@click.command()
+@click.argument("run")
+@click.option("--receipt", help="The receipt you kept: it must be the one found now.")
+@json_option
+def verify(*, run: str, receipt: str | None, as_json: bool) -> None:
+    """Prove that nothing in a run was lost, doubled or altered.
+
+    Exit 7 on any breach.
+    """
+    with connected() as found:
+        status = reading.run_status(found.engine, run)
+        result = audit(found.engine, status.id)
+    if as_json:
+        print_json(_audit_facts(result))
+    else:
+        _show_audit(result, status)
+    breaches = [check.name for check in result.checks if check.breaches]
+    if breaches:
+        raise RunError(f"run {status.name} breaks {len(breaches)} of {len(result.checks)}: {'; '.join(breaches)}")
+    if receipt and receipt != result.receipt:
+        raise RunError(f"the receipt of run {status.name} is {result.receipt}, not the one you kept")
+
+
+class Checked(NamedTuple):
+    """A data set that has passed its validation."""
+
+    dataset: DataSet
+    validation: Validation
+
+    def feed(self, found: Services, run_id: str, spec: RunSpec, check: Callable[[], None]) -> None:
+        """Submit what the run does not hold yet, then seal it; `check` may raise to stop in between.
+
+        Raises:
+            RunError: the run was cancelled meanwhile, or is sealed and lacks items.
+            DataError: the run holds an item with another content, or items that are not in the data set.
+        """
+        submit_items(found, run_id, spec, (row.item for row in valid_items(self.dataset, self.validation)), check=check)
+        held = reading.run_status(found.engine, run_id).counts.accepted
+        if held != self.validation.valid:
+            raise DataError(f"run {run_id} holds {held:,} items, {self.dataset.name} {self.validation.valid:,}")
+        seal(found, run_id, invalid_count=self.validation.invalid_count, invalid_rows=self.validation.invalid)
+
+
+@contextmanager
+def checked(source: str, spec: RunSpec) -> Iterator[Checked]:
+    """Open a data set and read it once.
+
+    Raises:
+        DataError: it cannot be read, has bad rows without --skip-invalid, or holds nothing to judge.
+    """
+    opened = open_dataset(
+        source,
+        stdin=sys.stdin.buffer if source == "-" else None,
+        shard=(spec.shard_index, spec.shard_count),
+        limit=spec.limit,
+        shuffle_seed=spec.seed,
     )
-    with connected() as found, fleet_for(found, spec, fleet):
-        client = LiveClient(found, guard=guard.name, mode=spec.mode, tenant="cli", cache=cache, analysis=analysis)
-        try:
-            verdict = client.judge(text, question=question, timeout_s=timeout_s)
-        except ValidationError as error:
-            raise DataError(_why_no_item(error)) from error
-        finally:
-            client.close()
-        print_verdict(verdict, as_json=as_json)
-    if verdict.outcome is Outcome.DEAD:
-        raise RunError("the text could not be judged")
+    with opened as dataset:
+        with err.status(f"checking {dataset.name}") if err.is_terminal else nullcontext():
+            validation = validate(dataset)
+        if validation.invalid_count and not spec.skip_invalid:
+            raise DataError(
+                f"{bad_rows(validation)}\n  nothing was submitted; --skip-invalid submits the rest and lists these"
+            )
+        if not validation.valid:
+            raise DataError(f"{dataset.name} holds no item to judge; {bad_rows(validation)}")
+        yield Checked(dataset, validation)
+
+
+def known_run(found: Services, request: RunRequest) -> RunStatus | None:
+    """The run that this very request was given for before, by its name.
+
+    Raises:
+        UsageError: the name belongs to a run with other options.
+    """
+    known = reading.find_run(found.engine, request.name) if request.name else None
+    if known is None:
+        return None
+    pairs = {field: (getattr(known.spec, field), getattr(request.spec, field)) for field in RunSpec.model_fields}
+    differing = [f"{field} {theirs}, not {ours}" for field, (theirs, ours) in pairs.items() if theirs != ours]
+    if differing:
+        raise UsageError(f"there is a run named {request.name} already, with {'; '.join(differing)}")
+    return known
+
+
+def begin(found: Services, request: RunRequest, known: RunStatus | None, run_id: str) -> None:
+    """Open the run of an request, unless it is known already, and say what happens."""
+    if known is None:
+        found.coordination  # noqa: B018 - a broker that cannot be reached is said before a run is opened
+        intake.create_run(found.engine, request.spec, run_id=run_id, name=request.name)
+        say(f"run {request.name or run_id} of {request.source}")
+    elif known.state.ended:
+        say(f"run {known.name} has ended already; this is its report")
+    else:
+        say(f"going on with run {known.name}; {known.counts.accepted:,} items were submitted before")
+
+
+def follow(
+    found: Services,
+    run_id: str,
+    spec: RunSpec,
+    check: Callable[[], None],
+    *,
+    data: Checked | None,
+    total_items: int | None,
+) -> None:
+    """Feed a run what it lacks, then follow it and a cascade's later stages to their end.
+
+    Raises:
+        DeviceError: the local fleet broke; the run can be resumed.
+    """
+    with progress_line(found.engine, run_id, err, total_items=total_items):
+        if data is not None:
+            data.feed(found, run_id, spec, check)
+        wait_for_end(found.engine, run_id, check=check)
+    follow_stages(found, run_id, check)
+
+
+def _go_on(
+    found: Services,
+    run: RunStatus,
+    choice: LocalFleetOptions,
+    report_options: ReportOptions,
+    data: Checked | None = None,
+) -> None:
+    """Follow a run to its end, after feeding it what it lacks, and show the report.
+
+    Raises:
+        UsageError: the run is live traffic.
+        RunError: the run ended other than asked.
+    """
+    if run.spec.lane is Lane.LIVE:
+        raise UsageError(f"{run.name} is live traffic, which has no end: `libra run show` shows its state")
+    ended = cascades.stages_of(found.engine, run.id)[-1].state.ended
+    with fleet_for(found, run.spec, choice, needed=not ended) as fleet_lives:
+        with detaching(found, run.id, fleet_lives) as check:
+            follow(found, run.id, run.spec, check, data=data, total_items=run.expected)
+        finish(found, run.id, report_options)
 
 
 def _whole(found: Services, run: str) -> RunStatus:
@@ -264,14 +421,56 @@ def _whole(found: Services, run: str) -> RunStatus:
     return status
 
 
-def _standard_input() -> str:
-    try:
-        return sys.stdin.buffer.read().decode()
-    except UnicodeDecodeError as error:
-        raise DataError(f"-: not UTF-8 (byte {error.start + 1})") from error
+def _scored(found: Services, run_id: str) -> Iterator[Scored]:
+    for row in settlement.judged_rows(found.engine, run_id):
+        if row.truth is not None and row.label is not None and row.p_unsafe is not None:
+            yield Scored(row.p_unsafe, row.label == row.truth)
 
 
-def _why_no_item(error: ValidationError) -> str:
-    details = error.errors(include_input=False, include_url=False)
-    said = [(".".join(map(str, detail["loc"])), detail["msg"].removeprefix("Value error, ")) for detail in details]
-    return "; ".join(f"{field}: {message}" if field else message for field, message in said)
+def _side_line(side: Side, name: str, items: int) -> str:
+    if side.error is None or side.error_interval is None:
+        return f"{name} is never settled"
+    low, high = side.error_interval
+    share = f"{side.items:,} of {items:,} items ({side.items / items:.1%})"
+    return f"settled as {name}: {share}, {side.wrong:,} of them wrong: {side.error:.2%} ({low:.2%} to {high:.2%})"
+
+
+def _threshold_facts(fitted: Thresholds, target_error: float, written: str) -> dict[str, object]:
+    def facts(side: Side) -> dict[str, object]:
+        return {**side._asdict(), "error": side.error, "error_interval": side.error_interval}
+
+    return {
+        "stage": written,
+        "target_error": target_error,
+        "items": fitted.items,
+        "settled_share": fitted.settled_share,
+        "safe": {"sure_below": fitted.sure_below, **facts(fitted.below)},
+        "unsafe": {"sure_above": fitted.sure_above, **facts(fitted.above)},
+    }
+
+
+def _audit_facts(result: Audit) -> dict[str, object]:
+    return {
+        "run": result.run_id,
+        "sound": result.sound,
+        "receipt": result.receipt,
+        "wasted_items": result.wasted_items,
+        "reattempted_chunks": result.reattempted_chunks,
+        **({"cached_items": result.cached_items} if result.cached_items else {}),
+        "checks": [check._asdict() for check in result.checks],
+    }
+
+
+def _show_audit(result: Audit, status: reading.RunStatus) -> None:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for check in result.checks:
+        mark = "[green]✓[/]" if not check.breaches else f"[red]✗ {check.breaches:,}[/]"
+        table.add_row(mark, check.name, f"[dim]{check.found}[/]")
+    counts = status.counts
+    out.print(f"run {status.name} · {status.state.value}")
+    out.print(table)
+    out.print(f"{counts.accepted:,} accepted · {counts.settled:,} settled · {counts.pending:,} pending")
+    out.print(f"{result.wasted_items:,} items judged more than once · {result.reattempted_chunks:,} chunks retried")
+    if result.cached_items:
+        out.print(f"{result.cached_items:,} items answered from the cache")
+    out.print(f"receipt {result.receipt}")

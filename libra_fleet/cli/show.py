@@ -1,4 +1,4 @@
-"""What the commands print: results to standard output, everything said to a person to standard error."""
+"""The output of commands: results to standard output, everything said to a person to standard error."""
 
 from __future__ import annotations
 
@@ -13,35 +13,38 @@ from rich.text import Text
 
 from infra.ledger.reading import RunStatus
 from producer.datasets import Validation
-from producer.report.json import to_json
+from producer.report.facts import to_json
 from producer.report.terminal import render
 from schemas.items import Label
-from schemas.runs import RunReport
+from schemas.runs import InvalidRow, RunReport
 from schemas.verdicts import Outcome, Verdict
 
 _BAD_ROWS_SHOWN: Final = 10
-_WIDE: Final = 100
 
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 out = Console(highlight=False)
 
 
 def say(message: str) -> None:
-    """Tell the person at the terminal, leaving standard output alone."""
+    """Print a message for the person at the terminal, on standard error."""
     err.print(message, markup=False, style="dim")
+
+
+def listed_rows(head: str, rows: Sequence[InvalidRow], *, count: int | None = None) -> str:
+    """A line, and below it the first bad rows with their places; `count` says how many there are in all."""
+    shown = [f"  {row.where}: {row.problem}" for row in rows[:_BAD_ROWS_SHOWN]]
+    more = (len(rows) if count is None else count) - len(shown)
+    return "\n".join([head, *shown, *([f"  … and {more:,} more"] if more > 0 else [])])
 
 
 def bad_rows(validation: Validation) -> str:
     """How many rows are bad, and the first of them with their places."""
     count = validation.invalid_count
-    shown = [f"  {row.where}: {row.problem}" for row in validation.invalid[:_BAD_ROWS_SHOWN]]
-    if count > len(shown):
-        shown.append(f"  … and {count - len(shown):,} more")
-    return "\n".join([f"{count:,} bad {'row' if count == 1 else 'rows'}:", *shown])
+    return listed_rows(f"{count:,} bad {'row' if count == 1 else 'rows'}:", validation.invalid, count=count)
 
 
 def print_report(report: RunReport, *, as_json: bool, price_per_device_hour: float | None = None) -> None:
-    """A run's report; with a price, its cost is money too."""
+    """Print a run's report; with a price, its cost in money too."""
     if as_json:
         click.echo(to_json(report, price_per_device_hour=price_per_device_hour))
     else:
@@ -49,7 +52,7 @@ def print_report(report: RunReport, *, as_json: bool, price_per_device_hour: flo
 
 
 def run_facts(status: RunStatus) -> dict[str, object]:
-    """Where a run stands, as JSON has it."""
+    """The state of a run as JSON has it."""
     return {
         "run": status.id,
         "name": status.name,
@@ -66,12 +69,12 @@ def run_facts(status: RunStatus) -> dict[str, object]:
 
 
 def print_json(content: object) -> None:
-    """Anything as indented JSON, Chinese as it is."""
+    """Print anything as indented JSON, Chinese as it is."""
     click.echo(json.dumps(content, ensure_ascii=False, indent=2))
 
 
 def print_runs(found: Sequence[RunStatus]) -> None:
-    """A table of runs, their names whole: they are what one types next."""
+    """Print a table of runs; their names are never cut, since the next command needs them."""
     table = Table(box=None, pad_edge=False)
     table.add_column("run", overflow="fold")
     for column in ("guard", "state"):
@@ -99,7 +102,7 @@ def print_runs(found: Sequence[RunStatus]) -> None:
 
 
 def print_verdict(verdict: Verdict, *, as_json: bool) -> None:
-    """One verdict."""
+    """Print one verdict."""
     if as_json:
         click.echo(verdict.model_dump_json(exclude={"seq"}, exclude_none=True))
     elif verdict.label is None:

@@ -1,4 +1,4 @@
-"""`libra status [--watch] [--json]`."""
+"""`libra fleet status [--watch] [--json]`."""
 
 from __future__ import annotations
 

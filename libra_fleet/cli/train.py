@@ -45,9 +45,9 @@ def train(
     threads: int,
     also: tuple[Path, ...],
 ) -> None:
-    """Train a guard by RECIPE, a YAML file, and write its model card.
+    """Train a guard by a recipe, and write its model card.
 
-    A run that was interrupted goes on when the same command is given again. docs/training.md explains recipes.
+    RECIPE is a YAML file (docs/training.md). A run that was interrupted goes on when the same command is given again.
     Without RECIPE, --data and --out make the small bundled guard from scratch.
     """
     if recipe is not None:

@@ -1,4 +1,4 @@
-"""`libra up`: worker on all devices, collector, gateway and sender of webhooks, until Ctrl-C."""
+"""`libra fleet up`: worker on all devices, collector, gateway and sender of webhooks, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -44,7 +44,10 @@ _HOST: Final = "127.0.0.1"
 @click.option("--port", type=click.IntRange(1, 65_535), default=8000, show_default=True, help="Port of the gateway.")
 @click.option("--no-gateway", is_flag=True, help="No gateway and no sender of webhooks.")
 def up(*, guard: GuardChoice, devices: str, port: int, no_gateway: bool) -> None:
-    """Run a whole fleet on this machine and show it; Ctrl-C drains and ends it, twice ends it at once."""
+    """Run a whole fleet on this machine and show it until Ctrl-C.
+
+    Ctrl-C drains and ends it; twice ends it at once.
+    """
     settings = load_settings()
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     with_gateway = not no_gateway and _installed("fastapi", "uvicorn")
@@ -59,7 +62,7 @@ def up(*, guard: GuardChoice, devices: str, port: int, no_gateway: bool) -> None
 
 
 class _Up:
-    """The loop of `libra up`: one thread starts, watches, draws and ends everything."""
+    """The loop of `libra fleet up`: one thread starts, watches, draws and ends everything."""
 
     def __init__(self, found: Services, members: list[Member], *, title: str) -> None:
         self._found = found
@@ -161,7 +164,9 @@ def _installed(*modules: str) -> bool:
 
 def _title(guard: str, found: Services, address: str | None) -> str:
     servers = f"embedded servers in {found.settings.state_dir}" if found.embedded else "configured servers"
-    return " · ".join(filter(None, (f"libra up, guard {guard}", servers, f"gateway {address}" if address else None)))
+    return " · ".join(
+        filter(None, (f"libra fleet up, guard {guard}", servers, f"gateway {address}" if address else None))
+    )
 
 
 def _hint(found: Services, address: str | None) -> str:
@@ -182,7 +187,7 @@ def _free(port: int) -> bool:
 
 @contextmanager
 def _alone(state_dir: Path, guard: str, address: str | None) -> Iterator[None]:
-    """Hold this state folder's place for one `libra up`.
+    """Hold this state folder's place for one `libra fleet up`.
 
     Raises:
         UsageError: another one has it; the message says what runs.
@@ -198,7 +203,7 @@ def _alone(state_dir: Path, guard: str, address: str | None) -> Iterator[None]:
 
 
 def _who_runs(noted: str) -> str:
-    advice = "libra status --watch shows it"
+    advice = "libra fleet status --watch shows it"
     try:
         facts = json.loads(noted)
     except ValueError:

@@ -1,7 +1,8 @@
-"""Watching a run: one line that moves on a terminal, until the run has ended."""
+"""Watching a run: a progress line on a terminal, the stages of a cascade, and Ctrl-C, which leaves the run as it is."""
 
 from __future__ import annotations
 
+import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 from sqlalchemy.exc import DBAPIError
 
-from infra.ledger.reading import RunStatus, run_status
+from infra.ledger import cascades
+from infra.ledger.reading import RunStatus, find_run, run_status
+from infra.process import deferred_interrupt
+from infra.servers.services import Services
+from libra_fleet.cli.show import err, say
+from schemas.runs import RunState
 
 _POLL_S: Final = 0.2
 
@@ -24,6 +30,44 @@ def wait_for_end(engine: sa.Engine, run_id: str, *, check: Callable[[], None] = 
         check()
         time.sleep(_POLL_S)
     return status
+
+
+def follow_stages(found: Services, run_id: str, check: Callable[[], None]) -> None:
+    """Follow a cascade from its first run, which has ended, to the end of its last stage; nothing for other runs."""
+    while (stages := cascades.stages_of(found.engine, run_id))[-1].state.ended is False:
+        stage = stages[-1]
+        say(f"what was not sure goes on to {stage.spec.guard}: run {stage.name}")
+        with progress_line(found.engine, stage.id, err, total_items=stage.expected):
+            wait_for_end(found.engine, stage.id, check=check)
+
+
+@contextmanager
+def detaching(found: Services, run_id: str, check: Callable[[], None] = lambda: None) -> Iterator[Callable[[], None]]:
+    """Ctrl-C leaves the run as it is and says how to come back.
+
+    It takes effect where the yielded function is called, which then calls `check`.
+    """
+    try:
+        with deferred_interrupt() as interrupted:
+
+            def check_both() -> None:
+                interrupted()
+                check()
+
+            yield check_both
+    except KeyboardInterrupt:
+        status = find_run(found.engine, run_id)
+        say("\nnothing was submitted" if status is None else _how_to_come_back(status, embedded=found.embedded))
+        raise
+
+
+def _how_to_come_back(run: RunStatus, *, embedded: bool) -> str:
+    data = " FILE" if run.spec.source == "-" else ""
+    command = (
+        f"resume {shlex.quote(run.name)}{data}" if run.state is RunState.OPEN else f"watch {shlex.quote(run.name)}"
+    )
+    fate = "it rests while no fleet runs" if embedded else "the fleet goes on with what is submitted"
+    return f"\ndetached from run {run.name}; {fate}. Come back with: libra run {command}"
 
 
 @contextmanager

@@ -1,9 +1,7 @@
-"""`libra webhooks`: send what waits, see what was sent, send it again; where to, and signed with what."""
+"""`libra webhooks`: messages and their delivery, endpoints, and the secrets that sign them."""
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
@@ -12,48 +10,27 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from infra.coordination.presence import announced
 from infra.errors import UsageError
 from infra.ledger import endpoints as addresses
 from infra.ledger import outbox
 from infra.ledger.endpoints import Endpoint
-from infra.servers.services import services
 from infra.settings import load_settings
 from libra_fleet.cli.context import connected
-from libra_fleet.cli.options import json_option
+from libra_fleet.cli.options import json_option, limit_option, timestamp
 from libra_fleet.cli.show import out, print_json, say
-from libra_fleet.cli.timestamps import moment
 from producer.webhooks.addresses import Allowed, RefusedAddressError, check_form
 from schemas.webhooks import Event
 
 _STATES: Final = ("pending", "delivered", "failed")
 
 
-@click.group()
-def webhooks() -> None:
-    """Tell platforms what was judged, by the Standard Webhooks convention (docs/webhooks.md)."""
-
-
-@webhooks.command()
-def send() -> None:
-    """Send what waits in the outbox until SIGTERM; any number of senders may run."""
-    from producer.webhooks.sender import Sender  # noqa: PLC0415 - only this command signs
-
-    settings = load_settings()
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    with services(settings) as found, announced(found.coordination.presence, "webhooks"):
-        Sender(found.engine, settings, found.coordination).run(stop)
-
-
-@webhooks.command(name="list")
+@click.command(name="list")
 @click.option("--tenant", help="Only this tenant's.")
 @click.option("--state", type=click.Choice(_STATES), help="Only in this state.")
-@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True)
+@limit_option
 @json_option
 def list_(*, tenant: str | None, state: str | None, limit: int, as_json: bool) -> None:
-    """List the newest letters, whom they go to and what became of them."""
+    """List the newest messages, their destinations and delivery states."""
     with connected() as found:
         rows = outbox.sent(found.engine, tenant=tenant, state=state, limit=limit)
     if as_json:
@@ -64,58 +41,82 @@ def list_(*, tenant: str | None, state: str | None, limit: int, as_json: bool) -
         due = f"{row.next_at:%m-%d %H:%M:%S}" if row.state == "pending" else ""
         answer = Text(row.last_error or str(row.last_status or ""))
         table.add_row(row.id, row.event, Text(row.destination), row.state, str(row.attempts), answer, due)
-    out.print(table if rows else "no letters")
+    out.print(table if rows else "no messages")
 
 
 def _sent_facts(row: outbox.Sent) -> dict[str, object]:
     return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in row._asdict().items()}
 
 
-@webhooks.command()
+@click.command()
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @click.option("--tenant", help="Only this tenant's.")
 @click.option("--endpoint", help="Only those to this endpoint.")
 @click.option("--state", type=click.Choice(("failed", "delivered")), help="Only in this state.")
-@click.option("--since", metavar="WHEN", callback=moment, help="Only what happened since then: 7d, 12h, a date.")
-def replay(
-    *, ids: Sequence[str], tenant: str | None, endpoint: str | None, state: str | None, since: datetime | None
+@click.option("--since", metavar="WHEN", callback=timestamp, help="Only events since then: 7d, 12h, a date.")
+@json_option
+def resend(
+    *,
+    ids: Sequence[str],
+    tenant: str | None,
+    endpoint: str | None,
+    state: str | None,
+    since: datetime | None,
+    as_json: bool,
 ) -> None:
-    """Send letters again, under the same ids: those named, or all that every option fits."""
+    """Send messages again under the same ids.
+
+    Those that are named by id, or all that match every option.
+    """
     if not (ids or tenant or endpoint or state or since):
         raise UsageError("say which: ids, --tenant, --endpoint, --state or --since")
     with connected() as found:
         count = outbox.replay(
             found.engine, ids=list(ids) or None, tenant=tenant, endpoint_id=endpoint, state=state, since=since
         )
-    say(f"{count:,} letters are due again")
+    say(f"{count:,} messages are due again")
+    if as_json:
+        print_json({"due": count})
 
 
-@webhooks.command()
+@click.command()
 @click.argument("tenant")
-@click.option("--rotate", is_flag=True, help="Make a new one; the last one goes on signing beside it.")
-def secret(*, tenant: str, rotate: bool) -> None:
-    """Print the secret that signs letters to the callback addresses of a tenant's items; make one if there is none."""
+@click.option("--rotate", is_flag=True, help="Make a new one; the previous one keeps signing alongside it.")
+@json_option
+def secret(*, tenant: str, rotate: bool, as_json: bool) -> None:
+    """Print the secret that signs messages to a tenant's callback addresses.
+
+    It is made if there is none.
+    """
     with connected() as found:
         known = addresses.tenant_secrets(found.engine, tenant)
-        click.echo(addresses.rotate_tenant_secret(found.engine, tenant) if rotate or not known else known[0])
+        value = addresses.rotate_tenant_secret(found.engine, tenant) if rotate or not known else known[0]
+    if as_json:
+        print_json({"tenant": tenant, "secret": value})
+    else:
+        click.echo(value)
 
 
-@webhooks.group()
-def endpoints() -> None:
-    """Where a tenant is told of everything."""
-
-
-@endpoints.command()
+@click.command()
 @click.argument("tenant")
 @click.argument("url")
-@click.option("--event", "events", type=click.Choice([e.value for e in Event]), multiple=True, help="Default: all.")
+@click.option(
+    "--event",
+    "events",
+    type=click.Choice([e.value for e in Event]),
+    multiple=True,
+    help="Send only this event; repeatable. Default: all.",
+)
 @json_option
 def add(*, tenant: str, url: str, events: tuple[str, ...], as_json: bool) -> None:
-    """Tell a tenant's events to URL from now on; prints the endpoint's id and its signing secret."""
+    """Send a tenant's events to a URL from now on.
+
+    Prints the endpoint's id and its signing secret.
+    """
     try:
         check_form(url, Allowed.parse(load_settings().webhook_allow))
     except RefusedAddressError as error:
-        hint = "LIBRA_WEBHOOK_ALLOW names the hosts and networks inside that are told, by http as well"
+        hint = "LIBRA_WEBHOOK_ALLOW names the internal hosts and networks that may receive messages, over http as well"
         raise UsageError(f"{error}; {hint}") from error
     wanted = [Event(name) for name in events] or list(Event)
     with connected() as found:
@@ -126,11 +127,11 @@ def add(*, tenant: str, url: str, events: tuple[str, ...], as_json: bool) -> Non
         click.echo(f"{made.id} {made.secrets[0]}")
 
 
-@endpoints.command(name="list")
+@click.command(name="list")
 @click.option("--tenant", help="Only this tenant's.")
 @json_option
 def list_endpoints(*, tenant: str | None, as_json: bool) -> None:
-    """List endpoints; secrets are not shown."""
+    """List endpoints without their secrets."""
     with connected() as found:
         rows = addresses.endpoints(found.engine, tenant)
     if as_json:
@@ -155,25 +156,36 @@ def _endpoint_facts(row: Endpoint) -> dict[str, object]:
     }
 
 
-@endpoints.command()
+@click.command()
 @click.argument("endpoint")
 def remove(*, endpoint: str) -> None:
-    """Forget an endpoint; what still waits for it fails."""
+    """Remove an endpoint; messages that still wait for it fail."""
     with connected() as found:
         addresses.remove_endpoint(found.engine, endpoint)
 
 
-@endpoints.command()
+@click.command()
 @click.argument("endpoint")
 def enable(*, endpoint: str) -> None:
-    """Tell a disabled endpoint again; `libra webhooks replay --endpoint ID --state failed` sends what it missed."""
+    """Send to a disabled endpoint again.
+
+    `libra webhooks resend --endpoint ID --state failed` sends what it missed.
+    """
     with connected() as found:
         addresses.enable_endpoint(found.engine, endpoint)
 
 
-@endpoints.command()
+@click.command()
 @click.argument("endpoint")
-def rotate(*, endpoint: str) -> None:
-    """Print a new secret; the last one goes on signing beside it until the next rotation."""
+@json_option
+def rotate(*, endpoint: str, as_json: bool) -> None:
+    """Give an endpoint a new signing secret and print it.
+
+    The previous one keeps signing alongside it until the next rotation.
+    """
     with connected() as found:
-        click.echo(addresses.rotate_endpoint_secret(found.engine, endpoint))
+        value = addresses.rotate_endpoint_secret(found.engine, endpoint)
+    if as_json:
+        print_json({"id": endpoint, "secret": value})
+    else:
+        click.echo(value)

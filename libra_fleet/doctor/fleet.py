@@ -19,7 +19,7 @@ def check_fleet(fleet: FleetSnapshot) -> Iterator[Finding]:
             "fleet",
             f"the {server} stopped answering: {reason}",
             why="the rest of the fleet could not be examined",
-            do="run libra doctor again once the server answers",
+            do="run libra fleet doctor again once the server answers",
         )
     if fleet.away:
         return
@@ -75,7 +75,7 @@ def _work(fleet: FleetSnapshot) -> Iterator[Finding]:
                 f"{queue.guard}, {queue.lane.value}: work is pending ({queue.waiting:,} chunks queued) and no worker "
                 "for it is ready",
                 why="none of it is judged",
-                do=f"libra worker --guard {queue.guard}",
+                do=f"libra fleet worker --guard {queue.guard}",
             )
     pending = sum(run.pending for run in fleet.runs)
     if (fleet.verdicts_waiting or pending) and not fleet.of_kind("collector"):
@@ -83,7 +83,7 @@ def _work(fleet: FleetSnapshot) -> Iterator[Finding]:
             "collector",
             f"no collector runs; {fleet.verdicts_waiting:,} judged chunks wait and {pending:,} items are pending",
             why="no verdict is settled, no run ends, and no lost chunk is queued again",
-            do="libra collector",
+            do="libra fleet collector",
         )
     due = f"{fleet.webhooks_due:,} webhooks are due, the oldest for {fleet.webhooks_due_s:,.0f} s"
     if fleet.webhooks_due and not fleet.of_kind("webhooks"):
@@ -91,12 +91,12 @@ def _work(fleet: FleetSnapshot) -> Iterator[Finding]:
             "webhooks",
             f"{due}, and no sender runs",
             why="platforms do not learn what was decided",
-            do="libra webhooks send",
+            do="libra fleet webhooks",
         )
     elif fleet.webhooks_due and fleet.webhooks_due_s > 60:
         yield warning(
             "webhooks",
             due,
             why="the senders do not keep up with the decisions",
-            do="start another libra webhooks send, or raise LIBRA_WEBHOOK_CONNECTIONS",
+            do="start another libra fleet webhooks, or raise LIBRA_WEBHOOK_CONNECTIONS",
         )

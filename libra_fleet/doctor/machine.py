@@ -119,7 +119,7 @@ def check_disk(state_dir: Path, usage: Callable[[Path], Usage] = shutil.disk_usa
         "disk",
         what,
         why="a full disk stops Postgres and Redis, and with them everything else",
-        do="free some space, run libra purge --older-than 30d, or set LIBRA_STATE_DIR to a folder on a larger disk",
+        do="free some space, run libra data purge --older-than 30d, or set LIBRA_STATE_DIR to a folder on a larger disk",
     )
 
 
@@ -194,7 +194,7 @@ def check_devices(
             "devices",
             f"there is no device {', '.join(absent)}; there are {', '.join(known)}",
             why="its device process cannot load anything",
-            do="nvidia-smi -L lists the devices; libra worker --devices all takes all of them",
+            do="nvidia-smi -L lists the devices; libra fleet worker --devices all takes all of them",
         )
     if set(chosen) == {"cpu"} and "cpu" not in known:
         known["cpu"] = _processor()
@@ -212,7 +212,7 @@ def _memory(devices: list[Device], guard: str, location: str | None) -> Iterator
             "device memory",
             f"the memory that {guard} takes is not known: neither its name nor a checkpoint here says it",
             why="only loading it shows if it fits",
-            do=f"libra worker --guard {guard} downloads it; then run libra doctor again",
+            do=f"libra fleet worker --guard {guard} downloads it; then run libra fleet doctor again",
         )
         return
     for device in devices:

@@ -117,7 +117,7 @@ def check_postgres(engine: sa.Engine, *, embedded: bool) -> Iterator[Finding]:
             "ledger revision",
             f"the ledger is at revision {revision or 'none'}, this version needs {HEAD}",
             why="every process refuses to start on a ledger of another revision",
-            do="install the version that migrated it" if newer else "libra migrate",
+            do="install the version that migrated it" if newer else "libra fleet migrate",
         )
 
 

@@ -39,7 +39,7 @@ class FaultInjector:
         try:
             import psutil  # noqa: PLC0415 - an extra
         except ImportError as error:
-            raise UsageError("libra drill needs psutil: pip install 'libra-fleet[drill]'") from error
+            raise UsageError("libra fleet drill needs psutil: pip install 'libra-fleet[drill]'") from error
         self._psutil = psutil
         self._services = services
         self._crew = crew

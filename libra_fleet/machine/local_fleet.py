@@ -1,6 +1,6 @@
 """A fleet of one machine for the length of a command: a worker and a collector as child processes.
 
-Used where no servers are configured, so that `libra bench run` works on a bare machine. A worker or a
+Used where no servers are configured, so that `libra run start` works on a bare machine. A worker or a
 collector that is up already is used as it is; if it goes away meanwhile, ours takes its place.
 """
 

@@ -1,4 +1,4 @@
-"""The one screen of `libra up`, and the same in plain lines."""
+"""The one screen of `libra fleet up`, and the same in plain lines."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def _unserved(fleet: FleetSnapshot) -> list[str]:
             continue
         chunks = f"{_chunks(queue.waiting)} on {queue_of(queue.guard, queue.lane)}"
         if not states:
-            found.append(f"{chunks} and no worker serves {queue.guard}: libra worker --guard {queue.guard}")
+            found.append(f"{chunks} and no worker serves {queue.guard}: libra fleet worker --guard {queue.guard}")
         elif READY not in states:
             found.append(f"{chunks} and every worker of {queue.guard} is {' or '.join(sorted(states))}")
         elif queue.lane is Lane.LIVE and (queue.oldest_s or 0) > _OLD_S:
@@ -59,7 +59,7 @@ def _unsettled(fleet: FleetSnapshot) -> list[str]:
             if fleet.verdicts_waiting
             else "runs are open"
         )
-        return [f"{waiting} and no collector runs: libra collector"]
+        return [f"{waiting} and no collector runs: libra fleet collector"]
     if fleet.verdicts_waiting > _BEHIND_CHUNKS:
         return [f"{fleet.verdicts_waiting:,} judged chunks wait to be settled: the collectors do not keep up"]
     return []

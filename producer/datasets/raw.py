@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from producer.datasets.readers import read_rows
@@ -48,6 +48,31 @@ def raw_records(source: str) -> Iterator[RawRecord | InvalidRow]:
                 yield InvalidRow(where=raw.where, problem=str(error))
             else:
                 yield RawRecord(raw.where, f"{file.stem}-{raw.number}", row)
+
+
+def bad_records(
+    records: Iterable[RawRecord | InvalidRow], *, needs: Callable[[RawRecord], object] = RawRecord.item
+) -> tuple[list[InvalidRow], int]:
+    """The rows that cannot be used and those whose id came before, and how many rows there are.
+
+    `needs` raises RowError for a row that cannot be used.
+    """
+    bad: list[InvalidRow] = []
+    first_at: dict[str, str] = {}
+    count = 0
+    for count, record in enumerate(records, start=1):  # noqa: B007 - the last number is the count
+        if isinstance(record, InvalidRow):
+            bad.append(record)
+            continue
+        try:
+            needs(record)
+        except RowError as error:
+            bad.append(InvalidRow(where=record.where, problem=str(error)))
+            continue
+        known = first_at.setdefault(record.id, record.where)
+        if known != record.where:
+            bad.append(InvalidRow(where=record.where, problem=f"duplicate id {record.id!r}, first at {known}"))
+    return bad, count
 
 
 def _decoded(content: object) -> dict[str, object]:

@@ -1,19 +1,19 @@
-"""The report of a cascade: the metrics of its final verdicts, what each stage settled, and what that saved and cost."""
+"""The report of a cascade: metrics of its final verdicts, each stage's share, and what that saved and cost."""
 
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from typing import Final
 
 import sqlalchemy as sa
 
 from infra.errors import UsageError
 from infra.ledger import cascades, reading
-from infra.ledger.cascades import PairedLabel
 from infra.ledger.reading import RunStatus
 from infra.metrics import measure
+from infra.metrics.paired import Pairs, count_pairs, mcnemar
 from schemas.runs import Against, CascadeShares, Interval, RunReport, StageShare, Throughput
 
 _Z95: Final = 1.959964
@@ -61,35 +61,34 @@ def _saved(shares: Sequence[StageShare]) -> float | None:
 
 
 def compared(engine: sa.Engine, run_ids: Sequence[str], other: RunStatus) -> Against:
-    """A cascade beside a run over the same items.
+    """A cascade compared with a run over the same items.
 
     Raises:
         UsageError: the run holds none of the items.
     """
-    pairs = cascades.paired_labels(engine, run_ids, other.id)
-    if not pairs:
+    rows = cascades.paired_labels(engine, run_ids, other.id)
+    if not rows:
         raise UsageError(f"run {other.name} holds none of the cascade's items")
-    known = [pair for pair in pairs if pair.truth is not None]
+    pairs = count_pairs(("", row.truth, row.label, row.other) for row in rows if row.truth is not None)
+    known = pairs.get("", Counter())
+    labelled = known.total()
     return Against(
         run_id=other.id,
         guard=other.spec.guard,
-        items=len(pairs),
-        agreement=sum(pair.label == pair.other for pair in pairs) / len(pairs),
+        items=len(rows),
+        agreement=sum(row.label == row.other for row in rows) / len(rows),
         device_s=cascades.device_seconds(engine, other.id),
-        accuracy=_share(pair.other == pair.truth for pair in known),
-        cascade_accuracy=_share(pair.label == pair.truth for pair in known),
-        accuracy_lost=lost(known) if known else None,
+        accuracy=sum(n for cell, n in known.items() if cell.second_right) / labelled if labelled else None,
+        cascade_accuracy=sum(n for cell, n in known.items() if cell.first_right) / labelled if labelled else None,
+        accuracy_lost=accuracy_lost(pairs) if labelled else None,
     )
 
 
-def _share(holds: Iterable[bool]) -> float | None:
-    found = list(holds)
-    return sum(found) / len(found) if found else None
-
-
-def lost(known: Sequence[PairedLabel]) -> Interval:
-    """How much less accurate a cascade is than the other run, item by item: the normal 95 % interval of the mean."""
-    losses = [(pair.other == pair.truth) - (pair.label == pair.truth) for pair in known]
-    mean = statistics.fmean(losses)
-    half = _Z95 * math.sqrt(statistics.pvariance(losses) / len(losses))
+def accuracy_lost(pairs: Pairs) -> Interval:
+    """How much less accurate the first side is than the second: the normal 95 % interval of the mean difference."""
+    test, items = mcnemar(pairs), sum(map(sum, (cells.values() for cells in pairs.values())))
+    mean = (test.second_only - test.first_only) / items
+    disagreements = test.second_only + test.first_only
+    variance = (disagreements * items - (test.second_only - test.first_only) ** 2) / items**2
+    half = _Z95 * math.sqrt(variance / items)
     return Interval(low=mean - half, high=mean + half)

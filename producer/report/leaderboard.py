@@ -1,14 +1,15 @@
-"""Several runs on one leaderboard, and each beside the first: the tables that terminal, Markdown and page share."""
+"""Several runs on one leaderboard, and each compared with the first: the tables of terminal, Markdown and page."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from infra.ledger.evidence import Volume
 from producer.report.comparison import Comparison, SliceDisagreement
-from producer.report.view import HEADLINE, average, is_imported, short
+from producer.report.view import HEADLINE, average, is_imported, printable, short
 from schemas.runs import Metric, RunReport
 
 COLUMNS: Final = (
@@ -24,14 +25,14 @@ _TITLES: Final = dict(HEADLINE)
 
 @dataclass(frozen=True)
 class Ranking:
-    """A run on the board: its report, and what it took."""
+    """A run on the leaderboard: its report, and what it took."""
 
     report: RunReport
     volume: Volume
 
     @property
     def accuracy(self) -> float:
-        """What the board is sorted by; a run without is last."""
+        """The value that the leaderboard is sorted by; a run without one is last."""
         group = average(self.report)
         value = group.value("accuracy") if group else None
         return -1.0 if value is None else value
@@ -58,7 +59,7 @@ class Ranking:
     def cells(self) -> tuple[str, ...]:
         """One for each of `COLUMNS`."""
         group = average(self.report)
-        metric = group.metric if group else _nothing
+        metric = group.metric if group else lambda _: None
         accuracy = metric("accuracy")
         bounds = accuracy.interval if accuracy else None
         return (
@@ -71,8 +72,8 @@ class Ranking:
         )
 
 
-class Contest(NamedTuple):
-    """A run beside the first one of the board."""
+class Pairing(NamedTuple):
+    """A run compared with the first one."""
 
     first: RunReport
     second: RunReport
@@ -123,7 +124,7 @@ class Contest(NamedTuple):
             )
         return rows
 
-    def apart_rows(self, by: dict[str, SliceDisagreement]) -> list[tuple[str, ...]]:
+    def disagreement_rows(self, by: dict[str, SliceDisagreement]) -> list[tuple[str, ...]]:
         """Slice, compared, only first right, only second right; the most divided slice first."""
         parts = sorted(by.items(), key=lambda found: (-(found[1].first_only + found[1].second_only), found[0]))
         return [
@@ -132,13 +133,9 @@ class Contest(NamedTuple):
         ]
 
 
-def by_accuracy(standings: Sequence[Ranking]) -> list[Ranking]:
-    """Best first."""
-    return sorted(standings, key=lambda standing: (-standing.accuracy, standing.report.name))
-
-
-def _nothing(_: str) -> Metric | None:
-    return None
+def by_accuracy(rankings: Sequence[Ranking]) -> list[Ranking]:
+    """The runs, best first."""
+    return sorted(rankings, key=lambda ranking: (-ranking.accuracy, ranking.report.name))
 
 
 def _digits(metric: Metric | None) -> str:
@@ -151,3 +148,44 @@ def _number(value: float | None, digits: int) -> str:
 
 def _p(value: float) -> str:
     return "< 0.0001" if value < 0.0001 else f"= {value:.4f}"
+
+
+def to_markdown(rankings: Sequence[Ranking], pairings: Sequence[Pairing]) -> str:
+    """A comparison as Markdown: the leaderboard, then each run compared with the first."""
+    parts = [
+        _table(
+            ("Run", "Guard", "n", *COLUMNS),
+            [
+                (one.report.name, one.report.spec.guard, f"{one.report.counts.accepted:,}", *one.cells)
+                for one in rankings
+            ],
+            left=2,
+        )
+    ]
+    for pairing in pairings:
+        parts += _pairing_parts(pairing)
+    return "\n\n".join(parts)
+
+
+def _pairing_parts(pairing: Pairing) -> Iterator[str]:
+    first, second = _safe(pairing.first.name), _safe(pairing.second.name)
+    yield f"### {second} compared with {first}"
+    said = [pairing.coverage_said, pairing.agreement_said, pairing.test_said]
+    yield _safe("; ".join(filter(None, said))) + "."
+    if pairing.comparison.differences:
+        yield _table(("Average", first, second, "Difference", "95 %"), pairing.difference_rows)
+        yield _table(
+            ("Source", "compared", f"only {first}", f"only {second}"),
+            pairing.disagreement_rows(pairing.comparison.by_source),
+        )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
+    rule = [":--" if at < left else "--:" for at in range(len(head))]
+    lines = [head, rule, *([_safe(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _safe(text: str) -> str:
+    """A name from data as plain text: no table, link, image or HTML of its own."""
+    return re.sub(r"([\\`*_\[\]<>|~&])", r"\\\1", printable(text))

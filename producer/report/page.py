@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -16,10 +17,16 @@ import jinja2
 from markupsafe import Markup
 
 from producer.report import view
-from producer.report.evidence import RunDetails
 from producer.report.figures import of_pace, of_scores
+from producer.report.leaderboard import COLUMNS, Pairing, Ranking
 from producer.report.published import is_the_benchmark, published
+from producer.report.run_details import RunDetails
 from schemas.runs import RunReport
+
+_EXAMPLE_CHARS: Final = 400
+
+Texts = Mapping[int, tuple[str, str]]
+"""Question and response by item number."""
 
 _TEMPLATES: Final = Path(__file__).with_name("templates")
 _ENVIRONMENT: Final = jinja2.Environment(
@@ -38,7 +45,7 @@ _POLICY: Final = (
 )
 
 
-def assembled(template: str, **values: object) -> str:
+def _assembled(template: str, **values: object) -> str:
     """A page from a template; equal values give equal bytes."""
     return _ENVIRONMENT.get_template(template).render(
         style=Markup(_STYLE),  # noqa: S704 - our own files
@@ -53,7 +60,7 @@ def run_page(report: RunReport, evidence: RunDetails, *, with_text: bool) -> str
     """The page of one run."""
     notes = view.Footnotes()
     whole = next(iter(view.of_kind(report, "all")), None)
-    return assembled(
+    return _assembled(
         "report.html",
         report=report,
         evidence=evidence,
@@ -97,3 +104,22 @@ def _spec(report: RunReport) -> dict[str, object]:
         **asked,
         "seed": report.spec.seed if report.spec.seed is not None else "none",
     }
+
+
+def board_page(rankings: Sequence[Ranking], pairings: Sequence[Pairing], texts: Mapping[str, Texts]) -> str:
+    """The page of runs, best first; `texts` of the examples by the id of the second run, none where there are none."""
+    reports = [ranking.report for ranking in rankings]
+    return _assembled(
+        "compare.html",
+        rankings=rankings,
+        columns=COLUMNS,
+        pairings=pairings,
+        texts={
+            run: {seq: tuple(view.cut(text, _EXAMPLE_CHARS) for text in pair) for seq, pair in found.items()}
+            for run, found in texts.items()
+        },
+        published=published(),
+        ranked=view.ranked([report for report in reports if is_the_benchmark(report)]),
+        comparable=any(map(is_the_benchmark, reports)),
+        widths=[max(0.0, 100 * ranking.accuracy) for ranking in rankings],
+    )

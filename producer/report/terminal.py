@@ -1,4 +1,4 @@
-"""A RunReport on a terminal: what ran, the benchmark's table, what was lost, how fast.
+"""A RunReport on a terminal: the run, the benchmark's table, losses and speed.
 
 Everything from data is put into `Text`, never into markup, and control characters are replaced: a source
 named by somebody else cannot colour or steer the reader's terminal.
@@ -14,8 +14,8 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
-from producer.report.cost import cost_line
-from producer.report.view import is_imported
+from producer.report.facts import cost_line
+from producer.report.view import HEADLINE, Footnotes, has_truth, is_imported, of_kind, printable, short, size
 from schemas.runs import CascadeShares, InvalidRow, Metric, MetricGroup, RunReport, RunState, Throughput
 
 WIDE: Final = 116
@@ -25,14 +25,7 @@ MAX_ROWS: Final = 20
 MAX_NAME: Final = 32
 MAX_INVALID: Final = 5
 
-_HEADLINE: Final = (
-    ("accuracy", "Accuracy"),
-    ("f1_safe", "F1-safe"),
-    ("f1_unsafe", "F1-unsafe"),
-    ("balanced_accuracy", "Bal. acc."),
-    ("auroc", "AUROC"),
-    ("coverage", "Coverage"),
-)
+_HEADLINE: Final = tuple((name, title.replace("Balanced", "Bal.")) for name, title in HEADLINE)
 _SCENARIO: Final = _HEADLINE[:3]
 _SUPERSCRIPTS: Final = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 _STATE_STYLES: Final = {RunState.COMPLETE: "green", RunState.CANCELLED: "red"}
@@ -51,18 +44,19 @@ def render(report: RunReport, console: Console, *, price_per_device_hour: float 
 def _parts(report: RunReport, *, wide: bool) -> Iterator[Text | Table]:
     yield from _heading(report)
     yield Text()
-    if _has_truth(report.groups):
-        notes = _Footnotes()
-        yield _headline(report.groups, notes, wide=wide)
-        scenarios = _of_kind(report.groups, "category")
+    if has_truth(report):
+        notes = Footnotes()
+        yield _headline(report, notes, wide=wide)
+        scenarios = of_kind(report, "category")
         if scenarios:
             yield Text()
             yield _scenarios(scenarios, notes)
         yield Text()
-        yield from notes.lines()
+        for reason, number in notes.reasons.items():
+            yield Text(f"{str(number).translate(_SUPERSCRIPTS)} {printable(reason)}", style="dim")
         yield Text(f"{_RULES.get(report.rule, report.rule)}; intervals at 95 %", style="dim")
     else:
-        yield _verdict_mix(report.groups)
+        yield _verdicts(report)
         yield Text()
     yield _counts(report)
     if report.cascade:
@@ -74,41 +68,10 @@ def _parts(report: RunReport, *, wide: bool) -> Iterator[Text | Table]:
         yield from _invalid(report.invalid_rows, report.invalid_count)
 
 
-class _Footnotes:
-    """Reasons of undefined metrics, numbered in the order they are met, each once."""
-
-    def __init__(self) -> None:
-        self._reasons: dict[str, int] = {}
-
-    def mark(self, metric: Metric) -> str:
-        reason = metric.undefined or "not reported"
-        number = self._reasons.setdefault(reason, len(self._reasons) + 1)
-        return str(number).translate(_SUPERSCRIPTS)
-
-    def lines(self) -> list[Text]:
-        return [
-            Text(f"{str(number).translate(_SUPERSCRIPTS)} {_clean(reason)}", style="dim")
-            for reason, number in self._reasons.items()
-        ]
-
-
-def _clean(text: str) -> str:
-    return "".join(char if char.isprintable() else "\ufffd" for char in text)
-
-
-def _of_kind(groups: Iterable[MetricGroup], kind: str) -> list[MetricGroup]:
-    return [group for group in groups if group.kind == kind]
-
-
-def _has_truth(groups: Sequence[MetricGroup]) -> bool:
-    metrics = (group.metric("accuracy") for group in groups)
-    return any(metric.n > 0 for metric in metrics if metric)
-
-
 def _heading(report: RunReport) -> Iterator[Text]:
-    """What ran, and what exactly judged it."""
-    title = Text(_clean(report.name or report.run_id), style="bold")
-    title.append(f"{_GAP}{_clean(report.spec.guard)}{_GAP}{report.spec.mode}{_GAP}", style="not bold")
+    """The run, and the exact model that judged it."""
+    title = Text(printable(report.name or report.run_id), style="bold")
+    title.append(f"{_GAP}{printable(report.spec.guard)}{_GAP}{report.spec.mode}{_GAP}", style="not bold")
     title.append(str(report.state), style=_STATE_STYLES.get(report.state, "yellow"))
     yield title
     mark = report.fingerprint
@@ -120,7 +83,7 @@ def _heading(report: RunReport) -> Iterator[Text]:
     model += [mark.get(name, "") for name in ("adapter", "dtype", "engine")]
     for facts in (run, model):
         if any(facts):
-            yield Text(_GAP.join(_clean(fact) for fact in facts if fact), style="dim")
+            yield Text(_GAP.join(printable(fact) for fact in facts if fact), style="dim")
 
 
 def _table(first: str, *others: str, justify: JustifyMethod = "right") -> Table:
@@ -134,25 +97,25 @@ def _table(first: str, *others: str, justify: JustifyMethod = "right") -> Table:
     return table
 
 
-def _headline(groups: Sequence[MetricGroup], notes: _Footnotes, *, wide: bool) -> Table:
+def _headline(report: RunReport, notes: Footnotes, *, wide: bool) -> Table:
     table = _table("Source", *(title for _, title in _HEADLINE), justify="left" if wide else "right")
-    sources = _of_kind(groups, "source")
+    sources = of_kind(report, "source")
     for source in sources[:MAX_ROWS]:
         table.add_row(*_metric_row(_name(source, "no source"), source, _HEADLINE, notes, wide=wide))
     _say_more(table, len(sources) - MAX_ROWS, "sources")
     table.add_section()
-    for group in _of_kind(groups, "average"):
+    for group in of_kind(report, "average"):
         table.add_row(*_metric_row("Average", group, _HEADLINE, notes, wide=wide), style="bold")
-    for group in [*_of_kind(groups, "loose"), *_of_kind(groups, "baseline")]:
-        table.add_row(*_metric_row(_clean(group.name), group, _HEADLINE, notes, wide=wide), style="dim")
+    for group in [*of_kind(report, "loose"), *of_kind(report, "baseline")]:
+        table.add_row(*_metric_row(printable(group.name), group, _HEADLINE, notes, wide=wide), style="dim")
     return table
 
 
-def _scenarios(scenarios: Sequence[MetricGroup], notes: _Footnotes) -> Table:
+def _scenarios(scenarios: Sequence[MetricGroup], notes: Footnotes) -> Table:
     table = _table("Scenario", *(title for _, title in _SCENARIO), justify="left")
-    largest_first = sorted(scenarios, key=lambda group: -_rows(group))
+    largest_first = sorted(scenarios, key=lambda group: -size(group))
     for scenario in largest_first[:MAX_ROWS]:
-        table.add_row(*_metric_row(_clean(scenario.name), scenario, _SCENARIO, notes, wide=True))
+        table.add_row(*_metric_row(printable(scenario.name), scenario, _SCENARIO, notes, wide=True))
     _say_more(table, len(scenarios) - MAX_ROWS, "scenarios")
     return table
 
@@ -163,53 +126,44 @@ def _say_more(table: Table, count: int, what: str) -> None:
 
 
 def _name(group: MetricGroup, nameless: str) -> str:
-    return _clean(group.name) or f"({nameless})"
-
-
-def _rows(group: MetricGroup) -> int:
-    metric = group.metric("accuracy")
-    return metric.n if metric else 0
+    return printable(group.name) or f"({nameless})"
 
 
 def _metric_row(
-    name: str, group: MetricGroup, columns: Iterable[tuple[str, str]], notes: _Footnotes, *, wide: bool
+    name: str, group: MetricGroup, columns: Iterable[tuple[str, str]], notes: Footnotes, *, wide: bool
 ) -> list[Text]:
-    cells = [Text(name), Text(f"{_rows(group):,}")]
+    cells = [Text(name), Text(f"{size(group):,}")]
     for column, _ in columns:
         metric = group.metric(column)
         cells.append(_metric_cell(metric, notes, wide=wide) if metric else Text())
     return cells
 
 
-def _metric_cell(metric: Metric, notes: _Footnotes, *, wide: bool) -> Text:
+def _metric_cell(metric: Metric, notes: Footnotes, *, wide: bool) -> Text:
     if metric.value is None:
-        return Text(f"–{notes.mark(metric)}", style="dim")
+        return Text(f"–{str(notes.mark(metric)).translate(_SUPERSCRIPTS)}", style="dim")
     cell = Text(f"{metric.value:.4f}")
     if metric.interval:
-        bounds = f"{_short(metric.interval.low)}–{_short(metric.interval.high)}"
+        bounds = f"{short(metric.interval.low)}–{short(metric.interval.high)}"
         cell.append(f"{' ' if wide else chr(10)}{bounds}", style="dim not bold")
     return cell
 
 
-def _short(bound: float) -> str:
-    return "1" if bound > 0.9995 else f"{bound:.3f}".removeprefix("0")
-
-
-def _verdict_mix(groups: Sequence[MetricGroup]) -> Table:
-    """Without truth there is nothing to be right about: show what was said."""
+def _verdicts(report: RunReport) -> Table:
+    """Without human labels nothing can be right: show the verdicts."""
     columns = (("verdict_unsafe", "unsafe"), ("verdict_safe", "safe"), ("unparseable", "unparseable"), ("dead", "dead"))
     table = _table("Source", *(title for _, title in columns))
-    sources = _of_kind(groups, "source")
+    sources = of_kind(report, "source")
     for group in sources[:MAX_ROWS]:
-        table.add_row(_name(group, "no source"), *_mix_cells(group, columns))
+        table.add_row(_name(group, "no source"), *_verdict_cells(group, columns))
     _say_more(table, len(sources) - MAX_ROWS, "sources")
     table.add_section()
-    for group in _of_kind(groups, "all"):
-        table.add_row("All", *_mix_cells(group, columns), style="bold")
+    for group in of_kind(report, "all"):
+        table.add_row("All", *_verdict_cells(group, columns), style="bold")
     return table
 
 
-def _mix_cells(group: MetricGroup, columns: Iterable[tuple[str, str]]) -> list[Text]:
+def _verdict_cells(group: MetricGroup, columns: Iterable[tuple[str, str]]) -> list[Text]:
     coverage = group.metric("coverage")
     rows = coverage.n if coverage else 0
     cells = [Text(f"{rows:,}")]
@@ -239,22 +193,22 @@ def _counts(report: RunReport) -> Text:
 
 
 def _cascade(cascade: CascadeShares) -> Iterator[Table | Text]:
-    """Who settled what, and what that saved; what it cost is known beside a run of one guard alone."""
+    """Each stage's share, and what that saved; its cost is known from a run of one guard alone."""
     table = _table("Stage", "settled", "unparseable", "dead", "device", justify="right")
     items = cascade.stages[0].judged
     for stage in cascade.stages:
         settled = f"{stage.settled:,}" + (f" {stage.settled / items:6.1%}" if items else "")
         numbers = (f"{stage.judged:,}", settled, f"{stage.unparseable:,}", f"{stage.dead:,}", _seconds(stage.device_s))
-        table.add_row(_clean(stage.guard), *numbers)
+        table.add_row(printable(stage.guard), *numbers)
     yield table
     if cascade.device_s_saved is not None:
-        saved, last = cascade.device_s_saved, _clean(cascade.stages[-1].guard)
+        saved, last = cascade.device_s_saved, printable(cascade.stages[-1].guard)
         word = "saved" if saved >= 0 else "lost"
-        yield Text(f"{_seconds(abs(saved))} of device time {word}, reckoned, against {last} alone")
+        yield Text(f"{_seconds(abs(saved))} of device time {word} by calculation, compared with {last} alone")
     if (against := cascade.against) is not None:
         used = sum(stage.device_s for stage in cascade.stages)
         yield Text(
-            f"beside run {against.run_id} of {_clean(against.guard)}, {against.items:,} items: "
+            f"compared with run {against.run_id} of {printable(against.guard)}, {against.items:,} items: "
             f"{against.agreement:.2%} end alike{_GAP}device {_seconds(used)}, not {_seconds(against.device_s)}"
         )
         if against.accuracy is not None and against.cascade_accuracy is not None and against.accuracy_lost is not None:
@@ -267,7 +221,7 @@ def _cascade(cascade: CascadeShares) -> Iterator[Table | Text]:
 
 def _losses(report: RunReport) -> Iterable[Text]:
     for reason, count in sorted(report.dead_reasons.items(), key=lambda entry: (-entry[1], entry[0])):
-        yield Text(f"  {count:,} dead: {_clean(reason)}", style="red")
+        yield Text(f"  {count:,} dead: {printable(reason)}", style="red")
 
 
 def _throughput(throughput: Throughput) -> Text:
@@ -291,6 +245,6 @@ def _seconds(seconds: float) -> str:
 def _invalid(rows: Sequence[InvalidRow], count: int) -> Iterable[Text]:
     yield Text(f"{count:,} invalid rows skipped", style="yellow")
     for row in rows[:MAX_INVALID]:
-        yield Text(f"  {_clean(row.where)}: {_clean(row.problem)}")
+        yield Text(f"  {printable(row.where)}: {printable(row.problem)}")
     if count > min(len(rows), MAX_INVALID):
         yield Text(f"  … and {count - min(len(rows), MAX_INVALID):,} more", style="dim")

@@ -269,3 +269,8 @@ def _texts(mistake: Mistake) -> tuple[tuple[str, str], ...]:
 def cut(text: str, chars: int) -> str:
     """The beginning of a text, with a mark where something is left out."""
     return text if len(text) <= chars else f"{text[:chars]}…"
+
+
+def printable(text: str) -> str:
+    """A text from data without control characters: it cannot colour or steer the reader's terminal."""
+    return "".join(char if char.isprintable() else "\ufffd" for char in text)

@@ -238,7 +238,7 @@ def judge_apart(found: Fleet, guard: str, items: int, folder: Path) -> None:
     """Two runs over both machines; in the second one a cable is pulled.
 
     Raises:
-        SystemExit: a command failed, `libra verify` among them.
+        SystemExit: a command failed, `libra run verify` among them.
     """
     with ExitStack() as undo:
         servers = found.places[SERVERS]

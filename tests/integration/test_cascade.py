@@ -18,8 +18,7 @@ from infra.errors import UsageError
 from infra.ledger import cascades, children, intake, reading, recovery, settlement
 from infra.ledger.audit import audit
 from infra.servers.services import Services
-from libra_fleet.cli.cascade import cascade
-from libra_fleet.cli.run import bench
+from libra_fleet.cli.commands import BENCH, CASCADE
 from producer.report.cascade import cascade_report
 from schemas.guards import Mode
 from schemas.items import Label
@@ -314,10 +313,10 @@ def test_the_command_line_takes_a_data_set_through_both_guards(
     path = tmp_path / "data.json"
     path.write_text(json.dumps(ROWS), encoding="utf-8")
     order = [str(path), "--guard", "cascade:small@0.2:0.95=fake>large=fake", "--name", "both"]
-    submitted = CliRunner().invoke(bench, ["submit", *order], catch_exceptions=False)
+    submitted = CliRunner().invoke(BENCH, ["submit", *order], catch_exceptions=False)
     run_id = submitted.stdout.strip()
 
-    resumed = CliRunner().invoke(bench, ["resume", "both", "--no-local", "--json"], catch_exceptions=False)
+    resumed = CliRunner().invoke(BENCH, ["resume", "both", "--no-local", "--json"], catch_exceptions=False)
     report = json.loads(resumed.stdout)
     shares = report["cascade"]["stages"]
     # The fake guard scores 0.1 and 0.9: "safe" is sure, "unsafe" is not, and what is unparseable goes on.
@@ -326,12 +325,12 @@ def test_the_command_line_takes_a_data_set_through_both_guards(
         ("large", 40, 40),
     ]
     assert (report["counts"]["scored"], report["counts"]["unparseable"]) == (40, 20)
-    again = CliRunner().invoke(bench, ["run", *order, "--no-local", "--json"], catch_exceptions=False)
+    again = CliRunner().invoke(BENCH, ["run", *order, "--no-local", "--json"], catch_exceptions=False)
     assert json.loads(again.stdout)["counts"] == report["counts"]
-    shown = CliRunner().invoke(cascade, ["report", "both"], catch_exceptions=False).stdout
+    shown = CliRunner().invoke(CASCADE, ["report", "both"], catch_exceptions=False).stdout
     assert "small" in shown
     assert "of device time" in shown
-    fitted = CliRunner().invoke(cascade, ["fit", "--run", "both", "--json"], catch_exceptions=False)
+    fitted = CliRunner().invoke(CASCADE, ["fit", "--run", "both", "--json"], catch_exceptions=False)
     assert json.loads(fitted.stdout)["settled_share"] == 1.0
     assert audit(services.engine, run_id).sound
     assert audit(services.engine, cascades.next_id(run_id)).sound

@@ -381,7 +381,7 @@ def test_ctrl_c_amid_submission_says_how_to_resume_and_coming_back_completes_exa
 
     for done in (stopped, again):
         assert (done.returncode, done.stdout) == (130, "")
-        assert "Come back with: libra bench resume 'night shift'" in done.stderr
+        assert "Come back with: libra run resume 'night shift'" in done.stderr
         assert "Traceback" not in done.stderr
     assert f"going on with run night shift; {first.counts.accepted:,} items were submitted before" in again.stderr
     assert first.state == second.state == "open"
@@ -406,7 +406,7 @@ def test_ctrl_c_amid_judging_says_how_to_watch_and_the_fleet_goes_on(
 
     assert stopped.returncode == 130
     assert "the fleet goes on" in stopped.stderr
-    assert "Come back with: libra bench watch judging" in stopped.stderr
+    assert "Come back with: libra run watch judging" in stopped.stderr
     assert watched.returncode == 0
     assert_each_item_settled_once(services, "judging", 300)
 

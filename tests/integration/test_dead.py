@@ -1,4 +1,4 @@
-"""`libra dead`: what died is listed with its reason and can be tried again without touching its run."""
+"""`libra run dead`: what died is listed with its reason and can be tried again without touching its run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from infra.ledger import intake, reading, settlement
 from infra.servers.services import Services
-from libra_fleet.cli.dead import dead
+from libra_fleet.cli.commands import DEAD
 from schemas.messages import Lane
 from tests.support.make import items, spec, verdicts_for
 
@@ -27,7 +27,7 @@ def run_with_dead(services: Services, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_dead_items_are_listed_with_their_reason_and_without_their_text(run_with_dead: str) -> None:
-    listed = CliRunner().invoke(dead, ["list", run_with_dead, "--json"])
+    listed = CliRunner().invoke(DEAD, ["list", run_with_dead, "--json"])
 
     rows = json.loads(listed.stdout)
     assert [row["id"] for row in rows] == ["item-0", "item-1", "item-2", "item-2", "item-3", "item-3"]
@@ -36,13 +36,13 @@ def test_dead_items_are_listed_with_their_reason_and_without_their_text(run_with
 
 
 def test_a_dead_item_is_shown_whole_when_asked_for(run_with_dead: str) -> None:
-    shown = json.loads(CliRunner().invoke(dead, ["show", run_with_dead, "item-3"]).stdout)
+    shown = json.loads(CliRunner().invoke(DEAD, ["show", run_with_dead, "item-3"]).stdout)
 
     assert (shown["response"], shown["truth"]) == ("text number 3", "unsafe")
 
 
 def test_trying_again_is_a_new_run_with_each_dead_item_once(services: Services, run_with_dead: str) -> None:
-    retried = CliRunner().invoke(dead, ["retry", run_with_dead])
+    retried = CliRunner().invoke(DEAD, ["retry", run_with_dead])
     new = reading.run_status(services.engine, retried.stdout.strip())
 
     assert (new.counts.accepted, new.expected) == (4, 4)

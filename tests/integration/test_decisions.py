@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from infra.errors import UsageError
 from infra.ledger import decisions, endpoints, intake, policies, reviews, settlement
 from infra.servers.services import Services
-from libra_fleet.cli.policy import policy as policy_command
+from libra_fleet.cli.commands import POLICY
 from schemas.items import Label
 from schemas.policy import Action, Policy
 from schemas.webhooks import Event
@@ -289,7 +289,7 @@ def cli(services: Services, monkeypatch: pytest.MonkeyPatch) -> Any:
     services.engine  # noqa: B018 - migrated before a command asks
 
     def run(*arguments: str) -> Result:
-        return CliRunner().invoke(policy_command, list(arguments), catch_exceptions=True)
+        return CliRunner().invoke(POLICY, list(arguments), catch_exceptions=True)
 
     return run
 

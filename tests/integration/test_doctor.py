@@ -1,4 +1,4 @@
-"""`libra doctor` on real servers: a sound fleet has nothing wrong, and each planted misconfiguration is named."""
+"""`libra fleet doctor` on real servers: a sound fleet has nothing wrong, and each planted misconfiguration is named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`libra drill` keeps its hands off servers that it did not start."""
+"""`libra fleet drill` keeps its hands off servers that it did not start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`libra health` against a real Redis: what a container's health check sees."""
+"""`libra fleet health` against a real Redis: what a container's health check sees."""
 
 import socket
 
@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from infra.coordination.store import open_coordination
 from infra.errors import ServerError
 from infra.settings import Settings
-from libra_fleet.cli.main import health
+from libra_fleet.cli.fleet import health
 from schemas.fleet import Announcement
 
 

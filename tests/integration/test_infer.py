@@ -13,9 +13,8 @@ from click.testing import CliRunner, Result
 from infra.errors import DataError, LibraError, RunError, UsageError
 from infra.ledger import reading
 from infra.servers.services import Services
-from libra_fleet.cli.infer import guard_of, infer
-from libra_fleet.cli.metrics import evaluate, report_of
-from producer.datasets.critic import read_critic
+from libra_fleet.cli.reference import evaluate, guard_of, infer, report_of
+from producer.datasets.reference_format import read_critic
 from schemas.items import Label
 from schemas.runs import RunReport
 from tests.support.fleet import Fleet
@@ -119,7 +118,7 @@ def test_a_run_under_way_is_gone_on_with(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("libra_fleet.cli.infer.settled_of", interrupted)
+        patched.setattr("libra_fleet.cli.reference.settled_of", interrupted)
         assert "the same command goes on from here" in run_infer().stderr
     (before,) = reading.list_runs(services.engine)
 

@@ -1,21 +1,21 @@
-"""`libra bench parity`: two runs over the same items, and where they differ."""
+"""`libra run parity`: two runs over the same items, and where they differ."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from click.testing import CliRunner
 
 from infra.errors import RunError
+from infra.ledger.comparing import PairedVerdict, both_settled
 from infra.servers.services import Services
-from libra_fleet.cli.parity import Parity
-from libra_fleet.cli.run import bench
+from libra_fleet.cli.commands import RUN
 from schemas.items import Label
-from schemas.verdicts import Outcome
 from tests.support.fleet import Fleet
-from tests.support.make import pair
 
 ROWS = [
     {"id": str(at), "response": f"[[fake:{end}]] {at}", "label": "安全" if at % 2 else "不安全", "source": "Real Data"}
@@ -36,7 +36,7 @@ def source(services: Services, fleet: Fleet, tmp_path: Path, monkeypatch: pytest
 
 def test_a_guard_whose_modes_agree_passes_the_gate(source: str) -> None:
     options = ["parity", source, "--guard", "fake", "--no-local", "--require", "0.99"]
-    facts = json.loads(CliRunner().invoke(bench, [*options, "--json"], catch_exceptions=False).stdout)
+    facts = json.loads(CliRunner().invoke(RUN, [*options, "--json"], catch_exceptions=False).stdout)
 
     assert (facts["items"], facts["agreement"]) == (30, 1.0)
     assert {end: facts["confusion"][end][end] for end in ("safe", "unsafe", "unparseable")} == {
@@ -47,23 +47,26 @@ def test_a_guard_whose_modes_agree_passes_the_gate(source: str) -> None:
     assert facts["metrics"]["score"] == facts["metrics"]["generate"]
     assert facts["speed_ratio"] > 0
     assert facts["examples"] == []
-    shown = CliRunner().invoke(bench, options, catch_exceptions=False).stdout
+    shown = CliRunner().invoke(RUN, options, catch_exceptions=False).stdout
     assert "100.00% of 30 items end alike; 0 differ" in shown
 
 
-def test_a_guard_whose_modes_differ_fails_the_gate_and_shows_no_text(
+def test_a_guard_whose_modes_differ_fails_the_gate_and_shows_texts_where_asked(
     source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    differing = [pair("7", labels=(Label.SAFE, Label.UNSAFE)), *(pair(str(at)) for at in range(3))]
-    monkeypatch.setattr("libra_fleet.cli.parity.pairs_of", lambda *_: iter(differing))
+    def one_differs(engine: sa.Engine, first: str, second: str) -> Iterator[PairedVerdict]:
+        for row in both_settled(engine, first, second):
+            yield row._replace(labels=(Label.SAFE, Label.UNSAFE)) if row.item_id == "0" else row
+
+    monkeypatch.setattr("libra_fleet.cli.compare.both_settled", one_differs)
     options = ["parity", source, "--guard", "fake", "--no-local", "--require", "0.99"]
 
-    result = CliRunner().invoke(bench, options)
-    assert isinstance(result.exception, RunError)
-    assert "agree on 0.7500 of the items, below 0.99" in str(result.exception)
-    assert "secret" not in result.stdout
-    assert "secret" in CliRunner().invoke(bench, [*options, "--show-text"]).stdout
+    plain = CliRunner().invoke(RUN, options)
+    with_text = json.loads(CliRunner().invoke(RUN, [*options, "--show-text", "--json"]).stdout)
 
-
-def test_outcomes_are_as_the_ledger_has_them() -> None:
-    assert Parity.of([pair("1", outcomes=(Outcome.DEAD, Outcome.DEAD), labels=(None, None))]).agreement == 0
+    assert isinstance(plain.exception, RunError)
+    assert "agree on 0.9667 of the items, below 0.99" in str(plain.exception)
+    assert "fake:" not in plain.stdout
+    (example,) = with_text["examples"]
+    assert (example["id"], example["response"], example["score"]) == ("0", ROWS[0]["response"], "safe")
+    assert example["raw"]

@@ -13,13 +13,12 @@ from click.testing import CliRunner, Result
 from infra.ledger import evidence, intake, reading, retention, settlement
 from infra.ledger.evidence import Kind
 from infra.servers.services import Services
-from libra_fleet.cli.export import export
-from libra_fleet.cli.import_ import import_
-from libra_fleet.cli.metrics import evaluate
-from libra_fleet.cli.run import bench
-from producer.datasets.critic import read_critic
-from producer.report.evidence import gather
+from libra_fleet.cli.commands import BENCH
+from libra_fleet.cli.exchange import export, import_
+from libra_fleet.cli.reference import evaluate
+from producer.datasets.reference_format import read_critic
 from producer.report.page import run_page
+from producer.report.run_details import gather
 from schemas.items import Item, Label
 from schemas.messages import VerdictChunk
 from schemas.retention import Retention
@@ -114,8 +113,8 @@ def test_a_page_is_written_and_named_and_two_runs_compare(services: Services, ra
     judged_run(services, "second", (0.9, 0.7, 0.3, 0.2, 0.6, 0.1))
     page, board = tmp_path / "deep" / "page.html", tmp_path / "board.html"
 
-    said = call(bench, "report", "first", "--html", str(page))
-    facts = json.loads(call(bench, "compare", "first", "second", "--html", str(board), "--json").stdout)
+    said = call(BENCH, "report", "first", "--html", str(page))
+    facts = json.loads(call(BENCH, "compare", "first", "second", "--html", str(board), "--json").stdout)
 
     assert f"page written to {page}" in said.stderr.replace("\n", "")
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
@@ -125,9 +124,9 @@ def test_a_page_is_written_and_named_and_two_runs_compare(services: Services, ra
     assert (contest["compared"], contest["alike"]) == (6, 3)
     assert contest["mcnemar"] == {"first_only": 0, "second_only": 3, "p_value": 0.25, "exact": True}
     assert {row["id"] for row in contest["examples"]} == {"i1", "i2", "i3"}
-    table = call(bench, "compare", "first", "second", "--markdown").stdout
+    table = call(BENCH, "compare", "first", "second", "--markdown").stdout
     assert table.splitlines()[2].startswith("| second | fake | 6 | 1.0000 |")
-    assert call(bench, "compare", "first", "second").stdout.count("second beside first") == 1
+    assert call(BENCH, "compare", "first", "second").stdout.count("second compared with first") == 1
 
 
 def test_rows_leave_the_ledger_whole_and_texts_only_if_asked_for(services: Services, ran: str, tmp_path: Path) -> None:
@@ -170,7 +169,7 @@ def test_results_in_the_benchmarks_form_go_out_and_come_back_as_the_same_run(
     accuracy = [next(g for g in one.groups if g.kind == "average").metric("accuracy") for one in (theirs, ours)]
     assert accuracy[0] == accuracy[1]
     assert (theirs.counts, theirs.fingerprint) == (ours.counts, {})
-    (contest,) = json.loads(call(bench, "compare", ran, "imported", "--json").stdout)["contests"]
+    (contest,) = json.loads(call(BENCH, "compare", ran, "imported", "--json").stdout)["contests"]
     assert (contest["compared"], contest["alike"]) == (6, 6)
 
 

@@ -13,8 +13,8 @@ from infra.ledger import intake, reading, retention, settlement
 from infra.ledger.audit import audit
 from infra.ledger.tables import metadata
 from infra.servers.services import Services
-from libra_fleet.cli.dead import dead
-from libra_fleet.cli.purge import purge
+from libra_fleet.cli.commands import DEAD
+from libra_fleet.cli.data import purge
 from producer.intake.submit import submit
 from schemas.items import Example, Item, Label
 from schemas.messages import JudgeChunk, Lane, VerdictChunk
@@ -150,8 +150,8 @@ def test_dead_items_without_text_are_listed_but_not_tried_again(configured: Serv
         configured.engine, run_id, [chunk.chunk_no for chunk in chunks], "lost", retention=Retention.HASH
     )
 
-    listed = CliRunner().invoke(dead, ["list", run_id, "--json"])
-    retried = CliRunner().invoke(dead, ["retry", run_id])
+    listed = CliRunner().invoke(DEAD, ["list", run_id, "--json"])
+    retried = CliRunner().invoke(DEAD, ["retry", run_id])
 
     assert "item-3" in listed.stdout
     assert isinstance(retried.exception, UsageError)

@@ -12,8 +12,8 @@ from infra.errors import UsageError
 from infra.ledger import intake, policies, reading, reviews, settlement
 from infra.ledger.reviews import Why, review_queue
 from infra.servers.services import Services
-from libra_fleet.cli.remoderate import remoderate
-from libra_fleet.cli.run import list_ as bench_list
+from libra_fleet.cli.rejudge import rejudge
+from libra_fleet.cli.run import list_ as list_runs
 from schemas.items import Label
 from schemas.messages import JudgeChunk, Lane
 from schemas.policy import Action
@@ -144,13 +144,13 @@ def settled_child(services: Services, run_id: str) -> JudgeChunk:
 def test_another_guard_judges_stored_items_in_a_child_run_and_moves_no_action(
     configured: Services, forum: JudgeChunk
 ) -> None:
-    made = CliRunner().invoke(remoderate, ["--guard", "fake", "--run", forum.run_id])
+    made = CliRunner().invoke(rejudge, ["--guard", "fake", "--run", forum.run_id])
     child = made.stdout.strip()
     before = queue(configured)
     settled_child(configured, child)
 
     status = reading.run_status(configured.engine, child)
-    listed = CliRunner().invoke(bench_list, []).stdout
+    listed = CliRunner().invoke(list_runs, []).stdout
     with configured.engine.connect() as connection:
         decided = connection.scalar(sa.text("SELECT count(*) FROM decisions"))
         parent = connection.scalar(sa.text("SELECT parent FROM runs WHERE id = :id"), {"id": child})
@@ -168,8 +168,8 @@ def test_since_takes_the_live_runs_in_which_something_settled(configured: Servic
     bulk = submitted(configured, 2, lane=Lane.BULK)
     settlement.settle(configured.engine, judged(bulk, [0.1, 0.2]))
 
-    made = CliRunner().invoke(remoderate, ["--guard", "fake", "--since", "1h"]).stdout.split()
-    none = CliRunner().invoke(remoderate, ["--guard", "fake", "--since", "2099-01-01"])
+    made = CliRunner().invoke(rejudge, ["--guard", "fake", "--since", "1h"]).stdout.split()
+    none = CliRunner().invoke(rejudge, ["--guard", "fake", "--since", "2099-01-01"])
 
     assert [reading.run_status(configured.engine, run_id).spec.parent for run_id in made] == [forum.run_id]
     assert isinstance(none.exception, UsageError)
@@ -180,7 +180,7 @@ def test_an_interrupted_submission_is_gone_on_with(configured: Services, forum: 
     child = spec.model_copy(update={"lane": Lane.BULK, "parent": forum.run_id, "source": f"run:{forum.run_id}"})
     begun = intake.create_run(configured.engine, child)
 
-    made = CliRunner().invoke(remoderate, ["--guard", "fake", "--run", forum.run_id]).stdout.strip()
+    made = CliRunner().invoke(rejudge, ["--guard", "fake", "--run", forum.run_id]).stdout.strip()
 
     assert made == begun
     assert reading.run_status(configured.engine, begun).expected == 10
@@ -190,7 +190,7 @@ def test_items_whose_texts_were_scrubbed_are_refused_before_anything_is_submitte
     chunk = submitted(configured, 2)
     settlement.settle(configured.engine, judged(chunk, [0.1, 0.2]), retention=Retention.HASH)
 
-    refused = CliRunner().invoke(remoderate, ["--guard", "fake", "--run", chunk.run_id])
+    refused = CliRunner().invoke(rejudge, ["--guard", "fake", "--run", chunk.run_id])
 
     assert isinstance(refused.exception, UsageError)
     assert "2 of 2 items" in str(refused.exception)

@@ -1,4 +1,4 @@
-"""`libra status` on a real small fleet: with nobody there, then at work, then done."""
+"""`libra fleet status` on a real small fleet: with nobody there, then at work, then done."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`libra up`: a whole fleet from one command, kept running, ended in order."""
+"""`libra fleet up`: a whole fleet from one command, kept running, ended in order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`libra verify` finds every corruption that is planted in the books."""
+"""`libra run verify` finds every corruption that is planted in the books."""
 
 from __future__ import annotations
 

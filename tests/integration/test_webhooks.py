@@ -24,7 +24,7 @@ from infra.ledger.outbox import Sent
 from infra.process import wait_until
 from infra.servers.services import Services
 from infra.settings import Settings
-from libra_fleet.cli.webhooks import webhooks
+from libra_fleet.cli.commands import WEBHOOKS
 from producer.webhooks.sender import Sender, _post
 from schemas.webhooks import Event
 from tests.support.fleet import Fleet
@@ -326,7 +326,7 @@ def test_endpoints_letters_and_secrets_are_managed_by_command(
     services.engine  # noqa: B018 - migrated before a command asks
 
     def libra(*arguments: str) -> str:
-        return CliRunner().invoke(webhooks, list(arguments), catch_exceptions=False).stdout
+        return CliRunner().invoke(WEBHOOKS, list(arguments), catch_exceptions=False).stdout
 
     made = json.loads(libra("endpoints", "add", "forum", "https://hook.example/", "--event", "item.judged", "--json"))
     judge(services)
@@ -344,4 +344,4 @@ def test_endpoints_letters_and_secrets_are_managed_by_command(
     assert (first, endpoints.tenant_secrets(services.engine, "forum")) == (same, (other, first))
     assert [row["last_error"] for row in after] == ["the endpoint was removed"]
     for arguments in (["endpoints", "add", "forum", "http://hook.example/"], ["replay"], ["endpoints", "remove", "x"]):
-        assert isinstance(CliRunner().invoke(webhooks, arguments).exception, UsageError)
+        assert isinstance(CliRunner().invoke(WEBHOOKS, arguments).exception, UsageError)

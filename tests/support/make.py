@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from infra.ledger.comparing import Pair
+from infra.ledger.comparing import PairedVerdict
 from schemas.guards import Mode
 from schemas.items import Item, Label
 from schemas.messages import JudgeChunk, Lane, VerdictChunk
@@ -65,6 +65,6 @@ def pair(
     labels: tuple[Label | None, Label | None] = (Label.SAFE, Label.SAFE),
     outcomes: tuple[Outcome, Outcome] = (Outcome.SCORED, Outcome.SCORED),
     source: str = "Real Data",
-) -> Pair:
+) -> PairedVerdict:
     """An item as two runs judged it."""
-    return Pair(item_id, source, Label.SAFE, outcomes, labels, 0.4, "raw", "secret question", "secret response")
+    return PairedVerdict(0, item_id, source, "", Label.SAFE, True, outcomes, labels, (0.4, None))

@@ -1,6 +1,6 @@
 """A generative model: asked with the item's text as it stands, its answer is the raw text of an unparseable verdict.
 
-For `libra curate`, so that what it writes is settled exactly once, on any device, like a verdict. It
+For `libra data curate`, so that what it writes is settled exactly once, on any device, like a verdict. It
 never gives a label, so nothing is moderated by it.
 """
 

@@ -231,7 +231,7 @@ def _finish(
         processes=processes,
     )
     write_model_card(recipe.out, facts)
-    report(f"{recipe.out} is ready: libra worker --guard {recipe.name}={recipe.out}")
+    report(f"{recipe.out} is ready: libra fleet worker --guard {recipe.name}={recipe.out}")
 
 
 def _publish(model: Path, out: Path) -> None:

@@ -101,7 +101,7 @@ data below bind this checkpoint too. Weights `{facts.revision}`.
 **It has not been reviewed for safety.** Measure it on your own traffic before it decides anything.
 
 ```
-libra worker --guard {recipe.name}=FOLDER
+libra fleet worker --guard {recipe.name}=FOLDER
 ```"""
 
 

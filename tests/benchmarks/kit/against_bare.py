@@ -48,7 +48,7 @@ def fleet_share(
     Args:
         bench: name of the benchmark.
         found: a rig whose warm fleet of this guard runs on one device (call within `found.fleet(...)`).
-        source: the items, as a file that `libra bench run` reads.
+        source: the items, as a file that `libra run start` reads.
         bare: runs the engine alone over the prompts of the same items and says what that took.
         guard: the guard's name.
         runs: of the fleet; the bare engine has one more.

@@ -1,4 +1,4 @@
-"""The producer as a process of its own: what `libra bench run` does, with a word at each step.
+"""The producer as a process of its own: what `libra run start` does, with a word at each step.
 
     python -m tests.benchmarks.kit.producing SOURCE GUARD
 

@@ -6,11 +6,11 @@ import pytest
 
 from schemas.guards import Mode
 from schemas.runs import NextStage, RunSpec
-from tests.support.orders import ordered
+from tests.support.requests import requested
 
 
 def test_a_cascade_is_a_run_of_its_first_guard_with_the_others_to_follow() -> None:
-    spec = ordered("--guard", "cascade:libra-tiny@0.02:0.98>mine=fake>libra-guard-qwen2.5-7b-instruct", "--cache")
+    spec = requested("--guard", "cascade:libra-tiny@0.02:0.98>mine=fake>libra-guard-qwen2.5-7b-instruct", "--cache")
 
     assert isinstance(spec, RunSpec)
     assert (spec.guard, spec.mode) == ("libra-tiny", Mode.SCORE)
@@ -25,7 +25,7 @@ def test_a_cascade_is_a_run_of_its_first_guard_with_the_others_to_follow() -> No
 
 
 def test_thresholds_come_from_the_options_where_a_stage_names_none() -> None:
-    spec = ordered("--guard", "cascade:libra-tiny>fake", "--sure-below", "0.1", "--sure-above", "0.9")
+    spec = requested("--guard", "cascade:libra-tiny>fake", "--sure-below", "0.1", "--sure-above", "0.9")
 
     assert isinstance(spec, RunSpec)
     assert [(stage.sure_below, stage.sure_above) for stage in spec.stages] == [(0.1, 0.9)]
@@ -45,11 +45,11 @@ def test_thresholds_come_from_the_options_where_a_stage_names_none() -> None:
     ],
 )
 def test_what_is_no_cascade_is_said_before_anything_is_read(options: tuple[str, ...], said: str) -> None:
-    assert said in " ".join(str(ordered("--guard", *options)).split())
+    assert said in " ".join(str(requested("--guard", *options)).split())
 
 
 def test_a_run_without_stages_is_written_as_before() -> None:
-    spec = ordered("--guard", "fake")
+    spec = requested("--guard", "fake")
 
     assert isinstance(spec, RunSpec)
     assert "stages" not in spec.model_dump_json()

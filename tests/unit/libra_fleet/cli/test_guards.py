@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from infra.guard_catalogue import GUARDS
-from libra_fleet.cli.guards import guards
+from libra_fleet.cli.commands import COMMANDS
 from libra_fleet.cli.options import GuardChoice, mode_for
 from schemas.guards import NOT_PINNED, Mode
 from tests.support.checkpoints import small_tokenizer, write_checkpoint
@@ -19,7 +19,7 @@ from worker.guards.show import describe
 
 
 def run(*arguments: str) -> str:
-    result = CliRunner().invoke(guards, arguments, catch_exceptions=False)
+    result = CliRunner().invoke(COMMANDS["guards"], arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
 

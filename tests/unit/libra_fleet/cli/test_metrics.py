@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from libra_fleet.cli.metrics import metrics
+from libra_fleet.cli.reference import metrics
 from schemas.runs import RunReport
 
 # TP unsafe, FN, FP, TN: the counts that reproduce the README's sample output of caskcsg/Libra exactly.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from schemas.runs import RunSpec
-from tests.support.orders import ordered
+from tests.support.requests import requested
 
 
 @pytest.mark.parametrize(
@@ -21,12 +21,12 @@ from tests.support.orders import ordered
 def test_a_benchmark_is_judged_anew_and_writes_no_more_than_its_verdict(
     options: list[str], cache: bool, verdict_only: bool
 ) -> None:
-    spec = ordered(*options)
+    spec = requested(*options)
 
     assert isinstance(spec, RunSpec)
     assert (spec.cache, spec.verdict_only) == (cache, verdict_only)
 
 
 def test_a_repetition_cannot_be_taken_from_the_cache() -> None:
-    assert "goes with no --cache" in str(ordered("--repeat", "3", "--cache"))
-    assert isinstance(ordered("--repeat", "3"), RunSpec)
+    assert "goes with no --cache" in str(requested("--repeat", "3", "--cache"))
+    assert isinstance(requested("--repeat", "3"), RunSpec)

@@ -1,4 +1,4 @@
-"""The troubles that `libra status` names, and that its view fits a terminal of 80 columns."""
+"""The troubles that `libra fleet status` names, and that its view fits a terminal of 80 columns."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ def test_chunks_that_no_worker_serves_are_named_with_what_would_help() -> None:
     (trouble,) = troubles(fleet(COLLECTOR))
 
     assert trouble == (
-        "256 chunks wait on guard.libra-tiny.bulk and no worker serves libra-tiny: libra worker --guard libra-tiny"
+        "256 chunks wait on guard.libra-tiny.bulk and no worker serves libra-tiny: "
+        "libra fleet worker --guard libra-tiny"
     )
 
 
@@ -67,7 +68,7 @@ def test_a_worker_that_still_loads_is_named_as_the_reason() -> None:
 
 
 def test_work_without_a_collector_is_wrong() -> None:
-    assert troubles(fleet(READY)) == ["runs are open and no collector runs: libra collector"]
+    assert troubles(fleet(READY)) == ["runs are open and no collector runs: libra fleet collector"]
     assert "7 judged chunks" in troubles(fleet(READY, verdicts_waiting=7))[0]
     assert troubles(FleetSnapshot()) == []
 

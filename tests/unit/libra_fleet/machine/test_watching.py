@@ -1,4 +1,4 @@
-"""What the screen of `libra up` takes from logs and from looks at the runs."""
+"""What the screen of `libra fleet up` takes from logs and from looks at the runs."""
 
 from __future__ import annotations
 

@@ -7,9 +7,8 @@ import re
 from infra.ledger.comparing import PairedVerdict
 from infra.ledger.evidence import Volume
 from producer.report.comparison import EXAMPLES, Comparison
-from producer.report.leaderboard import Contest, Ranking, by_accuracy
-from producer.report.leaderboard_page import board_page
-from producer.report.markdown import to_markdown
+from producer.report.leaderboard import Pairing, Ranking, by_accuracy, to_markdown
+from producer.report.page import board_page
 from schemas.items import Label
 from schemas.runs import Cost, RunReport
 from schemas.verdicts import Outcome
@@ -51,7 +50,7 @@ def test_what_died_or_has_another_text_is_left_out_and_counted() -> None:
     assert (found.compared, found.alike, found.dead, found.other_text) == (2, 1, 1, 1)
     assert found.test is not None
     assert (found.test.first_only, found.test.second_only) == (1, 0)
-    said = Contest(*reports("a", "b"), found).coverage_said
+    said = Pairing(*reports("a", "b"), found).coverage_said
     assert (
         said
         == "2 judgements compared, of 2 and 2; left out: 1 dead in one of them, 1 with another text under the same id"
@@ -76,17 +75,17 @@ def test_the_examples_are_the_widest_gaps() -> None:
 
 def test_markdown_and_page_keep_hostile_names_as_text() -> None:
     first, second = reports(HOSTILE, "b|c")
-    contest = Contest(first, second, Comparison.of([both(1, (UNSAFE, SAFE), name=HOSTILE)]))
-    coordination = by_accuracy([Ranking(report, Volume(600, 2, 2, 2)) for report in (first, second)])
+    pairing = Pairing(first, second, Comparison.of([both(1, (UNSAFE, SAFE), name=HOSTILE)]))
+    board = by_accuracy([Ranking(report, Volume(600, 2, 2, 2)) for report in (first, second)])
 
-    markdown = to_markdown(coordination, [contest])
-    page = board_page(coordination, [contest], {second.run_id: {1: (HOSTILE, HOSTILE)}})
+    markdown = to_markdown(board, [pairing])
+    page = board_page(board, [pairing], {second.run_id: {1: (HOSTILE, HOSTILE)}})
 
     assert "b\\|c" in markdown
     assert not re.search(r"(?<!\\)<", markdown)
     assert page.count("<script>") == 1
     assert "<img" not in page
-    assert page == board_page(coordination, [contest], {second.run_id: {1: (HOSTILE, HOSTILE)}})
+    assert page == board_page(board, [pairing], {second.run_id: {1: (HOSTILE, HOSTILE)}})
 
 
 def test_a_run_costs_the_seconds_its_devices_were_busy_as_far_as_they_were_measured() -> None:

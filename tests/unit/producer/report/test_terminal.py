@@ -244,7 +244,7 @@ def test_a_cascade_says_who_settled_what_and_what_that_saved() -> None:
 
     assert line(shown, "small").split() == ["small", "5,720", "4,290", "75.0%", "0", "0", "6.0", "s"]
     assert line(shown, "large").split() == ["large", "1,430", "1,430", "25.0%", "0", "0", "60.0", "s"]
-    assert "174.0 s of device time saved, reckoned, against large alone" in shown
+    assert "174.0 s of device time saved by calculation, compared with large alone" in shown
     assert "accuracy" not in shown.split("Stage")[1]  # what it cost is not known without a run to compare with
     assert "of device time lost" in text(report(cascade=shares(device_s_saved=-3.0)))
     assert "of device time" not in text(report(cascade=shares(device_s_saved=None)))
@@ -263,5 +263,5 @@ def test_a_cascade_beside_a_run_of_one_guard_says_what_it_cost() -> None:
     )
     shown = " ".join(text(report(cascade=shares(against=against))).split())
 
-    assert "beside run r2 of large, 5,720 items: 99.12% end alike · device 66.0 s, not 241.0 s" in shown
+    assert "compared with run r2 of large, 5,720 items: 99.12% end alike · device 66.0 s, not 241.0 s" in shown
     assert "accuracy 0.8975, not 0.9000: +0.0025 lost (-0.0010 to +0.0060)" in shown

@@ -1,12 +1,26 @@
-"""How a cost is told, in a line of a report and as JSON: device seconds, tokens and, where there is a price, money."""
+"""A run's report and its cost as JSON and in a line: device seconds, tokens and, where there is a price, money."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from rich.text import Text
 
-from schemas.runs import Cost
+from schemas.runs import Cost, RunReport
+
+
+def to_json(report: RunReport, *, price_per_device_hour: float | None = None) -> str:
+    """The whole report, indented, Chinese as it is; equal reports give equal text. With a price, cost is money too.
+
+    `RunReport.model_validate_json` reads it back.
+    """
+    content = report.model_dump(mode="json")
+    for unordered in ("fingerprint", "dead_reasons"):
+        content[unordered] = dict(sorted(content[unordered].items()))
+    if report.cost is not None:
+        content["cost"] = cost_facts(report.cost, price_per_device_hour)
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def cost_facts(cost: Cost, price: float | None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from libra_fleet.cli.parity import Parity
+from producer.report.comparison import Parity
 from schemas.items import Label
 from schemas.verdicts import Outcome
 from tests.support.make import pair

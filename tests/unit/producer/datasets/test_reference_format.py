@@ -7,7 +7,7 @@ import json
 import pytest
 from json_repair import repair_json
 
-from producer.datasets.critic import Judgement, critic_fields, read_critic, write_critic
+from producer.datasets.reference_format import Judgement, critic_fields, read_critic, write_critic
 from schemas.items import Label
 
 TEXTS = {

@@ -1,4 +1,4 @@
-"""The benchmark's own output field, `critic`: written so that its metric script reads it, and read as that does."""
+"""The `critic` field of the benchmark: written so that its metric script reads it, and read as that does."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def write_critic(raw: str | None, label: Label | None) -> str:
 
 
 class Judgement(NamedTuple):
-    """One iteration's end: the guard's text and the label found in it, if any."""
+    """The end of one iteration: the guard's text, and the label found in it, if any."""
 
     raw: str | None
     label: Label | None
 
 
 def critic_fields(judgements: Sequence[Judgement]) -> dict[str, object]:
-    """What is added to a row: `critic`; after several iterations of it also all texts, the majority and the rest.
+    """The fields that are added to a row: `critic`; after several iterations also all texts, the majority and the rest.
 
     `critic` is then the first text of the majority, so that the metric script reads the majority. A tie goes
     to 不安全 before no label before 安全.

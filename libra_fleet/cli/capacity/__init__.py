@@ -1,1 +1,0 @@
-"""`libra capacity`: how many devices a rate needs, by what was measured, and what else it will meet."""

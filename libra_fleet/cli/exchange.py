@@ -1,0 +1,268 @@
+"""`libra run export` and `libra run import`: judgements as JSON lines, Parquet, or the benchmark's `critic` rows.
+
+An imported run is scored, reported, compared and exported like one of the fleet's own. Nothing is judged: the label is
+the one that the benchmark's metric script reads in the text, and where it reads none the item is unparseable. No
+fingerprint is pinned, since nothing is known of the guard but the name that is given.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from itertools import groupby, islice
+from pathlib import Path
+from typing import IO, Any, Final, NamedTuple, TypeVar
+
+import click
+
+from infra.errors import DataError, UsageError
+from infra.ledger import evidence, intake, reading, settlement
+from infra.ledger.exporting import judgement_rows
+from infra.servers.services import Services
+from libra_fleet.cli.context import connected
+from libra_fleet.cli.options import ReportOptions, name_option, takes_report_options
+from libra_fleet.cli.reports import finish, prepare
+from libra_fleet.cli.show import listed_rows, say
+from libra_fleet.cli.watch import wait_for_end
+from libra_fleet.machine.local_fleet import local_fleet
+from producer.datasets.raw import RawRecord, bad_records, raw_records
+from producer.datasets.records import RowError
+from producer.datasets.reference_format import WORDS, Judgement, critic_fields, read_critic
+from producer.intake.submit import seal
+from producer.report.view import IMPORTED
+from schemas.guards import Mode
+from schemas.items import Item, Label
+from schemas.messages import JudgeChunk, VerdictChunk
+from schemas.runs import RunSpec
+from schemas.verdicts import Outcome, Timings, Verdict
+
+_ROW_GROUP: Final = 5_000
+_CHUNK_ITEMS: Final = 64
+
+T = TypeVar("T")
+Row = dict[str, Any]
+
+
+class Form(StrEnum):
+    """Forms of exported rows."""
+
+    JSONL = "jsonl"
+    PARQUET = "parquet"
+    CRITIC = "critic"
+    """The benchmark's `outputs/*.jsonl`: its record with the field that its metric script reads."""
+
+
+@click.command(name="export")
+@click.argument("run")
+@click.option("--out", "file", required=True, metavar="FILE", help="The file to write; - for standard output.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice([form.value for form in Form]),
+    help="jsonl, parquet or critic. Default: by the file's suffix.",
+)
+@click.option("--text", is_flag=True, help="With the items' texts and the guard's own text, as far as they are kept.")
+@click.option("--errors", is_flag=True, help="Only judgements that went wrong.")
+def export(*, run: str, file: str, form: str | None, text: bool, errors: bool) -> None:
+    """Write the judgements of a run, one row each.
+
+    Rows are in the order of the run's items, and without their texts unless --text asks for them.
+    With --format critic the rows are those of the benchmark's inference.py, for its evaluate_metrics.py to read.
+    """
+    chosen = Form(form) if form else _form_of(file)
+    if chosen is Form.PARQUET and file == "-":
+        raise UsageError("Parquet needs a file: standard output takes jsonl or critic")
+    write = _parquet_writer() if chosen is Form.PARQUET else _write_lines
+    with connected() as found:
+        status = reading.run_status(found.engine, run)
+        rows: Iterable[Row] = judgement_rows(found.engine, status.id, mistakes_only=errors, with_text=text)
+        with _sink(file) as sink:
+            written = write(_critic_rows(rows) if chosen is Form.CRITIC else rows, sink)
+        say(f"{written:,} rows written to {'standard output' if file == '-' else file}")
+        if not status.state.ended:
+            say(f"run {status.name} is {status.state}: these are the judgements settled so far")
+        if text:
+            volume = evidence.volume(found.engine, status.id)
+            if volume.items_with_text < volume.items:
+                say(f"{volume.items - volume.items_with_text:,} of {volume.items:,} texts have been scrubbed")
+
+
+def _form_of(file: str) -> Form:
+    return Form.PARQUET if file.endswith(".parquet") else Form.JSONL
+
+
+@contextmanager
+def _sink(file: str) -> Iterator[IO[bytes]]:
+    """Open the place where the rows go; a file gets its name when it is whole.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    if file == "-":
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    path = Path(file)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as sink:
+            yield sink
+        part.replace(path)
+    except OSError as error:
+        raise UsageError(f"--out {file}: {error.strerror or error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _write_lines(rows: Iterable[Row], sink: IO[bytes]) -> int:
+    written = 0
+    for row in rows:
+        line = json.dumps(row, ensure_ascii=False, allow_nan=False, default=lambda value: value.isoformat())
+        sink.write(f"{line}\n".encode())
+        written += 1
+    return written
+
+
+def _critic_rows(rows: Iterable[Row]) -> Iterator[Row]:
+    """A row per item under the benchmark's names; `critic` holds the judgement, or nothing where there is none."""
+    for _, group in groupby(rows, key=lambda row: row["seq"]):
+        judgements = list(group)
+        item = judgements[0]
+        label = WORDS[Label(item["truth"])] if item["truth"] else None
+        yield {
+            "id": item["id"],
+            "source": item["source"],
+            "category_name": item["category"],
+            "sub_category_name": item["subcategory"],
+            "question": item["question"],
+            "response": item["response"],
+            "label": label,
+            **critic_fields(
+                [Judgement(one["raw"], Label(one["label"]) if one["label"] else None) for one in judgements]
+            ),
+        }
+
+
+def _parquet_writer() -> Callable[[Iterable[Row], IO[bytes]], int]:
+    """The function that writes Parquet, a row group at a time.
+
+    Raises:
+        UsageError: pyarrow is not installed.
+    """
+    try:
+        import pyarrow as pa  # noqa: PLC0415 (an extra)
+        from pyarrow import parquet  # noqa: PLC0415
+    except ImportError as error:
+        raise UsageError("Parquet needs pyarrow: pip install 'libra-fleet[parquet]'") from error
+    words, number, fraction = pa.string(), pa.int64(), pa.float64()
+    schema = pa.schema(
+        [
+            *(("seq", number), ("id", words), ("iteration", number)),
+            *((name, words) for name in ("source", "category", "subcategory", "truth", "outcome", "label")),
+            *(("p_unsafe", fraction), ("label_mass", fraction), ("categories", pa.list_(words)), ("reason", words)),
+            *(("prompt_tokens", number), ("windows", number), ("attempt", number), ("cached", pa.bool_())),
+            *(("fingerprint", words), ("settled_at", pa.timestamp("us", tz="UTC"))),
+            *((name, words) for name in ("question", "response", "raw")),
+        ]
+    )
+
+    def write(rows: Iterable[Row], sink: IO[bytes]) -> int:
+        written = 0
+        with parquet.ParquetWriter(sink, schema, compression="zstd") as writer:
+            for rows_of_group in _batches(rows, _ROW_GROUP):
+                writer.write_table(pa.Table.from_pylist(rows_of_group, schema=schema))
+                written += len(rows_of_group)
+        return written
+
+    return write
+
+
+class Result(NamedTuple):
+    """An item, and the text that was written about it."""
+
+    item: Item
+    critic: str
+
+
+@click.command(name="import")
+@click.argument("results", type=click.Path(exists=True, path_type=Path))
+@click.option("--guard", required=True, metavar="NAME", help="Name of the guard whose results these are.")
+@name_option
+@takes_report_options
+def import_(*, results: Path, guard: str, name: str | None, report_options: ReportOptions) -> None:
+    """Import results with a `critic` field as a run.
+
+    RESULTS is a JSONL file or a folder of them. Rows must have their text and, to be scored, `label` and `source`, as
+    inference.py writes them.
+    """
+    prepare(report_options)
+    _check(str(results))
+    spec = RunSpec(guard=guard, mode=Mode.GENERATE, source=f"{IMPORTED}{results.resolve()}")
+    with connected() as found:
+        run_id = intake.create_run(found.engine, spec, name=name)
+        _settle_all(found, run_id, spec, str(results))
+        seal(found, run_id)
+        say(f"imported as run {name or run_id}")
+        if found.embedded:  # perhaps no collector is there to write the report
+            with local_fleet(found, None) as fleet:
+                wait_for_end(found.engine, run_id, check=fleet.check)
+        wait_for_end(found.engine, run_id)
+        finish(found, run_id, report_options)
+
+
+def _check(results: str) -> None:
+    """Read everything once: a run of half the results would mislead.
+
+    Raises:
+        DataError: rows are no results, or two have one id.
+    """
+    bad, rows = bad_records(raw_records(results), needs=lambda record: _result(record).item)
+    if bad:
+        raise DataError(listed_rows(f"{len(bad):,} bad rows; nothing was imported:", bad))
+    if not rows:
+        raise DataError(f"{results} holds no result")
+
+
+def _result(record: RawRecord) -> Result:
+    """The item of a row and its `critic`.
+
+    Raises:
+        RowError: the row is no item, or has no such field.
+    """
+    critic = record.row.get("critic")
+    if not isinstance(critic, str):
+        raise RowError("no text in the field critic")
+    return Result(record.item(), critic)
+
+
+def _settle_all(found: Services, run_id: str, spec: RunSpec, results: str) -> None:
+    """Accept and settle chunk by chunk: nothing is queued, and nothing is left to be found lost."""
+    rows = (_result(record) for record in raw_records(results) if isinstance(record, RawRecord))
+    for batch in _batches(rows, _CHUNK_ITEMS):
+        (chunk,) = intake.accept(found.engine, run_id, spec, [[row.item for row in batch]])
+        settlement.settle(found.engine, _settled(chunk, batch), retention=found.settings.retention)
+
+
+def _batches(rows: Iterable[T], size: int) -> Iterator[list[T]]:
+    remaining = iter(rows)
+    return iter(lambda: list(islice(remaining, size)), [])
+
+
+def _settled(chunk: JudgeChunk, batch: Sequence[Result]) -> VerdictChunk:
+    verdicts = []
+    for item, row in zip(chunk.items, batch, strict=True):
+        label = read_critic(row.critic)
+        outcome = Outcome.SCORED if label else Outcome.UNPARSEABLE
+        verdicts.append(Verdict(seq=item.seq, outcome=outcome, label=label, raw=row.critic))
+    return VerdictChunk(
+        run_id=chunk.run_id,
+        chunk_no=chunk.chunk_no,
+        worker="import",
+        fingerprint=None,
+        timings=Timings(),
+        verdicts=tuple(verdicts),
+    )

@@ -1,0 +1,167 @@
+"""`libra judge` and `libra submit`: one text over the live lane, or a stream of items to a gateway."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO, Final
+
+import click
+from pydantic import ValidationError
+
+from infra.errors import DataError, RunError, ServerError, UsageError
+from infra.settings import load_settings
+from libra_fleet import client as api
+from libra_fleet.cli.context import connected, fleet_for
+from libra_fleet.cli.options import (
+    GuardChoice,
+    LocalFleetOptions,
+    analysis_option,
+    cache_option,
+    guard_option,
+    json_option,
+    mode_for,
+    mode_option,
+    takes_fleet,
+)
+from libra_fleet.cli.show import print_verdict, say
+from libra_fleet.client import Client
+from producer.datasets.records import RowError, decode_line, to_item
+from producer.intake.live import LiveClient
+from schemas.http import ItemRequest
+from schemas.messages import Lane
+from schemas.runs import RunSpec
+from schemas.verdicts import Outcome
+
+_WINDOW_ITEMS: Final = 256
+
+
+@click.command()
+@click.argument("text")
+@click.option("--question", default="", help="The question that TEXT answers, if it is a model's response.")
+@guard_option
+@mode_option
+@cache_option(default=True)
+@analysis_option
+@click.option("--timeout", "timeout_s", type=float, default=30, show_default=True, help="Seconds to wait.")
+@takes_fleet
+@json_option
+def judge(
+    *,
+    text: str,
+    question: str,
+    guard: GuardChoice,
+    mode: str | None,
+    cache: bool,
+    analysis: bool,
+    timeout_s: float,
+    fleet: LocalFleetOptions,
+    as_json: bool,
+) -> None:
+    """Judge one text over the live lane.
+
+    TEXT is the text itself, or - for standard input. Exit 7 if it could not be judged.
+    """
+    text = _standard_input() if text == "-" else text
+    chosen = mode_for(guard, mode)
+    spec = RunSpec(guard=guard.name, checkpoint=guard.checkpoint, mode=chosen, lane=Lane.LIVE, source="live:cli")
+    with connected() as found, fleet_for(found, spec, fleet):
+        client = LiveClient(found, guard=guard.name, mode=chosen, tenant="cli", cache=cache, analysis=analysis)
+        try:
+            verdict = client.judge(text, question=question, timeout_s=timeout_s)
+        except ValidationError as error:
+            raise DataError(_why_no_item(error)) from error
+        finally:
+            client.close()
+        print_verdict(verdict, as_json=as_json)
+    if verdict.outcome is Outcome.DEAD:
+        raise RunError("the text could not be judged")
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"-: not UTF-8 (byte {error.start + 1})") from error
+
+
+def _why_no_item(error: ValidationError) -> str:
+    details = error.errors(include_input=False, include_url=False)
+    said = [(".".join(map(str, detail["loc"])), detail["msg"].removeprefix("Value error, ")) for detail in details]
+    return "; ".join(f"{field}: {message}" if field else message for field, message in said)
+
+
+@click.command()
+@click.argument("source", type=click.File("rb"))
+@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="The gateway.")
+@click.option("--guard", help="Guard by name. Default: the gateway's.")
+@click.option("--policy", help="Policy to apply to the verdicts.")
+@click.option("--callback-url", help="Where the verdicts are sent.")
+@click.option("--wait", is_flag=True, help="Print verdicts, not ids.")
+@click.option("--timeout", "timeout_s", type=float, default=60, show_default=True, help="Seconds to wait for each.")
+def submit(
+    *, source: BinaryIO, url: str, wait: bool, timeout_s: float, guard: str | None, **defaults: str | None
+) -> None:
+    """Submit JSON lines to a gateway, and print ids or verdicts.
+
+    SOURCE is a file, or - for standard input; LIBRA_API_KEY is the key. Rows are read as `libra run` reads them: a
+    text, or question and response; a row's id is its custom_id.
+    """
+    key = load_settings().api_key
+    if key is None:
+        raise UsageError("LIBRA_API_KEY is not set: `libra keys create --tenant NAME` makes a key")
+    count = 0
+    with _exit_codes(), Client(url, key.get_secret_value(), guard=guard, timeout_s=timeout_s) as client:
+        items = _items(source, defaults)
+        while window := list(itertools.islice(items, _WINDOW_ITEMS)):
+            for line in _answers(client, window, wait=wait):
+                click.echo(json.dumps(line, ensure_ascii=False))
+            count += len(window)
+    say(f"{count:,} items {'judged' if wait else 'accepted'}")
+    sys.stdout.flush()
+
+
+def _items(source: BinaryIO, defaults: dict[str, str | None]) -> Iterator[ItemRequest]:
+    for number, line in enumerate(source, 1):
+        if not line.strip():
+            continue
+        try:
+            item = to_item(decode_line(line), str(number))
+            texts = {"response": item.response, "question": item.question} if item.question else {"text": item.response}
+            yield ItemRequest.model_validate({**texts, "custom_id": item.id, **defaults})
+        except RowError as error:
+            raise DataError(f"line {number}: {error}") from error
+        except ValidationError as error:
+            detail = error.errors(include_input=False, include_url=False)[0]
+            raise DataError(f"line {number}: {'.'.join(map(str, detail['loc']))}: {detail['msg']}") from None
+
+
+def _answers(client: Client, window: list[ItemRequest], *, wait: bool) -> Iterator[dict[str, Any]]:
+    if not wait:
+        for item, item_id in zip(window, client.submit(window), strict=True):
+            yield {"id": item_id, "custom_id": item.custom_id}
+        return
+    for verdict in client.judge_all(window):
+        yield {
+            "id": verdict.id,
+            "custom_id": verdict.custom_id,
+            **verdict.model_dump(mode="json", include={"outcome", "label", "p_unsafe", "categories", "reason"}),
+        }
+
+
+@contextmanager
+def _exit_codes() -> Iterator[None]:
+    """Give the client's errors the exit codes of this command line."""
+    codes = {
+        api.AuthenticationError: UsageError,
+        api.BadRequestError: DataError,
+        api.GatewayTimeoutError: ServerError,
+        api.VerdictTimeoutError: RunError,
+    }
+    try:
+        yield
+    except api.ClientError as error:
+        raise codes[type(error)](str(error)) from error

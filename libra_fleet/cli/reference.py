@@ -1,0 +1,433 @@
+"""`libra infer` and `libra metrics`: drop-ins for the benchmark's `inference.py` and `evaluate_metrics.py`.
+
+`infer` judges in mode generate. Rows go to `{rank}-of-{num}.jsonl` in the order of the data, each with all its fields
+and `critic`, as soon as all before them are judged. Started again, it writes what is missing; of a run that was
+interrupted nothing is judged twice. A row whose item died is not written, so that the next start tries it again.
+
+The benchmark's metric script leaves out ids that it does not know, says nothing of missing ones and counts duplicates
+twice. `metrics` reports each of them, and counts an id once: its first row.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice, takewhile
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import click
+from click.core import ParameterSource
+
+from infra.errors import DataError, RunError, UsageError
+from infra.guard_catalogue import GUARDS
+from infra.ledger import intake, reading
+from infra.ledger.comparing import Settled, settled_of
+from infra.metrics import Judged, measure
+from infra.process import deferred_interrupt
+from infra.servers.services import Services
+from libra_fleet.cli.context import connected, fleet_for
+from libra_fleet.cli.options import GuardChoice, LocalFleetOptions, json_option, takes_fleet
+from libra_fleet.cli.show import err, listed_rows, print_report, say
+from libra_fleet.cli.watch import progress_line, wait_for_end
+from producer.datasets.examples import draw_examples
+from producer.datasets.jsonl_log import OutFile
+from producer.datasets.raw import RawRecord, bad_records, raw_records
+from producer.datasets.records import RowError, to_item
+from producer.datasets.reference_format import Judgement, critic_fields, read_critic
+from producer.intake.submit import seal, submit
+from schemas.guards import Family, Mode
+from schemas.items import Label
+from schemas.runs import InvalidRow, RunCounts, RunReport, RunSpec, RunState
+from schemas.verdicts import Outcome
+
+_BATCH_ROWS: Final = 256
+_POLL_S: Final = 0.2
+_LISTED: Final = 1000
+_HUB_ID: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The rows of one machine: from `start` up to `stop` of a data set, contiguous as the benchmark cuts them."""
+
+    source: str
+    start: int
+    stop: int
+
+    @classmethod
+    def of(cls, source: str, rank: int, num: int) -> Slice:
+        """The slice of machine `rank` of `num`.
+
+        Raises:
+            DataError: a row in it is no item, or has the id of another one.
+        """
+        rows = sum(1 for _ in raw_records(source))
+        # The benchmark's own rounding, so that ranks of either program fit together.
+        found = cls(source, int(rows / num * rank), int(rows / num * (rank + 1)))
+        bad, _ = bad_records(islice(raw_records(source), found.start, found.stop))
+        if bad:
+            raise DataError(listed_rows(f"{len(bad):,} rows cannot be judged:", bad))
+        return found
+
+    def records(self, *, without: set[str]) -> Iterator[RawRecord]:
+        """Its rows in order, less those whose id is known."""
+        for record in islice(raw_records(self.source), self.start, self.stop):
+            if isinstance(record, RawRecord) and record.id not in without:
+                yield record
+
+
+@click.command()
+@click.option("--base_model", required=True, help="A guard by name, a checkpoint folder, or a hub id.")
+@click.option("--data_path", required=True, help="JSON, JSONL or Parquet file, or a folder of these.")
+@click.option(
+    "--batch_size",
+    type=click.IntRange(min=0),
+    default=1,
+    show_default=True,
+    help="Bounds the prompts in a batch of a local worker if given; else batches are planned by tokens.",
+)
+@click.option("--seed", type=int, default=42, show_default=True, help="Draws the examples; decoding is greedy.")
+@click.option(
+    "--out_path",
+    type=click.Path(file_okay=False, path_type=Path),
+    default="./outputs",
+    show_default=True,
+    help="Folder of the files.",
+)
+@click.option("--num_itera", type=click.IntRange(min=1), default=1, show_default=True, help="Judgements per row.")
+@click.option(
+    "--few_shot",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Worked examples in each prompt, drawn by the seed.",
+)
+@click.option("--few_shot_path", help="The data set that they are drawn from: rows with labels.")
+@click.option("--is_instruct", type=click.IntRange(0, 1), default=1, show_default=True, help="Only 1 is supported.")
+@click.option("--machine_rank", type=click.IntRange(min=0), default=0, show_default=True, help="This machine.")
+@click.option("--machine_num", type=click.IntRange(min=1), default=1, show_default=True, help="So many machines.")
+@takes_fleet
+def infer(
+    *,
+    base_model: str,
+    data_path: str,
+    batch_size: int,
+    seed: int,
+    out_path: Path,
+    num_itera: int,
+    few_shot: int,
+    few_shot_path: str | None,
+    is_instruct: int,
+    machine_rank: int,
+    machine_num: int,
+    fleet: LocalFleetOptions,
+) -> None:
+    """Judge a data set into files as the benchmark's inference.py does.
+
+    Options are those of that program; every row gets its `critic` field.
+    """
+    if not is_instruct:
+        raise UsageError(
+            "--is_instruct 0: outside the checkpoint's chat template a text could write its own verdict; leave it at 1"
+        )
+    if machine_rank >= machine_num:
+        raise UsageError(f"--machine_rank {machine_rank} of {machine_num}: the first is 0, the last {machine_num - 1}")
+    guard = guard_of(base_model)
+    _require_examples_fit(guard, few_shot, few_shot_path)
+    rows = Slice.of(data_path, machine_rank, machine_num)
+    name = f"{machine_rank}-of-{machine_num}"
+    shots = f", {few_shot:,} examples from {Path(few_shot_path).resolve()}" if few_shot_path else ""
+    spec = RunSpec(
+        guard=guard.name,
+        checkpoint=guard.checkpoint,
+        mode=Mode.GENERATE,
+        source=f"{Path(data_path).resolve()} ({name}){shots}",
+        repeat=num_itera,
+        seed=seed,
+        examples=draw_examples(few_shot_path, few_shot, seed=seed, judged=data_path) if few_shot_path else (),
+    )
+    job = _Job(rows, spec, OutFile(out_path / f"{name}.jsonl"), out_path / f"{name}.run")
+    missing = job.count_missing()
+    if job.out.torn_bytes:
+        say(f"{job.out.path}: a torn last line was cut off")
+    say(f"{missing:,} of {rows.stop - rows.start:,} rows are to be judged; {job.out.path} holds the rest")
+    if not missing:
+        return
+    given = click.get_current_context().get_parameter_source("batch_size") is not ParameterSource.DEFAULT
+    options = ("--max-batch-items", str(batch_size)) if given and batch_size else ()
+    with connected() as found:
+        found.coordination  # noqa: B018 - a broker that cannot be reached is said before a run is opened
+        found.engine  # noqa: B018 - likewise the ledger
+        with fleet_for(found, spec, fleet, worker_options=options) as fleet_lives:
+            written, repaired = _judge(found, job, missing, fleet_lives)
+    job.note.unlink(missing_ok=True)
+    if repaired:
+        say(f"{repaired:,} texts are no answer in the exact form, but the benchmark's script reads one in them")
+    if written < missing:
+        raise RunError(f"{missing - written:,} rows died and were not written; the same command tries them again")
+
+
+def _require_examples_fit(guard: GuardChoice, count: int, path: str | None) -> None:
+    """Refuse worked examples that cannot be used.
+
+    Raises:
+        UsageError: one option lacks the other, or the guard's format has no place for examples.
+    """
+    if bool(count) != (path is not None):
+        raise UsageError("--few_shot N takes N examples from --few_shot_path FILE: give both, or neither")
+    known = GUARDS.get(guard.name)
+    if count and known and known.family is not Family.LIBRA:
+        raise UsageError(f"--few_shot: {guard.name} has no form for worked examples; only Libra Guard's format has")
+
+
+def guard_of(base_model: str) -> GuardChoice:
+    """The guard that a model's name, folder or hub id means; any other causal model is asked in Libra Guard's words.
+
+    Raises:
+        UsageError: it is none of these, or a guard that writes no text.
+    """
+    folder = Path(base_model).expanduser()
+    known = GUARDS.get(base_model) or next((card for card in GUARDS.values() if card.hub_id == base_model), None)
+    if known:
+        if Mode.GENERATE not in known.modes:
+            raise UsageError(f"--base_model {base_model}: {known.name} writes no text; use `libra run start`")
+        return GuardChoice(known.name)
+    if not folder.is_dir() and not _HUB_ID.fullmatch(base_model):
+        raise UsageError(f"--base_model {base_model!r}: no guard (`libra guards`), no folder and no hub id")
+    checkpoint = str(folder.resolve()) if folder.is_dir() else base_model
+    name = re.sub(r"[^a-z0-9.]+", "-", checkpoint.rpartition("/")[2].lower()).strip("-.")
+    return GuardChoice(name or "model", checkpoint)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One slice on its way into one file. `note` is the file with the id of the run under way."""
+
+    rows: Slice
+    spec: RunSpec
+    out: OutFile
+    note: Path
+
+    def missing(self) -> Iterator[RawRecord]:
+        """The rows that the file lacked when it was opened, in order."""
+        return self.rows.records(without=self.out.ids)
+
+    def count_missing(self) -> int:
+        """How many rows are missing.
+
+        Raises:
+            DataError: the file holds rows of other data.
+        """
+        missing = sum(1 for _ in self.missing())
+        if missing + len(self.out.ids) != self.rows.stop - self.rows.start:
+            raise DataError(
+                f"{self.out.path} holds rows that are not in this part of {self.rows.source}: name another --out_path"
+            )
+        return missing
+
+
+def _judge(found: Services, job: _Job, missing: int, fleet_lives: Callable[[], None]) -> tuple[int, int]:
+    """Submit what is missing and write it as it settles; returns how many rows were written, and texts repaired."""
+    written = repaired = 0
+    try:
+        with deferred_interrupt() as interrupted:
+
+            def check() -> None:
+                interrupted()
+                fleet_lives()
+
+            run_id = _submitted(found, job, check)
+            with progress_line(found.engine, run_id, err, total_items=missing * job.spec.repeat):
+                for ready in _in_order(found, job, run_id, check):
+                    rows = [row for record, ends in ready if (row := _row(record, ends)) is not None]
+                    if rows:
+                        job.out.append(rows)
+                    written += len(rows)
+                    repaired += sum(map(_is_repaired, (ends for _, ends in ready)))
+                wait_for_end(found.engine, run_id, check=check)
+    except KeyboardInterrupt:
+        say("\nstopped; the same command goes on from here")
+        raise
+    return written, repaired
+
+
+def _submitted(found: Services, job: _Job, check: Callable[[], None]) -> str:
+    """The run that holds the missing rows: the one under way, if it has the same options, else a new one."""
+    known = reading.find_run(found.engine, job.note.read_text()) if job.note.is_file() else None
+    if known and not known.state.ended and known.spec == job.spec:
+        run_id, is_open = known.id, known.state is RunState.OPEN
+        say(f"going on with run {run_id}")
+    else:
+        run_id, is_open = intake.new_run_id(), True
+        job.note.write_text(run_id)
+        intake.create_run(found.engine, job.spec, run_id=run_id)
+    if is_open:
+        submit(found, run_id, job.spec, (record.item() for record in job.missing()), check=check)
+        seal(found, run_id)
+    return run_id
+
+
+def _in_order(
+    found: Services, job: _Job, run_id: str, check: Callable[[], None]
+) -> Iterator[list[tuple[RawRecord, list[Settled]]]]:
+    """The missing rows with their judgements, each as soon as all rows before it are settled."""
+    records = job.missing()
+    while batch := list(islice(records, _BATCH_ROWS)):
+        while True:
+            # The state is read first: what is not settled of an ended run will never be.
+            ended = reading.run_status(found.engine, run_id).state.ended
+            settled = settled_of(found.engine, run_id, [record.id for record in batch])
+            ready = batch
+            if not ended:
+                ready = list(takewhile(lambda row: len(settled.get(row.id, ())) >= job.spec.repeat, batch))  # noqa: B023
+            yield [(record, settled.get(record.id, [])) for record in ready]
+            batch = batch[len(ready) :]
+            if not batch:
+                break
+            check()
+            time.sleep(_POLL_S)
+
+
+def _row(record: RawRecord, ends: list[Settled]) -> dict[str, object] | None:
+    """The row with its judgement; None where one of its iterations died."""
+    if not ends or any(end.outcome is Outcome.DEAD for end in ends):
+        return None
+    own_id = record.row.get("id")
+    judged = critic_fields([Judgement(end.raw, end.label) for end in ends])
+    return {**record.row, "id": record.id if own_id is None else own_id, **judged}
+
+
+def _is_repaired(ends: list[Settled]) -> bool:
+    """True if the benchmark's script finds a label where the guard's own reading found none."""
+    return any(end.label is None and read_critic(end.raw) is not None for end in ends)
+
+
+class _Truth(NamedTuple):
+    """The label file's entry for an id."""
+
+    label: Label | None
+    source: str
+    category: str
+    subcategory: str
+
+
+class Evaluation(NamedTuple):
+    """Predictions joined with their labels, and rows that did not fit."""
+
+    rows: list[Judged]
+    problems: list[InvalidRow]
+    missing: int
+
+
+@click.command()
+@click.option(
+    "--predict_root",
+    required=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="Folder (or file) of JSON lines with `id` and `critic`.",
+)
+@click.option(
+    "--label_path",
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The labelled set: JSON, JSONL or Parquet with `id`, `label`, `source`.",
+)
+@json_option
+def metrics(*, predict_root: Path, label_path: Path, as_json: bool) -> None:
+    """Print metrics of files as the benchmark's evaluate_metrics.py does.
+
+    Options are those of that program.
+    """
+    evaluation = evaluate(str(predict_root), str(label_path))
+    print_report(report_of(evaluation, str(predict_root), str(label_path)), as_json=as_json)
+
+
+def evaluate(predict_root: str, label_path: str) -> Evaluation:
+    """Join predictions with labels by id.
+
+    Raises:
+        DataError: a file cannot be read, or no prediction has a label.
+    """
+    problems: list[InvalidRow] = []
+    truths = _truths(label_path, problems)
+    rows: list[Judged] = []
+    first_at: dict[str, str] = {}
+    for record in _good(raw_records(predict_root), problems):
+        known = truths.get(record.id)
+        if record.id in first_at:
+            problem = f"duplicate prediction of id {record.id!r}, first at {first_at[record.id]}"
+        elif known is None:
+            problem = f"id {record.id!r} is not in the label file"
+        else:
+            problem = ""
+            first_at[record.id] = record.where
+            rows.append(_judged(record, known))
+        if problem:
+            problems.append(InvalidRow(where=record.where, problem=problem))
+    if not rows:
+        raise DataError(f"{predict_root}: no prediction has a label in {label_path}")
+    missing = [name for name in truths if name not in first_at]
+    problems += [InvalidRow(where=label_path, problem=f"id {name!r} has no prediction") for name in missing]
+    return Evaluation(rows, problems, len(missing))
+
+
+def report_of(evaluation: Evaluation, predict_root: str, label_path: str) -> RunReport:
+    """The evaluation as a run's report: what is missing counts as pending."""
+    unparseable = sum(row.outcome is Outcome.UNPARSEABLE for row in evaluation.rows)
+    judged = len(evaluation.rows)
+    return RunReport(
+        run_id="of files",
+        name=predict_root,
+        state=RunState.COMPLETE,
+        spec=RunSpec(guard="predictions", mode=Mode.GENERATE, source=label_path),
+        counts=RunCounts(
+            accepted=judged + evaluation.missing,
+            settled=judged,
+            scored=judged - unparseable,
+            unparseable=unparseable,
+            dead=0,
+            pending=evaluation.missing,
+        ),
+        groups=measure(evaluation.rows),
+        invalid_rows=tuple(evaluation.problems[:_LISTED]),
+        invalid_count=len(evaluation.problems),
+    )
+
+
+def _truths(label_path: str, problems: list[InvalidRow]) -> dict[str, _Truth]:
+    truths: dict[str, _Truth] = {}
+    for record in _good(raw_records(label_path), problems):
+        try:
+            # A label file need not repeat the text.
+            item = to_item({**record.row, "response": "-"}, record.fallback_id)
+        except RowError as error:
+            problems.append(InvalidRow(where=record.where, problem=str(error)))
+            continue
+        if item.id in truths:
+            problems.append(InvalidRow(where=record.where, problem=f"duplicate label of id {item.id!r}"))
+        truths.setdefault(item.id, _Truth(item.truth, item.source, item.category, item.subcategory))
+    return truths
+
+
+def _good(records: Iterator[RawRecord | InvalidRow], problems: list[InvalidRow]) -> Iterator[RawRecord]:
+    for record in records:
+        if isinstance(record, RawRecord):
+            yield record
+        else:
+            problems.append(record)
+
+
+def _judged(record: RawRecord, truth: _Truth) -> Judged:
+    label = read_critic(record.row.get("critic"))
+    return Judged(
+        source=truth.source,
+        category=truth.category,
+        subcategory=truth.subcategory,
+        truth=truth.label,
+        outcome=Outcome.SCORED if label else Outcome.UNPARSEABLE,
+        label=label,
+        p_unsafe=None,
+    )

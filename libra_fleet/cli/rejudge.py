@@ -1,0 +1,166 @@
+"""Judging stored items again: by another guard as child runs, or the dead items of a run once more.
+
+What was decided stays as it is.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from datetime import datetime
+
+import click
+from rich.table import Table
+
+from infra.errors import UsageError
+from infra.ledger import children, intake, reading
+from infra.ledger.dead import DeadItem, dead_of
+from infra.servers.services import Services
+from libra_fleet.cli.context import connected
+from libra_fleet.cli.options import (
+    GuardChoice,
+    guard_option,
+    json_option,
+    limit_option,
+    mode_for,
+    mode_option,
+    timestamp,
+)
+from libra_fleet.cli.show import out, print_json, run_facts, say
+from producer.intake.submit import seal, submit
+from schemas.items import Item
+from schemas.messages import Lane
+from schemas.runs import RunSpec
+
+
+@click.command()
+@guard_option
+@mode_option
+@click.option("--run", "run", metavar="RUN", help="All items of this run.")
+@click.option("--since", metavar="WHEN", callback=timestamp, help="Live items settled since then: 7d, 12h, a date.")
+@json_option
+def rejudge(*, guard: GuardChoice, mode: str | None, run: str | None, since: datetime | None, as_json: bool) -> None:
+    """Judge stored items again with another guard, as child runs.
+
+    Each run that holds such items gets one child run, whose id is printed. The new verdicts are stored alongside the
+    old ones; actions stay as they are, and items on which the guards disagree enter the review queue. The same command
+    again goes on with what was interrupted.
+    """
+    if (run is None) == (since is None):
+        raise UsageError("give --run or --since")
+    with connected() as found:
+        parents = _parents(found, run, since)
+        _require_texts(found, parents, since)
+        made = [_judge_again(found, parent, guard, mode, since) for parent in parents]
+        if as_json:
+            print_json([run_facts(reading.run_status(found.engine, run_id)) for run_id in made])
+            return
+        for run_id in made:
+            click.echo(run_id)
+
+
+def _parents(found: Services, run: str | None, since: datetime | None) -> list[str]:
+    if run:
+        return [reading.run_status(found.engine, run).id]
+    parents = children.live_runs_since(found.engine, since) if since else []
+    if not parents:
+        raise UsageError("no live item settled since then")
+    return parents
+
+
+def _require_texts(found: Services, parents: list[str], since: datetime | None) -> None:
+    """Refuse before anything is submitted: half of a comparison misleads."""
+    for parent in parents:
+        stock = children.stock_of(found.engine, parent, since)
+        if stock.scrubbed:
+            raise UsageError(
+                f"the texts of {stock.scrubbed:,} of {stock.items:,} items of run {parent} were scrubbed by retention: "
+                "nothing was submitted; a later --since may still hold texts"
+            )
+        if not stock.items:
+            raise UsageError(f"run {parent} holds no item")
+
+
+def _judge_again(found: Services, parent: str, guard: GuardChoice, mode: str | None, since: datetime | None) -> str:
+    spec = RunSpec(
+        guard=guard.name,
+        checkpoint=guard.checkpoint,
+        mode=mode_for(guard, mode),
+        lane=Lane.BULK,
+        source=f"run:{parent}",
+        parent=parent,
+    )
+    run_id = children.open_child(found.engine, parent, spec.guard, spec.mode)
+    run_id = run_id or intake.create_run(found.engine, spec)
+    accepted = submit(found, run_id, spec, children.items_of(found.engine, parent, since))
+    seal(found, run_id)
+    say(f"{accepted:,} items of run {parent} submitted; follow them with: libra run watch {run_id}")
+    return run_id
+
+
+@click.command(name="list")
+@click.argument("run")
+@limit_option
+@json_option
+def list_dead(*, run: str, limit: int, as_json: bool) -> None:
+    """List the dead items of a run without their texts."""
+    with connected() as found:
+        status = reading.run_status(found.engine, run)
+        rows = list(dead_of(found.engine, status.id, limit=limit))
+    if as_json:
+        facts = [{"id": row.item.id, "reason": row.reason, "attempts": row.attempts} for row in rows]
+        print_json(facts)
+        return
+    table = Table("item", "attempts", "reason", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(row.item.id, str(row.attempts), row.reason)
+    out.print(table if rows else f"nothing died in run {status.name}")
+    if status.counts.dead > len(rows):
+        say(f"… and {status.counts.dead - len(rows):,} more (--limit)")
+
+
+@click.command()
+@click.argument("run")
+@click.argument("item")
+def show_dead(*, run: str, item: str) -> None:
+    """Print one dead item with its text as JSON."""
+    with connected() as found:
+        status = reading.run_status(found.engine, run)
+        row = next((row for row in dead_of(found.engine, status.id) if row.item.id == item), None)
+    if row is None:
+        raise UsageError(f"no item {item!r} died in run {status.name}")
+    facts = {"reason": row.reason, "attempts": row.attempts, **row.item.model_dump(mode="json")}
+    print_json(facts)
+
+
+@click.command()
+@click.argument("run")
+@click.option("--name", help="A name for the new run.")
+@json_option
+def retry_dead(*, run: str, name: str | None, as_json: bool) -> None:
+    """Submit a run's dead items again, as a run of their own.
+
+    A dead item stays dead in its run, whatever comes later.
+    """
+    with connected() as found:
+        status = reading.run_status(found.engine, run)
+        if not status.counts.dead:
+            raise UsageError(f"nothing died in run {status.name}")
+        if scrubbed := sum(not row.item.response for row in dead_of(found.engine, status.id)):
+            raise UsageError(f"the texts of {scrubbed:,} dead items of run {status.name} were scrubbed; nothing to try")
+        spec = status.spec.model_copy(update={"source": f"dead:{status.id}", "repeat": 1, "limit": None})
+        run_id = intake.create_run(found.engine, spec, name=name)
+        accepted = submit(found, run_id, spec, _items(dead_of(found.engine, status.id)))
+        seal(found, run_id)
+        made = reading.run_status(found.engine, run_id)
+    say(f"{accepted:,} items submitted again; follow them with: libra run watch {run_id}")
+    if as_json:
+        print_json(run_facts(made))
+    else:
+        click.echo(run_id)
+
+
+def _items(rows: Iterator[DeadItem]) -> Iterator[Item]:
+    """Each item once, however many of its iterations died."""
+    for _, same in itertools.groupby(rows, key=lambda row: row.seq):
+        yield next(same).item
