@@ -23,7 +23,7 @@ _RETRYABLE: Final = frozenset({429, 502, 503, 504})
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 5.0
 _WAIT_S: Final = 10
-"""How long one request asks the gateway to wait; a longer wait is made of several."""
+"""Seconds that one request asks the gateway to wait; a longer wait is made of several."""
 
 __all__ = [
     "AsyncClient",

@@ -95,7 +95,7 @@ class VerdictView(Shared):
 
 
 class DecisionView(Shared):
-    """What to do about an item, and whether a human or a policy says so."""
+    """The action for an item, and whether a human or a policy decided it."""
 
     action: Action
     by: Literal["human", "policy"]

@@ -30,13 +30,13 @@ from producer.gateway.problems import ProblemError
 from schemas.messages import Lane
 
 _LOOK_EVERY_S: Final = 0.25
-"""How old an answer about a queue or a tenant's share may be: a question per request would load what it protects."""
+"""Between two looks at queues and shares: a look per request would load what it protects."""
 _IDLE_LOOK_EVERY_S: Final = 1.0
-"""The same while nobody asks."""
+"""Between two looks while no request comes."""
 _OLDEST_ANSWER_S: Final = 2.0
 """A request looks for itself where the background has not looked for so long, or never at its tenant."""
 _REMEMBERED_S: Final = 600.0
-"""A guard or tenant that nobody asked about for so long is looked at no more."""
+"""A guard or tenant without a request for so long is looked at no more."""
 _LONGEST_RETRY_S: Final = 60
 
 log = get_logger(__name__)
@@ -44,7 +44,7 @@ log = get_logger(__name__)
 
 @dataclass
 class _Seen:
-    """What was seen last of a guard's queue or a tenant's share, and when somebody last asked about it."""
+    """The last look at a guard's queue or a tenant's share, and the last request that asked for it."""
 
     value: float = 0.0
     looked_at: float = -math.inf
@@ -90,7 +90,7 @@ class Admission:
         """For each of some requests, by their numbers of items: None to let it in, or the 429 to answer.
 
         Raises:
-            redis.RedisError: Redis is away, so that nobody knows.
+            redis.RedisError: Redis is away, so that no count is known.
         """
         if closed := self._closed(tenant, guard):
             for _ in sizes:
@@ -125,7 +125,7 @@ class Admission:
         self._metrics.refused.labels(tenant, refusal.kind).inc()
 
     def _fresh(self, seen: dict[str, _Seen], name: str, look: Callable[[Sequence[str]], Sequence[float]]) -> float:
-        """What was seen last; seen now, where that is too long ago."""
+        """The value seen last; seen now, where that is too long ago."""
         now = time.monotonic()
         with self._lock:
             one = seen.setdefault(name, _Seen())

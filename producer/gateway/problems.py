@@ -37,7 +37,7 @@ IN_OPENAPI: Final[dict[str, Any]] = {
         }
     },
 }
-"""How the OpenAPI document describes every error."""
+"""Every error, as the OpenAPI document describes it."""
 
 _TYPE: Final = "urn:libra-fleet:problem:"
 _ERRORS_SHOWN: Final = 20
@@ -88,7 +88,7 @@ class BadFieldError(ProblemError):
 
 
 class NoSuchThingError(ProblemError):
-    """404 on a thing of one's own; another tenant's is as absent as one that never was."""
+    """404; a thing of another tenant is answered like one that never existed."""
 
     def __init__(self, what: str, name: str) -> None:
         super().__init__(404, "not-found", f"no {what} {name!r}")
@@ -157,14 +157,14 @@ async def _http(request: Request, error: Exception) -> Response:
 
 
 async def _closed(request: Request, error: Exception) -> Response:
-    """Somebody cancelled the tenant's run of the day, and at once the next: a third would be opened."""
+    """503: an operator cancelled the tenant's run of the day, and at once the next; a third will be opened."""
     log.warning("run_closed", error=str(error))
     problem = ProblemError(503, "run-closed", "today's run was ended by an operator", headers={"Retry-After": _RETRY_S})
     return problem.response(_id_of(request))
 
 
 async def _unavailable(request: Request, error: Exception) -> Response:
-    """Redis or Postgres is away. An SQL error quotes its parameters, which are user text: only its class is told."""
+    """Redis or Postgres is away. An SQL error quotes its parameters, which are user text: only its class is logged."""
     log.warning("server_away", error=type(error).__name__)
     problem = ProblemError(
         503, "unavailable", "a server behind the gateway is away; try again", headers={"Retry-After": _RETRY_S}

@@ -1,4 +1,4 @@
-"""What one gateway process holds for all of its requests. Routes reach it by `gateway_of(request)`."""
+"""The state that one gateway process shares among its requests. Routes reach it by `gateway_of(request)`."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class PendingVerdicts:
         self.refs: Final = refs
         self.found: Final[dict[ItemRef, Verdict]] = {}
         self.result: Final[Future[list[Verdict]]] = Future()
-        self.result.set_running_or_notify_cancel()  # a caller who gives up calls `forget`; nobody else cancels it
+        self.result.set_running_or_notify_cancel()  # a caller who gives up calls `forget`; no other code cancels it
 
 
 class VerdictWaiter:
@@ -130,7 +130,7 @@ class VerdictWaiter:
             run_id = self._services.coordination.notices.run_of(message["channel"])
             with self._lock:
                 waiting = self._waiting.get(run_id)
-                if waiting:  # most notices are of runs that nobody here waits for: their lists are not even parsed
+                if waiting:  # most notices are of runs that no caller here waits for: their lists are not even parsed
                     settled[run_id].update(seq for seq in json.loads(message["data"]) if seq in waiting)
             message = channel.get_message(timeout=0)
         if time.monotonic() >= self._look_at:

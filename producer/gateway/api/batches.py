@@ -20,8 +20,7 @@ from infra.ledger.batches import Batch, StoredFile
 from infra.ledger.feed import SubmittedItem
 from infra.ledger.submissions import AlreadyMadeError, KeyInFlightError, KeyReusedError
 from producer.gateway.access import Principal, Reader, Submitter
-from producer.gateway.api.batch_lines import Endpoint
-from producer.gateway.api.batch_worker import cancel_run
+from producer.gateway.api.batch_worker import Endpoint, cancel_run
 from producer.gateway.api.moderations import result_of
 from producer.gateway.api.requests import IdempotencyHeader, once_of
 from producer.gateway.api.submitting import hash_of, key_problem
@@ -263,8 +262,8 @@ def batch_view(batch: Batch) -> dict[str, Any]:
     }
 
 
-def _unix(moment: datetime | None) -> int | None:
-    return None if moment is None else int(moment.timestamp())
+def _unix(timestamp: datetime | None) -> int | None:
+    return None if timestamp is None else int(timestamp.timestamp())
 
 
 def _file_view(stored: StoredFile) -> dict[str, Any]:

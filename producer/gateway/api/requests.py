@@ -105,7 +105,7 @@ def guard_of(name: str | None, gateway: Gateway, *, field: str) -> GuardSelectio
 
 
 def require_served(guard: str, gateway: Gateway) -> None:
-    """See that a guard has a worker, where its items might wait for nobody. In a thread.
+    """Refuse a guard without a worker: its items would wait for ever. In a thread.
 
     Raises:
         ProblemError: 503, none has announced itself.
@@ -129,7 +129,7 @@ IdempotencyHeader = Annotated[
 
 
 def wait_s_of(prefer: str | None, gateway: Gateway) -> float:
-    """How long to wait: what the caller prefers, at most what the settings say."""
+    """Seconds to wait for verdicts: the caller's preference, at most what the settings allow."""
     asked = _WAIT.search(prefer or "")
     longest = gateway.settings.gateway_wait_s
     return min(float(asked[1]), longest) if asked else longest

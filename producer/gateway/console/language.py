@@ -54,7 +54,7 @@ def _quality(part: str) -> tuple[float, str]:
 
 
 class Words:
-    """What a template calls to speak: `say("queue.title", n=3)`."""
+    """The strings of one language; a template calls it as `say("queue.title", n=3)`."""
 
     def __init__(self, language: Language) -> None:
         self.language = language
@@ -78,7 +78,7 @@ class Words:
                 return self(f"time.{name}", n=int(seconds // unit_s))
         return self("time.seconds", n=int(seconds)) if seconds >= 10 else self("time.seconds", n=f"{seconds:.1f}")
 
-    def age(self, moment: datetime, now: datetime) -> str:
-        """How long ago."""
-        seconds = (now - moment).total_seconds()
+    def age(self, timestamp: datetime, now: datetime) -> str:
+        """The time since then, in words."""
+        seconds = (now - timestamp).total_seconds()
         return self("time.ago", span=self.duration(seconds)) if seconds >= _JUST_NOW_S else self("time.just_now")

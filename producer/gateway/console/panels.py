@@ -1,4 +1,4 @@
-"""What the console's panels show: the review queue with an item in front, and a text that a person tries."""
+"""The contents of the console's panels: the review queue with an item in front, and a text that a person tries."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class QueuePage(NamedTuple):
 
     @property
     def full(self) -> bool:
-        """Whether more wait than are shown."""
+        """True if more wait than are shown."""
         return len(self.entries) == SHOWN
 
 
@@ -77,7 +77,7 @@ def _decided(engine: sa.Engine, tenant: str | None, wanted: ItemRef) -> Entry | 
 
 
 class Tried(NamedTuple):
-    """What came of a text. No verdict: it did not come in time, or (`problem`) the text was not let in."""
+    """The outcome of a tried text. No verdict: it did not come in time, or (`problem`) the text was not let in."""
 
     guard: str
     verdict: Verdict | None = None

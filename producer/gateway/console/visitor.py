@@ -39,17 +39,17 @@ _YEAR_S: Final = 31_536_000
 
 
 def new_token() -> str:
-    """A token that nobody can guess."""
+    """A random token."""
     return secrets.token_urlsafe(_TOKEN_BYTES)
 
 
 def csrf_of(token: str) -> str:
-    """What every form carries: only a page of ours can read it, and it gives the cookie's token away to nobody."""
+    """The token that every form carries: only our own pages can read it, and it does not reveal the cookie's token."""
     return hmac.digest(token.encode(), b"console form", "sha256").hex()
 
 
 def is_csrf_of(token: str, given: str) -> bool:
-    """Whether a form was made for the cookie that came with it."""
+    """True if a form was made for the cookie that came with it."""
     return bool(token) and hmac.compare_digest(csrf_of(token).encode(), given.encode())
 
 
@@ -87,14 +87,14 @@ class Console:
 
     @cached_property
     def sessions(self) -> Sessions:
-        """Who is logged in. In a thread: the first use connects to Redis."""
+        """The sessions. In a thread: the first use connects to Redis."""
         settings = self.gateway.settings
         client = connect_redis(self.gateway.services.redis_url)
         return Sessions(client, namespace=settings.namespace, lifetime_s=settings.console_session_s)
 
     @cached_property
     def fleet(self) -> Fleet:
-        """What an operator asks."""
+        """The operator's view of the fleet."""
         return Fleet(self.gateway)
 
 
@@ -118,7 +118,7 @@ class PageError(ProblemError):
 
 
 class LoginFirstError(ProblemError):
-    """Nobody is logged in: a page sends to the login, our script is told by the status and goes there itself."""
+    """No login: a page redirects to the login; our script reads the status and goes there itself."""
 
     def __init__(self, *, fragment: bool) -> None:
         super().__init__(401, "console", "log in first")
@@ -130,7 +130,7 @@ class LoginFirstError(ProblemError):
 
 
 class Visitor(NamedTuple):
-    """Who is logged in, with the token that their forms carry."""
+    """A logged-in person, with the token that their forms carry."""
 
     principal: Principal
     csrf: str
@@ -142,12 +142,12 @@ class Visitor(NamedTuple):
 
     @property
     def may_decide(self) -> bool:
-        """Whether decisions are theirs to make."""
+        """True if decisions are theirs to make."""
         return self.principal.may(Scope.DECIDE)
 
     @property
     def may_try(self) -> bool:
-        """Whether they may have a text judged."""
+        """True if they may have a text judged."""
         return self.principal.may(Scope.MODERATE)
 
 
@@ -164,7 +164,7 @@ def words_of(request: Request) -> Words:
 
 
 def is_fragment(request: Request) -> bool:
-    """Whether our script asks for a part of the page."""
+    """True if our script asks for a part of the page."""
     return FRAGMENT in request.headers
 
 
@@ -203,7 +203,7 @@ LoggedIn = Annotated[Visitor, Depends(logged_in)]
 
 
 def lets_in(role: Role) -> bool:
-    """Whether keys of this role are for people."""
+    """True if keys of this role are for people."""
     return role is not Role.SERVICE
 
 
