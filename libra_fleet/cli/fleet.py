@@ -222,7 +222,7 @@ def exporter(*, host: str, port: int) -> None:
     """
     from prometheus_client import CollectorRegistry, start_http_server  # noqa: PLC0415 - an extra
 
-    from producer.exporter.page import FleetCollector  # noqa: PLC0415
+    from producer.exporter import FleetCollector  # noqa: PLC0415
 
     with connected() as found:
         registry = CollectorRegistry()

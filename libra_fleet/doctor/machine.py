@@ -119,7 +119,7 @@ def check_disk(state_dir: Path, usage: Callable[[Path], Usage] = shutil.disk_usa
         "disk",
         what,
         why="a full disk stops Postgres and Redis, and with them everything else",
-        do="free some space, run libra data purge --older-than 30d, or set LIBRA_STATE_DIR to a folder on a larger disk",
+        do="free some space, run libra data purge --older-than 30d, or set LIBRA_STATE_DIR to another disk",
     )
 
 

@@ -1,4 +1,4 @@
-"""What the screen shows beside the fleet's status: the last warnings of the logs, and when runs will end."""
+"""For the screen of `libra up`: the last warnings of the logs, the time until runs end, the rate of the fleet."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SEVERE: Final = ("warning", "error", "critical")
 
 
 class Warnings:
-    """Reads what is added to some logs; keeps the last warnings and errors, a line each."""
+    """The last warnings and errors of some logs, a line each; reads only lines that are added from now on."""
 
     def __init__(self, logs: Mapping[str, Path], *, keep: int = 4) -> None:
         self._logs = logs
@@ -25,7 +25,7 @@ class Warnings:
         self.last: deque[str] = deque(maxlen=keep)
 
     def look(self) -> list[str]:
-        """The new ones since the last look, oldest first."""
+        """The warnings since the last look, oldest first."""
         fresh: list[str] = []
         for kind, log in self._logs.items():
             fresh += [f"{kind}: {line}" for line in map(_warning, self._added(kind, log)) if line]
@@ -59,13 +59,13 @@ def _warning(line: str) -> str:
 
 
 class RunPace:
-    """How fast each run settles, over the last minute of looks, and so when it will end."""
+    """The pace at which each run settles, over the last minute of looks, and so the time until it ends."""
 
     def __init__(self) -> None:
         self._looks: dict[str, deque[tuple[float, int]]] = {}
 
     def look(self, now: float, fleet: FleetSnapshot) -> dict[str, float]:
-        """Seconds that are left, by run id: of sealed runs that have settled something since they were first seen."""
+        """Seconds until each run ends, by id: of sealed runs that have settled something since they were first seen."""
         left = {}
         self._looks = {run.id: self._looks.get(run.id, deque()) for run in fleet.runs}
         for run in fleet.runs:

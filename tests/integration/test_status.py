@@ -14,7 +14,7 @@ from infra.fleet import look
 from infra.ledger import intake, reading
 from infra.servers.services import Services
 from libra_fleet.cli.status import status
-from producer.exporter.page import FleetCollector, fleet_page
+from producer.exporter import FleetCollector, fleet_page
 from producer.intake.submit import seal, submit
 from schemas.fleet import Announcement
 from tests.support.fleet import Fleet

@@ -13,7 +13,7 @@ from prometheus_client import generate_latest
 
 from infra.fleet import AWAY, look
 from infra.ledger.engine import ledger_now
-from producer.exporter.page import fleet_page
+from producer.exporter import fleet_page
 from producer.gateway.middleware import CONTENT_TYPE
 from producer.gateway.problems import ProblemError
 from producer.gateway.state import Gateway, gateway_of

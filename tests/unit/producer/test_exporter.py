@@ -7,7 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from infra.coordination import counters as telemetry
 from infra.coordination.counters import Tally
-from producer.exporter.page import Page
+from producer.exporter import Page
 
 
 def _samples(page: Page) -> dict[tuple[str, ...], float]:
