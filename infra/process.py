@@ -25,7 +25,7 @@ _LIBC: Final = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else
 
 
 def python_module(name: str, *arguments: str) -> list[str]:
-    """The command that runs one of our modules with this interpreter.
+    """A command that runs one of our modules with this interpreter.
 
     `-P` keeps the current folder off the import path: a user's own `schemas.py` or `worker.py` there would otherwise
     take the place of our package, and be executed.
@@ -34,13 +34,13 @@ def python_module(name: str, *arguments: str) -> list[str]:
 
 
 def die_with_parent(signal_number: int = signal.SIGKILL, *, parent_pid: int | None = None) -> None:
-    """Has this process receive `signal_number` as soon as its parent is gone, however that one ended.
+    """Have this process receive `signal_number` as soon as its parent is gone, however that one ended.
 
     Linux sends the signal at once. It does so when the *thread* that started us ends, so the parent must start us
     from a thread that lives as long as it wants us to. Elsewhere, a daemon thread looks every second.
 
     Args:
-        signal_number: what to receive; a process that drains on SIGTERM asks for that.
+        signal_number: the signal to receive; a process that drains on SIGTERM asks for that.
         parent_pid: the parent by its own word (its `os.getpid()`). Only then is a parent noticed that died
             before this call.
     """
@@ -60,7 +60,7 @@ def tied_to_caller(signal_number: int) -> Callable[[], None]:
 
 
 def stop(process: subprocess.Popen[bytes], *, grace_s: float, signal_number: int = signal.SIGTERM) -> int:
-    """Asks the process to end, waits `grace_s` seconds, then kills it. Returns its exit code."""
+    """Ask the process to end, wait `grace_s` seconds, then kill it; return its exit code."""
     if process.poll() is None:
         process.send_signal(signal_number)
     try:
@@ -71,7 +71,7 @@ def stop(process: subprocess.Popen[bytes], *, grace_s: float, signal_number: int
 
 
 def wait_until(condition: Callable[[], bool], *, timeout_s: float) -> bool:
-    """Asks every 20 ms until the condition holds; false if it never did within `timeout_s` seconds."""
+    """Ask every 20 ms until the condition holds; False if it never did within `timeout_s` seconds."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
@@ -82,7 +82,7 @@ def wait_until(condition: Callable[[], bool], *, timeout_s: float) -> bool:
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], None]]:
-    """A Ctrl-C takes effect where the yielded function is called next; a second one takes effect at once.
+    """Defer a Ctrl-C to the next call of the yielded function; a second one takes effect at once.
 
     For work with points at which it may stop and others at which it should not: libraries that are interrupted
     anywhere raise anything. Main thread only, as with every signal handler.
@@ -107,14 +107,14 @@ def deferred_interrupt() -> Iterator[Callable[[], None]]:
 
 
 def module_path() -> str:
-    """A PYTHONPATH with which a Python child finds the modules that we find; an inherited one does not promise that."""
+    """A PYTHONPATH with which a Python child finds the modules that we find, which an inherited one may not have."""
     return os.pathsep.join(filter(None, sys.path))
 
 
 def _tie(signal_number: int, parent: int) -> None:
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, int(signal_number), 0, 0, 0)
-    # The parent may have gone before the kernel knew of our wish.
+    # The parent may have ended before the kernel was asked.
     if os.getppid() != parent:
         os.kill(os.getpid(), signal_number)
 

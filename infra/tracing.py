@@ -1,8 +1,11 @@
 """Traces: what a chunk met on its way, as OpenTelemetry spans, where an OTLP endpoint is configured.
 
 Without one nothing of OpenTelemetry is imported and everything here returns at once. Knows nothing of Celery or of
-the device socket: who sends something puts `traceparent()` beside it, who takes it up passes that to `following`.
+the device socket: the sender of something puts `traceparent()` with it, the receiver passes that to `following`.
 Attributes are ids of ours and numbers: never a text, never an id that a user gave an item.
+
+`opentelemetry-api` is such a no-op as well, but costs 88 ms of CPU to import in every process (`libra --help` included)
+and 12 µs a span where this costs 1.3 µs (measured with 1.45 on the 2-core machine of docs/performance.md).
 """
 
 from __future__ import annotations
@@ -51,7 +54,7 @@ def batch(name: str, asked_by: Iterable[str | None], **attributes: str | int) ->
 
 
 def record(name: str, *, start_s: float, end_s: float, **attributes: str | int) -> None:
-    """A span of something that has passed, in epoch seconds; never shorter than nothing, whosever clocks these are."""
+    """A span of something that has passed, in epoch seconds; of no length if the two clocks disagree."""
     if _tracer is not None:
         _tracer.record(name, min(start_s, end_s), end_s, attributes)
 
@@ -62,7 +65,7 @@ def following(traceparent: str | None) -> AbstractContextManager[None]:
 
 
 def traceparent() -> str | None:
-    """The current span in W3C Trace Context's form, for whoever goes on; None: there is none."""
+    """The current span in W3C Trace Context's form, for the next process; None: there is none."""
     return None if _tracer is None else _tracer.traceparent()
 
 

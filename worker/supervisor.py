@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -24,8 +24,9 @@ from infra.broker.app import queue_of
 from infra.coordination.store import CoordinationStore
 from infra.errors import DeviceError, UsageError
 from infra.log import get_logger
-from infra.process import python_module, stop
+from infra.process import python_module
 from infra.settings import Settings
+from infra.supervise import Restart, SupervisedProcess, Supervisor, spawn
 from schemas.fleet import Announcement
 from schemas.messages import Lane
 from worker.consumer.app import ConsumerSpec, read_fingerprints
@@ -37,8 +38,8 @@ from worker.device.watch import DeviceProcess
 _TICK_S: Final = 0.1
 _ANNOUNCE_EVERY_S: Final = 5.0
 _LOAD_TIMEOUT_S: Final = 1800.0
-_STEADY_AFTER_S: Final = 60.0
-_MAX_QUICK_RESTARTS: Final = 10
+_MAX_DEATHS: Final = 10
+_RESTART: Final = Restart(max_deaths=_MAX_DEATHS)
 _DEVICE_GRACE_S: Final = 10.0
 _CHILD_GRACE_S: Final = 1.0
 _GIVE_BACK_S: Final = 5.0
@@ -46,26 +47,11 @@ _GIVE_BACK_S: Final = 5.0
 log = get_logger(__name__)
 
 
-@dataclass
-class _Restarts:
-    """Counts restarts in quick succession, so that a process that cannot live is not started for ever."""
-
-    count: int = 0
-    last_start: float = field(default_factory=time.monotonic)
-
-    def again(self) -> bool:
-        """Note a restart; False where there were too many."""
-        now = time.monotonic()
-        self.count = 1 if now - self.last_start > _STEADY_AFTER_S else self.count + 1
-        self.last_start = now
-        return self.count <= _MAX_QUICK_RESTARTS
-
-
 class _StopLoadingError(Exception):
     """A signal came while the models were loading."""
 
 
-class _Post:
+class _Device:
     """One device: its device process and its two consumers."""
 
     def __init__(
@@ -80,19 +66,27 @@ class _Post:
     ) -> None:
         self.worker_id = worker_id
         self._coordination = coordination
-        self._device_spec = spec
+        self._spec = spec
         self._visible = visible
-        self._consumer_specs = consumers
-        self._env = env
-        self._device: DeviceProcess | None = None
-        self._consumers: dict[Lane, subprocess.Popen[bytes]] = {}
-        self._device_restarts = _Restarts()
+        self._process: DeviceProcess | None = None
         self._pace = Pace()
-        self._consumer_restarts = {spec.lane: _Restarts() for spec in consumers}
+        self._device = Supervisor(
+            [SupervisedProcess("device process", self._start_device, _RESTART)], on_exit=self._on_device_exit
+        )
+        self._consumer_specs = {consumer.lane.value: consumer for consumer in consumers}
+        self._consumers = Supervisor(
+            [
+                SupervisedProcess(
+                    lane, partial(spawn, python_module("worker.consumer.app", consumer.to_argument()), env), _RESTART
+                )
+                for lane, consumer in self._consumer_specs.items()
+            ],
+            on_exit=self._on_consumer_exit,
+        )
 
-    def start_device(self) -> None:
-        """Start loading the model."""
-        self._device = DeviceProcess(self._device_spec, visible_devices=self._visible)
+    def _start_device(self) -> subprocess.Popen[bytes]:
+        self._process = DeviceProcess(self._spec, visible_devices=self._visible)
+        return self._process.process
 
     def wait_ready(self) -> None:
         """Wait until the model is loaded.
@@ -101,97 +95,80 @@ class _Post:
             GuardError: it cannot be loaded.
             DeviceError: its process died, or took too long.
         """
-        if self._device is not None:
-            self._device.wait_ready(_LOAD_TIMEOUT_S)
+        if self._process is not None:
+            self._process.wait_ready(_LOAD_TIMEOUT_S)
 
-    def start_consumers(self) -> None:
-        """Start both consumers; the device process is ready."""
-        for spec in self._consumer_specs:
-            self._start(spec)
-
-    def _start(self, spec: ConsumerSpec) -> None:
-        self._consumers[spec.lane] = subprocess.Popen(
-            python_module("worker.consumer.app", spec.to_argument()),
-            env={**self._env, "LIBRA_PARENT_PID": str(os.getpid())},
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C reaches the supervisor, which drains in order
-        )
-
-    def keep_device(self) -> None:
-        """Kill a stuck device process and replace a dead one.
+    def poll_device(self) -> None:
+        """Start the device process; kill one that is stuck, and replace one that died.
 
         Raises:
             DeviceError: it died too often in a row.
         """
-        device = self._device
-        if device is None:
-            return
-        if device.overdue(time.monotonic()):
+        if self._process is not None and self._process.overdue(time.monotonic()):
             log.error("batch_overdue", worker=self.worker_id)
-            device.kill()
-        if device.alive():
-            return
-        log.error("device_process_died", worker=self.worker_id, exit_code=device.exit_code)
-        if not self._device_restarts.again():
-            raise DeviceError(f"the device process of {self.worker_id} died {_MAX_QUICK_RESTARTS} times in a row")
-        self.start_device()
+            self._process.kill()
+        self._device.poll()
 
-    def keep_consumers(self) -> None:
-        """Respawn a consumer that died.
+    def poll_consumers(self) -> None:
+        """Start both consumers, and replace one that died; the device process must be ready.
 
         Raises:
-            DeviceError: it died too often in a row.
+            DeviceError: one died too often in a row.
         """
-        for spec in self._consumer_specs:
-            process = self._consumers[spec.lane]
-            if process.poll() is None:
-                continue
-            log.error("consumer_died", worker=self.worker_id, lane=spec.lane.value, exit_code=process.returncode)
-            if not self._consumer_restarts[spec.lane].again():
-                raise DeviceError(f"the {spec.lane} consumer of {self.worker_id} died too often in a row")
-            self._give_back(spec, process.pid)
-            self._start(spec)
+        self._consumers.poll()
 
-    def _give_back(self, spec: ConsumerSpec, pid: int) -> threading.Thread:
+    def _on_device_exit(self, device: SupervisedProcess, code: int) -> None:
+        log.error("device_process_died", worker=self.worker_id, exit_code=code)
+        if device.given_up:
+            raise DeviceError(f"the device process of {self.worker_id} died {_MAX_DEATHS} times in a row")
+
+    def _on_consumer_exit(self, consumer: SupervisedProcess, code: int) -> None:
+        log.error("consumer_died", worker=self.worker_id, lane=consumer.name, exit_code=code)
+        if consumer.given_up:
+            raise DeviceError(f"the {consumer.name} consumer of {self.worker_id} died too often in a row")
+        self._give_back(consumer)
+
+    def _give_back(self, consumer: SupervisedProcess) -> threading.Thread:
         """Put what a dead consumer held back on its queue.
 
         By a thread of its own: whoever asks must not wait while the broker is away.
         """
-        thread = threading.Thread(target=self._try_to_give_back, args=(spec, pid), daemon=True)
+        pid = consumer.process.pid if consumer.process else 0
+        thread = threading.Thread(target=self._try_to_give_back, args=(consumer.name, pid), daemon=True)
         thread.start()
         return thread
 
-    def _try_to_give_back(self, spec: ConsumerSpec, pid: int) -> None:
+    def _try_to_give_back(self, lane: str, pid: int) -> None:
+        spec = self._consumer_specs[lane]
         try:
             given = self._coordination.give_back(queue_of(spec.guard, spec.lane), holder_of(self.worker_id, pid))
         except Exception as error:  # noqa: BLE001 - a thread's edge: where it fails, the chunks' lease runs out
-            log.warning("give_back_failed", worker=self.worker_id, lane=spec.lane.value, error=str(error))
+            log.warning("give_back_failed", worker=self.worker_id, lane=lane, error=str(error))
             return
         if given:
-            log.info("chunks_given_back", worker=self.worker_id, lane=spec.lane.value, chunks=given)
+            log.info("chunks_given_back", worker=self.worker_id, lane=lane, chunks=given)
 
     def drain(self) -> None:
         """Ask the consumers to take nothing new and finish what they hold."""
-        for process in self._consumers.values():
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
+        for consumer in self._consumers.processes:
+            consumer.ask_to_end()
 
+    @property
     def drained(self) -> bool:
-        """Whether both consumers have ended."""
-        return all(process.poll() is not None for process in self._consumers.values())
+        """True if both consumers have ended."""
+        return not any(consumer.running for consumer in self._consumers.processes)
 
     def close(self) -> None:
         """End what still lives, and give back what a consumer held that did not end by itself."""
-        for spec in self._consumer_specs:
-            process = self._consumers.get(spec.lane)
-            if process is not None and stop(process, grace_s=_CHILD_GRACE_S) != 0:
-                self._give_back(spec, process.pid).join(_GIVE_BACK_S)
-        if self._device is not None:
-            self._device.stop(_DEVICE_GRACE_S)
+        self._consumers.stop(_CHILD_GRACE_S)
+        for consumer in self._consumers.processes:
+            if consumer.process is not None and consumer.process.returncode != 0:
+                self._give_back(consumer).join(_GIVE_BACK_S)
+        self._device.stop(_DEVICE_GRACE_S)
 
     def announcement(self, guard: str, state: str) -> Announcement:
         """The device as it is now, with what it has done since it started and over the last minute."""
-        pulse = self._device.stats() if self._device else Pulse()
+        pulse = self._process.stats() if self._process else Pulse()
         return Announcement(
             id=self.worker_id,
             kind="worker",
@@ -199,24 +176,26 @@ class _Post:
             pid=os.getpid(),
             version=version("libra-fleet"),
             guard=guard,
-            device=self._visible or self._device_spec.device,
-            fingerprints=read_fingerprints(self._device_spec.socket_path),
+            device=self._visible or self._spec.device,
+            fingerprints=read_fingerprints(self._spec.socket_path),
             batches=pulse.batches,
             items=pulse.items,
             rows=pulse.rows,
             tokens=pulse.tokens,
             padded_tokens=pulse.padded_tokens,
             busy_s=round(pulse.busy_s, 3),
-            budget_tokens=pulse.budget_tokens or self._device_spec.max_batch_tokens,
+            budget_tokens=pulse.budget_tokens or self._spec.max_batch_tokens,
             **self._pace.look(time.monotonic(), pulse),
         )
 
 
-class Supervisor:
-    """Runs the posts of one machine until told to stop."""
+class _Worker:
+    """Run the devices of one machine until told to stop."""
 
-    def __init__(self, posts: Sequence[_Post], coordination: CoordinationStore, *, guard: str, drain_s: float) -> None:
-        self._posts = posts
+    def __init__(
+        self, devices: Sequence[_Device], coordination: CoordinationStore, *, guard: str, drain_s: float
+    ) -> None:
+        self._devices = devices
         self._coordination = coordination
         self._guard = guard
         self._drain_s = drain_s
@@ -237,17 +216,17 @@ class Supervisor:
             announcer.start()
             self._load()
             while not self._signals:
-                for post in self._posts:
-                    post.keep_device()
-                    post.keep_consumers()
+                for device in self._devices:
+                    device.poll_device()
+                    device.poll_consumers()
                 time.sleep(_TICK_S)
             self._drain()
         except _StopLoadingError:
             log.info("stopped_while_loading")
         finally:
             done.set()
-            for post in self._posts:
-                post.close()
+            for device in self._devices:
+                device.close()
             self._withdraw()
 
     def _on_signal(self, *_: object) -> None:
@@ -256,28 +235,28 @@ class Supervisor:
             raise _StopLoadingError
 
     def _load(self) -> None:
-        for post in self._posts:
-            post.start_device()
-        for post in self._posts:
-            post.wait_ready()
+        for device in self._devices:
+            device.poll_device()
+        for device in self._devices:
+            device.wait_ready()
         self._state = "ready"
-        for post in self._posts:
-            post.start_consumers()
+        for device in self._devices:
+            device.poll_consumers()
         self._announce()
-        log.info("worker_ready", guard=self._guard, devices=len(self._posts))
+        log.info("worker_ready", guard=self._guard, devices=len(self._devices))
 
     def _drain(self) -> None:
         self._state = "draining"
         log.info("worker_draining", grace_s=self._drain_s)
-        for post in self._posts:
-            post.drain()
+        for device in self._devices:
+            device.drain()
         deadline = time.monotonic() + self._drain_s
-        while not all(post.drained() for post in self._posts):
+        while not all(device.drained for device in self._devices):
             if self._signals > 1 or time.monotonic() > deadline:
                 log.warning("drain_cut_short")
                 return
-            for post in self._posts:
-                post.keep_device()
+            for device in self._devices:
+                device.poll_device()
             time.sleep(_TICK_S)
 
     def _announce_until(self, done: threading.Event) -> None:
@@ -286,15 +265,15 @@ class Supervisor:
 
     def _announce(self) -> None:
         try:
-            for post in self._posts:
-                self._coordination.presence.announce(post.announcement(self._guard, self._state))
+            for device in self._devices:
+                self._coordination.presence.announce(device.announcement(self._guard, self._state))
         except Exception as error:  # noqa: BLE001 - a loop's edge: the broker may be away for a while
             log.warning("announce_failed", error=str(error))
 
     def _withdraw(self) -> None:
         try:
-            for post in self._posts:
-                self._coordination.presence.withdraw(post.worker_id)
+            for device in self._devices:
+                self._coordination.presence.withdraw(device.worker_id)
         except Exception as error:  # noqa: BLE001 - on the way out: the announcement expires by itself
             log.warning("withdraw_failed", error=str(error))
 
@@ -307,7 +286,7 @@ def run_worker(
     devices: Sequence[str],
     spec: DeviceSpec,
 ) -> None:
-    """Supervise one post per entry of `devices` until stopped.
+    """Keep one device process and two consumers per entry of `devices` running until stopped.
 
     Args:
         settings: drain time, threads and the rest.
@@ -317,10 +296,10 @@ def run_worker(
         spec: what every device process is told; its paths and device are filled in here.
 
     Raises:
-        DeviceError: see `Supervisor.run`.
+        DeviceError: a device process cannot load its model, or something died too often in a row.
     """
     with _runtime_folder() as folder:
-        posts = []
+        supervised = []
         for index, device in enumerate(devices):
             worker_id = f"{socket.gethostname()}-{os.getpid()}-{index}"
             own = spec.model_copy(
@@ -344,10 +323,12 @@ def run_worker(
                 for lane, threads in ((Lane.LIVE, settings.live_threads), (Lane.BULK, settings.bulk_threads))
             ]
             visible = "" if device == "cpu" else device
-            posts.append(
-                _Post(own, consumers, worker_id=worker_id, visible=visible, env=environment, coordination=coordination)
+            supervised.append(
+                _Device(
+                    own, consumers, worker_id=worker_id, visible=visible, env=environment, coordination=coordination
+                )
             )
-        Supervisor(posts, coordination, guard=spec.guard, drain_s=settings.drain_s).run()
+        _Worker(supervised, coordination, guard=spec.guard, drain_s=settings.drain_s).run()
 
 
 @contextmanager

@@ -44,14 +44,14 @@ _LOG_LINES: Final = 8
 
 @dataclass(frozen=True)
 class ServerUrls:
-    """Where the servers are, as redis-py and SQLAlchemy want it."""
+    """Addresses of the servers, as redis-py and SQLAlchemy want them."""
 
     redis_url: str
     database_url: str
 
 
 class EmbeddedServers:
-    """Context manager: attaches to the servers of a state folder, starts them if there are none.
+    """Context manager: attach to the servers of a state folder, or start them.
 
     Leaving stops the servers if nobody else uses them, and waits for that. With `keep=False` the last one to leave
     also deletes their data.
@@ -63,7 +63,7 @@ class EmbeddedServers:
         self._users: FileLock | None = None
 
     def __enter__(self) -> ServerUrls:
-        """Waits until both servers answer.
+        """Wait until both servers answer.
 
         Raises:
             ServerError: wheels missing, no place, or a server does not start; the message has its log's last lines.
@@ -97,7 +97,7 @@ class EmbeddedServers:
 
 
 def is_running(state_dir: Path) -> bool:
-    """Whether a keeper lives there: its servers run, start or stop."""
+    """True if a keeper lives there: its servers run, start or stop."""
     return is_held(Places(state_dir).keeper_lock)
 
 
@@ -117,7 +117,7 @@ def _open_users_lock(places: Places) -> FileLock:
 
 
 def _attach(places: Places, users: FileLock) -> None:
-    """Becomes a user, starts a keeper if there is none, and waits for the servers."""
+    """Become a user, start a keeper if there is none, and wait for the servers."""
     if not wait_until(users.try_shared, timeout_s=_STOP_S):
         raise ServerError(f"the embedded servers of {places.state} do not finish stopping")
     deadline = time.monotonic() + _START_S
@@ -136,7 +136,7 @@ def _attach(places: Places, users: FileLock) -> None:
 
 
 def _start_keeper(places: Places, lock: FileLock) -> None:
-    """Hands the lock, already taken, to a keeper: there is no moment at which two could start."""
+    """Hand the lock, already taken, to a keeper, so that two can never start."""
     places.prepare(find_binaries())
     for log in places.logs.glob("*.log"):
         log.replace(log.with_suffix(".old"))

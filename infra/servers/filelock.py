@@ -26,15 +26,15 @@ class FileLock:
         return self._descriptor
 
     def try_shared(self) -> bool:
-        """Takes the lock together with other sharers, or turns ours into a shared one; false if it is taken."""
+        """Take the lock together with other sharers, or turn ours into a shared one; False if it is taken."""
         return self._try(fcntl.LOCK_SH)
 
     def try_exclusive(self) -> bool:
-        """Takes the lock alone, or turns ours into that; false (and a shared one may be lost) if it is taken."""
+        """Take the lock alone, or turn ours into that; False (and a shared one may be lost) if it is taken."""
         return self._try(fcntl.LOCK_EX)
 
     def close(self) -> None:
-        """Closes our descriptor; others who were given it still hold the lock (an explicit unlock would take it)."""
+        """Close our descriptor; others who were given it still hold the lock (an explicit unlock would take it)."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -56,7 +56,7 @@ class FileLock:
 
 
 def is_held(path: Path) -> bool:
-    """Whether some process holds the lock exclusively. Never creates the file."""
+    """True if some process holds the lock exclusively. Never creates the file."""
     if not path.exists():
         return False
     with FileLock(path) as lock:

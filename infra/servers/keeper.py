@@ -1,9 +1,8 @@
 """The keeper: a small process that is the parent of the embedded Valkey and Postgres for as long as anyone uses them.
 
-Started by `infra.servers.embedded` as `python -m infra.servers.keeper STATE_DIR LOCK_DESCRIPTOR`.
-It restarts a server that
-dies, and stops both once no process holds a shared lock on users.lock, or on SIGTERM. If the keeper itself is killed,
-the kernel stops the servers. It has no threads, so that its preexec_fn is safe.
+Started by `infra.servers.embedded` as `python -m infra.servers.keeper STATE_DIR LOCK_DESCRIPTOR`. It restarts a server
+that dies, and stops both once no process holds a shared lock on users.lock, or on SIGTERM. If the keeper itself is
+killed, the kernel stops the servers. It has no threads, so that its preexec_fn is safe.
 
 Knows nothing about users, URLs, Redis commands or SQL beyond creating the database; imports nothing heavy, since
 every start waits for it.
@@ -17,13 +16,15 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
 from infra.errors import LibraError, ServerError
-from infra.process import stop, tied_to_caller, wait_until
+from infra.process import tied_to_caller, wait_until
 from infra.servers.filelock import FileLock
 from infra.servers.places import POSTGRES_PORT, Binaries, Places, find_binaries, postgres_user
+from infra.supervise import Restart, SupervisedProcess, Supervisor
 
 DATABASE: Final = "libra"
 """Both the database and its owner."""
@@ -31,13 +32,11 @@ DATABASE: Final = "libra"
 _POLL_S: Final = 0.1
 _GRACE_S: Final = 30.0
 _PREDECESSOR_S: Final = 30.0
-_QUICK_DEATH_S: Final = 10.0
-_QUICK_DEATHS: Final = 5
-_FIRST_PAUSE_S: Final = 0.1
+_RESTART: Final = Restart(first_pause_s=0.2, steady_after_s=10, max_deaths=4)
 
 
 class Program(Protocol):
-    """One server: what to do before it starts, and its command."""
+    """One server: its preparation and its command."""
 
     name: str
     stop_signal: signal.Signals
@@ -47,10 +46,10 @@ class Program(Protocol):
         """Beside its data. Every process of the server inherits the lock: once we get it, none is left."""
 
     def prepare(self, lock: FileLock) -> None:
-        """Clears what a killed predecessor left behind, creates the data. The caller holds the lock."""
+        """Clear what a killed predecessor left behind, create the data. The caller holds the lock."""
 
     def start(self, lock: FileLock) -> subprocess.Popen[bytes]:
-        """Starts the server, which inherits the lock."""
+        """Start the server, which inherits the lock."""
 
 
 class Valkey:
@@ -116,7 +115,7 @@ class Postgres:
         return self._places.postgres_home / "lock"
 
     def prepare(self, lock: FileLock) -> None:
-        """Removes stale process ids, which may be another process's by now; makes the data folder and database.
+        """Remove stale process ids, which may be another process's by now; make the data folder and database.
 
         Raises:
             ServerError: initdb failed; its log says why.
@@ -145,7 +144,7 @@ class Postgres:
         return self._popen([str(self._binaries.postgres), "-D", str(self._data), *settings], lock, self.stop_signal)
 
     def _initialise(self, lock: FileLock) -> None:
-        """Builds the data folder under another name, so that a half-made one is never taken for whole."""
+        """Build the data folder under another name, so that a half-made one is never taken for whole."""
         fresh = self._data.with_name("data.new")
         shutil.rmtree(fresh, ignore_errors=True)
         initdb = [str(self._binaries.initdb), "-D", str(fresh), "-U", DATABASE, "--auth=trust"]
@@ -180,79 +179,63 @@ class Postgres:
             )
 
 
-class Kept:
-    """A running server: started again when it dies, given up when it keeps dying."""
-
-    def __init__(self, program: Program) -> None:
-        self._program = program
-        self._quick_deaths = 0
-        self._retry_at = 0.0
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def tend(self) -> None:
-        """Starts the server if it does not run and its pause is over.
-
-        Raises:
-            ServerError: it died five times within ten seconds of its start, or its predecessor does not end.
-        """
-        if self._process and self._process.poll() is not None:
-            self._on_exit(self._process.returncode)
-            self._process = None
-        if self._process is None and time.monotonic() >= self._retry_at:
-            self._start()
-
-    def stop(self) -> None:
-        """Stops the server cleanly; kills it after 30 seconds."""
-        if self._process:
-            code = stop(self._process, grace_s=_GRACE_S, signal_number=self._program.stop_signal)
-            _say(f"{self._program.name} stopped with exit code {code}")
-
-    def _start(self) -> None:
-        with FileLock(self._program.lock_path) as lock:
-            if not wait_until(lock.try_exclusive, timeout_s=_PREDECESSOR_S):
-                raise ServerError(f"another {self._program.name} still uses {self._program.lock_path.parent}")
-            self._program.prepare(lock)
-            self._process = self._program.start(lock)
-        self._started_at = time.monotonic()
-        _say(f"{self._program.name} started as process {self._process.pid}")
-
-    def _on_exit(self, code: int) -> None:
-        now = time.monotonic()
-        quick = now - self._started_at < _QUICK_DEATH_S
-        self._quick_deaths = self._quick_deaths + 1 if quick else 0
-        if self._quick_deaths >= _QUICK_DEATHS:
-            raise ServerError(f"{self._program.name} died {_QUICK_DEATHS} times right after its start")
-        pause_s = _FIRST_PAUSE_S * 2**self._quick_deaths
-        self._retry_at = now + pause_s
-        _say(f"{self._program.name} ended with exit code {code}; next start in {pause_s:.1f} s")
-
-
 def keep(places: Places) -> None:
-    """Runs both servers until nobody uses them or SIGTERM comes.
+    """Run both servers until nobody uses them or SIGTERM comes.
 
     Raises:
-        ServerError: a server cannot be started.
+        ServerError: a server cannot be started, or keeps dying.
     """
     asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
     binaries = find_binaries()
-    servers = [Kept(Postgres(places, binaries)), Kept(Valkey(places, binaries))]
+    programs: list[Program] = [Postgres(places, binaries), Valkey(places, binaries)]
+    servers = Supervisor(
+        [
+            SupervisedProcess(
+                program.name,
+                partial(_start, program),
+                _RESTART,
+                stage=stage,
+                stop_signal=program.stop_signal,
+            )
+            for stage, program in enumerate(programs)
+        ],
+        on_exit=_on_exit,
+    )
     try:
         # Until the process ends, so that a new user waits until both servers are down.
         users = FileLock(places.users_lock)
         while not asked and not users.try_exclusive():
-            for server in servers:
-                server.tend()
+            servers.poll()
             time.sleep(_POLL_S)
     finally:
-        for server in servers:
-            server.stop()
+        ending = [server for server in servers.processes if server.running]
+        servers.stop(_GRACE_S)
+        for server in ending:
+            if server.process:
+                _say(f"{server.name} stopped with exit code {server.process.returncode}")
+
+
+def _start(program: Program) -> subprocess.Popen[bytes]:
+    with FileLock(program.lock_path) as lock:
+        if not wait_until(lock.try_exclusive, timeout_s=_PREDECESSOR_S):
+            raise ServerError(f"another {program.name} still uses {program.lock_path.parent}")
+        program.prepare(lock)
+        process = program.start(lock)
+    _say(f"{program.name} started as process {process.pid}")
+    return process
+
+
+def _on_exit(server: SupervisedProcess, code: int) -> None:
+    if server.given_up:
+        raise ServerError(f"{server.name} died {server.deaths} times right after its start")
+    _say(f"{server.name} ended with exit code {code}; next start in {server.restart.pause_s(server.deaths):.1f} s")
 
 
 def main() -> None:
     """Entry point. The lock's descriptor stays open until we end, which is what says that we live."""
     places, descriptor = Places(Path(sys.argv[1])), int(sys.argv[2])
-    # Whoever started us waits for this first process only and never has a zombie.
+    # The one who started us waits for this first process only and never has a zombie.
     if os.fork():
         os._exit(0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)

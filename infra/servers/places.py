@@ -1,4 +1,4 @@
-"""Where the embedded servers live: their binaries, data, sockets and logs, and the user Postgres runs as.
+"""Places of the embedded servers: their binaries, data, sockets and logs, and the user Postgres runs as.
 
 Knows nothing about processes: it finds, makes and removes folders.
 
@@ -27,7 +27,7 @@ from typing import Final
 from infra.errors import ServerError
 
 POSTGRES_PORT: Final = 5432
-"""Of no importance on a Unix socket, but part of the socket's name."""
+"""No port on a Unix socket, but part of the socket's name."""
 
 _SOCKET_PATH_BYTES: Final = 103
 """The least that any system allows (macOS 103, Linux 107)."""
@@ -58,7 +58,7 @@ def find_binaries() -> Binaries:
 
 
 def postgres_user() -> pwd.struct_passwd | None:
-    """Whom Postgres runs as: None for ourselves, and nobody if we are root, as which it refuses to run.
+    """The user that Postgres runs as: None for ourselves, and nobody if we are root, as which it refuses to run.
 
     Raises:
         ServerError: we are root, and there is no user nobody.
@@ -102,7 +102,7 @@ class Places:
 
     @property
     def postgres_home(self) -> Path:
-        """The folder of Postgres' user: its data and, beside that, its lock."""
+        """The folder of Postgres' user, with its data and its lock."""
         return self._postgres.resolve()
 
     @property
@@ -120,7 +120,7 @@ class Places:
         return self.logs / f"{name}.log"
 
     def make_state_dir(self) -> None:
-        """Creates the state folder.
+        """Create the state folder.
 
         Raises:
             ServerError: that cannot be done.
@@ -132,7 +132,7 @@ class Places:
             raise ServerError(f"cannot make the state folder: {error}; set LIBRA_STATE_DIR") from error
 
     def prepare(self, binaries: Binaries) -> None:
-        """Creates folders and links as far as they are missing. For whoever holds the keeper's lock.
+        """Create missing folders and links. The caller holds the keeper's lock.
 
         As root, Postgres runs as user nobody, who must be able to walk to its binaries and its data. If the state
         folder lies below a closed one (root's home), the data goes to /var/lib/libra-fleet/<hash of the state folder>
@@ -153,7 +153,7 @@ class Places:
             raise ServerError(f"cannot prepare {self.state}: {error}") from error
 
     def remove(self) -> None:
-        """Deletes data, sockets and logs. For whoever holds both locks; their files stay, others may wait on them."""
+        """Delete data, sockets and logs. The caller holds both locks, whose files stay: others may wait on them."""
         if run := self._own_run():
             shutil.rmtree(run)
         shutil.rmtree(self.postgres_home, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Where Redis and Postgres come from: configured servers, or the embedded ones where none are configured.
+"""Redis and Postgres: configured servers, or the embedded ones where none are configured.
 
 Entry points open `services()` once; everything below them sees two URLs and cannot tell the difference.
 """

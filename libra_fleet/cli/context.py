@@ -14,7 +14,7 @@ from infra.servers.services import Services, services
 from infra.settings import load_settings
 from libra_fleet.cli.options import GuardChoice, LocalFleetOptions
 from libra_fleet.cli.show import say
-from libra_fleet.machine.local_fleet import local_fleet, worker_is_up
+from libra_fleet.machine.fleet import local_fleet, worker_is_up
 from schemas.runs import RunSpec
 
 SERVERS_WAIT_S: Final = 3.0

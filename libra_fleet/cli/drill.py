@@ -21,8 +21,7 @@ from infra.servers.embedded import EmbeddedServers
 from infra.servers.services import Services
 from infra.settings import Settings, load_settings
 from libra_fleet.drill.drill import Drill, DrillOptions
-from libra_fleet.drill.faults import forget_namespace
-from libra_fleet.drill.plan import EVERYTHING, Mix, parse_mix
+from libra_fleet.drill.faults import EVERYTHING, Mix, forget_namespace, parse_mix
 from libra_fleet.drill.report import show
 
 _out: Final = Console(highlight=False)

@@ -27,7 +27,7 @@ from libra_fleet.cli.options import ReportOptions, name_option, takes_report_opt
 from libra_fleet.cli.reports import finish, prepare
 from libra_fleet.cli.show import listed_rows, say
 from libra_fleet.cli.watch import wait_for_end
-from libra_fleet.machine.local_fleet import local_fleet
+from libra_fleet.machine.fleet import local_fleet
 from producer.datasets.raw import RawRecord, bad_records, raw_records
 from producer.datasets.records import RowError
 from producer.datasets.reference_format import WORDS, Judgement, critic_fields, read_critic

@@ -36,7 +36,7 @@ from libra_fleet.cli.options import (
 from libra_fleet.cli.reports import finish, prepare, report_of, write_page
 from libra_fleet.cli.show import bad_rows, err, out, print_json, print_report, print_runs, run_facts, say
 from libra_fleet.cli.watch import detaching, follow_stages, progress_line, wait_for_end
-from libra_fleet.machine.local_fleet import local_fleet
+from libra_fleet.machine.fleet import local_fleet
 from producer.datasets import DataSet, Validation, open_dataset, valid_items, validate
 from producer.intake.submit import seal
 from producer.intake.submit import submit as submit_items

@@ -28,9 +28,8 @@ from infra.servers.services import Services, services
 from infra.settings import load_settings
 from libra_fleet.cli.options import GuardChoice, guard_option
 from libra_fleet.cli.show import err, say
-from libra_fleet.machine.crew import Crew, Member
-from libra_fleet.machine.screen import plain_line, screen
-from libra_fleet.machine.watching import RunPace, Warnings
+from libra_fleet.machine.fleet import FleetProcess, MachineFleet, collector_process, fleet_process, worker_process
+from libra_fleet.machine.screen import RunPace, Warnings, plain_line, screen
 
 _LOOK_EVERY_S: Final = 1.0
 _LINE_EVERY_S: Final = 10.0
@@ -57,20 +56,20 @@ def up(*, guard: GuardChoice, devices: str, port: int, no_gateway: bool) -> None
             raise UsageError(f"port {port} of {_HOST} is taken: choose another one with --port, or --no-gateway")
         if not no_gateway and not with_gateway:
             say("no gateway: pip install 'libra-fleet[gateway]' brings it")
-        members = _members(settings.state_dir / "logs", guard, devices, port if with_gateway else None)
-        _Up(found, members, title=_title(guard.name, found, address)).run(_hint(found, address))
+        parts = _parts(found, guard, devices, port if with_gateway else None)
+        _Up(found, parts, title=_title(guard.name, found, address)).run(_hint(found, address))
 
 
 class _Up:
     """The loop of `libra fleet up`: one thread starts, watches, draws and ends everything."""
 
-    def __init__(self, found: Services, members: list[Member], *, title: str) -> None:
+    def __init__(self, found: Services, parts: list[FleetProcess], *, title: str) -> None:
         self._found = found
-        self._members = members
+        self._parts = parts
         self._title = title
         self._notes: deque[str] = deque(maxlen=_NOTES)
-        self._crew = Crew(found, members, self._note)
-        self._warnings = Warnings({member.kind: member.log for member in members})
+        self._fleet = MachineFleet(found, parts, self._note)
+        self._warnings = Warnings({part.kind: part.process.log for part in parts if part.process.log})
         self._pace = RunPace()
         self._signals = 0
         self._wake = threading.Event()
@@ -93,7 +92,7 @@ class _Up:
                 self._watch()
         finally:
             self._live = None  # the end is told in plain lines, which stay
-            self._crew.stop(lambda: self._signals > 1)
+            self._fleet.stop(lambda: self._signals > 1)
         say("everything has ended")
 
     def _watch(self) -> None:
@@ -103,18 +102,18 @@ class _Up:
             seen = look(self._found)
             fleet = None if seen.away else seen  # while a server is away, everybody waits for it
             if fleet is not None:
-                self._crew.tend(fleet.announced)
+                self._fleet.poll(fleet.announced)
             for warning in self._warnings.look():
                 if self._live is None:
                     say(f"! {warning}")
             left_s = self._pace.look(time.monotonic(), fleet) if fleet else {}
-            if self._crew.all_ready and not was_ready:
+            if self._fleet.all_ready and not was_ready:
                 self._note("everything is ready")
-            was_ready = self._crew.all_ready
+            was_ready = self._fleet.all_ready
             if self._live is not None:
                 shown = screen(
                     self._title,
-                    self._members,
+                    self._parts,
                     fleet,
                     left_s=left_s,
                     notes=self._notes,
@@ -123,7 +122,7 @@ class _Up:
                 self._live.update(shown, refresh=True)
             elif time.monotonic() - said_at >= _LINE_EVERY_S:
                 said_at = time.monotonic()
-                say(plain_line(self._members, fleet, left_s))
+                say(plain_line(self._parts, fleet, left_s))
             self._wake.wait(_LOOK_EVERY_S)
 
     def _note(self, what: str) -> None:
@@ -136,26 +135,20 @@ class _Up:
         self._wake.set()
 
 
-def _members(logs: Path, guard: GuardChoice, devices: str, port: int | None) -> list[Member]:
-    """Who runs, in the order of the screen; work stops where it comes in, then where it is done, then is settled."""
-    logs.mkdir(parents=True, exist_ok=True)
-    named = f"{guard.name}={guard.checkpoint}" if guard.checkpoint else guard.name
-    members = [
-        Member("collector", ("collector",), logs / "collector.log", stage=2),
-        Member(
-            "worker",
-            ("worker", "--guard", named, "--devices", devices),
-            logs / f"worker-{guard.name}.log",
-            stage=1,
-            guard=guard.name,
-        ),
+def _parts(found: Services, guard: GuardChoice, devices: str, port: int | None) -> list[FleetProcess]:
+    """The parts in the order of the screen; work stops where it comes in, then where it is done, then is settled."""
+    parts = [
+        collector_process(found),
+        worker_process(found, guard.name, "--devices", devices, checkpoint=guard.checkpoint),
     ]
     if port is not None:
-        command = ("gateway", "--host", _HOST, "--port", str(port), "--guard", named, "--no-local")
-        members.append(Member("gateway", command, logs / "gateway.log", stage=0))
+        named = f"{guard.name}={guard.checkpoint}" if guard.checkpoint else guard.name
+        command = ["gateway", "--host", _HOST, "--port", str(port), "--guard", named, "--no-local"]
+        logs = found.settings.state_dir / "logs"
+        parts.append(fleet_process(found, "gateway", command, logs / "gateway.log", stage=0))
         if _installed("httpx2"):
-            members.append(Member("webhooks", ("webhooks", "send"), logs / "webhooks.log", stage=2))
-    return members
+            parts.append(fleet_process(found, "webhooks", ["webhooks", "send"], logs / "webhooks.log", stage=2))
+    return parts
 
 
 def _installed(*modules: str) -> bool:

@@ -1,4 +1,4 @@
-"""The drill itself: start a fleet, feed it, strike it again and again, and read the books in the end."""
+"""The drill itself: start a fleet, feed it, inject fault after fault, and audit the ledger in the end."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import redis
 from sqlalchemy.exc import DBAPIError
@@ -18,14 +19,14 @@ from sqlalchemy.exc import DBAPIError
 from infra.errors import RunError
 from infra.ledger import intake
 from infra.ledger.audit import audit
+from infra.process import module_path, python_module
 from infra.servers.services import Services
-from libra_fleet.drill.crew import Crew, Member
-from libra_fleet.drill.faults import FaultInjector
+from infra.supervise import Restart, SupervisedProcess, Supervisor, log_tail, spawn
+from libra_fleet.drill.faults import EVERYTHING, Fault, FaultInjector, Mix, Planned, plan
 from libra_fleet.drill.ledger_probe import LedgerProbe
-from libra_fleet.drill.plan import EVERYTHING, Fault, Mix, Planned, plan
-from libra_fleet.drill.report import RECOVERY_GRACE_S, DrillReport, Struck, broken_bounds, lines_of
+from libra_fleet.drill.report import RECOVERY_GRACE_S, DrillReport, InjectedFault, broken_bounds, lines_of
 from schemas.items import Item
-from schemas.messages import JudgeChunk, Lane
+from schemas.messages import Lane
 from schemas.runs import RunSpec
 
 GUARD: Final = "fake"
@@ -38,13 +39,17 @@ _LIVE_ITEMS: Final = 4
 _SERVER_REST_S: Final = 11.0
 """A server that dies several times within ten seconds of its start is given up by its keeper."""
 _PRODUCER_RESTARTS: Final = 100
+_RESTART: Final = Restart(first_pause_s=0.2, longest_pause_s=0.2)
+_GRACE_S: Final = 20.0
+_LOG_TAIL_LINES: Final = 12
+_LOGS_SHOWN: Final = 8
 
 ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
 class DrillOptions:
-    """What a drill is to be. It ends after `faults`, or the first fault beyond `duration_s`."""
+    """The size of a drill. It ends after `faults`, or the first fault beyond `duration_s`."""
 
     seed: int = 0
     faults: int | None = 20
@@ -72,6 +77,15 @@ class DrillOptions:
         }
 
 
+class _Hit(NamedTuple):
+    """A fault that was done, and the chunks that the look before it found: `exposed` to it, and all with `attempts`."""
+
+    hit: str
+    looked: float
+    attempts: dict[str, int]
+    exposed: set[str]
+
+
 class Drill:
     """One drill on servers that hold nothing else. Use it from one thread, which must outlive it.
 
@@ -91,16 +105,21 @@ class Drill:
         self._folder = folder
         self._options = options
         self._say = say
-        self._crew = Crew(services, folder, options.environment(services.settings.namespace))
-        self._hand = FaultInjector(services, self._crew, state_dir, random.Random(options.seed))  # noqa: S311 - no secret
-        self._books = LedgerProbe(services, GUARD)
+        self._environment = {
+            **services.environment(),
+            "PYTHONPATH": module_path(),
+            **options.environment(services.settings.namespace),
+        }
+        self._fleet = Supervisor(on_exit=self._on_exit)
+        self._faults = FaultInjector(services, self._fleet, state_dir, random.Random(options.seed))  # noqa: S311 - no secret
+        self._ledger = LedgerProbe(services, GUARD)
         self._live = RunSpec(guard=GUARD, source="drill", lane=Lane.LIVE)
         self._live_items = 0
         self._rounds = 0
         self._feeding = True
-        self._producer: Member | None = None
-        self._struck: list[Struck] = []
-        self._last_server_strike: dict[Fault, float] = {}
+        self._producer: SupervisedProcess | None = None
+        self._injected: list[InjectedFault] = []
+        self._last_injected: dict[Fault, float] = {}
 
     def run(self) -> DrillReport:
         """Drill and report.
@@ -110,26 +129,48 @@ class Drill:
         """
         self._services.engine  # noqa: B018 - migrated before a process asks
         self._live_run = intake.create_run(self._services.engine, self._live, name="drill-live")
-        started = self._books.now()
+        started = self._ledger.now()
         self._skew_s = started - time.time()
         try:
             self._start()
             for planned in self._schedule():
-                self._strike(planned)
+                self._inject(planned)
             whole = self._finish()
         finally:
-            self._hand.resume()
-            self._crew.stop()
+            self._faults.resume()
+            self._fleet.stop(_GRACE_S)
         return self._report(started, whole=whole)
+
+    def _add(self, kind: str, *command: str) -> SupervisedProcess:
+        """Take on a process of the fleet, which dies with the drill; the youngest ends first."""
+        number = len(self._fleet.processes)
+        log = self._folder / f"{kind}-{number}.log"
+        start = partial(spawn, python_module("libra_fleet.cli", *command), self._environment, log=log)
+        process = SupervisedProcess(kind, start, _RESTART, stage=-number, log=log)
+        self._fleet.processes.append(process)
+        return process
+
+    def _on_exit(self, process: SupervisedProcess, code: int) -> None:
+        """A producer that has done its work is finished; everything else is restarted, as a service manager would."""
+        if process is self._producer and code == 0:
+            process.retire()
+
+    def _log_tails(self) -> str:
+        tails = []
+        for process in self._fleet.processes[-_LOGS_SHOWN:]:
+            if process.log is not None and process.log.is_file():
+                tail = log_tail(process.log, _LOG_TAIL_LINES)
+                tails.append("\n".join([f"{process.log}:", *(f"  {line}" for line in tail.splitlines())]))
+        return "\n".join(tails)
 
     def _start(self) -> None:
         cost = f"{self._options.item_ms:g}"
         for _ in range(self._options.collectors):
-            self._crew.add("collector", "collector")
+            self._add("collector", "collector")
         for _ in range(self._options.workers):
-            self._crew.add("worker", "worker", "--guard", GUARD, "--devices", "cpu", "--fake-item-ms", cost)
-        if not self._until(lambda: self._books.totals().settled > 0, timeout_s=_START_S):
-            raise RunError(f"the fleet judged nothing within {_START_S:g} s:\n{self._crew.last_words()}")
+            self._add("worker", "worker", "--guard", GUARD, "--devices", "cpu", "--fake-item-ms", cost)
+        if self._first(lambda: self._ledger.totals().settled or None, timeout_s=_START_S) is None:
+            raise RunError(f"the fleet judged nothing within {_START_S:g} s:\n{self._log_tails()}")
 
     def _schedule(self) -> Iterator[Planned]:
         ends_at = time.monotonic() + (self._options.duration_s or float("inf"))
@@ -138,56 +179,53 @@ class Drill:
                 return
             yield planned
 
-    def _strike(self, planned: Planned) -> None:
+    def _inject(self, planned: Planned) -> None:
+        """Do a planned fault to the fleet at work, and wait until it has recovered."""
         fault = planned.fault
-        ready_at = max(time.monotonic() + planned.gap_s, self._last_server_strike.get(fault, 0.0) + _SERVER_REST_S)
-        self._until(lambda: time.monotonic() >= ready_at, timeout_s=_HIT_S)
+        rested_at = self._last_injected.get(fault, -_SERVER_REST_S) + _SERVER_REST_S
+        self._run_for(max(planned.gap_s, rested_at - time.monotonic()))
         self._send_live()
-        hit: list[str] = []
-        looked, before, attempts = 0.0, set[str](), dict[str, int]()
-
-        def struck() -> bool:
-            nonlocal looked, before, attempts
-            looked, attempts = self._now(), self._attempts()
-            before = self._caught(fault)
-            hit.extend(filter(None, [self._hand.inject(fault)]))
-            return bool(hit)
-
-        if not self._until(struck, timeout_s=_HIT_S):
-            raise RunError(f"there was no {fault} to hit for {_HIT_S:g} s:\n{self._crew.last_words()}")
+        done = self._first(lambda: self._try_to_inject(fault), timeout_s=_HIT_S)
+        if done is None:
+            raise RunError(f"there was no {fault} to hit for {_HIT_S:g} s:\n{self._log_tails()}")
         at = self._now()
-        self._last_server_strike[fault] = time.monotonic()
+        self._last_injected[fault] = time.monotonic()
         if planned.lasts_s:
-            pause_ends = time.monotonic() + planned.lasts_s
-            self._until(lambda: time.monotonic() >= pause_ends, timeout_s=_HIT_S)
-            self._hand.resume()
+            self._run_for(planned.lasts_s)
+            self._faults.resume()
         over = self._now()
-        chunks = before | self._patiently(self._books.in_flight) | self._tried_again_since(attempts)
-        each = Struck(len(self._struck) + 1, fault, hit[0], looked, at, over, chunks)
-        self._struck.append(each)
-        self._until(lambda: self._recovered(each), timeout_s=self._options.lease_s + RECOVERY_GRACE_S + 30)
+        chunks = done.exposed | self._retry(self._ledger.in_flight) | self._tried_again_since(done.attempts)
+        each = InjectedFault(len(self._injected) + 1, fault, done.hit, done.looked, at, over, chunks)
+        self._injected.append(each)
+        self._first(lambda: self._recovered(each) or None, timeout_s=self._options.lease_s + RECOVERY_GRACE_S + 30)
         took = "not recovered" if each.recovery_s is None else f"recovered after {each.recovery_s:.1f} s"
         self._say(f"{each.number}: {fault}, {each.hit}: {took}")
 
+    def _try_to_inject(self, fault: Fault) -> _Hit | None:
+        """Look at what the fault exposes, then do it; None where there is nothing to hit just now."""
+        looked, attempts, exposed = self._now(), self._attempts(), self._exposed(fault)
+        hit = self._faults.inject(fault)
+        return None if hit is None else _Hit(hit, looked, attempts, exposed)
+
     def _attempts(self) -> dict[str, int]:
-        return {chunk: end.attempt for chunk, end in self._books.ends().items()}
+        return {chunk: end.attempt for chunk, end in self._ledger.ends().items()}
 
     def _tried_again_since(self, before: dict[str, int]) -> set[str]:
-        """What a stopped consumer had taken while it could say nothing, and the reconciler put back meanwhile."""
-        now = self._patiently(self._attempts)
+        """Chunks that a stopped consumer had taken, and that the reconciler put back meanwhile."""
+        now = self._retry(self._attempts)
         return {chunk for chunk, attempt in now.items() if attempt > before.get(chunk, 1)}
 
-    def _caught(self, fault: Fault) -> set[str]:
-        """What the fault is going to hit: a killed or emptied broker loses what is queued, too."""
+    def _exposed(self, fault: Fault) -> set[str]:
+        """Chunks that the fault is going to hit: a killed or emptied broker loses what is queued, too."""
         if fault in (Fault.VALKEY, Fault.FLUSH):
-            return {chunk for chunk, end in self._books.ends().items() if end.settled_at is None}
-        return self._books.in_flight()
+            return {chunk for chunk, end in self._ledger.ends().items() if end.settled_at is None}
+        return self._ledger.in_flight()
 
-    def _recovered(self, each: Struck) -> bool:
-        first = self._books.first_settled_after(each.over)
-        if first is None or self._books.unsettled_of(each.chunks):
+    def _recovered(self, each: InjectedFault) -> bool:
+        first = self._ledger.first_settled_after(each.over)
+        if first is None or self._ledger.unsettled_of(each.chunks):
             return False
-        ends = self._books.ends()
+        ends = self._ledger.ends()
         last = max((ends[chunk].settled_at or 0.0 for chunk in each.chunks), default=0.0)
         each.recovered = max(first, last)
         return True
@@ -197,92 +235,85 @@ class Drill:
         first = self._live_items
         self._live_items += _LIVE_ITEMS
         items = [Item(id=f"live-{number}", response=f"live {number}") for number in range(first, self._live_items)]
-        for chunk in self._patiently(lambda: self._accept(items)):
+        for chunk in self._retry(lambda: intake.accept(self._services.engine, self._live_run, self._live, [items])):
             self._services.publisher.judge(chunk)
-
-    def _accept(self, items: list[Item]) -> list[JudgeChunk]:
-        return intake.accept(self._services.engine, self._live_run, self._live, [items])
 
     def _finish(self) -> bool:
         """Let everything settle; False where it does not."""
         self._say("all faults done; waiting for what is left")
-        self._feeding = False
-        progress = (-1, time.monotonic())
+        settled, progress_at = -1, time.monotonic()
+        while time.monotonic() - progress_at <= _STALL_S:
+            totals = self._retry(self._ledger.totals)
+            if totals.settled != settled:
+                settled, progress_at = totals.settled, time.monotonic()
+            self._feeding = totals.accepted - self._live_items < self._options.items
+            fed = not self._feeding and self._producer is not None and self._producer.retired
+            if fed and totals.accepted == totals.settled and totals.ended_runs == self._rounds + 1:
+                return True
+            self._run_for(_LOOK_EVERY_S)
+        return False
 
-        def whole() -> bool:
-            nonlocal progress
-            totals = self._books.totals()
-            if totals.settled != progress[0]:
-                progress = (totals.settled, time.monotonic())
-            enough = totals.accepted - self._live_items >= self._options.items
-            self._feeding = not enough
-            fed = self._producer is not None and self._producer.done
-            return enough and fed and totals.accepted == totals.settled and totals.ended_runs == self._rounds + 1
-
-        def stalled() -> bool:
-            return time.monotonic() - progress[1] > _STALL_S
-
-        self._until(lambda: whole() or stalled(), timeout_s=float("inf"))
-        return not stalled()
-
-    def _until(self, condition: Callable[[], bool], *, timeout_s: float) -> bool:
-        """Tend the fleet until the condition holds; what cannot be read just now does not hold."""
+    def _first(self, look: Callable[[], ResultT | None], *, timeout_s: float) -> ResultT | None:
+        """Keep the fleet running and fed until a look finds something; what cannot be read just now is not found."""
         deadline = time.monotonic() + timeout_s
         look_at = 0.0
         while True:
-            self._crew.tend()
+            self._fleet.poll()
             self._feed()
             if time.monotonic() >= look_at:
                 with contextlib.suppress(DBAPIError, redis.RedisError):
-                    if condition():
-                        return True
+                    if (found := look()) is not None:
+                        return found
                 look_at = time.monotonic() + _LOOK_EVERY_S
             if time.monotonic() > deadline:
-                return False
+                return None
             time.sleep(_POLL_S)
 
-    def _patiently(self, action: Callable[[], ResultT]) -> ResultT:
-        found: list[ResultT] = []
+    def _run_for(self, seconds: float) -> None:
+        self._first(lambda: None, timeout_s=seconds)
 
-        def tried() -> bool:
-            found.append(action())
-            return True
-
-        if not self._until(tried, timeout_s=_START_S):
-            raise RunError(f"the servers did not come back within {_START_S:g} s:\n{self._crew.last_words()}")
+    def _retry(self, action: Callable[[], ResultT]) -> ResultT:
+        found = self._first(lambda: (action(),), timeout_s=_START_S)
+        if found is None:
+            raise RunError(f"the servers did not come back within {_START_S:g} s:\n{self._log_tails()}")
         return found[0]
 
     def _feed(self) -> None:
         """Have a producer at work: one data set after the other, each submitted again until that is done."""
         producer = self._producer
-        if producer is not None and producer.restarts > _PRODUCER_RESTARTS:
-            raise RunError(f"the producer does not get through:\n{self._crew.last_words()}")
-        if (producer is not None and not producer.done) or not self._feeding:
+        if producer is not None and producer.exits > _PRODUCER_RESTARTS:
+            raise RunError(f"the producer does not get through:\n{self._log_tails()}")
+        if (producer is not None and not producer.retired) or not self._feeding:
             return
         if producer is not None:
-            self._crew.members.remove(producer)
+            self._fleet.processes.remove(producer)
         name = f"drill-{self._rounds}"
         self._rounds += 1
         data = self._folder / f"{name}.jsonl"
-        data.write_text("\n".join(_rows(name, self._options.round_items)) + "\n", encoding="utf-8")
+        rows = (
+            json.dumps({"id": f"{name}-{at}", "text": f"第 {at} 条文本 of {name}"}, ensure_ascii=False)
+            for at in range(self._options.round_items)
+        )
+        data.write_text("\n".join(rows) + "\n", encoding="utf-8")
         command = ("bench", "submit", str(data), "--guard", GUARD, "--name", name)
-        self._producer = self._crew.add("producer", *command, until_done=True)
+        self._producer = self._add("producer", *command)
 
     def _now(self) -> float:
         """The ledger's clock without asking it."""
         return time.time() + self._skew_s
 
     def _report(self, started: float, *, whole: bool) -> DrillReport:
-        totals, ends = self._books.totals(), self._books.ends()
+        totals, ends = self._ledger.totals(), self._ledger.ends()
         options = self._options
         breaches = [] if whole else [f"{totals.accepted - totals.settled:,} items did not settle, or a run did not end"]
-        runs = self._books.runs()
+        runs = self._ledger.runs()
         for run in runs:
-            books = audit(self._services.engine, run)
-            breaches += [f"run {run}: {check.name} ({check.found})" for check in books.checks if check.breaches]
-        breaches += broken_bounds(self._struck, ends, lease_s=options.lease_s)
-        breaches += self._dead()
-        lines = lines_of(self._struck, ends, started)
+            result = audit(self._services.engine, run)
+            breaches += [f"run {run}: {check.name} ({check.found})" for check in result.checks if check.breaches]
+        breaches += broken_bounds(self._injected, ends, lease_s=options.lease_s)
+        if dead := self._ledger.dead():
+            breaches.append(f"{dead:,} items died, though none of them was poisonous")
+        lines = lines_of(self._injected, ends, started)
         return DrillReport(
             seed=options.seed,
             lease_s=options.lease_s,
@@ -298,14 +329,3 @@ class Drill:
             wasted_items=sum(end.wasted for end in ends.values()),
             breaches=tuple(breaches),
         )
-
-    def _dead(self) -> list[str]:
-        dead = self._books.dead()
-        return [f"{dead:,} items died, though none of them was poisonous"] if dead else []
-
-
-def _rows(name: str, count: int) -> Iterable[str]:
-    return (
-        json.dumps({"id": f"{name}-{at}", "text": f"第 {at} 条文本 of {name}"}, ensure_ascii=False)
-        for at in range(count)
-    )

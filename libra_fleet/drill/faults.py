@@ -1,22 +1,90 @@
-"""How each fault is done: kill -9 of one process that the drill has started, a stop signal, or an emptied broker."""
+"""Faults: the plan, which the seed alone decides, and how each is done.
+
+A fault is a kill -9 of one process that the drill has started, a stop signal, or an emptied broker.
+"""
 
 from __future__ import annotations
 
 import random
 import signal
+from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import redis
 
 from infra.errors import UsageError
 from infra.servers.places import Places
 from infra.servers.services import Services
-from libra_fleet.drill.crew import Crew, Member
-from libra_fleet.drill.plan import Fault
+from infra.supervise import SupervisedProcess, Supervisor
 
 if TYPE_CHECKING:
     import psutil
+
+_LONGEST_GAP_S: Final = 0.5
+_PAUSE_S: Final = (0.5, 4.0)
+
+
+class Fault(StrEnum):
+    """A thing that a drill does to a fleet."""
+
+    DEVICE = "device"
+    LIVE_CONSUMER = "live-consumer"
+    BULK_CONSUMER = "bulk-consumer"
+    WORKER = "worker"
+    COLLECTOR = "collector"
+    PRODUCER = "producer"
+    PAUSE = "pause"
+    FLUSH = "flush"
+    VALKEY = "valkey"
+    POSTGRES = "postgres"
+
+    @property
+    def needs_own_servers(self) -> bool:
+        """True if it kills a server, which a drill does to its own ones only."""
+        return self in (Fault.VALKEY, Fault.POSTGRES)
+
+
+Mix = dict[Fault, int]
+"""Frequency of each fault, relative to the others."""
+
+EVERYTHING: Final[Mix] = dict.fromkeys(Fault, 1)
+
+
+class Planned(NamedTuple):
+    """A fault to come: `gap_s` after the fleet has recovered from the one before. `lasts_s` matters for a pause."""
+
+    fault: Fault
+    gap_s: float
+    lasts_s: float
+
+
+def plan(seed: int, mix: Mix) -> Iterator[Planned]:
+    """Faults without end. Each round holds every fault as often as the mix says, in an order of its own."""
+    chance = random.Random(seed)  # noqa: S311 - a schedule, no secret
+    while True:
+        turn = [fault for fault, weight in mix.items() for _ in range(weight)]
+        chance.shuffle(turn)
+        for fault in turn:
+            lasts_s = chance.uniform(*_PAUSE_S) if fault is Fault.PAUSE else 0.0
+            yield Planned(fault, chance.uniform(0, _LONGEST_GAP_S), lasts_s)
+
+
+def parse_mix(text: str) -> Mix:
+    """A mix such as `worker=3,valkey=1`; a name alone counts once.
+
+    Raises:
+        UsageError: an unknown fault, or a weight that is no positive number.
+    """
+    mix: Mix = {}
+    for part in text.split(","):
+        name, _, weight = part.strip().partition("=")
+        if name not in set(Fault) or not (weight or "1").isdecimal() or not int(weight or "1"):
+            raise UsageError(f"--mix {part.strip()!r}: expected FAULT or FAULT=WEIGHT, of {', '.join(Fault)}")
+        mix[Fault(name)] = int(weight or "1")
+    return mix
+
 
 _CHILD_OF_WORKER: Final = {
     Fault.DEVICE: ("worker.device",),
@@ -24,38 +92,38 @@ _CHILD_OF_WORKER: Final = {
     Fault.BULK_CONSUMER: ("worker.consumer.app", '"lane": "bulk"'),
     Fault.PAUSE: ("worker.consumer.app", '"lane": "bulk"'),
 }
-"""Words in the command line of the worker's child that a fault is for."""
-_MEMBERS: Final = {Fault.WORKER: "worker", Fault.COLLECTOR: "collector", Fault.PRODUCER: "producer"}
+"""Words in the command line of the worker's child that a fault is for: as an operator would find it. That a worker
+announced its children's pids, for the drill alone, would be one more thing on the wire."""
+_PROCESSES: Final = {Fault.WORKER: "worker", Fault.COLLECTOR: "collector", Fault.PRODUCER: "producer"}
 
 
 class FaultInjector:
-    """Does what the plan says, to what a seeded choice falls on.
+    """Do what the plan says to a process that a seeded choice falls on.
 
     Raises:
         UsageError: psutil is not installed.
     """
 
-    def __init__(self, services: Services, crew: Crew, state_dir: Path | None, chance: random.Random) -> None:
+    def __init__(self, services: Services, fleet: Supervisor, state_dir: Path | None, chance: random.Random) -> None:
         try:
             import psutil  # noqa: PLC0415 - an extra
         except ImportError as error:
             raise UsageError("libra fleet drill needs psutil: pip install 'libra-fleet[drill]'") from error
         self._psutil = psutil
         self._services = services
-        self._crew = crew
+        self._fleet = fleet
         self._state_dir = state_dir
         self._chance = chance
         self._paused: psutil.Process | None = None
 
     def inject(self, fault: Fault) -> str | None:
-        """Do it and say what was hit; None where there is nothing to hit just now."""
+        """Do it and return a description of what was hit; None where there is nothing to hit just now."""
         if fault is Fault.FLUSH:
             return self._flush()
         if fault.needs_own_servers:
             return self._kill(self._server(fault.value))
-        if fault in _MEMBERS:
-            member = self._crew.pick(_MEMBERS[fault], self._chance)
-            return self._kill(self._process(member))
+        if fault in _PROCESSES:
+            return self._kill(self._process(self._pick(_PROCESSES[fault])))
         child = self._child(fault)
         if fault is Fault.PAUSE and child is not None:
             child.suspend()
@@ -87,16 +155,20 @@ class FaultInjector:
             return None
         return name
 
-    def _process(self, member: Member | None) -> psutil.Process | None:
-        if member is None or member.process is None:
+    def _pick(self, kind: str) -> SupervisedProcess | None:
+        running = [process for process in self._fleet.processes if process.name == kind and process.running]
+        return self._chance.choice(running) if running else None
+
+    def _process(self, picked: SupervisedProcess | None) -> psutil.Process | None:
+        if picked is None or picked.process is None:
             return None
         try:
-            return self._psutil.Process(member.process.pid)
+            return self._psutil.Process(picked.process.pid)
         except self._psutil.NoSuchProcess:
             return None
 
     def _child(self, fault: Fault) -> psutil.Process | None:
-        worker = self._process(self._crew.pick("worker", self._chance))
+        worker = self._process(self._pick("worker"))
         if worker is None:
             return None
         try:

@@ -1,4 +1,4 @@
-"""What a drill reads from ledger and board: what is in flight, when it settled, what was judged in vain."""
+"""A drill's questions to ledger and queues: chunks in flight, when they settled, discarded work."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ class LedgerProbe:
         return unsettled.difference(queued)
 
     def unsettled_of(self, chunk_ids: Collection[str]) -> int:
-        """How many of some chunks have pending items."""
+        """The number of these chunks that have pending items."""
         statement = (
             "SELECT count(*) FROM chunks WHERE settled < size AND run_id || '/' || chunk_no = ANY(CAST(:ids AS text[]))"
         )
         return int(self._column(statement, ids=list(chunk_ids))[0])
 
     def first_settled_after(self, at: float) -> float | None:
-        """When the first item settled after a moment (epoch seconds by the ledger's clock), or None."""
+        """The time at which the first item settled after `at` (epoch seconds by the ledger's clock), or None."""
         statement = (
             "SELECT extract(epoch FROM min(settled_at))::float8 FROM verdicts WHERE settled_at > to_timestamp(:at)"
         )
@@ -71,7 +71,7 @@ class LedgerProbe:
         return float(self._column("SELECT extract(epoch FROM clock_timestamp())::float8")[0])
 
     def totals(self) -> Totals:
-        """Where the drill stands."""
+        """The drill's progress."""
         statement = sa.text(
             "SELECT coalesce(sum(accepted), 0), coalesce(sum(settled), 0), "
             "count(*) FILTER (WHERE state = 'complete' OR (lane = 'live' AND accepted = settled)) FROM runs"

@@ -1,4 +1,4 @@
-"""What a drill found: every fault with its recovery and its cost, and every promise that was broken."""
+"""The findings of a drill: every fault with its recovery and its cost, and every promise that was broken."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
+from libra_fleet.drill.faults import Fault
 from libra_fleet.drill.ledger_probe import ChunkEnd
-from libra_fleet.drill.plan import Fault
 
 RECOVERY_GRACE_S: Final = 10.0
-"""How much longer than the lease a recovery may take."""
+"""A recovery may take so much longer than the lease."""
 _AOF_WINDOW_S: Final = 2.0
 """A killed broker forgets up to a second of what it had said (appendfsync everysec): acknowledgements as well."""
 
 
 @dataclass
-class Struck:
+class InjectedFault:
     """One fault. Times are epoch seconds by the ledger's clock.
 
     `chunks` were in flight when it came; the look at them began at `looked`.
@@ -43,7 +43,7 @@ class Struck:
 
 @dataclass(frozen=True)
 class FaultLine:
-    """A fault as the report shows it. Items tried again count by their chunk; wasted ones were judged in vain."""
+    """A fault as the report shows it. Items tried again count by their chunk; wasted items were judged again."""
 
     number: int
     fault: str
@@ -58,7 +58,7 @@ class FaultLine:
 
 @dataclass(frozen=True)
 class DrillReport:
-    """Everything about a drill. Sound where there are no breaches."""
+    """Everything about a drill, which passed if there are no breaches."""
 
     seed: int
     lease_s: float
@@ -79,11 +79,11 @@ class DrillReport:
         return json.dumps(asdict(self), ensure_ascii=False, indent=2)
 
 
-def lines_of(struck: Sequence[Struck], ends: Mapping[str, ChunkEnd], started: float) -> list[FaultLine]:
-    """The faults with what they cost; a chunk's cost is charged to the first fault that hit it."""
+def lines_of(injected: Sequence[InjectedFault], ends: Mapping[str, ChunkEnd], started: float) -> list[FaultLine]:
+    """The faults and their cost; a chunk's cost is charged to the first fault that hit it."""
     charged: set[str] = set()
     lines = []
-    for each in struck:
+    for each in injected:
         mine = _hit_by(each, ends)
         costs = [ends[chunk] for chunk in mine - charged]
         charged |= mine
@@ -103,21 +103,21 @@ def lines_of(struck: Sequence[Struck], ends: Mapping[str, ChunkEnd], started: fl
     return lines
 
 
-def broken_bounds(struck: Sequence[Struck], ends: Mapping[str, ChunkEnd], *, lease_s: float) -> list[str]:
-    """Faults that took too long to recover from, and chunks that were judged in vain though no fault had hit them."""
+def broken_bounds(injected: Sequence[InjectedFault], ends: Mapping[str, ChunkEnd], *, lease_s: float) -> list[str]:
+    """Faults that took too long to recover from, and chunks that were judged again though no fault had hit them."""
     limit_s = lease_s + RECOVERY_GRACE_S
     slow = [
         f"fault {each.number} ({each.fault}): "
         + ("no recovery" if each.recovery_s is None else f"recovery took {each.recovery_s:.1f} s, over {limit_s:g} s")
-        for each in struck
+        for each in injected
         if each.recovery_s is None or each.recovery_s > limit_s
     ]
     hits: dict[str, int] = {}
-    for each in struck:
+    for each in injected:
         for chunk in _hit_by(each, ends):
             hits[chunk] = hits.get(chunk, 0) + 1
     vain = [
-        f"chunk {chunk}: {end.wasted} of {end.size} items judged in vain, {hits.get(chunk, 0)} faults hit it, "
+        f"chunk {chunk}: {end.wasted} of {end.size} verdicts discarded, {hits.get(chunk, 0)} faults hit it, "
         f"{end.attempt - 1} times tried again"
         for chunk, end in ends.items()
         if end.wasted > end.size * hits.get(chunk, 0)
@@ -125,7 +125,7 @@ def broken_bounds(struck: Sequence[Struck], ends: Mapping[str, ChunkEnd], *, lea
     return slow + vain
 
 
-def _hit_by(each: Struck, ends: Mapping[str, ChunkEnd]) -> set[str]:
+def _hit_by(each: InjectedFault, ends: Mapping[str, ChunkEnd]) -> set[str]:
     """Chunks in flight at the fault: those seen then, and those that settled from that look to the fault's end."""
     forgotten_s = _AOF_WINDOW_S if each.fault in (Fault.VALKEY, Fault.FLUSH) else 0.0
     return each.chunks.intersection(ends) | {
@@ -161,7 +161,7 @@ def show(report: DrillReport, out: Console) -> None:
     )
     out.print(
         f"{report.in_flight_items:,} items in flight at the faults · {report.tried_again_items:,} tried again · "
-        f"{report.wasted_items:,} judged in vain"
+        f"{report.wasted_items:,} verdicts discarded"
     )
     for breach in report.breaches:
         out.print(f"[red]✗[/] {breach}")

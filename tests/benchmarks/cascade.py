@@ -22,7 +22,7 @@ from infra.ledger import cascades, intake, settlement
 from infra.metrics.thresholds import Scored, fit_thresholds
 from libra_fleet.cli.reports import report_of
 from libra_fleet.cli.watch import follow_stages, wait_for_end
-from libra_fleet.machine.local_fleet import local_fleet
+from libra_fleet.machine.fleet import local_fleet
 from producer.intake.submit import seal, submit
 from schemas.items import Item, Label
 from schemas.messages import Lane

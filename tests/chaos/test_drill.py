@@ -8,7 +8,7 @@ from infra.servers.embedded import EmbeddedServers
 from infra.servers.services import Services
 from infra.settings import Settings
 from libra_fleet.drill.drill import Drill, DrillOptions
-from libra_fleet.drill.plan import Fault
+from libra_fleet.drill.faults import Fault
 
 
 def test_a_fleet_survives_one_fault_of_each_kind(tmp_path: Path, settings: Settings) -> None:

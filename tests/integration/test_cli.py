@@ -22,7 +22,7 @@ from infra.ledger.tables import items, runs
 from infra.process import wait_until
 from infra.servers.services import Services, services
 from infra.settings import Settings
-from libra_fleet.machine.local_fleet import local_fleet
+from libra_fleet.machine.fleet import local_fleet
 from producer.intake.live import LiveClient
 from producer.intake.submit import seal, submit
 from schemas.items import MAX_ITEM_BYTES, Item

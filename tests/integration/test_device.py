@@ -15,7 +15,7 @@ import pytest
 from infra import tracing
 from infra.errors import DeviceError, GuardError
 from infra.otlp import Tracer
-from infra.process import wait_until
+from infra.process import stop, wait_until
 from schemas.messages import Lane
 from tests.support.device import (
     LABELS,
@@ -355,31 +355,31 @@ def test_sigterm_lets_the_batch_in_hand_be_answered(short_path: Path) -> None:
         assert wait_until(lambda: process.stats().deadline > 0, timeout_s=TIMEOUT_S)
         assert not process.overdue(time.monotonic())
         assert process.overdue(time.monotonic() + 1_000)
-        assert process.stop(TIMEOUT_S) == 0
+        assert stop(process.process, grace_s=TIMEOUT_S) == 0
         assert job.result(TIMEOUT_S).answers == expected([prompt(4)])
     pulse = process.stats()
     assert (pulse.batches, pulse.items, pulse.tokens, pulse.deadline) == (1, 1, 4, 0)
-    assert not process.alive()
+    assert process.process.poll() is not None
 
 
 def test_an_idle_process_stops_at_once(short_path: Path) -> None:
     process = DeviceProcess(spec_in(short_path), visible_devices="")
     process.wait_ready(TIMEOUT_S)
-    assert process.stop(TIMEOUT_S) == 0
+    assert stop(process.process, grace_s=TIMEOUT_S) == 0
 
 
 def test_a_load_failure_says_why(short_path: Path) -> None:
     process = DeviceProcess(spec_in(short_path, engine="transformers", guard="no-such-guard"))
     with pytest.raises(GuardError, match="no-such-guard"):
         process.wait_ready(TIMEOUT_S)
-    assert process.exit_code == GuardError.exit_code
+    assert process.process.returncode == GuardError.exit_code
 
 
 def test_a_process_that_is_not_ready_in_time_is_killed(short_path: Path) -> None:
     process = DeviceProcess(spec_in(short_path))
     with pytest.raises(DeviceError, match="not ready"):
         process.wait_ready(0)
-    assert not process.alive()
+    assert process.process.poll() is not None
 
 
 def test_one_batch_that_serves_two_chunks_is_one_span_linked_to_both(

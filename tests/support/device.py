@@ -57,7 +57,7 @@ class KeptDevice:
         while not self._done.wait(0.005):
             if process is not None and process.overdue(time.monotonic()):
                 process.kill()
-            if process is None or not process.alive():
+            if process is None or process.process.poll() is not None:
                 process = DeviceProcess(self.spec)
                 self.starts += 1
         if process is not None:

@@ -1,4 +1,4 @@
-"""One device process as the supervisor holds it: start, watch, kill, stop."""
+"""One device process as the supervisor holds it: start, wait until it listens, see a stuck batch, kill."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from typing import IO, Any, Final
 from infra.errors import DeviceError, GuardError
 from infra.process import python_module
 from infra.settings import child_environment
+from infra.supervise import spawn
 from worker.device.heartbeat import Pulse, read_pulse
 from worker.device.spec import DeviceSpec
 
 _SPINS: Final = "20000"
-"""How often a thread of a matrix product looks for the next one before it sleeps. Not at all cost a CPU engine a tenth
+"""Looks of a matrix product's thread for the next one before it sleeps. Not at all cost a CPU engine a tenth
 of its rate; the default, fifteen times as often, takes more from the other processes (docs/decisions/0016)."""
 
 
@@ -34,23 +35,8 @@ class DeviceProcess:
             changes["CUDA_VISIBLE_DEVICES"] = visible_devices
         self._spec = spec
         spec.heartbeat_path.unlink(missing_ok=True)
-        self._process = subprocess.Popen(
-            python_module("worker.device", spec.model_dump_json()),
-            env=child_environment(**changes, LIBRA_PARENT_PID=str(os.getpid())),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            start_new_session=True,  # a signal to the supervisor's group must not end it before its consumers
-        )
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._process.pid
-
-    @property
-    def exit_code(self) -> int | None:
-        """None while it runs; negative: the signal that ended it."""
-        return self._process.poll()
+        command = python_module("worker.device", spec.model_dump_json())
+        self.process = spawn(command, child_environment(**changes), stdout=subprocess.PIPE)
 
     def wait_ready(self, timeout_s: float) -> None:
         """Return when it listens.
@@ -59,50 +45,37 @@ class DeviceProcess:
             GuardError: it could not load; the message says why.
             DeviceError: it died, or did not listen in time and was killed.
         """
-        stdout = self._process.stdout
+        stdout = self.process.stdout
         if stdout is None:
             return
         try:
             line = _first_line(stdout, timeout_s)
         finally:
             stdout.close()
-            self._process.stdout = None
+            self.process.stdout = None
         if line is None:
             self.kill()
             raise DeviceError(f"the device process of {self._spec.guard} was not ready after {timeout_s:g} s")
         report: dict[str, Any] = json.loads(line or "{}")
         if report.get("ready"):
             return
-        code = self._process.wait()
+        code = self.process.wait()
         if "error" in report:
             raise GuardError(report["error"])
         raise DeviceError(f"the device process of {self._spec.guard} ended with code {code} while starting")
 
-    def alive(self) -> bool:
-        """Whether it runs."""
-        return self.exit_code is None
-
     def overdue(self, now: float) -> bool:
-        """Whether its batch runs past the deadline; `now` in CLOCK_MONOTONIC seconds."""
+        """True if its batch runs past the deadline; `now` in CLOCK_MONOTONIC seconds."""
         return 0 < self.stats().deadline < now
 
     def stats(self) -> Pulse:
-        """What it has done since it started."""
+        """Its work since it started."""
         return read_pulse(self._spec.heartbeat_path)
 
     def kill(self) -> None:
         """End it at once (SIGKILL) and reap it."""
-        self._process.kill()
-        self._process.wait()
-
-    def stop(self, grace_s: float) -> int:
-        """Let it answer the batch in hand, then end it; killed after the grace. Returns its exit code."""
-        self._process.terminate()
-        try:
-            return self._process.wait(grace_s)
-        except subprocess.TimeoutExpired:
-            self.kill()
-        return self._process.wait()
+        self.process.kill()
+        self.process.wait()
 
 
 def _first_line(stream: IO[bytes], timeout_s: float) -> bytes | None:

@@ -18,7 +18,7 @@ from infra.ledger import intake
 from infra.process import wait_until
 from infra.servers.services import Services, services
 from infra.settings import Settings
-from libra_fleet.machine.local_fleet import local_fleet
+from libra_fleet.machine.fleet import local_fleet
 from producer.intake.submit import seal, submit
 from schemas.items import Item
 from schemas.messages import Lane

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from libra_fleet.drill.faults import Fault
 from libra_fleet.drill.ledger_probe import ChunkEnd
-from libra_fleet.drill.plan import Fault
-from libra_fleet.drill.report import Struck, broken_bounds, lines_of
+from libra_fleet.drill.report import InjectedFault, broken_bounds, lines_of
 
 
-def struck(
+def injected(
     fault: Fault = Fault.WORKER, *, recovered: float | None = 15.0, chunks: tuple[str, ...] = ("r/0",)
-) -> Struck:
-    return Struck(1, fault, "python 1", looked=9.9, at=10.0, over=11.0, chunks=set(chunks), recovered=recovered)
+) -> InjectedFault:
+    return InjectedFault(1, fault, "python 1", looked=9.9, at=10.0, over=11.0, chunks=set(chunks), recovered=recovered)
 
 
 def end(*, wasted: int = 0, attempt: int = 1, settled_at: float | None = 9.5) -> ChunkEnd:
@@ -18,17 +18,17 @@ def end(*, wasted: int = 0, attempt: int = 1, settled_at: float | None = 9.5) ->
 
 
 def test_a_recovery_within_lease_and_grace_is_no_breach() -> None:
-    assert broken_bounds([struck()], {"r/0": end(wasted=16, attempt=2)}, lease_s=3) == []
+    assert broken_bounds([injected()], {"r/0": end(wasted=16, attempt=2)}, lease_s=3) == []
 
 
 def test_a_slow_recovery_and_none_at_all_are_breaches() -> None:
-    slow, never = struck(recovered=30.0), struck(recovered=None)
+    slow, never = injected(recovered=30.0), injected(recovered=None)
 
     assert len(broken_bounds([slow, never], {}, lease_s=3)) == 2
 
 
 def test_work_in_vain_that_no_fault_explains_is_a_breach() -> None:
-    (breach,) = broken_bounds([struck()], {"r/1": end(wasted=1)}, lease_s=3)
+    (breach,) = broken_bounds([injected()], {"r/1": end(wasted=1)}, lease_s=3)
 
     assert breach.startswith("chunk r/1: 1 of 16")
 
@@ -36,19 +36,19 @@ def test_work_in_vain_that_no_fault_explains_is_a_breach() -> None:
 def test_a_killed_broker_may_forget_what_had_just_been_acknowledged() -> None:
     ends = {"r/1": end(wasted=1, settled_at=9.5), "r/2": end(settled_at=2.0)}
 
-    assert broken_bounds([struck(Fault.VALKEY)], ends, lease_s=3) == []
-    assert lines_of([struck(Fault.VALKEY)], ends, 0.0)[0].in_flight_items == 16
+    assert broken_bounds([injected(Fault.VALKEY)], ends, lease_s=3) == []
+    assert lines_of([injected(Fault.VALKEY)], ends, 0.0)[0].in_flight_items == 16
 
 
 def test_what_settled_between_the_look_and_the_end_of_a_fault_was_in_flight() -> None:
     within, before = {"r/1": end(wasted=1, settled_at=9.95)}, {"r/1": end(wasted=1, settled_at=9.8)}
 
-    assert broken_bounds([struck()], within, lease_s=3) == []
-    assert len(broken_bounds([struck()], before, lease_s=3)) == 1
+    assert broken_bounds([injected()], within, lease_s=3) == []
+    assert len(broken_bounds([injected()], before, lease_s=3)) == 1
 
 
 def test_a_chunk_is_charged_to_the_first_fault_that_hit_it() -> None:
-    first, second = lines_of([struck(), struck()], {"r/0": end(attempt=2, wasted=3)}, 0.0)
+    first, second = lines_of([injected(), injected()], {"r/0": end(attempt=2, wasted=3)}, 0.0)
 
     assert (first.tried_again_items, first.wasted_items) == (16, 3)
     assert (second.tried_again_items, second.wasted_items) == (0, 0)

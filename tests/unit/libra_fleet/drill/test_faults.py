@@ -8,7 +8,7 @@ from itertools import islice
 import pytest
 
 from infra.errors import UsageError
-from libra_fleet.drill.plan import EVERYTHING, Fault, parse_mix, plan
+from libra_fleet.drill.faults import EVERYTHING, Fault, parse_mix, plan
 
 
 def test_the_same_seed_brings_the_same_faults() -> None:
