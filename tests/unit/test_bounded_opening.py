@@ -56,10 +56,8 @@ AWAITED = (
 )
 OPENED_BY = {
     "libra_fleet/cli/context.py": "`connected` itself",
-    "libra_fleet/cli/gateway.py": "a service: it may start before its servers",
+    "libra_fleet/cli/fleet.py": "worker, collector, gateway and sender of webhooks: they may start before their servers",
     "libra_fleet/cli/up.py": "a service",
-    "libra_fleet/cli/webhooks.py": "`webhooks send`, a service",
-    "libra_fleet/cli/worker.py": "worker and collector, services",
     "producer/intake/live.py": "a library: its caller says how long to wait",
 }
 """Callers of `services`, and why each may wait longer than a person would."""
