@@ -56,7 +56,7 @@ AWAITED = (
 )
 OPENED_BY = {
     "libra_fleet/cli/context.py": "`connected` itself",
-    "libra_fleet/cli/fleet.py": "worker, collector, gateway and sender of webhooks: they may start before their servers",
+    "libra_fleet/cli/fleet.py": "worker, collector, gateway, webhook sender: they may start before their servers",
     "libra_fleet/cli/up.py": "a service",
     "producer/intake/live.py": "a library: its caller says how long to wait",
 }
