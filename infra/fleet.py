@@ -10,8 +10,8 @@ import sqlalchemy as sa
 
 from infra.coordination.store import BrokerState, QueueState
 from infra.errors import ServerError
-from infra.ledger.backlog import Backlog, Pending, read_backlog
 from infra.ledger.recovery import LaneKey
+from infra.ledger.stats import Backlog, PendingItems, read_backlog
 from infra.servers.services import Services
 from schemas.fleet import Announcement, FleetSnapshot, Queue, Server
 from schemas.messages import Lane
@@ -67,7 +67,7 @@ def look(services: Services, *, at_once: bool = False, guards: Collection[str] =
 def _queue(key: tuple[str, Lane], backlog: Backlog, broker: BrokerState) -> Queue:
     guard, lane = key
     state = broker.queues.get(key, QueueState())
-    pending = backlog.pending.get(LaneKey(guard, lane), Pending())
+    pending = backlog.pending.get(LaneKey(guard, lane), PendingItems())
     return Queue(
         guard=guard,
         lane=lane,

@@ -6,21 +6,20 @@ Every check counts for itself and trusts no counter that another statement keeps
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
-from infra.ledger import reading
-from infra.ledger.engine import disable_nested_loops
+from infra.ledger.engine import disable_nested_loops, fetch_all, stream
+from infra.ledger.runs import run_status, stored_report
+from infra.ledger.stats import cached_count
+from infra.ledger.tables import chunks
 from schemas.items import Item
 from schemas.runs import RunState
 
-_FETCH: Final = 5_000
-
 
 class Check(NamedTuple):
-    """One thing that must hold. `found` says what was counted; `breaches` is 0 where it holds."""
+    """One thing that must hold. `found` words the counts; `breaches` is 0 where it holds."""
 
     name: str
     breaches: int
@@ -28,7 +27,7 @@ class Check(NamedTuple):
 
 
 class Audit(NamedTuple):
-    """The outcome of all checks on one run, with the receipt and what was judged in vain."""
+    """The outcome of all checks on one run, with the receipt and the duplicate work."""
 
     run_id: str
     checks: tuple[Check, ...]
@@ -39,7 +38,7 @@ class Audit(NamedTuple):
 
     @property
     def sound(self) -> bool:
-        """Whether every check holds."""
+        """True where every check holds."""
         return not any(check.breaches for check in self.checks)
 
 
@@ -128,21 +127,24 @@ def audit(engine: sa.Engine, run_id: str) -> Audit:
     """Check a run's books; a run that is still going on may have pending items, but no other breach.
 
     Raises:
-        UsageError: there is no such run.
+        RunNotFoundError: there is no such run.
     """
-    status = reading.run_status(engine, run_id)
+    status = run_status(engine, run_id)
+    # All checks look at one snapshot: a run that is still going on must not be caught between two of them.
     with engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
         disable_nested_loops(connection)
         checks = [_count(connection, name, statement, status.id) for name, statement in _COUNTS.items()]
     altered, scrubbed, fresh = _recompute(engine, status.id)
     found = f"{altered} differ from their hash" + (f", {scrubbed} scrubbed" if scrubbed else "")
     checks.append(Check("no item's content was altered", altered, found))
-    stored = reading.stored_report(engine, status.id)
+    stored = stored_report(engine, status.id)
     if status.state in (RunState.COMPLETE, RunState.CANCELLED):
         checks.append(_compare("the receipt is the one the run ended with", stored.receipt if stored else "", fresh))
         checks.append(_compare("the report counts what the run counts", stored.counts if stored else "", status.counts))
-    wasted, again = _waste(engine, status.id)
-    return Audit(status.id, tuple(checks), fresh, wasted, again, reading.cached_count(engine, status.id))
+    wasted, again = sa.func.sum(chunks.c.wasted), sa.func.count().filter(chunks.c.attempt > 1)
+    duplicates = sa.select(sa.func.coalesce(wasted, 0), again).where(chunks.c.run_id == status.id)
+    ((wasted_items, reattempted),) = fetch_all(engine, duplicates)
+    return Audit(status.id, tuple(checks), fresh, wasted_items, reattempted, cached_count(engine, status.id))
 
 
 def receipt(engine: sa.Engine, run_id: str) -> str:
@@ -160,10 +162,16 @@ def _compare(name: str, stored: object, found: object) -> Check:
 
 
 def _recompute(engine: sa.Engine, run_id: str) -> tuple[int, int, str]:
-    """How many verdicts' items differ from their content hash, how many are scrubbed of their text, the receipt."""
+    """Verdicts whose items differ from their content hash, those whose texts were scrubbed, and the receipt."""
     digest = hashlib.sha256()
     altered = scrubbed = 0
-    for row in _rows(engine, run_id):
+    statement = sa.text(
+        """
+        SELECT i.item_id, i.question, i.response, i.content_hash, v.iteration, v.outcome, v.label
+        FROM verdicts v JOIN items i USING (run_id, seq) WHERE v.run_id = :run_id ORDER BY v.seq, v.iteration
+        """
+    )
+    for row in stream(engine, statement, {"run_id": run_id}, whole_run=True):
         item = Item.model_construct(id=row.item_id, question=row.question, response=row.response)
         if not (row.question or row.response):
             scrubbed += 1  # no item is accepted without a text
@@ -172,25 +180,3 @@ def _recompute(engine: sa.Engine, run_id: str) -> tuple[int, int, str]:
         parts = (row.item_id, bytes(row.content_hash).hex(), str(row.iteration), row.outcome, row.label or "")
         digest.update("\x1f".join(parts).encode() + b"\n")
     return altered, scrubbed, digest.hexdigest()
-
-
-def _rows(engine: sa.Engine, run_id: str) -> Iterator[sa.Row[tuple[object, ...]]]:
-    statement = sa.text(
-        """
-        SELECT i.item_id, i.question, i.response, i.content_hash, v.iteration, v.outcome, v.label
-        FROM verdicts v JOIN items i USING (run_id, seq) WHERE v.run_id = :run_id ORDER BY v.seq, v.iteration
-        """
-    )
-    with engine.connect() as connection:
-        disable_nested_loops(connection)
-        yield from connection.execution_options(yield_per=_FETCH).execute(statement, {"run_id": run_id})
-
-
-def _waste(engine: sa.Engine, run_id: str) -> tuple[int, int]:
-    statement = sa.text(
-        "SELECT coalesce(sum(wasted), 0) AS wasted, count(*) FILTER (WHERE attempt > 1) AS again "
-        "FROM chunks WHERE run_id = :run_id"
-    )
-    with engine.connect() as connection:
-        row = connection.execute(statement, {"run_id": run_id}).one()
-    return row.wasted, row.again

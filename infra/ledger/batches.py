@@ -1,27 +1,32 @@
-"""Uploaded files and the batches over them: bulk runs that somebody ordered by file.
+"""Uploaded files and the batches over them: bulk runs ordered by file.
 
 A batch is taken up under a lease, so that one whose gateway died is taken up by another.
 """
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
-from infra.ledger.submissions import IdempotencyKey, make_once
+from infra.ledger.engine import Row, execute, fetch_all, fetch_one, fetch_value
+from infra.ledger.intake import IdempotencyKey, make_once
+from infra.ledger.runs import counts_of
+from infra.ledger.tables import batches, files
 from schemas.runs import RunCounts, RunState
 
-_FILE: Final = "id, tenant, filename, purpose, length(content) AS size_bytes, created_at"
+_FILE: Final = (
+    *(files.c.id, files.c.tenant, files.c.filename, files.c.purpose),
+    *(sa.func.length(files.c.content), files.c.created_at),
+)
 
 _BATCH: Final = """
     b.id, b.tenant, b.input_file_id, b.endpoint, b.metadata, b.run_id, b.errors, b.cancelling_at, b.failed_at,
     b.submitted_at, b.created_at, r.state, r.accepted, r.settled, r.scored, r.unparseable, r.dead,
-    r.created_at AS run_at, r.settled_at, r.completed_at
+    r.accepted - r.settled AS pending, r.created_at AS run_at, r.settled_at, r.completed_at
 """
 _BATCHES: Final = f"SELECT {_BATCH} FROM batches b LEFT JOIN runs r ON r.id = b.run_id"  # noqa: S608
 
@@ -51,7 +56,7 @@ class StoredFile(NamedTuple):
 
 
 class LineError(NamedTuple):
-    """What is wrong with a line of a batch's file; lines count from 1."""
+    """An error in a line of a batch's file; lines count from 1."""
 
     line: int
     code: str
@@ -60,7 +65,7 @@ class LineError(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """A batch and how its run fares; the run's part is None until there is one."""
+    """A batch with its run's progress, which is None until there is a run."""
 
     id: str
     tenant: str
@@ -82,39 +87,28 @@ class Batch(NamedTuple):
 
 def store_file(engine: sa.Engine, *, tenant: str, filename: str, purpose: str, content: bytes) -> StoredFile:
     """Keep a file."""
-    values = {
-        "id": "file-" + secrets.token_hex(10),
-        "tenant": tenant,
-        "filename": filename,
-        "purpose": purpose,
-        "content": content,
-    }
-    statement = sa.text(
-        "INSERT INTO files (id, tenant, filename, purpose, content) "  # noqa: S608
-        f"VALUES (:id, :tenant, :filename, :purpose, :content) RETURNING {_FILE}"
+    made = sa.insert(files).values(
+        id="file-" + secrets.token_hex(10), tenant=tenant, filename=filename, purpose=purpose, content=content
     )
-    with engine.begin() as connection:
-        return StoredFile(*connection.execute(statement, values).one())
+    (row,) = fetch_all(engine, made.returning(*_FILE))
+    return StoredFile(*row)
 
 
 def find_file(engine: sa.Engine, file_id: str) -> StoredFile | None:
     """A file, or None where there is none."""
-    with engine.connect() as connection:
-        row = connection.execute(sa.text(f"SELECT {_FILE} FROM files WHERE id = :id"), {"id": file_id}).one_or_none()  # noqa: S608
+    row = fetch_one(engine, sa.select(*_FILE).where(files.c.id == file_id))
     return StoredFile(*row) if row else None
 
 
 def file_content(engine: sa.Engine, file_id: str) -> bytes | None:
     """A file's content, or None where it is gone."""
-    with engine.connect() as connection:
-        content = connection.scalar(sa.text("SELECT content FROM files WHERE id = :id"), {"id": file_id})
+    content = fetch_value(engine, sa.select(files.c.content).where(files.c.id == file_id))
     return None if content is None else bytes(content)
 
 
 def delete_file(engine: sa.Engine, file_id: str) -> None:
     """Forget a file."""
-    with engine.begin() as connection:
-        connection.execute(sa.text("DELETE FROM files WHERE id = :id"), {"id": file_id})
+    execute(engine, sa.delete(files).where(files.c.id == file_id))
 
 
 def create_batch(
@@ -131,28 +125,18 @@ def create_batch(
     Raises:
         AlreadyMadeError, KeyReusedError, KeyInFlightError: see `make_once`.
     """
-    values = {
-        "id": "batch_" + secrets.token_hex(10),
-        "tenant": tenant,
-        "input_file_id": input_file_id,
-        "endpoint": endpoint,
-        "metadata": None if metadata is None else json.dumps(metadata, ensure_ascii=False),
-    }
-    statement = sa.text(
-        "INSERT INTO batches (id, tenant, input_file_id, endpoint, metadata) "
-        "VALUES (:id, :tenant, :input_file_id, :endpoint, CAST(:metadata AS jsonb))"
-    )
+    batch_id = "batch_" + secrets.token_hex(10)
+    values = {"id": batch_id, "tenant": tenant, "input_file_id": input_file_id, "endpoint": endpoint}
     with engine.begin() as connection:
         if once is not None:
-            make_once(connection, once, {"batch": values["id"]})
-        connection.execute(statement, values)
-    return str(values["id"])
+            make_once(connection, once, {"batch": batch_id})
+        connection.execute(sa.insert(batches).values(**values, metadata=sa.null() if metadata is None else metadata))
+    return batch_id
 
 
 def find_batch(engine: sa.Engine, batch_id: str) -> Batch | None:
     """A batch, or None where there is none."""
-    with engine.connect() as connection:
-        row = connection.execute(sa.text(f"{_BATCHES} WHERE b.id = :id"), {"id": batch_id}).one_or_none()
+    row = fetch_one(engine, sa.text(f"{_BATCHES} WHERE b.id = :id"), {"id": batch_id})
     return _batch(row) if row else None
 
 
@@ -162,70 +146,48 @@ def list_batches(engine: sa.Engine, tenant: str, *, after: str | None, limit: in
         f"{_BATCHES} WHERE b.tenant = :tenant AND (CAST(:after AS text) IS NULL OR (b.created_at, b.id) < "  # noqa: S608
         "(SELECT created_at, id FROM batches WHERE id = :after)) ORDER BY b.created_at DESC, b.id DESC LIMIT :limit"
     )
-    with engine.connect() as connection:
-        rows = connection.execute(statement, {"tenant": tenant, "after": after, "limit": limit})
-        return [_batch(row) for row in rows]
+    return [_batch(row) for row in fetch_all(engine, statement, {"tenant": tenant, "after": after, "limit": limit})]
 
 
 def claim_batch(engine: sa.Engine, *, lease_s: float) -> str | None:
     """The id of a batch to take up, tenants first of which none is in hand; None where nothing waits."""
-    with engine.begin() as connection:
-        claimed: str | None = connection.scalar(_CLAIM, {"lease_s": lease_s})
+    claimed: str | None = fetch_value(engine, _CLAIM, {"lease_s": lease_s})
     return claimed
 
 
 def renew_batch(engine: sa.Engine, batch_id: str, *, lease_s: float) -> bool:
-    """Keep a batch in hand; False where somebody wants it cancelled."""
-    statement = sa.text(
-        "UPDATE batches SET lease_until = now() + make_interval(secs => :lease_s) WHERE id = :id "
-        "RETURNING cancelling_at IS NULL"
-    )
-    with engine.begin() as connection:
-        return bool(connection.scalar(statement, {"id": batch_id, "lease_s": lease_s}))
+    """Keep a batch in hand; False where it is to be cancelled."""
+    renewed = _update(batch_id, lease_until=sa.func.now() + timedelta(seconds=lease_s))
+    return bool(fetch_value(engine, renewed.returning(batches.c.cancelling_at.is_(None))))
 
 
 def begin_run(engine: sa.Engine, batch_id: str, run_id: str) -> str:
     """Note the batch's run before it is opened; the id that counts, which is an earlier one where there was one."""
-    statement = sa.text("UPDATE batches SET run_id = coalesce(run_id, :run_id) WHERE id = :id RETURNING run_id")
-    with engine.begin() as connection:
-        return str(connection.scalar(statement, {"id": batch_id, "run_id": run_id}))
+    noted = _update(batch_id, run_id=sa.func.coalesce(batches.c.run_id, run_id))
+    return str(fetch_value(engine, noted.returning(batches.c.run_id)))
 
 
 def end_submission(engine: sa.Engine, batch_id: str) -> None:
     """Everything is in the run."""
-    _set_moment(engine, batch_id, "submitted_at")
+    execute(engine, _update(batch_id, submitted_at=sa.func.coalesce(batches.c.submitted_at, sa.func.now())))
 
 
 def ask_to_cancel(engine: sa.Engine, batch_id: str) -> None:
-    """Have whoever submits the batch stop."""
-    _set_moment(engine, batch_id, "cancelling_at")
+    """Have the gateway that submits the batch stop."""
+    execute(engine, _update(batch_id, cancelling_at=sa.func.coalesce(batches.c.cancelling_at, sa.func.now())))
 
 
 def fail_batch(engine: sa.Engine, batch_id: str, errors: Sequence[LineError]) -> None:
     """End a batch whose file cannot be judged; nothing of it was."""
-    statement = sa.text("UPDATE batches SET failed_at = now(), errors = CAST(:errors AS jsonb) WHERE id = :id")
     rows = [error._asdict() for error in errors]
-    with engine.begin() as connection:
-        connection.execute(statement, {"id": batch_id, "errors": json.dumps(rows, ensure_ascii=False)})
+    execute(engine, _update(batch_id, failed_at=sa.func.now(), errors=rows))
 
 
-def _set_moment(engine: sa.Engine, batch_id: str, column: str) -> None:
-    statement = sa.text(f"UPDATE batches SET {column} = coalesce({column}, now()) WHERE id = :id")  # noqa: S608
-    with engine.begin() as connection:
-        connection.execute(statement, {"id": batch_id})
+def _update(batch_id: str, **values: object) -> sa.Update:
+    return sa.update(batches).where(batches.c.id == batch_id).values(**values)
 
 
-def _batch(row: sa.Row[tuple[object, ...]]) -> Batch:
-    counts = None
-    if row.state is not None:
-        counts = RunCounts(
-            accepted=row.accepted,
-            settled=row.settled,
-            scored=row.scored,
-            unparseable=row.unparseable,
-            dead=row.dead,
-            pending=row.accepted - row.settled,
-        )
+def _batch(row: Row) -> Batch:
     return Batch(
         id=row.id,
         tenant=row.tenant,
@@ -239,7 +201,7 @@ def _batch(row: sa.Row[tuple[object, ...]]) -> Batch:
         submitted_at=row.submitted_at,
         created_at=row.created_at,
         state=RunState(row.state) if row.state else None,
-        counts=counts,
+        counts=counts_of(row) if row.state else None,
         run_at=row.run_at,
         settled_at=row.settled_at,
         completed_at=row.completed_at,

@@ -1,28 +1,155 @@
-"""What policies decided: for fresh verdicts in their own transaction, for stored ones on request, never forgotten.
+"""Policies and their decisions: on fresh verdicts in their own transaction, on stored ones on request, never forgotten.
+
+Every version of a policy is kept as it was put; one of each name is active. Collectors read the active version in the
+transaction of the decision, so that they all agree; a stored version never changes, so its parsed form may be kept.
 
 A decision is superseded by a later one, and the one that is not superseded is current. Items that did not come through
-the gateway have none, and neither has a child run: its verdicts stand beside its parent's and move nothing.
+the gateway have none, and neither has a child run: its verdicts stand alongside its parent's and move nothing.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 import sqlalchemy as sa
+from pydantic import ValidationError
+from sqlalchemy.dialects.postgresql import insert
 
-from infra.ledger import outbox
-from infra.ledger.engine import disable_nested_loops
-from infra.ledger.outbox import exported_metadata
-from infra.ledger.policies import active_policies
-from schemas.items import Label, submitted_name
+from infra.errors import PolicyNotFoundError, TakenError
+from infra.ledger.engine import Row, execute, fetch_all, stream
+from infra.ledger.items import verdict_from
+from infra.ledger.tables import policies, tenant_policies
+from infra.ledger.webhooks import WebhookMessage, exported_metadata, post
+from schemas.items import submitted_name
 from schemas.policy import Action, Decision, Policy, decide, surface_of
-from schemas.verdicts import Outcome, Verdict
+from schemas.verdicts import Verdict
 from schemas.webhooks import Event, JudgedItem
 
-_FETCH: Final = 2_000
+_ACTIVE: Final = sa.text(
+    "SELECT name, body::text AS body FROM policies WHERE active AND name = ANY(CAST(:names AS text[]))"
+)
+
+
+class StoredPolicy(NamedTuple):
+    """One version of a policy. `tenants`: those whose default this name is."""
+
+    policy: Policy
+    active: bool
+    created_at: datetime
+    tenants: tuple[str, ...]
+
+
+@lru_cache(maxsize=256)
+def _parsed(body: str) -> Policy:
+    return Policy.model_validate_json(body)
+
+
+def active_policies(connection: sa.Connection, names: Iterable[str]) -> dict[str, Policy]:
+    """The active versions of these policies by name.
+
+    A name that was never put is missing, and so is one whose active version was put by a newer release of ours with
+    rules that this one does not know: a fleet is upgraded machine by machine.
+    """
+    wanted = list(names)
+    found: dict[str, Policy] = {}
+    for row in connection.execute(_ACTIVE, {"names": wanted}) if wanted else ():
+        with suppress(ValidationError):
+            found[row.name] = _parsed(row.body)
+    return found
+
+
+class PolicyNames:
+    """The names that items may ask for, remembered for `keep_s` seconds; names are only ever added. Thread-safe."""
+
+    def __init__(self, engine: sa.Engine, *, keep_s: float = 1.0) -> None:
+        self._engine = engine
+        self._keep_s = keep_s
+        self._names: frozenset[str] = frozenset()
+        self._read_at = -math.inf
+
+    def __call__(self, name: str) -> bool:
+        """True where there is a policy of that name."""
+        if name not in self._names and time.monotonic() - self._read_at >= self._keep_s:
+            active = sa.select(policies.c.name).where(policies.c.active)
+            self._names = frozenset(row.name for row in fetch_all(self._engine, active))
+            self._read_at = time.monotonic()
+        return name in self._names
+
+
+def put_policy(engine: sa.Engine, policy: Policy) -> bool:
+    """Store a version and make it the active one; False where it was stored already (it is active now all the same).
+
+    Raises:
+        TakenError: this version is stored with other rules.
+    """
+    this = sa.and_(policies.c.name == policy.policy, policies.c.version == policy.version)
+    others = sa.and_(policies.c.name == policy.policy, policies.c.version != policy.version, policies.c.active)
+    made = insert(policies).values(
+        name=policy.policy, version=policy.version, body=policy.model_dump(mode="json"), active=True
+    )
+    with engine.begin() as connection:
+        # One put at a time: two that each deactivate the other's version would leave none, or two, active.
+        connection.execute(sa.text("LOCK TABLE policies IN SHARE ROW EXCLUSIVE MODE"))
+        stored: str | None = connection.scalar(sa.select(sa.cast(policies.c.body, sa.Text)).where(this))
+        if stored is not None and _parsed(stored) != policy:
+            raise TakenError(
+                f"version {policy.version} of policy {policy.policy} is stored with other rules; "
+                "give the changed policy another version"
+            )
+        connection.execute(sa.update(policies).where(others).values(active=False))
+        connection.execute(made.on_conflict_do_update(index_elements=["name", "version"], set_={"active": True}))
+    return stored is None
+
+
+def stored_policies(engine: sa.Engine, name: str | None = None) -> list[StoredPolicy]:
+    """Every stored version, by name, the newest version first."""
+    statement = sa.text(
+        """
+        SELECT p.body::text AS body, p.active, p.created_at,
+               ARRAY(SELECT tenant FROM tenant_policies t WHERE t.policy = p.name ORDER BY tenant) AS tenants
+        FROM policies p WHERE CAST(:name AS text) IS NULL OR p.name = :name ORDER BY p.name, p.version DESC
+        """
+    )
+    return [
+        StoredPolicy(_parsed(row.body), row.active, row.created_at, tuple(row.tenants))
+        for row in fetch_all(engine, statement, {"name": name})
+    ]
+
+
+def stored_policy(engine: sa.Engine, name: str, version: int | None = None) -> StoredPolicy:
+    """One version of a policy; without a version the active one.
+
+    Raises:
+        PolicyNotFoundError: there is none.
+    """
+    for found in stored_policies(engine, name):
+        if found.policy.version == version or (version is None and found.active):
+            return found
+    what = name if version is None else f"{name}@{version}"
+    raise PolicyNotFoundError(f"no policy {what} in the ledger")
+
+
+def set_tenant_policy(engine: sa.Engine, tenant: str, name: str | None) -> None:
+    """Make a policy the default of a tenant's items from now on; None: no policy.
+
+    Raises:
+        PolicyNotFoundError: there is no such policy.
+    """
+    if name is None:
+        execute(engine, sa.delete(tenant_policies).where(tenant_policies.c.tenant == tenant))
+        return
+    stored_policy(engine, name)
+    made = insert(tenant_policies).values(tenant=tenant, policy=name)
+    execute(engine, made.on_conflict_do_update(index_elements=["tenant"], set_={"policy": name}))
+
+
 _BATCH: Final = 500
 
 _SUBMITTED: Final = sa.text(
@@ -81,7 +208,7 @@ class Subject(NamedTuple):
     surface: str
 
 
-class Judged(NamedTuple):
+class StoredVerdict(NamedTuple):
     """A settled verdict with the place and the fingerprint it has in the ledger."""
 
     verdict: Verdict
@@ -98,56 +225,45 @@ class Ruling(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What another version makes of a stored verdict. `before` is None where nothing was decided yet."""
+    """A stored verdict decided by another version. `before` is None where nothing was decided yet."""
 
     subject: Subject
-    judged: Judged
+    judged: StoredVerdict
     before: Action | None
     decision_id: int | None
     ruling: Ruling
 
     @property
     def moves(self) -> bool:
-        """Whether the platform has to do something else than before."""
+        """True where the platform has to do something else than before."""
         return self.before is not self.ruling.decision.action
 
 
-class CurrentDecision(NamedTuple):
-    """Where an item stands: a human's decision before a policy's."""
-
-    action: Action
-    reason: str
-    policy: str | None
-    policy_version: int | None
-    moderator: str | None
-    decided_at: datetime
-
-
-def decide_settled(connection: sa.Connection, run_id: str, settled: Sequence[Judged]) -> None:
-    """Decide verdicts that this transaction has just written, and put what is to be told into the outbox."""
+def decide_settled(connection: sa.Connection, run_id: str, settled: Sequence[StoredVerdict]) -> None:
+    """Decide verdicts that this transaction has just written, and put their notifications into the outbox."""
     event = Event.JUDGED
     wanted = {"run_id": run_id, "seqs": [judged.verdict.seq for judged in settled], "event": event.value}
     found = connection.execute(_SUBMITTED, wanted).all()
     subjects = {row.seq: _subject(row) for row in found}
     if not subjects:
         return
-    policies = active_policies(connection, {subject.policy for subject in subjects.values() if subject.policy})
-    rulings: list[tuple[Subject, Judged, Ruling | None]] = []
+    known = active_policies(connection, {subject.policy for subject in subjects.values() if subject.policy})
+    rulings: list[tuple[Subject, StoredVerdict, Ruling | None]] = []
     for judged in settled:
         subject = subjects.get(judged.verdict.seq)
         if subject:
-            rulings.append((subject, judged, rule(subject, judged.verdict, policies)))
+            rulings.append((subject, judged, rule(subject, judged.verdict, known)))
     _insert(connection, [(subject, judged, ruling) for subject, judged, ruling in rulings if ruling])
-    notified = {row.seq for row in found if row.notified}  # nobody else's message is rendered or looked up again
-    letters = [_letter(subject, judged, ruling) for subject, judged, ruling in rulings if subject.seq in notified]
-    outbox.post(connection, run_id, event, letters)
+    notified = {row.seq for row in found if row.notified}  # no other message is rendered
+    messages = [_message(subject, judged, ruling) for subject, judged, ruling in rulings if subject.seq in notified]
+    post(connection, run_id, event, messages)
 
 
-def rule(subject: Subject, verdict: Verdict, policies: dict[str, Policy]) -> Ruling | None:
-    """What the policy of an item makes of its verdict; None where none applies."""
+def rule(subject: Subject, verdict: Verdict, known: dict[str, Policy]) -> Ruling | None:
+    """The decision that an item's policy makes on its verdict; None where none applies."""
     if subject.policy is None:
         return None
-    policy = policies.get(subject.policy)
+    policy = known.get(subject.policy)
     if policy is None:
         unknown = Decision(Action.REVIEW, "the policy is not in the ledger, or of a form this version cannot read")
         return Ruling(unknown, subject.policy, None)
@@ -155,28 +271,23 @@ def rule(subject: Subject, verdict: Verdict, policies: dict[str, Policy]) -> Rul
 
 
 def changes(engine: sa.Engine, policy: Policy, since: datetime, *, tenant: str | None = None) -> Iterator[Change]:
-    """What a policy would make of the verdicts settled since then whose items it applies to, streamed.
+    """A policy's decisions on the verdicts settled since then whose items it applies to, where they change; streamed.
 
     Items that a human has decided are left out: no policy overrules a human.
     """
     values = {"policy": policy.policy, "since": since, "tenant": tenant}
-    with engine.connect() as connection:
-        for row in connection.execution_options(yield_per=_FETCH).execute(sa.text(_STORED), values):
-            subject, judged = _subject(row), stored_verdict(row)
-            ruling = rule(subject, judged.verdict, {policy.policy: policy})
-            assert ruling is not None  # noqa: S101 - the query asks for items with this policy
-            before = Action(row.action) if row.action else None
-            same = (row.decided_by, row.policy_version, before) == (
-                policy.policy,
-                policy.version,
-                ruling.decision.action,
-            )
-            if not same:
-                yield Change(subject, judged, before, row.decision_id, ruling)
+    for row in stream(engine, sa.text(_STORED), values):
+        subject, judged = _subject(row), stored_verdict(row)
+        ruling = rule(subject, judged.verdict, {policy.policy: policy})
+        assert ruling is not None  # noqa: S101 - the query asks for items with this policy
+        before = Action(row.action) if row.action else None
+        decided = (row.decided_by, row.policy_version, before)
+        if decided != (policy.policy, policy.version, ruling.decision.action):
+            yield Change(subject, judged, before, row.decision_id, ruling)
 
 
 def apply_changes(engine: sa.Engine, found: Iterator[Change]) -> Iterator[Change]:
-    """Make changes current, batch by batch, and tell platforms what moved; yields those that really took effect.
+    """Make changes current, batch by batch, and notify platforms of those that move; yields those that took effect.
 
     A change takes no effect where somebody else, a human above all, decided meanwhile.
     """
@@ -194,8 +305,8 @@ def _apply(connection: sa.Connection, batch: Sequence[Change]) -> list[Change]:
     done = [change for change in fresh if _key(change.subject, change.judged) in inserted]
     moved = [change for change in done if change.moves]
     for run_id, group in itertools.groupby(moved, key=lambda change: change.subject.run_id):
-        letters = [_letter(c.subject, c.judged, c.ruling, previous=c.before) for c in group]
-        outbox.post(connection, run_id, Event.REDECIDED, letters)
+        messages = [_message(c.subject, c.judged, c.ruling, previous=c.before) for c in group]
+        post(connection, run_id, Event.REDECIDED, messages)
     return done
 
 
@@ -218,7 +329,7 @@ def _without_human(connection: sa.Connection, batch: Sequence[Change]) -> list[C
         "run_ids": [change.subject.run_id for change in batch],
         "seqs": [change.subject.seq for change in batch],
     }
-    connection.execute(lock, keys)
+    connection.execute(lock, keys)  # a review locks its item as well, and decides before this transaction or after it
     decided = {(row.run_id, row.seq) for row in connection.execute(reviewed, keys)}
     return [change for change in batch if (change.subject.run_id, change.subject.seq) not in decided]
 
@@ -233,7 +344,9 @@ def _supersede(connection: sa.Connection, decision_ids: Sequence[int]) -> set[in
     return set(connection.scalars(statement, {"ids": list(decision_ids)}))
 
 
-def _insert(connection: sa.Connection, rulings: Sequence[tuple[Subject, Judged, Ruling]]) -> set[tuple[str, int, int]]:
+def _insert(
+    connection: sa.Connection, rulings: Sequence[tuple[Subject, StoredVerdict, Ruling]]
+) -> set[tuple[str, int, int]]:
     if not rulings:
         return set()
     columns = {
@@ -250,13 +363,13 @@ def _insert(connection: sa.Connection, rulings: Sequence[tuple[Subject, Judged, 
     return {(row.run_id, row.seq, row.iteration) for row in connection.execute(_INSERT, columns)}
 
 
-def _key(subject: Subject, judged: Judged) -> tuple[str, int, int]:
+def _key(subject: Subject, judged: StoredVerdict) -> tuple[str, int, int]:
     return subject.run_id, subject.seq, judged.iteration
 
 
-def _letter(
-    subject: Subject, judged: Judged, ruling: Ruling | None, *, previous: Action | None = None
-) -> outbox.WebhookMessage:
+def _message(
+    subject: Subject, judged: StoredVerdict, ruling: Ruling | None, *, previous: Action | None = None
+) -> WebhookMessage:
     verdict = judged.verdict
     data = JudgedItem(
         run_id=subject.run_id,
@@ -276,10 +389,10 @@ def _letter(
         reason=ruling.decision.reason if ruling else None,
         previous_action=previous,
     )
-    return outbox.WebhookMessage(subject.seq, subject.tenant, subject.callback_url, data)
+    return WebhookMessage(subject.seq, subject.tenant, subject.callback_url, data)
 
 
-def _subject(row: sa.Row[tuple[object, ...]]) -> Subject:
+def _subject(row: Row) -> Subject:
     metadata = exported_metadata(row.metadata)
     return Subject(
         run_id=row.run_id,
@@ -294,27 +407,19 @@ def _subject(row: sa.Row[tuple[object, ...]]) -> Subject:
     )
 
 
-def stored_verdict(row: sa.Row[tuple[object, ...]]) -> Judged:
-    """A verdict as the ledger has it (seq, iteration, outcome, label, p_unsafe, categories, reason, fingerprint)."""
-    verdict = Verdict(
-        seq=row.seq,
-        outcome=Outcome(row.outcome),
-        label=Label(row.label) if row.label else None,
-        p_unsafe=row.p_unsafe,
-        categories=tuple(name for name in row.categories.split(",") if name),
-        reason=row.reason,
-    )
-    return Judged(verdict, row.iteration, row.fingerprint)
+def stored_verdict(row: Row) -> StoredVerdict:
+    """A verdict as the ledger has it, from a row with columns of `verdicts`."""
+    return StoredVerdict(verdict_from(row), row.iteration, row.fingerprint)
 
 
-class Stored(NamedTuple):
+class PolicyTrial(NamedTuple):
     """A stored verdict to try a policy on; `action` is the current one, texts are empty unless asked for."""
 
     run_id: str
     seq: int
     item_id: str
     surface: str
-    judged: Judged
+    judged: StoredVerdict
     action: Action | None
     question: str
     response: str
@@ -338,39 +443,12 @@ _TRY_SAMPLE: Final = _TRY.format(
 
 def verdicts_to_try(
     engine: sa.Engine, *, run_id: str | None = None, sample: int = 0, seed: int = 0, texts: bool = False
-) -> Iterator[Stored]:
+) -> Iterator[PolicyTrial]:
     """The verdicts of a run, or without one a random sample of all that are stored, streamed."""
     values = {"run_id": run_id, "texts": texts, "sample": sample, "seed": seed}
-    statement = _TRY_RUN if run_id else _TRY_SAMPLE
-    with engine.connect() as connection:
-        if run_id:
-            disable_nested_loops(connection)
-        for row in connection.execution_options(yield_per=_FETCH).execute(sa.text(statement), values):
-            surface = surface_of(exported_metadata(row.metadata), row.source)
-            action = Action(row.action) if row.action else None
-            yield Stored(
-                row.run_id, row.seq, row.item_id, surface, stored_verdict(row), action, row.question, row.response
-            )
-
-
-def standing_of(engine: sa.Engine, run_id: str, seqs: Sequence[int]) -> dict[int, CurrentDecision]:
-    """The action that holds now for some items of a run (first iteration); items without one are missing."""
-    statement = sa.text(
-        """
-        SELECT w.seq, coalesce(h.action, d.action) AS action, coalesce(h.note, d.reason) AS reason, d.policy,
-               d.policy_version, h.moderator, coalesce(h.decided_at, d.decided_at) AS decided_at
-        FROM unnest(CAST(:seqs AS bigint[])) AS w(seq)
-        LEFT JOIN decisions d ON d.run_id = :run_id AND d.seq = w.seq AND d.iteration = 0 AND d.superseded_at IS NULL
-        LEFT JOIN LATERAL (
-            SELECT * FROM reviews r WHERE r.run_id = :run_id AND r.seq = w.seq ORDER BY r.id DESC LIMIT 1) AS h ON true
-        WHERE coalesce(h.action, d.action) IS NOT NULL
-        """
-    )
-    with engine.connect() as connection:
-        rows = connection.execute(statement, {"run_id": run_id, "seqs": list(seqs)})
-        return {
-            row.seq: CurrentDecision(
-                Action(row.action), row.reason, row.policy, row.policy_version, row.moderator, row.decided_at
-            )
-            for row in rows
-        }
+    for row in stream(engine, sa.text(_TRY_RUN if run_id else _TRY_SAMPLE), values, whole_run=run_id is not None):
+        surface = surface_of(exported_metadata(row.metadata), row.source)
+        action = Action(row.action) if row.action else None
+        yield PolicyTrial(
+            row.run_id, row.seq, row.item_id, surface, stored_verdict(row), action, row.question, row.response
+        )

@@ -26,6 +26,7 @@ _FETCH: Final = 2_000
 _MIGRATION_LOCK: Final = 0x11B2A  # any constant that nothing else uses for a Postgres advisory lock
 
 Values = Mapping[str, Any]
+Row = sa.Row[*tuple[Any, ...]]
 
 
 def open_ledger(database_url: str, *, pool_size: int = 4, wait_s: float = 0) -> sa.Engine:
@@ -65,13 +66,13 @@ def autocommit(engine: sa.Engine) -> sa.Connection:
     return engine.connect().execution_options(isolation_level="AUTOCOMMIT")
 
 
-def fetch_all(engine: sa.Engine, statement: sa.Executable, values: Values | None = None) -> Sequence[sa.Row[Any]]:
+def fetch_all(engine: sa.Engine, statement: sa.Executable, values: Values | None = None) -> Sequence[Row]:
     """All rows of one statement, run in autocommit."""
     with autocommit(engine) as connection:
         return connection.execute(statement, values).all()
 
 
-def fetch_one(engine: sa.Engine, statement: sa.Executable, values: Values | None = None) -> sa.Row[Any] | None:
+def fetch_one(engine: sa.Engine, statement: sa.Executable, values: Values | None = None) -> Row | None:
     """The only row of one statement, or None where it has none; run in autocommit."""
     with autocommit(engine) as connection:
         return connection.execute(statement, values).one_or_none()
@@ -91,7 +92,7 @@ def execute(engine: sa.Engine, statement: sa.Executable, values: Values | None =
 
 def stream(
     engine: sa.Engine, statement: sa.Executable, values: Values | None = None, *, whole_run: bool = False
-) -> Iterator[sa.Row[Any]]:
+) -> Iterator[Row]:
     """The rows of one statement, fetched as they are asked for; `whole_run`: it joins all rows of a run."""
     with engine.begin() as connection:  # a server-side cursor lives in a transaction
         if whole_run:
@@ -103,7 +104,8 @@ def disable_nested_loops(connection: sa.Connection) -> None:
     """Keep this transaction from joining all rows of a run by nested loop.
 
     Postgres knows nothing of a run that is newer than its statistics, expects one row of it, and joins by nested loop
-    over the run's id alone: 43 s for 20,000 items, four times that for twice as many.
+    over the run's id alone: 43 s for 20,000 items, four times that for twice as many. ANALYZE when a run is sealed does
+    not help: most of its verdicts come later, and live runs are never sealed.
     """
     connection.execute(sa.text("SET LOCAL enable_nestloop = off"))
 

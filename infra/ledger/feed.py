@@ -1,8 +1,8 @@
-"""The feed of verdicts: what settled of a tenant's submissions, numbered so that no reader ever skips one.
+"""The feed of verdicts: settled items of a tenant's submissions, numbered so that no reader ever skips one.
 
-A number is given under the lock on the tenant's row, which is kept until the commit: whoever has the next number
-commits later. So the numbers become visible in their order and without a gap, which neither a clock nor a sequence
-promises, and reading on from the last number seen misses nothing.
+A number is given under the lock on the tenant's row, which is kept until the commit: the transaction with the next
+number commits later. So the numbers become visible in their order and without a gap, which neither a clock nor a
+sequence promises, and reading on from the last number seen misses nothing.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
-from infra.ledger.engine import disable_nested_loops
-from infra.ledger.settled import verdict_from
+from infra.ledger.engine import Row, fetch_all, stream
+from infra.ledger.items import verdict_from
 from schemas.policy import Action
 from schemas.verdicts import Verdict
 
@@ -108,47 +108,34 @@ def append_to_feeds(connection: sa.Connection, run_id: str, seqs: Sequence[int])
 def feed_page(engine: sa.Engine, tenant: str, *, after: int, limit: int) -> list[tuple[int, SubmittedItem]]:
     """A tenant's next settled items behind a number, each with its own number, ascending."""
     values = {"tenant": tenant, "after": after, "limit": limit}
-    with engine.connect() as connection:
-        return [(row["n"], _item(row)) for row in connection.execute(_PAGE, values).mappings()]
+    return [(row.n, _item(row)) for row in fetch_all(engine, _PAGE, values)]
 
 
 def submitted_items(engine: sa.Engine, run_id: str, seqs: Sequence[int]) -> dict[int, SubmittedItem]:
     """Those of a run's items that were submitted with a tenant's name, by number."""
-    with engine.connect() as connection:
-        rows = connection.execute(_ITEMS, {"run_id": run_id, "seqs": list(seqs)}).mappings()
-        return {row["seq"]: _item(row) for row in rows}
+    return {row.seq: _item(row) for row in fetch_all(engine, _ITEMS, {"run_id": run_id, "seqs": list(seqs)})}
 
 
-def run_items(engine: sa.Engine, run_id: str, *, fetch: int = 2_000) -> Iterator[SubmittedItem]:
+def run_items(engine: sa.Engine, run_id: str) -> Iterator[SubmittedItem]:
     """All items of a run that were submitted with a tenant's name, streamed in order."""
-    with engine.connect() as connection:
-        disable_nested_loops(connection)
-        for row in connection.execution_options(yield_per=fetch).execute(_RUN, {"run_id": run_id}).mappings():
-            yield _item(row)
+    yield from map(_item, stream(engine, _RUN, {"run_id": run_id}, whole_run=True))
 
 
-def _item(row: sa.RowMapping) -> SubmittedItem:
+def _item(row: Row) -> SubmittedItem:
+    decided = None
+    if row.action:
+        decided = Decided(Action(row.action), row.by_human, row.decided_by, row.policy_version, row.decision_reason)
     return SubmittedItem(
-        run_id=row["run_id"],
-        seq=row["seq"],
-        tenant=row["tenant"],
-        custom_id=row["custom_id"],
-        policy=row["policy"],
-        metadata=row["metadata"],
-        created_at=row["created_at"],
-        guard=row["guard"],
-        verdict=verdict_from(dict(row)) if row["outcome"] else None,
-        fingerprint=row["fingerprint"],
-        settled_at=row["settled_at"],
-        decided=_decided(row) if row["action"] else None,
-    )
-
-
-def _decided(row: sa.RowMapping) -> Decided:
-    return Decided(
-        action=Action(row["action"]),
-        by_human=row["by_human"],
-        policy=row["decided_by"],
-        policy_version=row["policy_version"],
-        reason=row["decision_reason"],
+        run_id=row.run_id,
+        seq=row.seq,
+        tenant=row.tenant,
+        custom_id=row.custom_id,
+        policy=row.policy,
+        metadata=row.metadata,
+        created_at=row.created_at,
+        guard=row.guard,
+        verdict=verdict_from(row) if row.outcome else None,
+        fingerprint=row.fingerprint,
+        settled_at=row.settled_at,
+        decided=decided,
     )

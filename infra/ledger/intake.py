@@ -1,4 +1,8 @@
-"""The producer's half of the ledger: open a run, accept items, seal it. Nothing here judges or settles."""
+"""The producer's half of the ledger: open a run, accept items, seal it. Nothing here judges or settles.
+
+What a caller said of an item besides its text, and the requests that count once however often they are sent, are
+written in the transaction that accepts the items.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,16 @@ import itertools
 import json
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Final, NamedTuple
+from datetime import timedelta
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 
-from infra.errors import DataError, RunError, TakenError
-from infra.ledger.engine import autocommit, execute, fetch_one
-from infra.ledger.tables import runs
+from infra.errors import DataError, LibraError, RunError, TakenError
+from infra.ledger.engine import Row, execute, fetch_all, fetch_one, fetch_value
+from infra.ledger.tables import idempotency_keys, runs
 from schemas.guards import Mode
 from schemas.items import Item
 from schemas.messages import ChunkItem, JudgeChunk
@@ -22,7 +27,9 @@ from schemas.runs import InvalidRow, RunSpec, RunState
 
 _INVALID_ROWS_KEPT: Final = 1_000
 
-# One statement, so that the run's row is locked for as short as can be: live items of one tenant all pass here.
+# One statement, so that the run's row is locked for as short as can be: live items of one tenant all pass here. The
+# row's counters give the numbers of the new items and chunks; the arrays are aligned by position, and WITH ORDINALITY
+# keeps their order.
 _ACCEPTING: Final = """
     WITH run AS (
         UPDATE runs SET accepted = accepted + :item_count, chunks = chunks + :chunk_count
@@ -194,18 +201,7 @@ def seal(engine: sa.Engine, run_id: str, *, invalid_count: int = 0, invalid_rows
         "invalid_count": invalid_count,
         "invalid_rows": json.dumps(rows, ensure_ascii=False),
     }
-    with engine.begin() as connection:
-        return bool(connection.scalar(_SEAL, values))
-
-
-def accepted_hashes(engine: sa.Engine, run_id: str, item_ids: Sequence[str]) -> dict[str, bytes]:
-    """Content hash by item id, for those of the ids that the run holds already (resume compares them)."""
-    statement = sa.text(
-        "SELECT item_id, content_hash FROM items WHERE run_id = :run_id AND item_id = ANY(CAST(:ids AS text[]))"
-    )
-    with engine.connect() as connection:
-        rows = connection.execute(statement, {"run_id": run_id, "ids": list(item_ids)})
-        return {row.item_id: bytes(row.content_hash) for row in rows}
+    return bool(fetch_value(engine, _SEAL, values))
 
 
 class LiveRun(NamedTuple):
@@ -230,8 +226,7 @@ def todays_run(engine: sa.Engine, spec: RunSpec, *, tenant: str) -> LiveRun:
         FROM (SELECT now() AT TIME ZONE 'UTC' AS now) AS clock
         """
     )
-    with autocommit(engine) as connection:
-        day, ends_in_s = connection.execute(today).one()
+    ((day, ends_in_s),) = fetch_all(engine, today)
     first = name = f"live-{tenant}-{spec.guard}-{spec.mode}{otherwise}-{day}"
     number = 1
     while True:  # a name is looked at twice at most: if another process takes it in between, its run is there
@@ -247,6 +242,126 @@ def todays_run(engine: sa.Engine, spec: RunSpec, *, tenant: str) -> LiveRun:
             name = f"{first}-{number}"
 
 
-def live_run(engine: sa.Engine, spec: RunSpec, *, tenant: str) -> str:
-    """The id of today's unsealed run of a tenant and guard."""
-    return todays_run(engine, spec, tenant=tenant).id
+class Submission(NamedTuple):
+    """An item's tenant, the caller's own name for it, the policy to apply and the address to notify."""
+
+    tenant: str
+    custom_id: str | None = None
+    policy: str | None = None
+    callback_url: str | None = None
+    metadata: dict[str, str] | None = None
+
+
+class IdempotencyKey(NamedTuple):
+    """An idempotency key with a hash of the request that it stands for."""
+
+    tenant: str
+    key: str
+    request_hash: bytes
+
+
+class AlreadyMadeError(LibraError):
+    """A request with this idempotency key has been accepted; `made` is its outcome."""
+
+    def __init__(self, made: dict[str, Any]) -> None:
+        super().__init__("a request with this idempotency key has been accepted")
+        self.made = made
+
+
+class KeyReusedError(LibraError):
+    """The idempotency key stands for another request."""
+
+
+class KeyInFlightError(LibraError):
+    """A request with this idempotency key is being accepted at this moment."""
+
+
+_TRY_LOCK: Final = sa.text("SELECT pg_try_advisory_xact_lock(hashtextextended(:tenant || '/' || :key, 0))")
+
+
+def accept_submitted(
+    engine: sa.Engine,
+    run_id: str,
+    spec: RunSpec,
+    groups: Sequence[Sequence[Item]],
+    submissions: Mapping[str, Submission],
+    *,
+    once: IdempotencyKey | None = None,
+) -> list[JudgeChunk]:
+    """`accept` for items with submissions, by item id; with `once`, not a second time.
+
+    Raises:
+        RunError: the run is not open.
+        AlreadyMadeError: the key was used for the same request; nothing was written.
+        KeyReusedError: the key was used for another request.
+        KeyInFlightError: the key is being used at this moment.
+    """
+    ids = [item.id for group in groups for item in group]
+    said = [submissions[item_id] for item_id in ids]
+
+    def remember(connection: sa.Connection, first_seq: int) -> None:
+        if once is not None:
+            seq_of = {item_id: first_seq + offset for offset, item_id in enumerate(ids)}
+            make_once(connection, once, {"run_id": run_id, "seqs": [seq_of[item_id] for item_id in submissions]})
+
+    columns = {
+        "tenants": [of_item.tenant for of_item in said],
+        "custom_ids": [of_item.custom_id for of_item in said],
+        "policies": [of_item.policy for of_item in said],
+        "callback_urls": [of_item.callback_url for of_item in said],
+        "metadata": [
+            None if of_item.metadata is None else json.dumps(of_item.metadata, ensure_ascii=False) for of_item in said
+        ],
+    }
+    return accept(engine, run_id, spec, groups, submitted=columns, also=None if once is None else remember)
+
+
+def make_once(connection: sa.Connection, once: IdempotencyKey, made: dict[str, Any]) -> None:
+    """Remember what a request makes, in the transaction that makes it.
+
+    Raises:
+        AlreadyMadeError, KeyReusedError, KeyInFlightError: let it roll the transaction back.
+    """
+    # The lock makes the second of two concurrent requests fail at once rather than wait for the first one's commit.
+    if not connection.scalar(_TRY_LOCK, {"tenant": once.tenant, "key": once.key}):
+        raise KeyInFlightError("a request with this idempotency key is being accepted")
+    if (row := connection.execute(_find(once)).one_or_none()) is not None:
+        raise AlreadyMadeError(_same_request(row, once))
+    connection.execute(sa.insert(idempotency_keys).values(**once._asdict(), made=made))
+
+
+def find_made(engine: sa.Engine, once: IdempotencyKey) -> dict[str, Any] | None:
+    """The outcome of the request when it was first sent, or None where it is new.
+
+    Raises:
+        KeyReusedError: the key stands for another request.
+    """
+    row = fetch_one(engine, _find(once))
+    return None if row is None else _same_request(row, once)
+
+
+def _find(once: IdempotencyKey) -> sa.Select[tuple[bytes, dict[str, Any]]]:
+    key = sa.and_(idempotency_keys.c.tenant == once.tenant, idempotency_keys.c.key == once.key)
+    return sa.select(idempotency_keys.c.request_hash, idempotency_keys.c.made).where(key)
+
+
+def _same_request(row: Row, once: IdempotencyKey) -> dict[str, Any]:
+    if bytes(row.request_hash) != once.request_hash:
+        raise KeyReusedError("this idempotency key stands for another request")
+    made: dict[str, Any] = row.made
+    return made
+
+
+def forget_old_keys(engine: sa.Engine, *, older_than_s: float) -> int:
+    """Drop idempotency keys of that age; returns their number."""
+    oldest = sa.func.now() - timedelta(seconds=older_than_s)
+    return execute(engine, sa.delete(idempotency_keys).where(idempotency_keys.c.created_at < oldest))
+
+
+def pending_items(engine: sa.Engine, run_ids: Sequence[str]) -> dict[str, int]:
+    """The number of items that have not settled, by run."""
+    if not run_ids:
+        return {}
+    pending = runs.c.accepted * runs.c.repeat - runs.c.settled
+    found = fetch_all(engine, sa.select(runs.c.id, pending.label("pending")).where(runs.c.id.in_(run_ids)))
+    return {row.id: row.pending for row in found}

@@ -14,15 +14,20 @@ from typing import Final, NamedTuple
 import sqlalchemy as sa
 
 from infra.errors import KeyNotFoundError
+from infra.ledger.engine import Row, fetch_all, fetch_one
+from infra.ledger.tables import api_keys
 from schemas.access import Role
 
 _KEY_BYTES: Final = 32
 _PREFIX: Final = "lk_"
-_COLUMNS: Final = "id, tenant, role, note, created_at, revoked_at"
+_COLUMNS: Final = (
+    *(api_keys.c.id, api_keys.c.tenant, api_keys.c.role, api_keys.c.note),
+    *(api_keys.c.created_at, api_keys.c.revoked_at),
+)
 
 
 class ApiKey(NamedTuple):
-    """What is known of a key, without the key."""
+    """A key's record, without the key."""
 
     id: str
     tenant: str
@@ -35,44 +40,34 @@ class ApiKey(NamedTuple):
 def create_key(engine: sa.Engine, *, tenant: str, role: Role, note: str = "") -> tuple[ApiKey, str]:
     """Make a key; the second value is the key itself, which nobody can find out afterwards."""
     secret = _PREFIX + secrets.token_urlsafe(_KEY_BYTES)
-    values = {
-        "id": "k" + secrets.token_hex(5),
-        "digest": _digest(secret),
-        "tenant": tenant,
-        "role": role.value,
-        "note": note,
-    }
-    statement = sa.text(
-        "INSERT INTO api_keys (id, digest, tenant, role, note) VALUES (:id, :digest, :tenant, :role, :note) "  # noqa: S608
-        f"RETURNING {_COLUMNS}"
+    made = sa.insert(api_keys).values(
+        id="k" + secrets.token_hex(5), digest=_digest(secret), tenant=tenant, role=role.value, note=note
     )
-    with engine.begin() as connection:
-        return _key(connection.execute(statement, values).one()), secret
+    (row,) = fetch_all(engine, made.returning(*_COLUMNS))
+    return _key(row), secret
 
 
 def find_key(engine: sa.Engine, secret: str) -> ApiKey | None:
     """The key's record, or None where there is no such key or it was revoked."""
-    statement = sa.text(f"SELECT {_COLUMNS} FROM api_keys WHERE digest = :digest AND revoked_at IS NULL")  # noqa: S608
-    with engine.connect() as connection:
-        row = connection.execute(statement, {"digest": _digest(secret)}).one_or_none()
-    return _key(row) if row else None
+    return _valid(engine, api_keys.c.digest == _digest(secret))
 
 
 def valid_key(engine: sa.Engine, key_id: str) -> ApiKey | None:
     """A key by its id, or None where there is no such key or it was revoked."""
-    statement = sa.text(f"SELECT {_COLUMNS} FROM api_keys WHERE id = :id AND revoked_at IS NULL")  # noqa: S608
-    with engine.connect() as connection:
-        row = connection.execute(statement, {"id": key_id}).one_or_none()
+    return _valid(engine, api_keys.c.id == key_id)
+
+
+def _valid(engine: sa.Engine, which: sa.ColumnElement[bool]) -> ApiKey | None:
+    row = fetch_one(engine, sa.select(*_COLUMNS).where(which, api_keys.c.revoked_at.is_(None)))
     return _key(row) if row else None
 
 
 def list_keys(engine: sa.Engine, *, tenant: str | None = None) -> list[ApiKey]:
     """All keys, or a tenant's, newest first; revoked ones as well."""
-    statement = sa.text(
-        f"SELECT {_COLUMNS} FROM api_keys WHERE tenant = coalesce(:tenant, tenant) ORDER BY created_at DESC, id"  # noqa: S608
-    )
-    with engine.connect() as connection:
-        return [_key(row) for row in connection.execute(statement, {"tenant": tenant})]
+    statement = sa.select(*_COLUMNS).order_by(api_keys.c.created_at.desc(), api_keys.c.id)
+    if tenant is not None:
+        statement = statement.where(api_keys.c.tenant == tenant)
+    return [_key(row) for row in fetch_all(engine, statement)]
 
 
 def revoke_key(engine: sa.Engine, key_id: str) -> ApiKey:
@@ -81,11 +76,8 @@ def revoke_key(engine: sa.Engine, key_id: str) -> ApiKey:
     Raises:
         KeyNotFoundError: there is no such key.
     """
-    statement = sa.text(
-        f"UPDATE api_keys SET revoked_at = coalesce(revoked_at, now()) WHERE id = :id RETURNING {_COLUMNS}"  # noqa: S608
-    )
-    with engine.begin() as connection:
-        row = connection.execute(statement, {"id": key_id}).one_or_none()
+    revoked = sa.update(api_keys).where(api_keys.c.id == key_id).returning(*_COLUMNS)
+    row = fetch_one(engine, revoked.values(revoked_at=sa.func.coalesce(api_keys.c.revoked_at, sa.func.now())))
     if row is None:
         raise KeyNotFoundError(f"no key {key_id!r}")
     return _key(row)
@@ -95,5 +87,5 @@ def _digest(secret: str) -> bytes:
     return hashlib.sha256(secret.encode()).digest()
 
 
-def _key(row: sa.Row[tuple[object, ...]]) -> ApiKey:
+def _key(row: Row) -> ApiKey:
     return ApiKey(row.id, row.tenant, Role(row.role), row.note, row.created_at, row.revoked_at)

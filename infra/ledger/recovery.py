@@ -1,4 +1,4 @@
-"""The reconciler's half of the ledger: which chunks are lost, and what is taken up again.
+"""The reconciler's half of the ledger: lost chunks are found, and taken up again.
 
 A chunk is lost when its lane had dispatched a later one (watermark) more than a lease ago and no live
 consumer holds it. Time is the database's alone.
@@ -12,7 +12,8 @@ from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
-from infra.ledger.cascades import WAITS_FOR_NEXT_STAGE
+from infra.ledger.engine import autocommit
+from infra.ledger.runs import WAITS_FOR_NEXT_STAGE
 from schemas.messages import ChunkItem, JudgeChunk, Lane
 from schemas.runs import RunSpec
 
@@ -42,7 +43,7 @@ class OverdueChunk(NamedTuple):
 @contextmanager
 def reconciler_lock(engine: sa.Engine) -> Iterator[sa.Connection | None]:
     """The (autocommitting) connection that makes this process the active reconciler, or None where another is."""
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    with autocommit(engine) as connection:
         taken = connection.scalar(sa.text("SELECT pg_try_advisory_lock(:key)"), {"key": _RECONCILER_LOCK})
         try:
             yield connection if taken else None
@@ -61,13 +62,8 @@ def lanes_with_pending(connection: sa.Connection) -> list[LaneKey]:
     return [LaneKey(row.guard, Lane(row.lane)) for row in connection.execute(statement)]
 
 
-def database_now(connection: sa.Connection) -> float:
-    """The ledger's clock, epoch seconds (not frozen by the transaction)."""
-    return float(connection.scalar(sa.text("SELECT extract(epoch FROM clock_timestamp())::float8")) or 0)
-
-
 def note_overtaken(connection: sa.Connection, key: LaneKey, *, watermark: float, held: Sequence[str]) -> None:
-    """Start the lease of chunks that the watermark has passed, and start it anew for those that are held.
+    """Start the lease of chunks that the watermark has passed, and restart it for those that are held.
 
     A chunk the watermark has not passed may still be queued: it has no lease.
     """
@@ -94,7 +90,7 @@ def note_overtaken(connection: sa.Connection, key: LaneKey, *, watermark: float,
 
 
 def restart_leases(connection: sa.Connection) -> None:
-    """Start every lease anew: time that passed while nobody looked, or could settle, counts against no chunk."""
+    """Restart every lease: time that passed while nobody looked, or could settle, counts against no chunk."""
     statement = sa.text("UPDATE chunks SET overtaken_at = NULL WHERE settled < size AND overtaken_at IS NOT NULL")
     connection.execute(statement)
 

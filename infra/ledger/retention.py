@@ -12,6 +12,18 @@ from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
+from infra.ledger.engine import fetch_all
+from infra.ledger.tables import (
+    decisions,
+    disagreements,
+    feed_entries,
+    items,
+    outbox,
+    reviews,
+    runs,
+    submissions,
+    verdicts,
+)
 from schemas.retention import Retention
 
 _SCRUB_ITEMS: Final = """
@@ -50,13 +62,14 @@ _FILES: Final = """
 """
 
 
-_TOLD: Final = "DELETE FROM outbox WHERE state <> 'pending' AND settled_at < now() - :age"
+_NOTIFIED: Final = "DELETE FROM outbox WHERE state <> 'pending' AND settled_at < now() - :age"
 
-_BESIDE_ITEMS: Final = ("verdicts", "submissions", "feed_entries", "decisions", "reviews", "disagreements", "outbox")
+_OF_A_RUN: Final = (items, verdicts, submissions, feed_entries, decisions, reviews, disagreements, outbox)
+"""Tables with rows of a run; its chunks go with it."""
 
 
 class Purged(NamedTuple):
-    """What a purge changed."""
+    """Runs and items that a purge changed."""
 
     runs: int
     items: int
@@ -87,28 +100,24 @@ def scrub_run(engine: sa.Engine, run_id: str, retention: Retention) -> int:
 def purge(engine: sa.Engine, older_than: timedelta, *, delete: bool = False) -> Purged:
     """Scrub the texts of runs that ended so long ago, and of live items that settled so long ago.
 
-    Uploaded files of that age go whole, unless a batch still needs one, and what was told to platforms so long ago
-    leaves the outbox. With `delete`, such runs go altogether, verdicts and reports included. Hashes stay where the
-    items stay, and so does the receipt.
+    Uploaded files of that age go whole, unless a batch still needs one, and webhook messages that were settled so
+    long ago leave the outbox. With `delete`, such runs go altogether, verdicts and reports included. Hashes stay
+    where the items stay, and so does the receipt.
     """
-    items = 0
-    with engine.connect() as connection:
-        runs = list(connection.scalars(sa.text(_ENDED), {"age": older_than}))
-    for run_id in runs:
-        items += _delete(engine, run_id) if delete else scrub_run(engine, run_id, Retention.HASH)
+    scrubbed = 0
+    ended = [row.id for row in fetch_all(engine, sa.text(_ENDED), {"age": older_than})]
+    for run_id in ended:
+        scrubbed += _delete(engine, run_id) if delete else scrub_run(engine, run_id, Retention.HASH)
     with engine.begin() as connection:
-        items += connection.execute(sa.text(_SETTLED_LIVE), {"age": older_than}).rowcount
+        scrubbed += connection.execute(sa.text(_SETTLED_LIVE), {"age": older_than}).rowcount
         connection.execute(sa.text(_RAW_OF_LIVE), {"age": older_than})
         connection.execute(sa.text(_FILES), {"age": older_than})
-        connection.execute(sa.text(_TOLD), {"age": older_than})
-    return Purged(len(runs), items)
+        connection.execute(sa.text(_NOTIFIED), {"age": older_than})
+    return Purged(len(ended), scrubbed)
 
 
 def _delete(engine: sa.Engine, run_id: str) -> int:
-    key = {"run_id": run_id}
     with engine.begin() as connection:
-        items = connection.execute(sa.text("DELETE FROM items WHERE run_id = :run_id"), key).rowcount
-        for table in _BESIDE_ITEMS:
-            connection.execute(sa.text(f"DELETE FROM {table} WHERE run_id = :run_id"), key)  # noqa: S608 - our own names
-        connection.execute(sa.text("DELETE FROM runs WHERE id = :run_id"), key)
-    return items
+        gone = [connection.execute(sa.delete(table).where(table.c.run_id == run_id)).rowcount for table in _OF_A_RUN]
+        connection.execute(sa.delete(runs).where(runs.c.id == run_id))
+    return gone[0]

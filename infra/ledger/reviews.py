@@ -1,4 +1,4 @@
-"""What a human should look at, and what humans decided: the ledger's side of the review queue."""
+"""The review queue: items that wait for a human, and what humans decided."""
 
 from __future__ import annotations
 
@@ -10,24 +10,18 @@ from typing import Final, NamedTuple
 import sqlalchemy as sa
 
 from infra.errors import ItemNotFoundError, UsageError
-from infra.ledger import outbox
-from infra.ledger.engine import disable_nested_loops
-from infra.ledger.outbox import exported_metadata
+from infra.ledger.engine import Row, autocommit, disable_nested_loops, fetch_all
+from infra.ledger.items import verdict_from
+from infra.ledger.tables import decisions, disagreements, reviews
+from infra.ledger.webhooks import WebhookMessage, exported_metadata, post
 from schemas.items import Label, submitted_name
 from schemas.policy import Action, surface_of
 from schemas.verdicts import Outcome
 from schemas.webhooks import Event, HumanReview
 
-AUDIT_SHARE: Final = 0.01
-"""Of the items that nothing else puts into the queue, so many are looked at all the same."""
-_AUDIT_PLACES: Final = 10
-"""One place of so many in a page of the queue is the audit sample's, however long the rest is."""
-_AUDIT_LOOK_BACK: Final = 20_000
-"""The audit sample is drawn from a tenant's newest items, so many at most."""
-
 
 class Why(StrEnum):
-    """Why an item is in the review queue."""
+    """The reason for an item's place in the review queue."""
 
     REVIEW = "review"
     DISAGREEMENT = "disagreement"
@@ -69,7 +63,7 @@ class ReviewItem(NamedTuple):
 
 
 class Review(NamedTuple):
-    """What a human decided of an item."""
+    """A human's decision on an item."""
 
     id: int
     run_id: str
@@ -80,6 +74,15 @@ class Review(NamedTuple):
     note: str
     decided_at: datetime
 
+
+AUDIT_SHARE: Final = 0.01
+"""Share of the items that nothing else puts into the queue that is looked at all the same."""
+_AUDIT_PLACES: Final = 10
+"""One place of so many in a page of the queue is the audit sample's, however long the rest is."""
+_AUDIT_LOOK_BACK: Final = 20_000
+"""The audit sample is drawn from a tenant's newest items, so many at most."""
+
+_Key = tuple[str, int]
 
 _UNREVIEWED: Final = "NOT EXISTS (SELECT 1 FROM reviews h WHERE h.run_id = s.run_id AND h.seq = s.seq)"
 _OF_TENANT: Final = "(CAST(:tenant AS text) IS NULL OR s.tenant = :tenant)"
@@ -109,6 +112,38 @@ _AUDITED: Final = sa.text(
     ORDER BY hashtextextended(s.run_id || '/' || s.seq, :seed) LIMIT :limit
     """  # noqa: S608
 )
+
+
+def review_queue(
+    engine: sa.Engine, tenant: str | None, limit: int, *, seed: int = 0, audit_share: float = AUDIT_SHARE
+) -> list[ReviewItem]:
+    """Items that wait for a human: to review, the longest waiting first; then disputed ones; then the audit sample.
+
+    Items that any human has decided are left out. `tenant` None: of all tenants. The sample is the same for the same
+    `seed` and keeps one place in ten, so that a long queue does not crowd it out.
+    """
+    scope = {"tenant": tenant, "limit": limit}
+    sample = {**scope, "seed": seed, "share": audit_share, "look_back": _AUDIT_LOOK_BACK}
+    with autocommit(engine) as connection:
+        found: dict[_Key, Why] = {}
+        for why, statement in ((Why.REVIEW, _WAITING), (Why.DISAGREEMENT, _DISPUTED)):
+            for row in connection.execute(statement, scope):
+                found.setdefault((row.run_id, row.seq), why)
+        audited = [(row.run_id, row.seq) for row in connection.execute(_AUDITED, sample)]
+        audit = [key for key in audited if key not in found]
+        reserved = min(len(audit), limit // _AUDIT_PLACES)
+        queue = dict(list(found.items())[: limit - reserved])
+        queue |= dict.fromkeys(audit[: limit - len(queue)], Why.AUDIT)
+        return _with_texts(connection, queue)
+
+
+def review_item(engine: sa.Engine, run_id: str, seq: int) -> ReviewItem | None:
+    """One item as the queue shows it, whether it waits or not (`why` is then audit); None where there is none."""
+    with autocommit(engine) as connection:
+        found = _with_texts(connection, {(run_id, seq): Why.AUDIT})
+    return found[0] if found else None
+
+
 _SHOW: Final = sa.text(
     """
     SELECT s.run_id, s.seq, s.tenant, s.custom_id, s.metadata, s.created_at, i.item_id, i.question, i.response,
@@ -134,60 +169,27 @@ _JUDGED: Final = sa.text(
     """
 )
 
-_Key = tuple[str, int]
 
-
-def review_queue(
-    engine: sa.Engine, tenant: str | None, limit: int, *, seed: int = 0, audit_share: float = AUDIT_SHARE
-) -> list[ReviewItem]:
-    """Items that wait for a human: to review, the longest waiting first; then disputed ones; then the audit sample.
-
-    Items that any human has decided are left out. `tenant` None: of all tenants. The sample is the same for the same
-    `seed` and keeps one place in ten, so that a long queue does not crowd it out.
-    """
-    scope = {"tenant": tenant, "limit": limit}
-    sample = {**scope, "seed": seed, "share": audit_share, "look_back": _AUDIT_LOOK_BACK}
-    with engine.connect() as connection:
-        found: dict[_Key, Why] = {}
-        for why, statement in ((Why.REVIEW, _WAITING), (Why.DISAGREEMENT, _DISPUTED)):
-            for row in connection.execute(statement, scope):
-                found.setdefault((row.run_id, row.seq), why)
-        audited = [(row.run_id, row.seq) for row in connection.execute(_AUDITED, sample)]
-        audit = [key for key in audited if key not in found]
-        reserved = min(len(audit), limit // _AUDIT_PLACES)
-        queue = dict(list(found.items())[: limit - reserved])
-        queue |= dict.fromkeys(audit[: limit - len(queue)], Why.AUDIT)
-        return _shown(connection, queue)
-
-
-def review_item(engine: sa.Engine, run_id: str, seq: int) -> ReviewItem | None:
-    """One item as the queue shows it, whether it waits or not (`why` is then audit); None where there is none."""
-    with engine.connect() as connection:
-        found = _shown(connection, {(run_id, seq): Why.AUDIT})
-    return found[0] if found else None
-
-
-def _shown(connection: sa.Connection, queue: Mapping[_Key, Why]) -> list[ReviewItem]:
+def _with_texts(connection: sa.Connection, queue: Mapping[_Key, Why]) -> list[ReviewItem]:
     places = {"run_ids": [run_id for run_id, _ in queue], "seqs": [seq for _, seq in queue]}
     rows = {(row.run_id, row.seq): row for row in connection.execute(_SHOW, places)}
     judgements: dict[_Key, list[Judgement]] = {key: [] for key in queue}
     for row in connection.execute(_JUDGED, places):
-        judgements[row.run_id, row.seq].append(_judgement(row))
+        verdict = verdict_from(row)
+        judgements[row.run_id, row.seq].append(
+            Judgement(
+                guard=row.guard,
+                outcome=verdict.outcome,
+                label=verdict.label,
+                p_unsafe=verdict.p_unsafe,
+                categories=verdict.categories,
+                fingerprint=row.fingerprint,
+            )
+        )
     return [_review_item(rows[key], why, judgements[key]) for key, why in queue.items() if key in rows]
 
 
-def _judgement(row: sa.Row[tuple[object, ...]]) -> Judgement:
-    return Judgement(
-        guard=row.guard,
-        outcome=Outcome(row.outcome),
-        label=Label(row.label) if row.label else None,
-        p_unsafe=row.p_unsafe,
-        categories=tuple(name for name in row.categories.split(",") if name),
-        fingerprint=row.fingerprint,
-    )
-
-
-def _review_item(row: sa.Row[tuple[object, ...]], why: Why, judgements: Sequence[Judgement]) -> ReviewItem:
+def _review_item(row: Row, why: Why, judgements: Sequence[Judgement]) -> ReviewItem:
     return ReviewItem(
         run_id=row.run_id,
         seq=row.seq,
@@ -213,20 +215,6 @@ _LOCK: Final = sa.text(
     FROM items i JOIN submissions s USING (run_id, seq) WHERE i.run_id = :run_id AND i.seq = :seq FOR UPDATE OF i
     """
 )
-_LATEST: Final = sa.text(
-    "SELECT * FROM reviews WHERE run_id = :run_id AND seq = :seq AND moderator = :moderator ORDER BY id DESC LIMIT 1"
-)
-_INSERT: Final = sa.text(
-    """
-    INSERT INTO reviews (run_id, seq, label, action, moderator, note)
-    VALUES (:run_id, :seq, :label, :action, :moderator, :note) RETURNING *
-    """
-)
-_TAKE_OFF: Final = tuple(
-    sa.text(f"UPDATE {table} SET reviewed_at = now() WHERE run_id = :run_id AND seq = :seq AND reviewed_at IS NULL")  # noqa: S608
-    for table in ("decisions", "disagreements")
-)
-"""Off the queue's indexes: what was decided must not be passed over again at every look."""
 
 
 def decide(
@@ -240,7 +228,7 @@ def decide(
     note: str = "",
     tenant: str | None = None,
 ) -> Review:
-    """Store what a human decided and tell the platform, in one transaction; the newest decision on an item counts.
+    """Store what a human decided and notify the platform, in one transaction; the newest decision on an item counts.
 
     Without an `action`, safe passes and unsafe is blocked. The same decision by the same moderator again (a double
     press, a repeated request) is stored once. With `tenant`, items of other tenants do not exist.
@@ -252,18 +240,22 @@ def decide(
     action = action or (Action.PASS if label is Label.SAFE else Action.BLOCK)
     if action is Action.REVIEW:
         raise UsageError("a human's decision is pass or block")
-    key = {"run_id": run_id, "seq": seq}
+    of_item = sa.and_(reviews.c.run_id == run_id, reviews.c.seq == seq)
+    by_moderator = sa.select(reviews).where(of_item, reviews.c.moderator == moderator)
+    said = {"label": label.value, "action": action.value, "note": note}
     with engine.begin() as connection:
-        item = connection.execute(_LOCK, key).one_or_none()  # the lock makes a double press wait for the first
+        # The lock makes a double press wait for the first.
+        item = connection.execute(_LOCK, {"run_id": run_id, "seq": seq}).one_or_none()
         if item is None or tenant not in (None, item.tenant):
             raise ItemNotFoundError(f"no item {seq} of run {run_id} came through the gateway")
-        known = connection.execute(_LATEST, {**key, "moderator": moderator}).one_or_none()
-        if known and (known.label, known.action, known.note) == (label.value, action.value, note):
+        known = connection.execute(by_moderator.order_by(reviews.c.id.desc()).limit(1)).one_or_none()
+        if known and {name: known._mapping[name] for name in said} == said:
             return _review(known)
-        values = {**key, "label": label.value, "action": action.value, "moderator": moderator, "note": note}
-        review = _review(connection.execute(_INSERT, values).one())
-        for statement in _TAKE_OFF:
-            connection.execute(statement, key)
+        made = sa.insert(reviews).values(run_id=run_id, seq=seq, moderator=moderator, **said)
+        review = _review(connection.execute(made.returning(reviews)).one())
+        for table in (decisions, disagreements):  # off the queue's indexes, which every look reads from the start
+            waiting = sa.update(table).where(table.c.run_id == run_id, table.c.seq == seq)
+            connection.execute(waiting.where(table.c.reviewed_at.is_(None)).values(reviewed_at=sa.func.now()))
         data = HumanReview(
             run_id=run_id,
             seq=seq,
@@ -273,33 +265,18 @@ def decide(
             action=action,
             metadata=exported_metadata(item.metadata),
         )
-        letter = outbox.WebhookMessage(seq, item.tenant, item.callback_url, data)
-        outbox.post(connection, run_id, Event.REVIEWED, [letter])
+        message = WebhookMessage(seq, item.tenant, item.callback_url, data)
+        post(connection, run_id, Event.REVIEWED, [message])
     return review
-
-
-def human_labels(engine: sa.Engine, tenant: str | None, limit: int) -> list[Review]:
-    """What humans decided, the newest first: of each item the decision that counts."""
-    statement = sa.text(
-        f"""
-        SELECT h.* FROM reviews h JOIN submissions s USING (run_id, seq)
-        WHERE {_OF_TENANT}
-          AND NOT EXISTS (SELECT 1 FROM reviews n WHERE n.run_id = h.run_id AND n.seq = h.seq AND n.id > h.id)
-        ORDER BY h.id DESC LIMIT :limit
-        """  # noqa: S608
-    )
-    with engine.connect() as connection:
-        return [_review(row) for row in connection.execute(statement, {"tenant": tenant, "limit": limit})]
 
 
 def review_history(engine: sa.Engine, run_id: str, seq: int) -> list[Review]:
     """Everything that humans decided of one item, the newest first."""
-    statement = sa.text("SELECT * FROM reviews WHERE run_id = :run_id AND seq = :seq ORDER BY id DESC")
-    with engine.connect() as connection:
-        return [_review(row) for row in connection.execute(statement, {"run_id": run_id, "seq": seq})]
+    of_item = sa.and_(reviews.c.run_id == run_id, reviews.c.seq == seq)
+    return [_review(row) for row in fetch_all(engine, sa.select(reviews).where(of_item).order_by(reviews.c.id.desc()))]
 
 
-def _review(row: sa.Row[tuple[object, ...]]) -> Review:
+def _review(row: Row) -> Review:
     return Review(
         id=row.id,
         run_id=row.run_id,
@@ -313,7 +290,7 @@ def _review(row: sa.Row[tuple[object, ...]]) -> Review:
 
 
 def note_disagreements(engine: sa.Engine, child_run_id: str, parent: str) -> int:
-    """Where a child run's guard gave another label than its parent's (both gave one); returns how many are new."""
+    """Note where a child run's guard gave another label than its parent's (both gave one); returns how many are new."""
     statement = sa.text(
         """
         INSERT INTO disagreements (run_id, seq, child_run_id, child_seq)

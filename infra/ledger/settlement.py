@@ -8,33 +8,30 @@ are always taken in the order chunk, verdicts, run, feed.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
 from infra.errors import LibraError, RunEndedError
 from infra.ledger import decisions
-from infra.ledger.cascades import WAITS_FOR_NEXT_STAGE
-from infra.ledger.engine import disable_nested_loops
+from infra.ledger.engine import autocommit, execute
 from infra.ledger.feed import append_to_feeds
 from infra.ledger.retention import scrub_settled
-from infra.ledger.rows import judged_of
-from infra.ledger.settled import verdict_from
-from infra.metrics import Judged
+from infra.ledger.runs import WAITS_FOR_NEXT_STAGE
 from schemas.messages import MessageError, VerdictChunk
 from schemas.retention import Retention
 from schemas.runs import RunReport
-from schemas.verdicts import CONTROVERSIAL, Fingerprint, Outcome, Verdict
+from schemas.verdicts import Fingerprint, Outcome, Verdict
 
 CANCELLED: Final = "cancelled"
 """Reason of the items that were pending when their run was cancelled."""
 
 
 class Settled(NamedTuple):
-    """What one settlement changed: items settled now, and whether the sealed run reached its count.
+    """One settlement's changes: items settled now, and whether the sealed run reached its count.
 
-    What follows says whose items these are, and how many settled as what; `cached` ones are among the scored.
+    Then the run's guard and lane, and the items by outcome; `cached` ones are among the scored.
     """
 
     inserted: int
@@ -52,6 +49,8 @@ class FingerprintMismatchError(LibraError):
     """The chunk was judged by another guard fingerprint than the one pinned on its run."""
 
 
+# The first statement of a settling transaction: makes the fingerprints known and locks the chunks, in the order of
+# their keys, so that two collectors with the same chunks never wait for each other in a circle.
 _OwnPlace = sa.Row[tuple[str, int, int, int, int, bool, str, str]]
 _LOCK_CHUNKS: Final = sa.text(
     """
@@ -72,6 +71,10 @@ _LOCK_CHUNKS: Final = sa.text(
     """
 )
 
+# Arrays in, aligned by position: `_columns` makes one array a column. `chunk` numbers the chunks by `place`, from 1,
+# and each verdict names its chunk's place. Verdicts that are there already conflict and fall away; what `fresh`
+# really inserted is counted per chunk (`counted`), moves the chunk's counter (`touched`), and is returned so that
+# the run's counters move by the same numbers. The chunks are locked by then; the run's row is locked last.
 _INSERT_VERDICTS: Final = sa.text(
     """
     WITH chunk AS (
@@ -110,7 +113,7 @@ _INSERT_VERDICTS: Final = sa.text(
         FROM (SELECT DISTINCT place, seq FROM verdict) AS named
              JOIN chunk USING (place) LEFT JOIN fresh USING (run_id, seq, iteration)
         GROUP BY place
-    ), touched AS (
+    ), touched AS (  -- a chunk delivered twice keeps the worker and the times of the delivery that counted
         UPDATE chunks SET settled = chunks.settled + inserted, wasted = wasted + verdicts - inserted,
                           worker = CASE WHEN inserted > 0 THEN chunk.worker ELSE chunks.worker END,
                           queue_s = CASE WHEN inserted > 0 THEN chunk.queue_s ELSE chunks.queue_s END,
@@ -147,6 +150,8 @@ _INSERT_DEAD: Final = sa.text(
     """
 )
 
+# The run's row is locked from here to the commit: of two collectors that settle the last chunks of a run, the second
+# sees the first one's count, so that exactly one of them finds it finished.
 _COUNT_IN: Final = sa.text(
     """
     UPDATE runs SET settled = settled + :inserted, scored = scored + :scored, dead = dead + :dead,
@@ -195,7 +200,7 @@ def _settle_together(engine: sa.Engine, chunks: Sequence[VerdictChunk], retentio
         fresh = connection.execute(_INSERT_VERDICTS, _columns(chunks, submitted, keep_raw=not retention.scrubs)).all()
         for chunk, row in zip(chunks, fresh, strict=True):
             if row.seqs:
-                decisions.decide_settled(connection, chunk.run_id, _judged(chunk, row.seqs))
+                decisions.decide_settled(connection, chunk.run_id, _new_verdicts(chunk, row.seqs))
         finished: dict[int, bool] = {}
         for run_id, places in _places_by_run(chunks).items():
             news = [place for place in places if fresh[place].inserted]
@@ -244,7 +249,11 @@ def settle_dead(
         died = connection.execute(_INSERT_DEAD, {**key, "reason": reason}).one()
         connection.execute(close, key)
         if died.seqs:
-            decisions.decide_settled(connection, run_id, _died(died.seqs, died.iterations, reason))
+            dead = [
+                decisions.StoredVerdict(Verdict(seq=seq, outcome=Outcome.DEAD, reason=reason), iteration, None)
+                for seq, iteration in zip(died.seqs, died.iterations, strict=True)
+            ]
+            decisions.decide_settled(connection, run_id, dead)
         run = _count_in(connection, run_id, _Fresh(dead=died.dead))
         seqs = list(itertools.chain.from_iterable(spans))
         scrub_settled(connection, run_id, seqs, retention)
@@ -253,9 +262,9 @@ def settle_dead(
 
 
 def _lock(connection: sa.Connection, chunks: Sequence[VerdictChunk]) -> list[_OwnPlace]:
-    """Lock the chunks, in an order that all share, and see that they hold the items they bring verdicts on.
+    """Lock the chunks, and see that they hold the items they bring verdicts on.
 
-    Says of each whose it is, and whether some of its items were submitted through the gateway.
+    Gives of each its run's guard and lane, and whether some of its items were submitted through the gateway.
     """
     known = {f.digest: f.model_dump_json() for f in {chunk.fingerprint for chunk in chunks} if f is not None}
     values = {
@@ -265,30 +274,21 @@ def _lock(connection: sa.Connection, chunks: Sequence[VerdictChunk]) -> list[_Ow
         "chunk_nos": [chunk.chunk_no for chunk in chunks],
     }
     rows = {(row.run_id, row.chunk_no): row for row in connection.execute(_LOCK_CHUNKS, values)}
-    return [_own_place(rows.get((chunk.run_id, chunk.chunk_no)), chunk) for chunk in chunks]
+    for chunk in chunks:
+        row = rows.get((chunk.run_id, chunk.chunk_no))
+        if row is None:
+            raise MessageError(f"chunk {chunk.chunk_id} is not in the ledger")
+        own = range(row.first_seq, row.first_seq + row.size)
+        if row.iteration != chunk.iteration or any(verdict.seq not in own for verdict in chunk.verdicts):
+            raise MessageError(f"chunk {chunk.chunk_id} carries verdicts of items that are not its own")
+    return [rows[chunk.run_id, chunk.chunk_no] for chunk in chunks]
 
 
-def _judged(chunk: VerdictChunk, seqs: Sequence[int]) -> list[decisions.Judged]:
+def _new_verdicts(chunk: VerdictChunk, seqs: Sequence[int]) -> list[decisions.StoredVerdict]:
     """The verdicts of a chunk that were new."""
     fresh = set(seqs)
     fingerprint = chunk.fingerprint.digest if chunk.fingerprint else None
-    return [decisions.Judged(v, chunk.iteration, fingerprint) for v in chunk.verdicts if v.seq in fresh]
-
-
-def _died(seqs: Sequence[int], iterations: Sequence[int], reason: str) -> list[decisions.Judged]:
-    return [
-        decisions.Judged(Verdict(seq=seq, outcome=Outcome.DEAD, reason=reason), iteration, None)
-        for seq, iteration in zip(seqs, iterations, strict=True)
-    ]
-
-
-def _own_place(row: _OwnPlace | None, chunk: VerdictChunk) -> _OwnPlace:
-    if row is None:
-        raise MessageError(f"chunk {chunk.chunk_id} is not in the ledger")
-    own = range(row.first_seq, row.first_seq + row.size)
-    if row.iteration != chunk.iteration or any(verdict.seq not in own for verdict in chunk.verdicts):
-        raise MessageError(f"chunk {chunk.chunk_id} carries verdicts of items that are not its own")
-    return row
+    return [decisions.StoredVerdict(v, chunk.iteration, fingerprint) for v in chunk.verdicts if v.seq in fresh]
 
 
 def _places_by_run(chunks: Sequence[VerdictChunk]) -> dict[str, list[int]]:
@@ -345,9 +345,6 @@ class _Fresh(NamedTuple):
     unparseable: int = 0
     dead: int = 0
 
-    def __bool__(self) -> bool:
-        return any(self)
-
     @classmethod
     def total(cls, rows: Sequence[sa.Row[tuple[str, int, int, int, int]]]) -> _Fresh:
         """The sum over some chunks."""
@@ -373,7 +370,7 @@ def _count_in(
 def begin_finalizing(engine: sa.Engine, run_id: str, *, lease_s: float) -> bool:
     """Take the lease on computing a run's metrics; False where somebody holds it or the run is not ready.
 
-    A stage of a cascade is ready once it has handed on what it was not sure of.
+    A stage of a cascade is ready once it has escalated what it was not sure of.
     """
     statement = sa.text(
         f"""
@@ -383,8 +380,7 @@ def begin_finalizing(engine: sa.Engine, run_id: str, *, lease_s: float) -> bool:
           AND NOT ({WAITS_FOR_NEXT_STAGE})
         """  # noqa: S608 - our own
     )
-    with engine.begin() as connection:
-        return connection.execute(statement, {"run_id": run_id, "lease_s": lease_s}).rowcount == 1
+    return execute(engine, statement, {"run_id": run_id, "lease_s": lease_s}) == 1
 
 
 def complete(engine: sa.Engine, run_id: str, report: RunReport) -> None:
@@ -396,8 +392,7 @@ def complete(engine: sa.Engine, run_id: str, report: RunReport) -> None:
         WHERE id = :run_id AND state = 'finalizing'
         """
     )
-    with engine.begin() as connection:
-        connection.execute(statement, {"run_id": run_id, "report": report.model_dump_json()})
+    execute(engine, statement, {"run_id": run_id, "report": report.model_dump_json()})
 
 
 def cancel(engine: sa.Engine, run_id: str) -> Settled:
@@ -415,44 +410,12 @@ def cancel(engine: sa.Engine, run_id: str) -> Settled:
         """
     )
     pending = sa.text("SELECT chunk_no FROM chunks WHERE run_id = :run_id AND settled < size")
-    with engine.begin() as connection:
+    with autocommit(engine) as connection:
         whole = connection.scalar(seal, {"run_id": run_id})
         if whole is None:
             raise RunEndedError(f"run {run_id} has ended already")
-    # Sealed and committed: a producer still at work can add no chunk to those that are read now.
-    with engine.connect() as connection:
+        # Sealed and committed: a producer still at work can add no chunk to those that are read now.
         chunk_nos = connection.scalars(pending, {"run_id": run_id}).all()
     if not chunk_nos:
         return Settled(0, finished=bool(whole))
     return settle_dead(engine, run_id, chunk_nos, CANCELLED)
-
-
-def judged_rows(engine: sa.Engine, run_id: str, *, fetch: int = 5_000) -> Iterator[Judged]:
-    """Every settled item of a run with its truth, streamed highest p_unsafe first (one row per iteration)."""
-    statement = sa.text(
-        """
-        SELECT i.source, i.category, i.subcategory, i.truth, v.outcome, v.label, v.p_unsafe,
-               :controversial = ANY(string_to_array(v.categories, ',')) AS controversial
-        FROM verdicts v JOIN items i USING (run_id, seq) WHERE v.run_id = :run_id
-        ORDER BY v.p_unsafe DESC NULLS LAST
-        """
-    )
-    with engine.connect() as connection:
-        disable_nested_loops(connection)
-        sought = {"run_id": run_id, "controversial": CONTROVERSIAL}
-        for row in connection.execution_options(yield_per=fetch).execute(statement, sought):
-            yield judged_of(row)
-
-
-def verdict_of(engine: sa.Engine, run_id: str, seqs: Sequence[int]) -> dict[int, Verdict]:
-    """The first iteration's settled verdicts among some items of a run."""
-    statement = sa.text(
-        """
-        SELECT seq, outcome, label, p_unsafe, label_mass, categories, reason, raw, prompt_tokens, windows, cached
-        FROM verdicts WHERE run_id = :run_id AND iteration = 0 AND seq = ANY(CAST(:seqs AS bigint[]))
-        """
-    )
-    # One statement needs no transaction of its own: a live caller waits for one round trip instead of three.
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        rows = connection.execute(statement, {"run_id": run_id, "seqs": list(seqs)}).mappings()
-        return {row["seq"]: verdict_from(dict(row)) for row in rows}

@@ -13,8 +13,10 @@ from rich.text import Text
 
 from infra.errors import RunError, UsageError
 from infra.guard_catalogue import GUARDS
-from infra.ledger import evidence, intake, reading
-from infra.ledger.comparing import both_settled, settled_of, texts_of
+from infra.ledger import intake
+from infra.ledger.items import both_settled, settled_of, texts_of
+from infra.ledger.runs import run_status, stored_report
+from infra.ledger.stats import volume
 from infra.servers.services import Services
 from libra_fleet.cli.context import connected, fleet_for
 from libra_fleet.cli.options import (
@@ -97,11 +99,11 @@ def _example_texts(found: Services, pairing: Pairing) -> dict[int, tuple[str, st
 
 
 def _ranking(found: Services, run: str) -> Ranking:
-    status = reading.run_status(found.engine, run)
-    report = reading.stored_report(found.engine, status.id)
+    status = run_status(found.engine, run)
+    report = stored_report(found.engine, status.id)
     if report is None:
         raise UsageError(f"run {status.name} is {status.state}: it can be compared when it has ended")
-    return Ranking(report, evidence.volume(found.engine, status.id))
+    return Ranking(report, volume(found.engine, status.id))
 
 
 def _ranking_facts(ranking: Ranking) -> dict[str, object]:
@@ -252,7 +254,7 @@ def _judged_in_both_modes(
                 intake.create_run(found.engine, spec, run_id=run_id)
                 say(f"run {run_id} in mode {spec.mode}")
                 follow(found, run_id, spec, check, data=data, total_items=data.validation.valid)
-            report = reading.stored_report(found.engine, run_id)
+            report = stored_report(found.engine, run_id)
             if report is None:
                 raise RunError(f"run {run_id} ended without a report")
             reports.append(report)

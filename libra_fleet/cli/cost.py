@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from infra.errors import UsageError
-from infra.ledger import costs, reading
-from infra.ledger.costs import RunCost
+from infra.ledger.runs import run_status
+from infra.ledger.stats import RunCost, cached_count, run_cost, run_costs
 from infra.servers.services import Services
 from libra_fleet.cli.context import connected
 from libra_fleet.cli.options import json_option, price_option, timestamp
@@ -75,10 +75,10 @@ def cost(
             _show_devices(_measured(found, run, guard), rate, busy, price, as_json=as_json)
             return
         if run:
-            status = reading.run_status(found.engine, run)
-            rows = [((status.name, status.spec.guard), costs.run_cost(found.engine, status.id))]
+            status = run_status(found.engine, run)
+            rows = [((status.name, status.spec.guard), run_cost(found.engine, status.id))]
         else:
-            spent = costs.run_costs(found.engine, tenant=tenant, since=since)
+            spent = run_costs(found.engine, tenant=tenant, since=since)
             rows = [((one.name, one.guard), one.cost) for one in spent] if tenant else _by_tenant(spent)
     if tenant and not rows:
         raise UsageError(f"no run of tenant {tenant!r} began then")
@@ -141,11 +141,9 @@ def _measured(found: Services, run: str | None, guard: str | None) -> _Measured:
         UsageError: not measured.
     """
     if run:
-        status = reading.run_status(found.engine, run)
-        return _rate_of(
-            found.engine, status.id, status.name, status.spec.guard, costs.run_cost(found.engine, status.id)
-        )
-    for one in costs.run_costs(found.engine):
+        status = run_status(found.engine, run)
+        return _rate_of(found.engine, status.id, status.name, status.spec.guard, run_cost(found.engine, status.id))
+    for one in run_costs(found.engine):
         if one.lane == Lane.BULK and guard in (None, one.guard) and one.cost.measured >= _ENOUGH:
             try:
                 return _rate_of(found.engine, one.run_id, one.name, one.guard, one.cost)
@@ -158,7 +156,7 @@ def _measured(found: Services, run: str | None, guard: str | None) -> _Measured:
 
 
 def _rate_of(engine: sa.Engine, run_id: str, name: str, guard: str, cost: Cost) -> _Measured:
-    judged = cost.measured - reading.cached_count(engine, run_id)  # the cache's answers say nothing of a device
+    judged = cost.measured - cached_count(engine, run_id)  # the cache's answers say nothing of a device
     if judged < _ENOUGH or cost.device_s <= 0:
         raise UsageError(
             f"not measured: run {name} has {max(0, judged):,} judgements by a device; at least {_ENOUGH} are needed"

@@ -17,8 +17,9 @@ import click
 from rich.table import Table
 
 from infra.errors import RunError, UsageError
-from infra.ledger import intake, reading
-from infra.ledger.hard import judged_items
+from infra.ledger import intake
+from infra.ledger.items import candidates
+from infra.ledger.runs import find_run, run_status
 from infra.process import deferred_interrupt
 from infra.servers.services import Services
 from libra_fleet.cli.context import connected, fleet_for
@@ -296,10 +297,10 @@ def select(
     known one, else none: `libra data curate annotate --of selected` asks two judges about those.
     """
     with connected() as found:
-        known = reading.run_status(found.engine, run)
+        known = run_status(found.engine, run)
         options = {"run": known.id, "margin": margin, "origin": origin, "licence": licence, "since": str(since)}
         rows = labels.hard_examples(
-            judged_items(found.engine, known.id, since),
+            candidates(found.engine, known.id, since),
             run_name=known.name,
             guard=known.spec.guard,
             margin=margin,
@@ -394,7 +395,7 @@ def _ask(
         source="curate",
     )
     count, name = run_name(spec, items())
-    known = reading.find_run(found.engine, name)
+    known = find_run(found.engine, name)
     run_id = known.id if known else intake.new_run_id()
     needed = not (known and known.state.ended)
     with (

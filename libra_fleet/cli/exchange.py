@@ -19,8 +19,9 @@ from typing import IO, Any, Final, NamedTuple, TypeVar
 import click
 
 from infra.errors import DataError, UsageError
-from infra.ledger import evidence, intake, reading, settlement
-from infra.ledger.exporting import judgement_rows
+from infra.ledger import intake, settlement, stats
+from infra.ledger.items import judgement_rows
+from infra.ledger.runs import run_status
 from infra.servers.services import Services
 from libra_fleet.cli.context import connected
 from libra_fleet.cli.options import ReportOptions, name_option, takes_report_options
@@ -77,7 +78,7 @@ def export(*, run: str, file: str, form: str | None, text: bool, errors: bool) -
         raise UsageError("Parquet needs a file: standard output takes jsonl or critic")
     write = _parquet_writer() if chosen is Form.PARQUET else _write_lines
     with connected() as found:
-        status = reading.run_status(found.engine, run)
+        status = run_status(found.engine, run)
         rows: Iterable[Row] = judgement_rows(found.engine, status.id, mistakes_only=errors, with_text=text)
         with _sink(file) as sink:
             written = write(_critic_rows(rows) if chosen is Form.CRITIC else rows, sink)
@@ -85,7 +86,7 @@ def export(*, run: str, file: str, form: str | None, text: bool, errors: bool) -
         if not status.state.ended:
             say(f"run {status.name} is {status.state}: these are the judgements settled so far")
         if text:
-            volume = evidence.volume(found.engine, status.id)
+            volume = stats.volume(found.engine, status.id)
             if volume.items_with_text < volume.items:
                 say(f"{volume.items - volume.items_with_text:,} of {volume.items:,} texts have been scrubbed")
 

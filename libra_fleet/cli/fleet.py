@@ -14,8 +14,8 @@ from infra.coordination.presence import announced, is_ready
 from infra.coordination.store import open_coordination
 from infra.errors import ServerError, UsageError
 from infra.guard_catalogue import GUARDS
+from infra.ledger.decisions import PolicyNames
 from infra.ledger.engine import HEAD, open_ledger, upgrade
-from infra.ledger.policies import PolicyNames
 from infra.servers.services import services
 from infra.settings import Settings, load_settings
 from libra_fleet.cli.context import connected, fleet_for

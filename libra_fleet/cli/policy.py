@@ -11,8 +11,9 @@ import click
 from rich.table import Table
 
 from infra.errors import UsageError
-from infra.ledger import decisions, policies, reading
-from infra.ledger.policies import StoredPolicy
+from infra.ledger import decisions
+from infra.ledger.decisions import StoredPolicy
+from infra.ledger.runs import run_status
 from libra_fleet.cli.context import connected
 from libra_fleet.cli.options import json_option, timestamp
 from libra_fleet.cli.show import out, print_json, say
@@ -103,7 +104,7 @@ def test(
         return
     diff = Diff()
     with connected() as found:
-        run_id = reading.run_status(found.engine, run).id if run else None
+        run_id = run_status(found.engine, run).id if run else None
         stored = decisions.verdicts_to_try(found.engine, run_id=run_id, sample=sample or 0, seed=seed, texts=show_text)
         for item in stored:
             verdict = item.judged.verdict
@@ -141,7 +142,7 @@ def put(*, file: str, as_json: bool) -> None:
     """
     new = _checked(file)
     with connected() as found:
-        fresh = policies.put_policy(found.engine, new)
+        fresh = decisions.put_policy(found.engine, new)
     what = "stored and in force" if fresh else "was stored already; it is in force"
     say(f"{new.policy} version {new.version} {what}. Decide stored verdicts again: libra policy apply {new.policy}")
     if as_json:
@@ -153,7 +154,7 @@ def put(*, file: str, as_json: bool) -> None:
 def list_(*, as_json: bool) -> None:
     """List all versions of all policies; the one in force is marked."""
     with connected() as found:
-        stored = policies.stored_policies(found.engine)
+        stored = decisions.stored_policies(found.engine)
     if as_json:
         print_json([_facts(one) for one in stored])
         return
@@ -185,7 +186,7 @@ def show(*, name: str) -> None:
     if at and not version.isdecimal():
         raise UsageError(f"{name!r}: expected NAME or NAME@VERSION, such as default@2")
     with connected() as found:
-        print_json(_facts(policies.stored_policy(found.engine, bare, int(version) if at else None)))
+        print_json(_facts(decisions.stored_policy(found.engine, bare, int(version) if at else None)))
 
 
 @click.command()
@@ -200,7 +201,7 @@ def default(*, tenant: str, name: str | None, nothing: bool) -> None:
     if bool(name) == nothing:
         raise UsageError("give a policy's name, or --none")
     with connected() as found:
-        policies.set_tenant_policy(found.engine, tenant, name)
+        decisions.set_tenant_policy(found.engine, tenant, name)
     say(f"{tenant}: {name or 'no policy'} from now on")
 
 
@@ -219,7 +220,7 @@ def apply(*, name: str, since: datetime, tenant: str | None, yes: bool, as_json:
     sent to the platform as an item.redecided event.
     """
     with connected() as found:
-        rules = policies.stored_policy(found.engine, name).policy
+        rules = decisions.stored_policy(found.engine, name).policy
         planned = Diff()
         for change in decisions.changes(found.engine, rules, since, tenant=tenant):
             _count(planned, change)

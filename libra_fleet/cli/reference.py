@@ -23,8 +23,9 @@ from click.core import ParameterSource
 
 from infra.errors import DataError, RunError, UsageError
 from infra.guard_catalogue import GUARDS
-from infra.ledger import intake, reading
-from infra.ledger.comparing import Settled, settled_of
+from infra.ledger import intake
+from infra.ledger.items import Ending, settled_of
+from infra.ledger.runs import find_run, run_status
 from infra.metrics import Judged, measure
 from infra.process import deferred_interrupt
 from infra.servers.services import Services
@@ -256,7 +257,7 @@ def _judge(found: Services, job: _Job, missing: int, fleet_lives: Callable[[], N
 
 def _submitted(found: Services, job: _Job, check: Callable[[], None]) -> str:
     """The run that holds the missing rows: the one under way, if it has the same options, else a new one."""
-    known = reading.find_run(found.engine, job.note.read_text()) if job.note.is_file() else None
+    known = find_run(found.engine, job.note.read_text()) if job.note.is_file() else None
     if known and not known.state.ended and known.spec == job.spec:
         run_id, is_open = known.id, known.state is RunState.OPEN
         say(f"going on with run {run_id}")
@@ -272,13 +273,13 @@ def _submitted(found: Services, job: _Job, check: Callable[[], None]) -> str:
 
 def _in_order(
     found: Services, job: _Job, run_id: str, check: Callable[[], None]
-) -> Iterator[list[tuple[RawRecord, list[Settled]]]]:
+) -> Iterator[list[tuple[RawRecord, list[Ending]]]]:
     """The missing rows with their judgements, each as soon as all rows before it are settled."""
     records = job.missing()
     while batch := list(islice(records, _BATCH_ROWS)):
         while True:
             # The state is read first: what is not settled of an ended run will never be.
-            ended = reading.run_status(found.engine, run_id).state.ended
+            ended = run_status(found.engine, run_id).state.ended
             settled = settled_of(found.engine, run_id, [record.id for record in batch])
             ready = batch
             if not ended:
@@ -291,7 +292,7 @@ def _in_order(
             time.sleep(_POLL_S)
 
 
-def _row(record: RawRecord, ends: list[Settled]) -> dict[str, object] | None:
+def _row(record: RawRecord, ends: list[Ending]) -> dict[str, object] | None:
     """The row with its judgement; None where one of its iterations died."""
     if not ends or any(end.outcome is Outcome.DEAD for end in ends):
         return None
@@ -300,7 +301,7 @@ def _row(record: RawRecord, ends: list[Settled]) -> dict[str, object] | None:
     return {**record.row, "id": record.id if own_id is None else own_id, **judged}
 
 
-def _is_repaired(ends: list[Settled]) -> bool:
+def _is_repaired(ends: list[Ending]) -> bool:
     """True if the benchmark's script finds a label where the guard's own reading found none."""
     return any(end.label is None and read_critic(end.raw) is not None for end in ends)
 

@@ -13,8 +13,9 @@ import click
 from rich.table import Table
 
 from infra.errors import UsageError
-from infra.ledger import children, intake, reading
-from infra.ledger.dead import DeadItem, dead_of
+from infra.ledger import intake
+from infra.ledger.items import DeadItem, dead_of, items_of, stock_of
+from infra.ledger.runs import live_runs_since, open_child, run_status
 from infra.servers.services import Services
 from libra_fleet.cli.context import connected
 from libra_fleet.cli.options import (
@@ -53,7 +54,7 @@ def rejudge(*, guard: GuardChoice, mode: str | None, run: str | None, since: dat
         _require_texts(found, parents, since)
         made = [_judge_again(found, parent, guard, mode, since) for parent in parents]
         if as_json:
-            print_json([run_facts(reading.run_status(found.engine, run_id)) for run_id in made])
+            print_json([run_facts(run_status(found.engine, run_id)) for run_id in made])
             return
         for run_id in made:
             click.echo(run_id)
@@ -61,8 +62,8 @@ def rejudge(*, guard: GuardChoice, mode: str | None, run: str | None, since: dat
 
 def _parents(found: Services, run: str | None, since: datetime | None) -> list[str]:
     if run:
-        return [reading.run_status(found.engine, run).id]
-    parents = children.live_runs_since(found.engine, since) if since else []
+        return [run_status(found.engine, run).id]
+    parents = live_runs_since(found.engine, since) if since else []
     if not parents:
         raise UsageError("no live item settled since then")
     return parents
@@ -71,7 +72,7 @@ def _parents(found: Services, run: str | None, since: datetime | None) -> list[s
 def _require_texts(found: Services, parents: list[str], since: datetime | None) -> None:
     """Refuse before anything is submitted: half of a comparison misleads."""
     for parent in parents:
-        stock = children.stock_of(found.engine, parent, since)
+        stock = stock_of(found.engine, parent, since)
         if stock.scrubbed:
             raise UsageError(
                 f"the texts of {stock.scrubbed:,} of {stock.items:,} items of run {parent} were scrubbed by retention: "
@@ -90,9 +91,9 @@ def _judge_again(found: Services, parent: str, guard: GuardChoice, mode: str | N
         source=f"run:{parent}",
         parent=parent,
     )
-    run_id = children.open_child(found.engine, parent, spec.guard, spec.mode)
+    run_id = open_child(found.engine, parent, spec.guard, spec.mode)
     run_id = run_id or intake.create_run(found.engine, spec)
-    accepted = submit(found, run_id, spec, children.items_of(found.engine, parent, since))
+    accepted = submit(found, run_id, spec, items_of(found.engine, parent, since))
     seal(found, run_id)
     say(f"{accepted:,} items of run {parent} submitted; follow them with: libra run watch {run_id}")
     return run_id
@@ -105,7 +106,7 @@ def _judge_again(found: Services, parent: str, guard: GuardChoice, mode: str | N
 def list_dead(*, run: str, limit: int, as_json: bool) -> None:
     """List the dead items of a run without their texts."""
     with connected() as found:
-        status = reading.run_status(found.engine, run)
+        status = run_status(found.engine, run)
         rows = list(dead_of(found.engine, status.id, limit=limit))
     if as_json:
         facts = [{"id": row.item.id, "reason": row.reason, "attempts": row.attempts} for row in rows]
@@ -125,7 +126,7 @@ def list_dead(*, run: str, limit: int, as_json: bool) -> None:
 def show_dead(*, run: str, item: str) -> None:
     """Print one dead item with its text as JSON."""
     with connected() as found:
-        status = reading.run_status(found.engine, run)
+        status = run_status(found.engine, run)
         row = next((row for row in dead_of(found.engine, status.id) if row.item.id == item), None)
     if row is None:
         raise UsageError(f"no item {item!r} died in run {status.name}")
@@ -143,7 +144,7 @@ def retry_dead(*, run: str, name: str | None, as_json: bool) -> None:
     A dead item stays dead in its run, whatever comes later.
     """
     with connected() as found:
-        status = reading.run_status(found.engine, run)
+        status = run_status(found.engine, run)
         if not status.counts.dead:
             raise UsageError(f"nothing died in run {status.name}")
         if scrubbed := sum(not row.item.response for row in dead_of(found.engine, status.id)):
@@ -152,7 +153,7 @@ def retry_dead(*, run: str, name: str | None, as_json: bool) -> None:
         run_id = intake.create_run(found.engine, spec, name=name)
         accepted = submit(found, run_id, spec, _items(dead_of(found.engine, status.id)))
         seal(found, run_id)
-        made = reading.run_status(found.engine, run_id)
+        made = run_status(found.engine, run_id)
     say(f"{accepted:,} items submitted again; follow them with: libra run watch {run_id}")
     if as_json:
         print_json(run_facts(made))

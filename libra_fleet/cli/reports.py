@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 from infra.errors import RunError, UsageError
-from infra.ledger import cascades, reading
+from infra.ledger.runs import stages_of, stored_report
 from infra.servers.services import Services
 from libra_fleet.cli.options import QualityGate, ReportOptions
 from libra_fleet.cli.show import print_report, say
@@ -68,10 +68,10 @@ def report_of(found: Services, run_id: str) -> RunReport | None:
     Raises:
         UsageError: a stage of the cascade has not ended.
     """
-    stages = cascades.stages_of(found.engine, run_id)
+    stages = stages_of(found.engine, run_id)
     if stages[0].spec.stages and stages[0].state.ended:
         return cascade_report(found.engine, stages)
-    return reading.stored_report(found.engine, run_id)
+    return stored_report(found.engine, run_id)
 
 
 def write_page(found: Services, report: RunReport, file: Path, *, with_text: bool = True) -> None:

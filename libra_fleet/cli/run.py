@@ -15,9 +15,10 @@ import click
 from rich.table import Table
 
 from infra.errors import DataError, RunError, UsageError
-from infra.ledger import cascades, intake, reading, settlement
+from infra.ledger import intake, settlement
 from infra.ledger.audit import Audit, audit
-from infra.ledger.reading import RunStatus
+from infra.ledger.items import judged_rows
+from infra.ledger.runs import RunStatus, find_run, first_id, is_later_stage, list_runs, run_status, stages_of
 from infra.metrics.thresholds import Scored, Side, Thresholds, fit_thresholds
 from infra.servers.services import Services
 from libra_fleet.cli.context import connected, fleet_for
@@ -56,7 +57,7 @@ def start(*, request: RunRequest, fleet: LocalFleetOptions, report_options: Repo
         known = known_run(found, request)  # a name that is taken is said before a long data set is read
         run_id = known.id if known else intake.new_run_id()
         with checked(request.source, request.spec) as data:
-            ended = known is not None and cascades.stages_of(found.engine, run_id)[-1].state.ended
+            ended = known is not None and stages_of(found.engine, run_id)[-1].state.ended
             with fleet_for(found, request.spec, fleet, needed=not ended) as fleet_lives:
                 with detaching(found, run_id, fleet_lives) as check:
                     begin(found, request, known, run_id)
@@ -76,7 +77,7 @@ def submit(*, request: RunRequest, as_json: bool) -> None:
         with checked(request.source, request.spec) as data, detaching(found, run_id) as check:
             begin(found, request, known, run_id)
             data.feed(found, run_id, request.spec, check)
-        status = reading.run_status(found.engine, run_id)
+        status = run_status(found.engine, run_id)
         if as_json:
             print_json(run_facts(status))
             return
@@ -131,11 +132,11 @@ def watch(*, run: str, fleet: LocalFleetOptions, report_options: ReportOptions) 
 def show(*, run: str, as_json: bool) -> None:
     """Show the state of a run."""
     with connected() as found:
-        status = reading.run_status(found.engine, run)
+        status = run_status(found.engine, run)
         if as_json:
             print_json(run_facts(status))
         else:
-            print_runs(cascades.stages_of(found.engine, status.id))
+            print_runs(stages_of(found.engine, status.id))
 
 
 @click.command(name="list")
@@ -144,7 +145,7 @@ def show(*, run: str, as_json: bool) -> None:
 def list_(*, limit: int, as_json: bool) -> None:
     """List the newest runs."""
     with connected() as found:
-        runs = reading.list_runs(found.engine, limit=limit)
+        runs = list_runs(found.engine, limit=limit)
         if as_json:
             print_json([run_facts(status) for status in runs])
         elif runs:
@@ -162,7 +163,7 @@ def cancel(*, run: str, as_json: bool) -> None:
     Their reason is "cancelled".
     """
     with connected() as found:
-        stages = cascades.stages_of(found.engine, reading.run_status(found.engine, run).id)
+        stages = stages_of(found.engine, run_status(found.engine, run).id)
         status = next((stage for stage in stages if not stage.state.ended), stages[-1])
         if status.state.ended:
             raise UsageError(f"run {status.name} has ended already: it is {status.state}")
@@ -175,7 +176,7 @@ def cancel(*, run: str, as_json: bool) -> None:
                 wait_for_end(found.engine, status.id, check=fleet.check)
         say(f"run {status.name} is cancelled; {settled.inserted:,} pending items settled as dead")
         if as_json:
-            print_json(run_facts(reading.run_status(found.engine, status.id)))
+            print_json(run_facts(run_status(found.engine, status.id)))
 
 
 @click.command()
@@ -201,7 +202,7 @@ def report(
         if against:
             stored = _against(found, run, against)
         else:
-            status = reading.run_status(found.engine, run)
+            status = run_status(found.engine, run)
             ended = report_of(found, status.id)
             if ended is None:
                 raise UsageError(f"run {status.name} is {status.state}: its report comes when it has ended")
@@ -231,11 +232,11 @@ def _against(found: Services, run: str, against: str | None) -> RunReport:
     Raises:
         UsageError: it is no cascade, or its last stage has not ended.
     """
-    first = reading.run_status(found.engine, cascades.first_id(reading.run_status(found.engine, run).id))
+    first = run_status(found.engine, first_id(run_status(found.engine, run).id))
     if not first.spec.stages:
         raise UsageError(f"run {first.name} is no cascade")
-    other = reading.run_status(found.engine, against) if against else None
-    return report_of_stages(found.engine, cascades.stages_of(found.engine, first.id), against=other)
+    other = run_status(found.engine, against) if against else None
+    return report_of_stages(found.engine, stages_of(found.engine, first.id), against=other)
 
 
 @click.command()
@@ -259,7 +260,7 @@ def choose_thresholds(*, run: str | None, named: str | None, target_error: float
     if run is None:
         raise click.UsageError("name a run of the small guard over labelled items")
     with connected() as found:
-        status = reading.run_status(found.engine, run)
+        status = run_status(found.engine, run)
         fitted = fit_thresholds(_scored(found, status.id), target_error)
     if not fitted.items:
         raise UsageError(f"run {status.name} holds no item with both a truth and a score")
@@ -283,7 +284,7 @@ def verify(*, run: str, receipt: str | None, as_json: bool) -> None:
     Exit 7 on any breach.
     """
     with connected() as found:
-        status = reading.run_status(found.engine, run)
+        status = run_status(found.engine, run)
         result = audit(found.engine, status.id)
     if as_json:
         print_json(_audit_facts(result))
@@ -310,7 +311,7 @@ class Checked(NamedTuple):
             DataError: the run holds an item with another content, or items that are not in the data set.
         """
         submit_items(found, run_id, spec, (row.item for row in valid_items(self.dataset, self.validation)), check=check)
-        held = reading.run_status(found.engine, run_id).counts.accepted
+        held = run_status(found.engine, run_id).counts.accepted
         if held != self.validation.valid:
             raise DataError(f"run {run_id} holds {held:,} items, {self.dataset.name} {self.validation.valid:,}")
         seal(found, run_id, invalid_count=self.validation.invalid_count, invalid_rows=self.validation.invalid)
@@ -348,7 +349,7 @@ def known_run(found: Services, request: RunRequest) -> RunStatus | None:
     Raises:
         UsageError: the name belongs to a run with other options.
     """
-    known = reading.find_run(found.engine, request.name) if request.name else None
+    known = find_run(found.engine, request.name) if request.name else None
     if known is None:
         return None
     pairs = {field: (getattr(known.spec, field), getattr(request.spec, field)) for field in RunSpec.model_fields}
@@ -406,7 +407,7 @@ def _go_on(
     """
     if run.spec.lane is Lane.LIVE:
         raise UsageError(f"{run.name} is live traffic, which has no end: `libra run show` shows its state")
-    ended = cascades.stages_of(found.engine, run.id)[-1].state.ended
+    ended = stages_of(found.engine, run.id)[-1].state.ended
     with fleet_for(found, run.spec, choice, needed=not ended) as fleet_lives:
         with detaching(found, run.id, fleet_lives) as check:
             follow(found, run.id, run.spec, check, data=data, total_items=run.expected)
@@ -415,14 +416,14 @@ def _go_on(
 
 def _whole(found: Services, run: str) -> RunStatus:
     """A run by id or name; of a cascade's stage, the cascade's first run."""
-    status = reading.run_status(found.engine, run)
-    if cascades.is_later_stage(status.id, status.spec):
-        return reading.run_status(found.engine, cascades.first_id(status.id))
+    status = run_status(found.engine, run)
+    if is_later_stage(status.id, status.spec):
+        return run_status(found.engine, first_id(status.id))
     return status
 
 
 def _scored(found: Services, run_id: str) -> Iterator[Scored]:
-    for row in settlement.judged_rows(found.engine, run_id):
+    for row in judged_rows(found.engine, run_id):
         if row.truth is not None and row.label is not None and row.p_unsafe is not None:
             yield Scored(row.p_unsafe, row.label == row.truth)
 
@@ -461,7 +462,7 @@ def _audit_facts(result: Audit) -> dict[str, object]:
     }
 
 
-def _show_audit(result: Audit, status: reading.RunStatus) -> None:
+def _show_audit(result: Audit, status: RunStatus) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     for check in result.checks:
         mark = "[green]✓[/]" if not check.breaches else f"[red]✗ {check.breaches:,}[/]"

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from infra.ledger.reading import RunStatus
+from infra.ledger.runs import RunStatus
 from producer.datasets import Validation
 from producer.report.facts import to_json
 from producer.report.terminal import render

@@ -14,8 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 from sqlalchemy.exc import DBAPIError
 
-from infra.ledger import cascades
-from infra.ledger.reading import RunStatus, find_run, run_status
+from infra.ledger.runs import RunStatus, find_run, run_status, stages_of
 from infra.process import deferred_interrupt
 from infra.servers.services import Services
 from libra_fleet.cli.show import err, say
@@ -34,7 +33,7 @@ def wait_for_end(engine: sa.Engine, run_id: str, *, check: Callable[[], None] = 
 
 def follow_stages(found: Services, run_id: str, check: Callable[[], None]) -> None:
     """Follow a cascade from its first run, which has ended, to the end of its last stage; nothing for other runs."""
-    while (stages := cascades.stages_of(found.engine, run_id))[-1].state.ended is False:
+    while (stages := stages_of(found.engine, run_id))[-1].state.ended is False:
         stage = stages[-1]
         say(f"what was not sure goes on to {stage.spec.guard}: run {stage.name}")
         with progress_line(found.engine, stage.id, err, total_items=stage.expected):

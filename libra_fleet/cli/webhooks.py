@@ -11,9 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from infra.errors import UsageError
-from infra.ledger import endpoints as addresses
-from infra.ledger import outbox
-from infra.ledger.endpoints import Endpoint
+from infra.ledger import webhooks
+from infra.ledger.webhooks import Endpoint
 from infra.settings import load_settings
 from libra_fleet.cli.context import connected
 from libra_fleet.cli.options import json_option, limit_option, timestamp
@@ -32,7 +31,7 @@ _STATES: Final = ("pending", "delivered", "failed")
 def list_(*, tenant: str | None, state: str | None, limit: int, as_json: bool) -> None:
     """List the newest messages, their destinations and delivery states."""
     with connected() as found:
-        rows = outbox.sent(found.engine, tenant=tenant, state=state, limit=limit)
+        rows = webhooks.sent(found.engine, tenant=tenant, state=state, limit=limit)
     if as_json:
         print_json([_sent_facts(row) for row in rows])
         return
@@ -44,7 +43,7 @@ def list_(*, tenant: str | None, state: str | None, limit: int, as_json: bool) -
     out.print(table if rows else "no messages")
 
 
-def _sent_facts(row: outbox.Sent) -> dict[str, object]:
+def _sent_facts(row: webhooks.Sent) -> dict[str, object]:
     return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in row._asdict().items()}
 
 
@@ -71,7 +70,7 @@ def resend(
     if not (ids or tenant or endpoint or state or since):
         raise UsageError("say which: ids, --tenant, --endpoint, --state or --since")
     with connected() as found:
-        count = outbox.replay(
+        count = webhooks.replay(
             found.engine, ids=list(ids) or None, tenant=tenant, endpoint_id=endpoint, state=state, since=since
         )
     say(f"{count:,} messages are due again")
@@ -89,8 +88,8 @@ def secret(*, tenant: str, rotate: bool, as_json: bool) -> None:
     It is made if there is none.
     """
     with connected() as found:
-        known = addresses.tenant_secrets(found.engine, tenant)
-        value = addresses.rotate_tenant_secret(found.engine, tenant) if rotate or not known else known[0]
+        known = webhooks.tenant_secrets(found.engine, tenant)
+        value = webhooks.rotate_tenant_secret(found.engine, tenant) if rotate or not known else known[0]
     if as_json:
         print_json({"tenant": tenant, "secret": value})
     else:
@@ -120,7 +119,7 @@ def add(*, tenant: str, url: str, events: tuple[str, ...], as_json: bool) -> Non
         raise UsageError(f"{error}; {hint}") from error
     wanted = [Event(name) for name in events] or list(Event)
     with connected() as found:
-        made = addresses.add_endpoint(found.engine, tenant, url, wanted)
+        made = webhooks.add_endpoint(found.engine, tenant, url, wanted)
     if as_json:
         print_json({**_endpoint_facts(made), "secret": made.secrets[0]})
     else:
@@ -133,7 +132,7 @@ def add(*, tenant: str, url: str, events: tuple[str, ...], as_json: bool) -> Non
 def list_endpoints(*, tenant: str | None, as_json: bool) -> None:
     """List endpoints without their secrets."""
     with connected() as found:
-        rows = addresses.endpoints(found.engine, tenant)
+        rows = webhooks.endpoints(found.engine, tenant)
     if as_json:
         print_json([_endpoint_facts(row) for row in rows])
         return
@@ -161,7 +160,7 @@ def _endpoint_facts(row: Endpoint) -> dict[str, object]:
 def remove(*, endpoint: str) -> None:
     """Remove an endpoint; messages that still wait for it fail."""
     with connected() as found:
-        addresses.remove_endpoint(found.engine, endpoint)
+        webhooks.remove_endpoint(found.engine, endpoint)
 
 
 @click.command()
@@ -172,7 +171,7 @@ def enable(*, endpoint: str) -> None:
     `libra webhooks resend --endpoint ID --state failed` sends what it missed.
     """
     with connected() as found:
-        addresses.enable_endpoint(found.engine, endpoint)
+        webhooks.enable_endpoint(found.engine, endpoint)
 
 
 @click.command()
@@ -184,7 +183,7 @@ def rotate(*, endpoint: str, as_json: bool) -> None:
     The previous one keeps signing alongside it until the next rotation.
     """
     with connected() as found:
-        value = addresses.rotate_endpoint_secret(found.engine, endpoint)
+        value = webhooks.rotate_endpoint_secret(found.engine, endpoint)
     if as_json:
         print_json({"id": endpoint, "secret": value})
     else:

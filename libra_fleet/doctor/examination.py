@@ -9,7 +9,7 @@ from infra.broker.app import connect_redis
 from infra.coordination.leases import HELD_FOR_S
 from infra.errors import ServerError
 from infra.fleet import look
-from infra.ledger import reading
+from infra.ledger import stats
 from infra.ledger.engine import HEAD, current_revision, open_ledger
 from infra.servers.embedded import EmbeddedServers
 from infra.servers.services import Services
@@ -84,7 +84,7 @@ def _examine_servers(services: Services) -> Iterator[Finding]:
     yield from check_clocks(client, engine)
     # The fleet's own engine would migrate an embedded ledger, and the doctor changes nothing.
     at_head = engine is not None and current_revision(engine) == HEAD
-    yield from check_settings(services.settings, reading.slowest_chunk_s(engine) if engine and at_head else None)
+    yield from check_settings(services.settings, stats.slowest_chunk_s(engine) if engine and at_head else None)
     if client is not None and at_head:
         yield from check_fleet(look(services, at_once=True))
 

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from infra.errors import DataError
-from infra.ledger.comparing import Settled
-from infra.ledger.hard import Judged
+from infra.ledger.items import Candidate, Ending
 from producer.curation.files import Placed
 from producer.curation.grammar import frames
 from producer.curation.rows import Provenance, Row, labelled, new_row
@@ -40,7 +39,7 @@ class Reason(StrEnum):
 
 
 def agreed(
-    rows: Sequence[Row], verdicts: Mapping[str, Mapping[str, Settled]], kept: str, dropped: str
+    rows: Sequence[Row], verdicts: Mapping[str, Mapping[str, Ending]], kept: str, dropped: str
 ) -> Iterator[Placed]:
     """Each row for the file `kept`, labelled, if all judges gave one label; else for `dropped`, with their verdicts.
 
@@ -57,7 +56,7 @@ def agreed(
             yield kept, labelled({**row, "provenance": judged}, label, analysis(row, label))
 
 
-def _stated(settled: Settled | None) -> dict[str, str | None]:
+def _stated(settled: Ending | None) -> dict[str, str | None]:
     if settled is None:
         return {"outcome": None, "label": None}
     return {"outcome": settled.outcome.value, "label": settled.label.value if settled.label else None}
@@ -96,7 +95,7 @@ def published_rows(source: str, origin: str | None, licence: str | None) -> Iter
 
 
 def hard_examples(
-    judged: Iterable[Judged], *, run_name: str, guard: str, margin: float, origin: str | None, licence: str | None
+    judged: Iterable[Candidate], *, run_name: str, guard: str, margin: float, origin: str | None, licence: str | None
 ) -> Iterator[Row]:
     """The hard examples of a run; the label is a human's, else the known one, else empty: then judges decide.
 
@@ -126,7 +125,7 @@ def hard_examples(
         yield _row(item, found.human or found.truth, provenance)
 
 
-def reasons_of(item: Judged, margin: float) -> list[Reason]:
+def reasons_of(item: Candidate, margin: float) -> list[Reason]:
     """The reasons that make an item a hard example, in the order of `Reason`; empty where none does."""
     holds = {
         Reason.SMALL_MARGIN: item.p_unsafe is not None and abs(item.p_unsafe - 0.5) <= margin,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import sqlalchemy as sa
 
-from infra.ledger.comparing import Settled, settled_of
+from infra.ledger.items import Ending, settled_of
 from producer.curation.rows import Texts
 from schemas.items import Item
 from schemas.runs import RunSpec
@@ -25,7 +25,7 @@ def run_name(spec: RunSpec, items: Iterable[Item]) -> tuple[int, str]:
     return count, f"curate-{spec.guard}-{digest.hexdigest()}"
 
 
-def verdicts_of(engine: sa.Engine, run_id: str, item_ids: Sequence[str]) -> dict[str, Settled]:
+def verdicts_of(engine: sa.Engine, run_id: str, item_ids: Sequence[str]) -> dict[str, Ending]:
     """The verdicts on these items, by item id."""
     return {item_id: ends[0] for item_id, ends in settled_of(engine, run_id, item_ids).items()}
 

@@ -22,7 +22,7 @@ from limits.strategies import SlidingWindowCounterRateLimiter
 
 from infra.broker.backpressure import oldest_age_s
 from infra.coordination.store import CoordinationStore
-from infra.ledger.submissions import pending_items
+from infra.ledger.intake import pending_items
 from infra.log import get_logger
 from infra.servers.services import Services
 from producer.gateway.middleware import GatewayMetrics

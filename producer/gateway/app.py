@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.middleware.cors import CORSMiddleware
 
-from infra.ledger.submissions import forget_old_keys
+from infra.ledger.intake import forget_old_keys
 from infra.log import get_logger
 from infra.servers.services import Services
 from producer.gateway.api import batches, items, moderations, ops

@@ -22,8 +22,9 @@ from typing import Final, NamedTuple, Self
 
 from infra import tracing
 from infra.errors import LibraError, RunError
-from infra.ledger import intake, settlement
-from infra.ledger.submissions import IdempotencyKey, Submission, accept_submitted
+from infra.ledger import intake
+from infra.ledger.intake import IdempotencyKey, Submission, accept_submitted
+from infra.ledger.items import verdict_of
 from infra.log import get_logger
 from infra.servers.services import Services, services
 from infra.settings import Settings, load_settings
@@ -367,4 +368,4 @@ class LiveClient:
 
     def verdict(self, ref: ItemRef) -> Verdict | None:
         """The verdict of a submitted item, or None while it is pending."""
-        return settlement.verdict_of(self._services.engine, ref.run_id, [ref.seq]).get(ref.seq)
+        return verdict_of(self._services.engine, ref.run_id, [ref.seq]).get(ref.seq)

@@ -13,8 +13,10 @@ from infra import tracing
 from infra.broker.backpressure import has_room
 from infra.broker.chunking import in_chunks
 from infra.errors import DataError
-from infra.ledger import intake, reading
-from infra.ledger.submissions import Submission, accept_submitted
+from infra.ledger import intake
+from infra.ledger.intake import Submission, accept_submitted
+from infra.ledger.items import accepted_hashes
+from infra.ledger.runs import run_status
 from infra.retry import retry
 from infra.servers.services import Services
 from schemas.items import Item
@@ -45,7 +47,7 @@ def submit(
     """
     settings = services.settings
     # A new run holds nothing yet; should another producer feed it as well, a second copy of an item is refused.
-    is_new = reading.run_status(services.engine, run_id).counts.accepted == 0
+    is_new = run_status(services.engine, run_id).counts.accepted == 0
     accepted = 0
     for window in _windows(items, max_items=settings.window_items, max_bytes=settings.window_bytes):
         fresh = window if is_new else _missing(services, run_id, window)
@@ -101,7 +103,7 @@ def _windows(items: Iterable[Item], *, max_items: int, max_bytes: int) -> Iterat
 
 
 def _missing(services: Services, run_id: str, window: Sequence[Item]) -> list[Item]:
-    known = intake.accepted_hashes(services.engine, run_id, [item.id for item in window])
+    known = accepted_hashes(services.engine, run_id, [item.id for item in window])
     for item in window:
         if known.get(item.id) and known[item.id] != item.content_hash:  # no hash: nothing of it is kept
             raise DataError(

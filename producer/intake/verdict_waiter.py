@@ -18,7 +18,7 @@ import redis
 import sqlalchemy as sa
 from redis.client import PubSub
 
-from infra.ledger import settlement
+from infra.ledger.items import verdict_of
 from infra.log import get_logger
 from infra.servers.services import Services
 from schemas.items import submitted_name
@@ -142,7 +142,7 @@ class VerdictWaiter:
 
     def _read(self, run_id: str, seqs: Sequence[int]) -> None:
         """Read verdicts from the ledger and deliver them."""
-        verdicts: Mapping[int, Verdict] = settlement.verdict_of(self._services.engine, run_id, seqs)
+        verdicts: Mapping[int, Verdict] = verdict_of(self._services.engine, run_id, seqs)
         complete: list[PendingVerdicts] = []
         with self._lock:
             waiting = self._waiting.get(run_id, {})

@@ -10,8 +10,9 @@ from typing import Final
 import sqlalchemy as sa
 
 from infra.errors import UsageError
-from infra.ledger import cascades, reading
-from infra.ledger.reading import RunStatus
+from infra.ledger.items import both_settled, judged_rows
+from infra.ledger.runs import RunStatus, stored_report
+from infra.ledger.stats import device_seconds, ends_of, share_of
 from infra.metrics import measure
 from infra.metrics.paired import Pairs, count_pairs, mcnemar
 from schemas.runs import Against, CascadeShares, Interval, RunReport, StageShare, Throughput
@@ -26,11 +27,11 @@ def cascade_report(engine: sa.Engine, stages: Sequence[RunStatus], *, against: R
         UsageError: a stage has not ended, or the run to compare with holds none of the items.
     """
     first, run_ids = stages[0], [stage.id for stage in stages]
-    reports = [report for run_id in run_ids if (report := reading.stored_report(engine, run_id)) is not None]
+    reports = [report for run_id in run_ids if (report := stored_report(engine, run_id)) is not None]
     if len(reports) <= len(first.spec.stages):
         raise UsageError(f"run {first.name} is a cascade: its report comes when its last stage has ended")
-    ends = cascades.ends_of(engine, run_ids)
-    shares = [cascades.share_of(engine, stage, ends.by_stage.get(at, 0)) for at, stage in enumerate(stages, start=1)]
+    ends = ends_of(engine, run_ids)
+    shares = [share_of(engine, stage, ends.by_stage.get(at, 0)) for at, stage in enumerate(stages, start=1)]
     rate = ends.counts.settled / ends.seconds if ends.seconds > 0 else None
     last = reports[-1]
     return reports[0].model_copy(
@@ -38,7 +39,7 @@ def cascade_report(engine: sa.Engine, stages: Sequence[RunStatus], *, against: R
             "state": last.state,
             "counts": ends.counts,
             "fingerprint": {},
-            "groups": measure(cascades.final_rows(engine, run_ids), in_score_order=True),
+            "groups": measure(judged_rows(engine, *run_ids), in_score_order=True),
             "throughput": Throughput(seconds=ends.seconds, items_per_s=rate),
             "dead_reasons": last.dead_reasons if ends.counts.dead else {},
             "dead_items": last.dead_items if ends.counts.dead else (),
@@ -66,18 +67,19 @@ def compared(engine: sa.Engine, run_ids: Sequence[str], other: RunStatus) -> Aga
     Raises:
         UsageError: the run holds none of the items.
     """
-    rows = cascades.paired_labels(engine, run_ids, other.id)
+    settled = both_settled(engine, run_ids[0], other.id, later_stages=run_ids[1:])
+    rows = [row for row in settled if row.same_text]
     if not rows:
         raise UsageError(f"run {other.name} holds none of the cascade's items")
-    pairs = count_pairs(("", row.truth, row.label, row.other) for row in rows if row.truth is not None)
+    pairs = count_pairs(("", row.truth, *row.labels) for row in rows if row.truth is not None)
     known = pairs.get("", Counter())
     labelled = known.total()
     return Against(
         run_id=other.id,
         guard=other.spec.guard,
         items=len(rows),
-        agreement=sum(row.label == row.other for row in rows) / len(rows),
-        device_s=cascades.device_seconds(engine, other.id),
+        agreement=sum(row.labels[0] == row.labels[1] for row in rows) / len(rows),
+        device_s=device_seconds(engine, other.id),
         accuracy=sum(n for cell, n in known.items() if cell.second_right) / labelled if labelled else None,
         cascade_accuracy=sum(n for cell, n in known.items() if cell.first_right) / labelled if labelled else None,
         accuracy_lost=accuracy_lost(pairs) if labelled else None,

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from infra.ledger.comparing import PairedVerdict
+from infra.ledger.items import PairedVerdict
 from infra.metrics.paired import Cell, Difference, McNemar, differences, mcnemar
 from schemas.verdicts import Outcome
 

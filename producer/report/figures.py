@@ -11,7 +11,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from infra.ledger.evidence import Pace
+from infra.ledger.stats import Pace
 from infra.metrics.counts import COUNT_METRICS, Confusion
 from infra.metrics.curves import THRESHOLDS, Bin, Curve, ThresholdSweep
 from producer.report.svg import ACCENT, INK, SAFE, SERIES, SOFT, UNSAFE, drawing

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from infra.ledger.evidence import Volume
+from infra.ledger.stats import Volume
 from producer.report.comparison import Comparison, SliceDisagreement
 from producer.report.view import HEADLINE, average, is_imported, printable, short
 from schemas.runs import Metric, RunReport

@@ -7,9 +7,9 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from infra.ledger import evidence
-from infra.ledger.evidence import Mistakes, Pace, Volume, WorkerShare
-from infra.ledger.settlement import judged_rows
+from infra.ledger import stats
+from infra.ledger.items import judged_rows
+from infra.ledger.stats import Mistakes, Pace, Volume, WorkerShare
 from infra.metrics.curves import ThresholdSweep, trace
 from schemas.runs import RunReport
 
@@ -34,14 +34,14 @@ class RunDetails:
 
 def gather(engine: sa.Engine, report: RunReport) -> RunDetails:
     """Read what the page of a run needs; one pass over its rows, and a few sums."""
-    workers = evidence.workers(engine, report.run_id)
+    workers = stats.workers(engine, report.run_id)
     bars = sum(share.chunks for share in workers) // _CHUNKS_PER_BAR
     return RunDetails(
         traced=trace(judged_rows(engine, report.run_id), largest_sources(report)),
-        mistakes=evidence.mistakes(engine, report.run_id, limit=LISTED_PER_KIND),
-        pace=evidence.pace(engine, report.run_id, bars=min(max(bars, _BARS[0]), _BARS[1])),
+        mistakes=stats.mistakes(engine, report.run_id, limit=LISTED_PER_KIND),
+        pace=stats.pace(engine, report.run_id, bars=min(max(bars, _BARS[0]), _BARS[1])),
         workers=workers,
-        volume=evidence.volume(engine, report.run_id),
+        volume=stats.volume(engine, report.run_id),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from infra.ledger.evidence import Mistake
+from infra.ledger.stats import Mistake
 from infra.metrics.counts import COUNT_METRICS, Confusion
 from infra.metrics.curves import THRESHOLDS
 from producer.report.published import PublishedRow, published

@@ -26,8 +26,8 @@ from redis.client import PubSub
 
 from infra.coordination.store import CoordinationStore
 from infra.errors import UsageError
-from infra.ledger import endpoints, outbox
-from infra.ledger.outbox import Delivery
+from infra.ledger import webhooks
+from infra.ledger.webhooks import Delivery
 from infra.log import get_logger
 from infra.settings import Settings
 from producer.webhooks.addresses import Allowed, IpAddress, RefusedAddressError, checked_addresses
@@ -173,7 +173,7 @@ class Sender:
     async def _take(self, limit: int) -> list[Delivery]:
         lease_s = self._timeout_s + _GRACE_S
         try:
-            return await asyncio.to_thread(partial(outbox.take_due, self._engine, limit=limit, lease_s=lease_s))
+            return await asyncio.to_thread(partial(webhooks.take_due, self._engine, limit=limit, lease_s=lease_s))
         except sa.exc.SQLAlchemyError as error:
             log.warning("ledger_away", error=str(error.__cause__ or error).strip())
             await asyncio.sleep(_LEDGER_AWAY_S)
@@ -207,15 +207,15 @@ class Sender:
         facts = {"message": delivery.id, "endpoint": delivery.endpoint_id, "attempt": delivery.attempt}
         if answer.received:
             assert answer.status is not None  # noqa: S101 - what `received` means
-            outbox.note_delivered(self._engine, delivery, answer.status)
+            webhooks.note_delivered(self._engine, delivery, answer.status)
             log.info("webhook_delivered", **facts, status=answer.status)
             return
         why = answer.error or f"the receiver answered {answer.status}"
         retry_s = None if answer.status == _GONE else self._schedule.pause_s(delivery.attempt, answer.retry_after_s)
         pause_s = min(retry_s or 0.0, _LONGEST_PAUSE_S) if answer.endpoint_is_down else 0.0
-        outbox.note_failed(self._engine, delivery, why, status=answer.status, retry_s=retry_s, pause_s=pause_s)
+        webhooks.note_failed(self._engine, delivery, why, status=answer.status, retry_s=retry_s, pause_s=pause_s)
         if answer.status == _GONE and delivery.endpoint_id:
-            endpoints.disable_endpoint(self._engine, delivery.endpoint_id, why)
+            webhooks.disable_endpoint(self._engine, delivery.endpoint_id, why)
         log.warning("webhook_failed", **facts, reason=why, retry_s=retry_s and round(retry_s, 1))
 
 

@@ -18,7 +18,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Final, NamedTuple
 
-from infra.ledger import cascades, intake, settlement
+from infra.ledger import intake
+from infra.ledger.items import judged_rows
+from infra.ledger.runs import stages_of
+from infra.ledger.stats import device_seconds
 from infra.metrics.thresholds import Scored, fit_thresholds
 from libra_fleet.cli.reports import report_of
 from libra_fleet.cli.watch import follow_stages, wait_for_end
@@ -106,7 +109,7 @@ def _fitted(found: Rig) -> NextStage:
     """Thresholds for the small guard, from a run over items that nothing else is measured on."""
     spec = RunSpec(guard="small", lane=Lane.BULK, source="fitting")
     run_id = _run(found, spec, _items(_FITTED_ON, "fit"))
-    rows = settlement.judged_rows(found.services.engine, run_id)
+    rows = judged_rows(found.services.engine, run_id)
     scored = [Scored(row.p_unsafe, row.label == row.truth) for row in rows if row.p_unsafe is not None]
     fitted = fit_thresholds(scored, _TARGET_ERROR)
     return NextStage(guard="large", sure_below=fitted.sure_below, sure_above=fitted.sure_above)
@@ -116,7 +119,7 @@ def _judge(found: Rig, spec: RunSpec, items: list[Item]) -> Done:
     started_at = time.time()
     run_id = _run(found, spec, items)
     engine = found.services.engine
-    stages = cascades.stages_of(engine, run_id)
+    stages = stages_of(engine, run_id)
     settled_at = max(run_row(engine, stage.id)["settled_at"].timestamp() for stage in stages)
     report = report_of(found.services, run_id)
     (overall,) = [group for group in report.groups if group.kind == "all"] if report else []
@@ -128,7 +131,7 @@ def _judge(found: Rig, spec: RunSpec, items: list[Item]) -> Done:
         items_per_s=len(items) / (settled_at - started_at),
         accuracy=accuracy.value,
         interval=accuracy.interval,
-        device_s=sum(cascades.device_seconds(engine, stage.id) for stage in stages),
+        device_s=sum(device_seconds(engine, stage.id) for stage in stages),
         settled_shares=tuple(share.settled / len(items) for share in shares),
     )
 
@@ -140,7 +143,7 @@ def _run(found: Rig, spec: RunSpec, items: list[Item]) -> str:
     seal(found.services, run_id)
     wait_for_end(engine, run_id)
     follow_stages(found.services, run_id, lambda: None)
-    if (stages := cascades.stages_of(engine, run_id))[-1].counts.dead:
+    if (stages := stages_of(engine, run_id))[-1].counts.dead:
         raise RuntimeError(f"items died in run {stages[-1].id}")
     return run_id
 

@@ -9,7 +9,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from infra.ledger import endpoints, intake, policies
+from infra.ledger import decisions, intake, webhooks
 from infra.process import stop, wait_until
 from infra.servers.services import Services
 from schemas.guards import Mode
@@ -52,10 +52,10 @@ def run(*, quick: bool) -> Iterator[Figure]:
 
 def _submit(engine: sa.Engine, run_id: str) -> None:
     """As if a tenant with a policy and a webhook endpoint had sent every item of the run."""
-    policies.put_policy(engine, _POLICY)
-    policies.set_tenant_policy(engine, "benchmark", _POLICY.policy)
-    if not endpoints.endpoints(engine):
-        endpoints.add_endpoint(engine, "benchmark", "https://hook.example/")
+    decisions.put_policy(engine, _POLICY)
+    decisions.set_tenant_policy(engine, "benchmark", _POLICY.policy)
+    if not webhooks.endpoints(engine):
+        webhooks.add_endpoint(engine, "benchmark", "https://hook.example/")
     statement = sa.text(
         "INSERT INTO submissions (run_id, seq, tenant, custom_id) "
         "SELECT run_id, seq, 'benchmark', item_id FROM items WHERE run_id = :run_id"

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import sqlalchemy as sa
 from standardwebhooks import Webhook
 
-from infra.ledger import endpoints, feed, outbox
+from infra.ledger import feed, webhooks
 from infra.servers.services import Services
 from libra_fleet import Client, ItemRequest
 from producer.gateway.api.views import place_of
@@ -60,7 +60,7 @@ def test_everything_a_killed_gateway_accepted_ends_in_one_verdict_and_one_webhoo
     gateway = start_gateway(fleet, port)
     key = new_key(services)
     with Receiver().running() as receiver:
-        endpoint = endpoints.add_endpoint(services.engine, "acme", receiver.url)
+        endpoint = webhooks.add_endpoint(services.engine, "acme", receiver.url)
         with Caller(port, key, "a") as one, Caller(port, key, "b") as other:
             _kill_a_sender_that_waits_for_an_answer(fleet, services, receiver)
             for _ in range(2):
@@ -74,7 +74,7 @@ def test_everything_a_killed_gateway_accepted_ends_in_one_verdict_and_one_webhoo
         accepted = one.accepted | other.accepted
         places = [place_of(name) for name in accepted.values()]
         fleet.wait(lambda: len(_settled(services, places[0].run_id)) >= len(accepted))
-        fleet.wait(lambda: {row.state for row in outbox.sent(services.engine, limit=None)} == {"delivered"})
+        fleet.wait(lambda: {row.state for row in webhooks.sent(services.engine, limit=None)} == {"delivered"})
 
     settled = _settled(services, places[0].run_id)
     assert set(accepted) <= set(settled)

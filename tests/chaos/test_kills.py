@@ -13,7 +13,8 @@ import pytest
 import sqlalchemy as sa
 
 from infra.broker.app import queue_of
-from infra.ledger import intake, reading
+from infra.ledger import intake
+from infra.ledger.runs import find_run, run_status, stored_report
 from infra.process import stop
 from infra.servers.services import Services
 from producer.intake.submit import seal, submit
@@ -39,11 +40,11 @@ def submitted_run(services: Services, count: int = ITEMS) -> str:
 
 
 def settled(services: Services, run_id: str) -> int:
-    return reading.run_status(services.engine, run_id).counts.settled
+    return run_status(services.engine, run_id).counts.settled
 
 
 def assert_whole(services: Services, run_id: str, count: int = ITEMS) -> None:
-    status = reading.run_status(services.engine, run_id)
+    status = run_status(services.engine, run_id)
     with services.engine.connect() as connection:
         rows, distinct = connection.execute(
             sa.text("SELECT count(*), count(DISTINCT seq) FROM verdicts WHERE run_id = :run"), {"run": run_id}
@@ -51,7 +52,7 @@ def assert_whole(services: Services, run_id: str, count: int = ITEMS) -> None:
     assert status.state is RunState.COMPLETE
     assert (rows, distinct) == (count, count)
     assert (status.counts.scored, status.counts.dead, status.counts.pending) == (count, 0, 0)
-    assert reading.stored_report(services.engine, run_id) is not None
+    assert stored_report(services.engine, run_id) is not None
 
 
 def kill_nine(process: psutil.Process | subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:
@@ -114,7 +115,7 @@ def test_a_run_survives_kill_nine(
 
     inject(fleet, worker, collector)
 
-    fleet.wait(lambda: reading.run_status(services.engine, run_id).state.ended, timeout_s=120)
+    fleet.wait(lambda: run_status(services.engine, run_id).state.ended, timeout_s=120)
     assert_whole(services, run_id)
 
 
@@ -130,12 +131,12 @@ def test_a_producer_killed_amid_submission_is_resumed_to_a_whole_run(
     )
 
     producer = libra.start("bench", "run", "items.jsonl", "--guard", "fake", "--name", "killed")
-    fleet.wait(lambda: reading.find_run(services.engine, "killed") is not None)
-    run_id = reading.run_status(services.engine, "killed").id
+    fleet.wait(lambda: find_run(services.engine, "killed") is not None)
+    run_id = run_status(services.engine, "killed").id
     fleet.wait(lambda: settled(services, run_id) > 0)
     kill_nine(producer)
     producer.communicate()
-    before = reading.run_status(services.engine, run_id)
+    before = run_status(services.engine, run_id)
     resumed = libra("bench", "resume", "killed")
 
     assert before.state is RunState.OPEN
@@ -150,7 +151,7 @@ def test_chunks_that_the_broker_lost_are_found_and_judged(services: Services, fl
 
     fleet.start_collector()
     fleet.start_worker()
-    fleet.wait(lambda: reading.run_status(services.engine, run_id).state.ended)
+    fleet.wait(lambda: run_status(services.engine, run_id).state.ended)
 
     assert_whole(services, run_id, 2_000)
 
@@ -164,9 +165,9 @@ def test_a_poisonous_item_dies_alone(services: Services, fleet: Fleet) -> None:
     submit(services, run_id, SPEC, items)
     seal(services, run_id)
 
-    fleet.wait(lambda: reading.run_status(services.engine, run_id).state.ended)
+    fleet.wait(lambda: run_status(services.engine, run_id).state.ended)
 
-    report = reading.stored_report(services.engine, run_id)
+    report = stored_report(services.engine, run_id)
     assert report is not None
     assert report.dead_items == ("item-137",)
     assert (report.counts.scored, report.counts.dead) == (299, 1)
@@ -182,7 +183,7 @@ def test_a_stopped_worker_finishes_what_it_holds_and_gives_back_the_rest(service
     queued = services.coordination.queues.length("fake", Lane.BULK)
     fleet.wait(lambda: settled(services, run_id) == 2_000 - _items_in_queue(services, run_id, queued))
     fleet.start_worker()
-    fleet.wait(lambda: reading.run_status(services.engine, run_id).state.ended)
+    fleet.wait(lambda: run_status(services.engine, run_id).state.ended)
 
     assert_whole(services, run_id, 2_000)
     assert most_attempts(services, run_id) == 1
@@ -208,7 +209,7 @@ def test_a_second_worker_that_joins_takes_its_share(services: Services, fleet: F
     fleet.wait(lambda: settled(services, run_id) > 0)
 
     fleet.start_worker("--fake-item-ms", "2")
-    fleet.wait(lambda: reading.run_status(services.engine, run_id).state.ended)
+    fleet.wait(lambda: run_status(services.engine, run_id).state.ended)
 
     with services.engine.connect() as connection:
         statement = sa.text("SELECT worker, sum(size) AS items FROM chunks WHERE run_id = :run GROUP BY worker")
@@ -227,7 +228,7 @@ def test_what_a_killed_consumer_held_is_judged_at_once_and_not_after_a_lease(
         fleet.wait(lambda: settled(services, run_id) > 0)
 
         kill_nine(consumer_of(worker, Lane.BULK))
-        fleet.wait(lambda: reading.run_status(services.engine, run_id).state.ended)
+        fleet.wait(lambda: run_status(services.engine, run_id).state.ended)
 
     assert_whole(services, run_id, 2_000)
     assert most_attempts(services, run_id) == 1
@@ -248,7 +249,7 @@ def test_a_second_sigterm_hands_back_what_is_held_at_once(services: Services, tm
         assert services.coordination.leases.held(queue_of("fake", Lane.BULK)) == []
         assert services.coordination.queues.length("fake", Lane.BULK) == 10
         fleet.start_worker()
-        fleet.wait(lambda: reading.run_status(services.engine, run_id).state.ended)
+        fleet.wait(lambda: run_status(services.engine, run_id).state.ended)
 
     assert_whole(services, run_id, 640)
     assert most_attempts(services, run_id) == 1

@@ -12,8 +12,9 @@ import psutil
 import pytest
 import redis
 
-from infra.ledger import intake, reading
+from infra.ledger import intake
 from infra.ledger.audit import audit
+from infra.ledger.runs import run_status
 from infra.servers.embedded import EmbeddedServers
 from infra.servers.places import Places
 from infra.servers.services import Services
@@ -42,11 +43,11 @@ def texts(count: int) -> list[Item]:
 
 
 def settled(services: Services, run_id: str) -> int:
-    return reading.run_status(services.engine, run_id).counts.settled
+    return run_status(services.engine, run_id).counts.settled
 
 
 def assert_whole(services: Services, run_id: str) -> None:
-    status, books = reading.run_status(services.engine, run_id), audit(services.engine, run_id)
+    status, books = run_status(services.engine, run_id), audit(services.engine, run_id)
     assert (status.counts.accepted, status.counts.scored) == (ITEMS, ITEMS)
     assert [check for check in books.checks if check.breaches] == []
 
@@ -65,7 +66,7 @@ def test_a_full_broker_stops_nobody_for_good(own_services: Services, tmp_path: P
         worker = fleet.start_worker("--fake-item-ms", "1")
         client.config_set("maxmemory", 1)
         producer.start()
-        fleet.wait(lambda: reading.run_status(own_services.engine, run_id).counts.accepted > 0)
+        fleet.wait(lambda: run_status(own_services.engine, run_id).counts.accepted > 0)
         fleet.wait(lambda: "announce_failed" in fleet.logs())
         during = settled(own_services, run_id)
 
@@ -75,7 +76,7 @@ def test_a_full_broker_stops_nobody_for_good(own_services: Services, tmp_path: P
         client.config_set("maxmemory", 1)  # now with chunks in hand, verdicts on their way and acknowledgements due
         fleet.wait(lambda: "broker_waits" in fleet.logs())
         client.config_set("maxmemory", 0)
-        fleet.wait(lambda: reading.run_status(own_services.engine, run_id).state.ended)
+        fleet.wait(lambda: run_status(own_services.engine, run_id).state.ended)
         still_there = worker.poll() is None
 
     assert during == 0
@@ -125,7 +126,7 @@ def _all_judged(fleet: Fleet, services: Services) -> bool:
 
 def _ended(services: Services, run_id: str) -> bool:
     try:
-        return reading.run_status(services.engine, run_id).state.ended
+        return run_status(services.engine, run_id).state.ended
     except Exception as error:
         if "OperationalError" in type(error).__name__:
             return False

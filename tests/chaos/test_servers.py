@@ -9,8 +9,9 @@ import psutil
 import pytest
 import redis
 
-from infra.ledger import intake, reading
+from infra.ledger import intake
 from infra.ledger.audit import audit
+from infra.ledger.runs import run_status
 from infra.servers.embedded import EmbeddedServers
 from infra.servers.places import Places
 from infra.servers.services import Services
@@ -65,19 +66,19 @@ def _run_through(fleet: Fleet, services: Services, inject: Callable[[], None]) -
     run_id = intake.create_run(services.engine, SPEC)
     submit(services, run_id, SPEC, [Item(id=str(number), response=f"文本 {number}") for number in range(ITEMS)])
     seal(services, run_id)
-    fleet.wait(lambda: reading.run_status(services.engine, run_id).counts.settled > ITEMS // 10)
+    fleet.wait(lambda: run_status(services.engine, run_id).counts.settled > ITEMS // 10)
 
     inject()
 
     fleet.wait(lambda: _ended(services, run_id), timeout_s=120)
-    status, books = reading.run_status(services.engine, run_id), audit(services.engine, run_id)
+    status, books = run_status(services.engine, run_id), audit(services.engine, run_id)
     assert (status.counts.scored, status.counts.dead) == (ITEMS, 0)
     assert [check for check in books.checks if check.breaches] == []
 
 
 def _ended(services: Services, run_id: str) -> bool:
     try:
-        return reading.run_status(services.engine, run_id).state.ended
+        return run_status(services.engine, run_id).state.ended
     except Exception as error:
         if "OperationalError" in type(error).__name__:
             return False  # the database is on its way back

@@ -26,8 +26,9 @@ from hypothesis.stateful import (
 )
 
 from infra.broker.app import FINALIZING, VERDICTS, connect_redis, queue_of
-from infra.ledger import intake, reading, recovery
+from infra.ledger import intake, recovery
 from infra.ledger.audit import audit
+from infra.ledger.runs import run_status
 from infra.servers.services import Services
 from schemas.guards import Mode
 from schemas.messages import Lane
@@ -106,7 +107,7 @@ class Fleet(RuleBasedStateMachine):
         )
 
     def state(self) -> RunState:
-        return reading.run_status(self.services.engine, self.run).state
+        return run_status(self.services.engine, self.run).state
 
     # The producer.
 
@@ -245,7 +246,7 @@ class Fleet(RuleBasedStateMachine):
     def books_balance(self) -> None:
         if not hasattr(self, "run"):
             return
-        counts = reading.run_status(self.services.engine, self.run).counts
+        counts = run_status(self.services.engine, self.run).counts
         with self.services.engine.connect() as connection:
             rows = connection.scalar(sa.text("SELECT count(*) FROM verdicts WHERE run_id = :run"), {"run": self.run})
         assert counts.accepted == self.accepted
@@ -263,7 +264,7 @@ class Fleet(RuleBasedStateMachine):
             for step, queue in ((self.judge, QUEUE), (self.settle, VERDICTS), (self.finalize, FINALIZING)):
                 while self.redis.llen(f"libra:{queue}"):
                     step()
-        status = reading.run_status(self.services.engine, self.run)
+        status = run_status(self.services.engine, self.run)
         books = audit(self.services.engine, self.run)
         assert (status.state, status.counts.scored) == (RunState.COMPLETE, self.accepted * self.spec.repeat)
         assert [check for check in books.checks if check.breaches] == []

@@ -15,8 +15,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from infra.errors import UsageError
-from infra.ledger import cascades, children, intake, reading, recovery, settlement
+from infra.ledger import intake, recovery, settlement
 from infra.ledger.audit import audit
+from infra.ledger.runs import escalating, find_run, next_id, open_child, run_status, stages_of
+from infra.ledger.stats import device_seconds
 from infra.servers.services import Services
 from libra_fleet.cli.commands import BENCH, CASCADE
 from producer.report.cascade import cascade_report
@@ -107,7 +109,7 @@ def test_the_next_stage_gets_what_was_not_sure_once_wherever_handing_on_breaks_o
     count = data.draw(st.integers(1, 14), label="items")
     ends = data.draw(st.lists(st.sampled_from(ENDS), min_size=count, max_size=count), label="ends")
     run_id, chunks = opened(services, count)
-    child = cascades.next_id(run_id)
+    child = next_id(run_id)
     publisher = Breaking()
     looking = handing_on(services, publisher)
     for chunk in data.draw(st.permutations(chunks), label="order"):
@@ -124,16 +126,14 @@ def test_the_next_stage_gets_what_was_not_sure_once_wherever_handing_on_breaks_o
             publisher.broken = False
         if happens == "look":
             looking.look()
-        assert reading.find_run(services.engine, child) is None or (
-            reading.run_status(services.engine, child).state is RunState.OPEN
-        )
+        assert find_run(services.engine, child) is None or (run_status(services.engine, child).state is RunState.OPEN)
     intake.seal(services.engine, run_id)
     assert not settlement.begin_finalizing(services.engine, run_id, lease_s=60)  # it has not handed on yet
     looking.look()
 
     unsure = [f"item-{seq}" for seq in range(count) if ends[seq] not in SURE]
     assert held(services, child) == unsure
-    status = reading.run_status(services.engine, child)
+    status = run_status(services.engine, child)
     assert (status.state, status.expected, status.spec.guard) == (RunState.SEALED, len(unsure), "large")
     assert audit(services.engine, child).sound
     assert audit(services.engine, run_id).sound
@@ -153,10 +153,10 @@ def test_two_collectors_that_hand_on_at_once_hand_on_once(services: Services) ->
         thread.join()
     both[0].look()
 
-    child = cascades.next_id(run_id)
+    child = next_id(run_id)
     assert held(services, child) == [f"item-{seq}" for seq in range(60)]
     assert audit(services.engine, child).sound
-    assert cascades.handing_on(services.engine) == []
+    assert escalating(services.engine) == []
 
 
 def test_a_full_queue_of_the_next_guard_makes_the_stage_wait(services: Services, redis_url: str) -> None:
@@ -185,7 +185,7 @@ def test_a_cancelled_stage_hands_nothing_on_and_ends_those_after_it(services: Se
     settlement.cancel(services.engine, run_id)
     handing_on(services, publisher).look()
 
-    child = reading.run_status(services.engine, cascades.next_id(run_id))
+    child = run_status(services.engine, next_id(run_id))
     assert (child.counts.accepted, child.counts.dead, child.cancelled) == (3, 3, True)
     assert settlement.begin_finalizing(services.engine, child.id, lease_s=60)
     assert settlement.begin_finalizing(services.engine, run_id, lease_s=60)
@@ -239,7 +239,7 @@ def test_the_last_stage_that_scored_an_item_has_the_last_word(services: Services
     handing_on(services, publisher).look()
     (onward,) = publisher.judged
     settle(services, onward, [0.99, None, 0.1, -1.0])  # 1: put right; 2: nothing new; 4: scored now; 5: dead for good
-    stages = cascades.stages_of(services.engine, run_id)
+    stages = stages_of(services.engine, run_id)
     with pytest.raises(UsageError, match="its last stage"):
         cascade_report(services.engine, stages)
     for stage in stages:
@@ -248,8 +248,8 @@ def test_the_last_stage_that_scored_an_item_has_the_last_word(services: Services
     alone = intake.create_run(services.engine, SPEC.model_copy(update={"stages": ()}))
     (whole,) = intake.accept(services.engine, alone, SPEC.model_copy(update={"stages": ()}), [items(6)])
     settle(services, whole, [0.1, 0.9, 0.1, 0.9, 0.9, 0.9])
-    stages = cascades.stages_of(services.engine, run_id)
-    report = cascade_report(services.engine, stages, against=reading.run_status(services.engine, alone))
+    stages = stages_of(services.engine, run_id)
+    report = cascade_report(services.engine, stages, against=run_status(services.engine, alone))
 
     counts = report.counts
     assert (counts.accepted, counts.scored, counts.unparseable, counts.dead) == (6, 5, 0, 1)
@@ -277,7 +277,7 @@ def test_device_time_is_counted_once_where_chunks_overlap(services: Services) ->
     for chunk in chunks:  # half a second each, settled within milliseconds of each other
         settle(services, chunk, [0.1] * 3)
 
-    assert 0.5 <= cascades.device_seconds(services.engine, run_id) < 1.0
+    assert 0.5 <= device_seconds(services.engine, run_id) < 1.0
 
 
 def test_a_stage_is_no_disagreement_and_no_run_to_go_on_with_by_hand(services: Services) -> None:
@@ -286,11 +286,11 @@ def test_a_stage_is_no_disagreement_and_no_run_to_go_on_with_by_hand(services: S
     settle(services, chunks[0], [0.6, 0.6, 0.6])
     handing_on(services, publisher).look()
 
-    assert children.open_child(services.engine, run_id, "large", Mode.SCORE) is None
+    assert open_child(services.engine, run_id, "large", Mode.SCORE) is None
     intake.seal(services.engine, run_id)
     handing_on(services, publisher).look()
     settle(services, publisher.judged[0], [0.1, 0.1, 0.1])
-    for stage in cascades.stages_of(services.engine, run_id):
+    for stage in stages_of(services.engine, run_id):
         ended(services, stage.id)
     with services.engine.connect() as connection:
         assert connection.scalar(sa.text("SELECT count(*) FROM disagreements")) == 0
@@ -333,6 +333,6 @@ def test_the_command_line_takes_a_data_set_through_both_guards(
     fitted = CliRunner().invoke(CASCADE, ["fit", "--run", "both", "--json"], catch_exceptions=False)
     assert json.loads(fitted.stdout)["settled_share"] == 1.0
     assert audit(services.engine, run_id).sound
-    assert audit(services.engine, cascades.next_id(run_id)).sound
+    assert audit(services.engine, next_id(run_id)).sound
     for worker in workers:  # idle by now: draining would only take its time
         kill_tree(worker)

@@ -17,7 +17,9 @@ import sqlalchemy as sa
 
 from infra.broker.app import JUDGE, queue_of
 from infra.errors import DataError, UsageError
-from infra.ledger import intake, reading
+from infra.ledger import intake
+from infra.ledger.runs import find_run, run_status
+from infra.ledger.stats import cached_count
 from infra.ledger.tables import items, runs
 from infra.process import wait_until
 from infra.servers.services import Services, services
@@ -354,12 +356,12 @@ def remote(services: Services, fleet: Fleet, tmp_path: Path) -> Cli:
 
 
 def settled(services: Services, name: str) -> int:
-    status = reading.find_run(services.engine, name)
+    status = find_run(services.engine, name)
     return status.counts.settled if status else 0
 
 
 def assert_each_item_settled_once(services: Services, name: str, items: int) -> None:
-    run = reading.run_status(services.engine, name)
+    run = run_status(services.engine, name)
     with services.engine.connect() as connection:
         statement = sa.text("SELECT count(*), count(DISTINCT seq) FROM verdicts WHERE run_id = :run")
         assert tuple(connection.execute(statement, {"run": run.id}).one()) == (items, items)
@@ -374,9 +376,9 @@ def test_ctrl_c_amid_submission_says_how_to_resume_and_coming_back_completes_exa
     command = ("bench", "run", "long.jsonl", *GUARD, "--name", "night shift")
 
     stopped = remote.interrupt_when(lambda: settled(services, "night shift") > 0, *command)
-    first = reading.run_status(services.engine, "night shift")
+    first = run_status(services.engine, "night shift")
     again = remote.interrupt_when(lambda: settled(services, "night shift") > first.counts.accepted, *command)
-    second = reading.run_status(services.engine, "night shift")
+    second = run_status(services.engine, "night shift")
     resumed = remote("bench", "resume", "night shift", "--json")
 
     for done in (stopped, again):
@@ -398,7 +400,7 @@ def test_ctrl_c_amid_judging_says_how_to_watch_and_the_fleet_goes_on(
     write(remote.folder / "long.jsonl", different)  # equal ones that wait together run once
 
     def half_way() -> bool:
-        run = reading.find_run(services.engine, "judging")
+        run = find_run(services.engine, "judging")
         return run is not None and run.state == "sealed" and run.counts.settled > 0
 
     stopped = remote.interrupt_when(half_way, "bench", "run", "long.jsonl", *GUARD, "--name", "judging")
@@ -503,8 +505,8 @@ def test_a_repeated_judgement_is_never_a_copy(found: Services) -> None:
     submit(found, run_id, spec, [Item(id=str(number), response="[[fake:safe]] 一再") for number in range(3)])
     seal(found, run_id)
 
-    assert wait_until(lambda: reading.run_status(found.engine, run_id).state.ended, timeout_s=30)
-    assert reading.cached_count(found.engine, run_id) == 0
+    assert wait_until(lambda: run_status(found.engine, run_id).state.ended, timeout_s=30)
+    assert cached_count(found.engine, run_id) == 0
 
 
 def test_judge_prints_one_verdict_and_exits_with_7_where_there_is_none(libra: Cli) -> None:

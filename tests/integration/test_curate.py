@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from infra.ledger import children, intake, policies, reading, reviews, settlement
+from infra.ledger import decisions, intake, reviews, settlement
+from infra.ledger.items import items_of
+from infra.ledger.runs import list_runs
 from infra.servers.services import Services
 from libra_fleet.cli.curate import curate
 from producer.curation.files import path_of, rows_of
@@ -51,21 +53,21 @@ def test_two_judges_annotate_and_a_killed_stage_is_resumed(services: Services, f
     path_of(folder, "annotated").write_bytes(whole[: len(whole) // 2])
     note = folder / "annotated.json"
     note.write_text(note.read_text().replace('"done": true', '"done": false'))
-    runs = [status.name for status in reading.list_runs(services.engine, limit=10)]
+    runs = [status.name for status in list_runs(services.engine, limit=10)]
     assert run("annotate", folder, *judges).exit_code == 0
     assert path_of(folder, "annotated").read_bytes() == whole
-    assert [status.name for status in reading.list_runs(services.engine, limit=10)] == runs
+    assert [status.name for status in list_runs(services.engine, limit=10)] == runs
 
 
 def test_hard_items_of_a_live_run_come_with_their_reasons(services: Services, tmp_path: Path) -> None:
-    policies.put_policy(services.engine, policy_of())
-    policies.set_tenant_policy(services.engine, "forum", "default")
+    decisions.put_policy(services.engine, policy_of())
+    decisions.set_tenant_policy(services.engine, "forum", "default")
     chunk = submitted(services, 6)
     settlement.settle(services.engine, judged(chunk, [0.55, 0.95, 0.01, 0.02, 0.03, None]))
     reviews.decide(services.engine, chunk.run_id, 1, label=Label.SAFE, moderator="ann")
     order = spec().model_copy(update={"parent": chunk.run_id})
     child = intake.create_run(services.engine, order)
-    same = list(children.items_of(services.engine, chunk.run_id, None))
+    same = list(items_of(services.engine, chunk.run_id, None))
     (again,) = intake.accept(services.engine, child, order, [same])
     settlement.settle(services.engine, judged(again, [0.9, 0.9, 0.9, 0.1, 0.1, 0.1]))
     reviews.note_disagreements(services.engine, child, chunk.run_id)

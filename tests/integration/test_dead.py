@@ -7,7 +7,8 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from infra.ledger import intake, reading, settlement
+from infra.ledger import intake, settlement
+from infra.ledger.runs import run_status
 from infra.servers.services import Services
 from libra_fleet.cli.commands import DEAD
 from schemas.messages import Lane
@@ -43,8 +44,8 @@ def test_a_dead_item_is_shown_whole_when_asked_for(run_with_dead: str) -> None:
 
 def test_trying_again_is_a_new_run_with_each_dead_item_once(services: Services, run_with_dead: str) -> None:
     retried = CliRunner().invoke(DEAD, ["retry", run_with_dead])
-    new = reading.run_status(services.engine, retried.stdout.strip())
+    new = run_status(services.engine, retried.stdout.strip())
 
     assert (new.counts.accepted, new.expected) == (4, 4)
     assert services.coordination.queues.length("fake", Lane.BULK) == 1
-    assert reading.run_status(services.engine, run_with_dead).counts.dead == 6
+    assert run_status(services.engine, run_with_dead).counts.dead == 6

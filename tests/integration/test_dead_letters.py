@@ -8,7 +8,8 @@ import redis
 
 from infra.broker.app import JUDGE, SETTLE, VERDICTS, make_app, queue_of
 from infra.broker.queues import vetting_transport
-from infra.ledger import intake, reading
+from infra.ledger import intake
+from infra.ledger.runs import run_status
 from infra.servers.services import Services
 from infra.settings import Settings
 from producer.intake.submit import seal, submit
@@ -50,7 +51,7 @@ def test_messages_of_a_newer_version_and_noise_go_to_the_dead_letter_queue(servi
 
     fleet.start_collector()
     fleet.start_worker()
-    fleet.wait(lambda: reading.run_status(services.engine, run_id).state.ended)
+    fleet.wait(lambda: run_status(services.engine, run_id).state.ended)
     fleet.wait(lambda: len(services.coordination.dead_letters.newest_first()) == 5)
 
     reasons = sorted(entry["reason"] for entry in services.coordination.dead_letters.newest_first())
@@ -58,5 +59,5 @@ def test_messages_of_a_newer_version_and_noise_go_to_the_dead_letter_queue(servi
     newer_ones = [reason for reason in reasons if reason.startswith("message version")]
     assert newer_ones == [f"message version {known + 1}, this reader knows {known}" for known in newest], reasons
     assert reasons.count("not a message") == 2, reasons
-    assert reading.run_status(services.engine, run_id).counts.scored == 8
+    assert run_status(services.engine, run_id).counts.scored == 8
     assert "text number" not in fleet.logs()

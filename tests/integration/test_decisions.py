@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from click.testing import CliRunner, Result
 
 from infra.errors import UsageError
-from infra.ledger import decisions, endpoints, intake, policies, reviews, settlement
+from infra.ledger import decisions, feed, intake, reviews, settlement, webhooks
 from infra.servers.services import Services
 from libra_fleet.cli.commands import POLICY
 from schemas.items import Label
@@ -49,14 +49,14 @@ def rows_of(services: Services, table: str) -> int:
 def default(services: Services) -> Policy:
     """A policy that is the forum's default."""
     made = policy_of()
-    policies.put_policy(services.engine, made)
-    policies.set_tenant_policy(services.engine, "forum", "default")
+    decisions.put_policy(services.engine, made)
+    decisions.set_tenant_policy(services.engine, "forum", "default")
     return made
 
 
 @pytest.mark.usefixtures("default")
 def test_a_verdict_is_decided_by_its_items_own_policy_else_the_tenants_else_not_at_all(services: Services) -> None:
-    policies.put_policy(services.engine, policy_of(name="mild", version=3, review=0.97, block=0.99))
+    decisions.put_policy(services.engine, policy_of(name="mild", version=3, review=0.97, block=0.99))
     tenants, own, none = (
         submitted(services, 3),
         submitted(services, 3, policy="mild"),
@@ -77,7 +77,7 @@ def test_a_verdict_is_decided_by_its_items_own_policy_else_the_tenants_else_not_
 
 @pytest.mark.usefixtures("default")
 def test_a_chunk_that_is_delivered_again_is_decided_and_told_once(services: Services) -> None:
-    endpoints.add_endpoint(services.engine, "forum", "https://hook.example/")
+    webhooks.add_endpoint(services.engine, "forum", "https://hook.example/")
     chunk = submitted(services, 3, callback_url="https://item.example/")
     first = judged(chunk, THREE)
     part = first.model_copy(update={"verdicts": first.verdicts[:1]})
@@ -90,9 +90,9 @@ def test_a_chunk_that_is_delivered_again_is_decided_and_told_once(services: Serv
 
 
 def test_the_outbox_is_left_alone_where_nobody_is_to_be_notified(services: Services) -> None:
-    other, gone = (endpoints.add_endpoint(services.engine, name, "https://hook.example/") for name in ("x", "forum"))
-    endpoints.add_endpoint(services.engine, "forum", "https://hook.example/", [Event.REVIEWED])
-    endpoints.disable_endpoint(services.engine, gone.id, "410")
+    other, gone = (webhooks.add_endpoint(services.engine, name, "https://hook.example/") for name in ("x", "forum"))
+    webhooks.add_endpoint(services.engine, "forum", "https://hook.example/", [Event.REVIEWED])
+    webhooks.disable_endpoint(services.engine, gone.id, "410")
     chunk = submitted(services, 3)
     sent: list[str] = []
     sa.event.listen(services.engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
@@ -161,8 +161,8 @@ def test_items_of_bench_runs_are_not_decided(services: Services) -> None:
 
 @pytest.mark.usefixtures("default")
 def test_a_letter_tells_the_verdict_and_the_action_and_never_the_text(services: Services) -> None:
-    endpoints.add_endpoint(services.engine, "forum", "https://hook.example/")
-    endpoints.add_endpoint(services.engine, "other", "https://elsewhere.example/")
+    webhooks.add_endpoint(services.engine, "forum", "https://hook.example/")
+    webhooks.add_endpoint(services.engine, "other", "https://elsewhere.example/")
     chunk = submitted(services, 1, metadata={"surface": "comment", "user": 7})
 
     settlement.settle(services.engine, judged(chunk, [0.95], categories=("S10:hate_abuse",)))
@@ -192,22 +192,22 @@ def test_a_letter_tells_the_verdict_and_the_action_and_never_the_text(services: 
 
 def test_a_stored_version_never_changes_and_the_newest_put_is_in_force(services: Services) -> None:
     first, second = policy_of(), policy_of(version=2, block=0.8)
-    assert [policies.put_policy(services.engine, one) for one in (first, second)] == [True, True]
+    assert [decisions.put_policy(services.engine, one) for one in (first, second)] == [True, True]
 
     with pytest.raises(UsageError, match="another version"):
-        policies.put_policy(services.engine, policy_of(block=0.7))
-    in_force = policies.stored_policy(services.engine, "default").policy
-    back = policies.put_policy(services.engine, first)
+        decisions.put_policy(services.engine, policy_of(block=0.7))
+    in_force = decisions.stored_policy(services.engine, "default").policy
+    back = decisions.put_policy(services.engine, first)
 
     assert in_force == second
-    assert (back, policies.stored_policy(services.engine, "default").policy) == (False, first)
-    assert len(policies.stored_policies(services.engine)) == 2
+    assert (back, decisions.stored_policy(services.engine, "default").policy) == (False, first)
+    assert len(decisions.stored_policies(services.engine)) == 2
 
 
 def test_a_name_is_known_once_it_is_put_and_unknown_ones_are_not_asked_for_each_time(services: Services) -> None:
-    patient, eager = policies.PolicyNames(services.engine, keep_s=60), policies.PolicyNames(services.engine, keep_s=0)
+    patient, eager = decisions.PolicyNames(services.engine, keep_s=60), decisions.PolicyNames(services.engine, keep_s=0)
     before = [known("default") for known in (patient, eager)]
-    policies.put_policy(services.engine, policy_of())
+    decisions.put_policy(services.engine, policy_of())
 
     assert before == [False, False]
     assert (patient("default"), eager("default"), eager("other")) == (False, True, False)
@@ -223,7 +223,7 @@ def test_renewing_supersedes_and_keeps_the_history_and_tells_what_moved(services
     chunk = submitted(services, 3, callback_url="https://item.example/")
     settlement.settle(services.engine, judged(chunk, THREE))
     stricter = policy_of(version=2, review=0.05, block=0.5)
-    policies.put_policy(services.engine, stricter)
+    decisions.put_policy(services.engine, stricter)
 
     done, again = renew(services, stricter), renew(services, stricter)
 
@@ -258,11 +258,12 @@ def test_no_policy_overrules_a_human(services: Services) -> None:
     done = list(decisions.apply_changes(services.engine, iter([first, *planned])))
 
     assert [change.subject.seq for change in done] == [0]
-    standing = decisions.standing_of(services.engine, chunk.run_id, [0, 1, 2])
-    assert {seq: (s.action, s.moderator) for seq, s in standing.items()} == {
-        0: (Action.BLOCK, None),
-        1: (Action.PASS, "m"),
+    current = {
+        seq: (item.decided.action, item.decided.by_human)
+        for seq, item in feed.submitted_items(services.engine, chunk.run_id, [0, 1, 2]).items()
+        if item.decided
     }
+    assert current == {0: (Action.BLOCK, False), 1: (Action.PASS, True)}
 
 
 @pytest.mark.usefixtures("default")

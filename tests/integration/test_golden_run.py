@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from infra.ledger import intake, reading
+from infra.ledger import intake
+from infra.ledger.runs import run_status, stored_report
 from infra.servers.services import Services
 from producer.intake.submit import seal, submit
 from schemas.items import Item, Label
@@ -53,9 +54,9 @@ def test_a_run_with_the_golden_counts_gives_the_published_row_digit_for_digit(se
 
     assert submit(services, run_id, spec, golden_items()) == 5_720
     seal(services, run_id)
-    fleet.wait(lambda: reading.run_status(services.engine, run_id).state.ended)
+    fleet.wait(lambda: run_status(services.engine, run_id).state.ended)
 
-    report = reading.stored_report(services.engine, run_id)
+    report = stored_report(services.engine, run_id)
     assert report is not None
     assert {source: digits(report, "source", source) for source in GOLDEN} == {
         source: PUBLISHED[source] for source in GOLDEN

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from infra.errors import DataError, LibraError, RunError, UsageError
-from infra.ledger import reading
+from infra.ledger.runs import list_runs, stored_report
 from infra.servers.services import Services
 from libra_fleet.cli.reference import evaluate, guard_of, infer, report_of
 from producer.datasets.reference_format import read_critic
@@ -83,9 +83,9 @@ def test_two_ranks_give_files_whose_metrics_equal_those_of_a_run(
     assert run_infer("--out_path", str(tmp_path / "whole")).exit_code == 0
 
     of_files = report_of(evaluate(str(tmp_path / "out"), str(data)), "out", "labels")
-    run = reading.list_runs(services.engine)[0]
+    run = list_runs(services.engine)[0]
     assert (run.spec.cache, run.spec.verdict_only) == (False, False), "whole texts, each judged anew"
-    of_run = reading.stored_report(services.engine, run.id)
+    of_run = stored_report(services.engine, run.id)
     assert of_run is not None
     assert everything(of_files) == everything(of_run)
     assert of_files.counts == of_run.counts
@@ -105,9 +105,9 @@ def test_a_second_start_writes_what_is_missing_and_mends_a_torn_line(
 
     assert path.read_bytes() == whole
     assert "a torn last line was cut off" in done.stderr
-    assert reading.list_runs(services.engine)[0].counts.accepted == 21
+    assert list_runs(services.engine)[0].counts.accepted == 21
     assert "0 of 61 rows are to be judged" in run_infer().stderr
-    assert len(reading.list_runs(services.engine)) == 2, "where nothing is missing no run is made"
+    assert len(list_runs(services.engine)) == 2, "where nothing is missing no run is made"
     assert not (tmp_path / "out" / "0-of-1.run").exists()
 
 
@@ -120,11 +120,11 @@ def test_a_run_under_way_is_gone_on_with(
     with monkeypatch.context() as patched:
         patched.setattr("libra_fleet.cli.reference.settled_of", interrupted)
         assert "the same command goes on from here" in run_infer().stderr
-    (before,) = reading.list_runs(services.engine)
+    (before,) = list_runs(services.engine)
 
     run_infer()
 
-    (after,) = reading.list_runs(services.engine)
+    (after,) = list_runs(services.engine)
     assert after.id == before.id
     assert len(read(tmp_path / "out" / "0-of-1.jsonl")) == 61
 
@@ -162,12 +162,12 @@ def test_a_real_guard_is_shown_the_same_examples_on_every_rank(
     for options in [("--machine_num", "2", *shots), ("--machine_num", "2", "--machine_rank", "1", *shots), ()]:
         run(*options)
 
-    plain, second, first = reading.list_runs(services.engine)
+    plain, second, first = list_runs(services.engine)
     assert first.spec.examples == second.spec.examples
     assert {example.label for example in first.spec.examples} == set(Label)
     assert first.fingerprint == second.fingerprint != plain.fingerprint
     assert (first.counts.dead, first.counts.settled, plain.counts.settled) == (0, 3, 6)
-    report = reading.stored_report(services.engine, first.id)
+    report = stored_report(services.engine, first.id)
     assert report is not None
     assert "示例的分析" not in report.model_dump_json(), "a report is shared, and examples are texts"
     assert report.spec.source.endswith(f"(0-of-2), 2 examples from {tmp_path / 'pool.json'}")

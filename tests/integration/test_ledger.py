@@ -16,10 +16,13 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from infra.errors import DataError, LedgerOutdatedError, RunError, ServerError, UsageError
-from infra.ledger import costs, intake, reading, recovery, settlement
 from infra.ledger import engine as ledger_engine
+from infra.ledger import intake, recovery, settlement
 from infra.ledger.engine import autocommit, fetch_value, open_ledger
+from infra.ledger.items import judged_rows, verdict_of
 from infra.ledger.recovery import LaneKey
+from infra.ledger.runs import run_status
+from infra.ledger.stats import cached_count, dead_reasons, run_cost, run_costs
 from infra.ledger.tables import metadata
 from infra.process import wait_until
 from infra.servers.services import Services
@@ -41,7 +44,7 @@ def open_run(services: Services, count: int, *, chunk: int = 4, repeat: int = 1)
 
 
 def counts(services: Services, run_id: str) -> tuple[int, int, int]:
-    found = reading.run_status(services.engine, run_id).counts
+    found = run_status(services.engine, run_id).counts
     return found.accepted, found.settled, found.pending
 
 
@@ -166,9 +169,9 @@ def test_a_verdict_keeps_its_mark_that_it_came_from_the_cache(services: Services
 
     settlement.settle(services.engine, answer.model_copy(update={"verdicts": marked}))
 
-    found = settlement.verdict_of(services.engine, run_id, [0, 1, 2])
+    found = verdict_of(services.engine, run_id, [0, 1, 2])
     assert [found[seq].cached for seq in range(3)] == [False, True, False]
-    assert reading.cached_count(services.engine, run_id) == 1
+    assert cached_count(services.engine, run_id) == 1
 
 
 @pytest.mark.parametrize(("repeat", "cache"), [(1, True), (2, False)])
@@ -192,7 +195,7 @@ def test_live_traffic_that_is_judged_otherwise_has_a_run_of_its_own(services: Se
     usual = spec(lane=Lane.LIVE).model_copy(update={"mode": Mode.GENERATE, "cache": True, "verdict_only": True})
     specs = [usual.model_copy(update=changes) for changes in ({}, {"cache": False}, {"verdict_only": False})]
 
-    runs = [intake.live_run(services.engine, each, tenant="t") for each in [*specs, *specs]]
+    runs = [intake.todays_run(services.engine, each, tenant="t").id for each in [*specs, *specs]]
 
     assert len(set(runs)) == 3
     assert runs[:3] == runs[3:]
@@ -237,7 +240,7 @@ def test_a_chunk_delivered_twice_settles_once(services: Services) -> None:
     again = settlement.settle(services.engine, verdicts_for(chunks[0], label=Label.UNSAFE))
 
     assert (first.inserted, again.inserted) == (4, 0)
-    assert settlement.verdict_of(services.engine, run_id, [0])[0].label is Label.SAFE
+    assert verdict_of(services.engine, run_id, [0])[0].label is Label.SAFE
     assert counts(services, run_id) == (4, 4, 0)
 
 
@@ -256,10 +259,10 @@ def test_what_chunks_cost_is_summed_by_run_and_counts_no_delivery_twice(services
     settlement.settle(services.engine, verdicts_for(batch[0]).model_copy(update={"spent": spent}))
 
     cost = Cost(verdicts=12, measured=8, device_s=1.0, prompt_tokens=200, new_tokens=14, devices=("H",))
-    assert costs.run_cost(services.engine, run_id) == cost
-    assert costs.run_cost(services.engine, tenants[0]) == Cost()
-    assert [one.name for one in costs.run_costs(services.engine, tenant="b")] == ["b"]
-    total = sum((one.cost for one in costs.run_costs(services.engine)), Cost())
+    assert run_cost(services.engine, run_id) == cost
+    assert run_cost(services.engine, tenants[0]) == Cost()
+    assert [one.name for one in run_costs(services.engine, tenant="b")] == ["b"]
+    total = sum((one.cost for one in run_costs(services.engine)), Cost())
     assert (total.verdicts, total.measured, total.device_s) == (15, 11, 1.5)
     assert cost.per_1000(cost.device_s) == 125.0
     assert cost.per_1000(cost.money(3.6)) == pytest.approx(0.125)
@@ -359,7 +362,7 @@ def test_a_bulk_run_is_pinned_to_the_first_fingerprint_that_settles(services: Se
         settlement.settle(services.engine, verdicts_for(chunks[1], fingerprint=other))
 
     assert counts(services, run_id) == (8, 4, 4)
-    assert reading.run_status(services.engine, run_id).fingerprint == FINGERPRINT.digest
+    assert run_status(services.engine, run_id).fingerprint == FINGERPRINT.digest
 
 
 def test_cancelling_settles_what_is_pending_as_dead_and_a_late_verdict_changes_nothing(services: Services) -> None:
@@ -370,7 +373,7 @@ def test_cancelling_settles_what_is_pending_as_dead_and_a_late_verdict_changes_n
     late = settlement.settle(services.engine, verdicts_for(chunks[1]))
 
     assert (cancelled.inserted, cancelled.finished, late.inserted) == (4, True, 0)
-    assert reading.dead_reasons(services.engine, run_id) == {"cancelled": 4}
+    assert dead_reasons(services.engine, run_id) == {"cancelled": 4}
     assert settlement.begin_finalizing(services.engine, run_id, lease_s=60)
     with pytest.raises(UsageError, match="ended"):
         settlement.cancel(services.engine, run_id)
@@ -491,10 +494,10 @@ def test_a_name_is_used_once(services: Services) -> None:
 def test_live_traffic_of_a_day_shares_one_unsealed_run(services: Services) -> None:
     live = spec(lane=Lane.LIVE)
 
-    runs = {intake.live_run(services.engine, live, tenant="t") for _ in range(3)}
+    runs = {intake.todays_run(services.engine, live, tenant="t").id for _ in range(3)}
 
     assert len(runs) == 1
-    assert intake.live_run(services.engine, live, tenant="other") not in runs
+    assert intake.todays_run(services.engine, live, tenant="other").id not in runs
 
 
 @given(data=st.data())
@@ -522,7 +525,7 @@ def test_any_order_of_deliveries_settles_every_item_exactly_once(services: Servi
 
     assert finished == 1
     assert counts(services, run_id)[2] == 0
-    assert reading.run_status(services.engine, run_id).state is RunState.SEALED
+    assert run_status(services.engine, run_id).state is RunState.SEALED
 
 
 def test_a_controversial_verdict_comes_back_as_one_for_the_report(services: Services) -> None:
@@ -534,4 +537,4 @@ def test_a_controversial_verdict_comes_back_as_one_for_the_report(services: Serv
     ]
     settlement.settle(services.engine, message.model_copy(update={"verdicts": tuple(verdicts)}))
 
-    assert [row.controversial for row in settlement.judged_rows(services.engine, run_id)] == [True, False]
+    assert [row.controversial for row in judged_rows(services.engine, run_id)] == [True, False]

@@ -11,7 +11,8 @@ import redis
 
 from infra.broker.app import queue_of
 from infra.errors import RunError
-from infra.ledger import reading, settlement
+from infra.ledger import settlement
+from infra.ledger.runs import list_runs
 from infra.process import wait_until
 from infra.servers.services import Services
 from producer.intake.live import LiveClient
@@ -21,7 +22,7 @@ from tests.support.make import verdicts_for
 
 
 def accepted(services: Services) -> int:
-    return sum(run.counts.accepted for run in reading.list_runs(services.engine))
+    return sum(run.counts.accepted for run in list_runs(services.engine))
 
 
 def test_a_verdict_arrives_although_the_notice_of_it_was_lost(services: Services) -> None:

@@ -10,8 +10,9 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("httpx2")
 
-from infra.ledger import intake, reading
-from infra.ledger.comparing import settled_of
+from infra.ledger import intake
+from infra.ledger.items import settled_of
+from infra.ledger.runs import run_status, stored_report
 from infra.servers.services import Services
 from producer.datasets import open_dataset, valid_items, validate
 from producer.intake.submit import seal, submit
@@ -47,11 +48,11 @@ def test_a_fleet_judges_through_a_server_as_libra_tiny_judges_itself(
         run_id = intake.create_run(services.engine, spec)
         submit(services, run_id, spec, demo)
         seal(services, run_id)
-        fleet.wait(lambda: reading.run_status(services.engine, run_id).state.ended)
+        fleet.wait(lambda: run_status(services.engine, run_id).state.ended)
         prompts = [prompt for (prompt,) in guard.render(chunk, Mode.SCORE)]
         direct = [guard.read_scores(seq, [row]) for seq, row in enumerate(tiny.engine.score(prompts, guard.label_ids))]
 
-    report = reading.stored_report(services.engine, run_id)
+    report = stored_report(services.engine, run_id)
     assert report is not None
     assert (report.counts.accepted, report.counts.dead) == (ITEMS, 0), fleet.logs()
     assert report.fingerprint["engine"] == "openai-logprobs"

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from click.testing import CliRunner
 
 from infra.errors import RunError
-from infra.ledger.comparing import PairedVerdict, both_settled
+from infra.ledger.items import PairedVerdict, both_settled
 from infra.servers.services import Services
 from libra_fleet.cli.commands import RUN
 from schemas.items import Label

@@ -10,8 +10,9 @@ import pyarrow.parquet
 import pytest
 from click.testing import CliRunner, Result
 
-from infra.ledger import evidence, intake, reading, retention, settlement
-from infra.ledger.evidence import Kind
+from infra.ledger import intake, retention, settlement, stats
+from infra.ledger.runs import list_runs, run_status, stored_report
+from infra.ledger.stats import Kind, mistakes, workers
 from infra.servers.services import Services
 from libra_fleet.cli.commands import BENCH
 from libra_fleet.cli.exchange import export, import_
@@ -86,20 +87,20 @@ def call(command: Any, *arguments: str) -> Result:
 def test_the_ledger_tells_mistakes_pace_and_workers_and_the_page_is_the_same_each_time(
     services: Services, ran: str
 ) -> None:
-    found = evidence.mistakes(services.engine, ran, limit=1)
+    found = mistakes(services.engine, ran, limit=1)
     assert found.counts == {Kind.MISSED: 1, Kind.FALSE_ALARM: 1, Kind.UNPARSEABLE: 1}
     assert [(one.kind, one.item_id) for one in found.listed] == [
         (Kind.MISSED, "i1"),
         (Kind.UNPARSEABLE, "i3"),
         (Kind.FALSE_ALARM, "i2"),
     ]
-    pace = evidence.pace(services.engine, ran, bars=6)
+    pace = stats.pace(services.engine, ran, bars=6)
     assert pace is not None
     assert sum(bar.settled for bar in pace.bars) == 6
     assert [bar.device_p50_s for bar in pace.bars if bar.device_p50_s is not None] == [0.25]
-    assert evidence.workers(services.engine, ran) == [("gpu-1-7-0", 1, 6)]
+    assert workers(services.engine, ran) == [("gpu-1-7-0", 1, 6)]
 
-    report = reading.stored_report(services.engine, ran)
+    report = stored_report(services.engine, ran)
     assert report is not None
     pages = {run_page(report, gather(services.engine, report), with_text=True) for _ in range(2)}
     assert len(pages) == 1
@@ -161,9 +162,7 @@ def test_results_in_the_benchmarks_form_go_out_and_come_back_as_the_same_run(
 
     call(import_, str(out), "--guard", "theirs", "--name", "imported", "--json")
 
-    theirs, ours = (
-        reading.stored_report(services.engine, reading.run_status(services.engine, run).id) for run in ("imported", ran)
-    )
+    theirs, ours = (stored_report(services.engine, run_status(services.engine, run).id) for run in ("imported", ran))
     assert theirs is not None
     assert ours is not None
     accuracy = [next(g for g in one.groups if g.kind == "average").metric("accuracy") for one in (theirs, ours)]
@@ -183,4 +182,4 @@ def test_a_file_that_is_no_result_is_refused_whole(services: Services, ran: str,
 
     assert refused.exception is not None
     assert "2 bad rows; nothing was imported" in str(refused.exception)
-    assert [run.name for run in reading.list_runs(services.engine)] == ["first"]
+    assert [run.name for run in list_runs(services.engine)] == ["first"]

@@ -9,8 +9,10 @@ import sqlalchemy as sa
 from click.testing import CliRunner
 
 from infra.errors import UsageError
-from infra.ledger import intake, reading, retention, settlement
+from infra.ledger import intake, retention, settlement
 from infra.ledger.audit import audit
+from infra.ledger.items import accepted_hashes
+from infra.ledger.runs import list_runs, stored_report
 from infra.ledger.tables import metadata
 from infra.servers.services import Services
 from libra_fleet.cli.commands import DEAD
@@ -75,8 +77,8 @@ def stored_text(services: Services) -> str:
 def test_nothing_of_a_text_stays_once_its_run_is_complete(services: Services, kept: Retention, repeat: int) -> None:
     run_id = completed(services, kept, repeat=repeat)
 
-    hashes = intake.accepted_hashes(services.engine, run_id, [item.id for item in items(ITEMS)])
-    report = reading.stored_report(services.engine, run_id)
+    hashes = accepted_hashes(services.engine, run_id, [item.id for item in items(ITEMS)])
+    report = stored_report(services.engine, run_id)
     assert SECRET not in stored_text(services)
     assert SHOWN not in stored_text(services)
     assert {bool(digest) for digest in hashes.values()} == {kept is Retention.HASH}
@@ -155,7 +157,7 @@ def test_dead_items_without_text_are_listed_but_not_tried_again(configured: Serv
 
     assert "item-3" in listed.stdout
     assert isinstance(retried.exception, UsageError)
-    assert len(reading.list_runs(configured.engine)) == 1
+    assert len(list_runs(configured.engine)) == 1
 
 
 def test_a_purge_takes_texts_of_old_runs_only_and_leaves_the_proof(configured: Services) -> None:
@@ -192,7 +194,7 @@ def test_deleting_takes_the_whole_run(services: Services) -> None:
 
     assert purged == (1, ITEMS)
     assert SECRET not in stored_text(services)
-    assert reading.list_runs(services.engine) == []
+    assert list_runs(services.engine) == []
 
 
 @pytest.mark.parametrize("age", ["", "30", "d", "-1d", "1w", "x"])

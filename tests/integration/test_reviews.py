@@ -9,11 +9,12 @@ import sqlalchemy as sa
 from click.testing import CliRunner
 
 from infra.errors import UsageError
-from infra.ledger import intake, policies, reading, reviews, settlement
+from infra.ledger import decisions, intake, reviews, settlement
 from infra.ledger.reviews import Why, review_queue
+from infra.ledger.runs import list_runs, run_status
 from infra.servers.services import Services
 from libra_fleet.cli.rejudge import rejudge
-from libra_fleet.cli.run import list_ as list_runs
+from libra_fleet.cli.run import list_ as list_command
 from schemas.items import Label
 from schemas.messages import JudgeChunk, Lane
 from schemas.policy import Action
@@ -26,8 +27,8 @@ from worker.collector.tasks import Collector
 @pytest.fixture
 def forum(services: Services) -> JudgeChunk:
     """Ten decided items: two to review, two blocked, six passed."""
-    policies.put_policy(services.engine, policy_of())
-    policies.set_tenant_policy(services.engine, "forum", "default")
+    decisions.put_policy(services.engine, policy_of())
+    decisions.set_tenant_policy(services.engine, "forum", "default")
     chunk = submitted(services, 10)
     settlement.settle(services.engine, judged(chunk, [0.6, 0.7, 0.95, 0.95, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1]))
     return chunk
@@ -149,8 +150,8 @@ def test_another_guard_judges_stored_items_in_a_child_run_and_moves_no_action(
     before = queue(configured)
     settled_child(configured, child)
 
-    status = reading.run_status(configured.engine, child)
-    listed = CliRunner().invoke(list_runs, []).stdout
+    status = run_status(configured.engine, child)
+    listed = CliRunner().invoke(list_command, []).stdout
     with configured.engine.connect() as connection:
         decided = connection.scalar(sa.text("SELECT count(*) FROM decisions"))
         parent = connection.scalar(sa.text("SELECT parent FROM runs WHERE id = :id"), {"id": child})
@@ -171,19 +172,19 @@ def test_since_takes_the_live_runs_in_which_something_settled(configured: Servic
     made = CliRunner().invoke(rejudge, ["--guard", "fake", "--since", "1h"]).stdout.split()
     none = CliRunner().invoke(rejudge, ["--guard", "fake", "--since", "2099-01-01"])
 
-    assert [reading.run_status(configured.engine, run_id).spec.parent for run_id in made] == [forum.run_id]
+    assert [run_status(configured.engine, run_id).spec.parent for run_id in made] == [forum.run_id]
     assert isinstance(none.exception, UsageError)
 
 
 def test_an_interrupted_submission_is_gone_on_with(configured: Services, forum: JudgeChunk) -> None:
-    spec = reading.run_status(configured.engine, forum.run_id).spec
+    spec = run_status(configured.engine, forum.run_id).spec
     child = spec.model_copy(update={"lane": Lane.BULK, "parent": forum.run_id, "source": f"run:{forum.run_id}"})
     begun = intake.create_run(configured.engine, child)
 
     made = CliRunner().invoke(rejudge, ["--guard", "fake", "--run", forum.run_id]).stdout.strip()
 
     assert made == begun
-    assert reading.run_status(configured.engine, begun).expected == 10
+    assert run_status(configured.engine, begun).expected == 10
 
 
 def test_items_whose_texts_were_scrubbed_are_refused_before_anything_is_submitted(configured: Services) -> None:
@@ -194,4 +195,4 @@ def test_items_whose_texts_were_scrubbed_are_refused_before_anything_is_submitte
 
     assert isinstance(refused.exception, UsageError)
     assert "2 of 2 items" in str(refused.exception)
-    assert len(reading.list_runs(configured.engine)) == 1
+    assert len(list_runs(configured.engine)) == 1

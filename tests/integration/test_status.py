@@ -11,7 +11,8 @@ from click.testing import CliRunner
 from prometheus_client import generate_latest
 
 from infra.fleet import look
-from infra.ledger import intake, reading
+from infra.ledger import intake
+from infra.ledger.runs import run_status
 from infra.servers.services import Services
 from libra_fleet.cli.status import status
 from producer.exporter import FleetCollector, fleet_page
@@ -60,7 +61,7 @@ def test_status_and_prometheus_follow_a_run_from_an_unserved_queue_to_its_end(
     assert (worker["device"], worker["budget_tokens"]) == ("cpu", 16_384)
     (announced,) = [process for process in configured.coordination.presence.announced() if process.kind == "worker"]
     assert announced.fingerprints is not None
-    assert announced.fingerprints["score"] == reading.run_status(configured.engine, run_id).fingerprint
+    assert announced.fingerprints["score"] == run_status(configured.engine, run_id).fingerprint
     assert announced.version
     with prometheus(f"127.0.0.1:{port}", tmp_path) as scraped:
         fleet.wait(lambda: scraped.value("sum(libra_device_prompts_total)") == 2_000)

@@ -7,7 +7,8 @@ import sqlalchemy as sa
 
 from infra.broker.backpressure import has_room
 from infra.errors import DataError
-from infra.ledger import intake, reading
+from infra.ledger import intake
+from infra.ledger.runs import run_status
 from infra.servers.services import Services
 from producer.intake.submit import submit
 from schemas.messages import Lane
@@ -20,7 +21,7 @@ def test_submitting_again_accepts_only_what_is_missing(services: Services) -> No
     accepted = [submit(services, run_id, spec(), items(count)) for count in (10, 10, 14)]
 
     assert accepted == [10, 0, 4]
-    assert reading.run_status(services.engine, run_id).counts.accepted == 14
+    assert run_status(services.engine, run_id).counts.accepted == 14
 
 
 def test_other_content_under_a_known_id_is_refused_with_both_hashes(services: Services) -> None:
@@ -34,7 +35,7 @@ def test_other_content_under_a_known_id_is_refused_with_both_hashes(services: Se
 
     for part in ("item-2", batch[2].content_hash.hex(), altered.content_hash.hex()):
         assert part in str(refused.value)
-    assert reading.run_status(services.engine, run_id).counts.accepted == 4
+    assert run_status(services.engine, run_id).counts.accepted == 4
 
 
 def test_a_queue_above_its_marks_in_depth_or_age_takes_no_more(services: Services) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from infra.ledger import intake, reading
+from infra.ledger import intake
+from infra.ledger.runs import run_status
 from infra.process import wait_until
 from infra.servers.services import Services
 from producer.intake.submit import seal, submit
@@ -70,7 +71,7 @@ def test_up_runs_a_fleet_restarts_what_dies_says_so_to_a_second_one_and_drains(c
         run_id = intake.create_run(services.engine, spec())
         submit(services, run_id, spec(), items(100))
         seal(services, run_id)
-        assert wait_until(lambda: reading.run_status(services.engine, run_id).state.ended, timeout_s=WAIT_S)
+        assert wait_until(lambda: run_status(services.engine, run_id).state.ended, timeout_s=WAIT_S)
 
         family = psutil.Process(process.pid).children(recursive=True)
         os.kill(process.pid, signal.SIGINT)

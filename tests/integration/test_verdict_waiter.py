@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from infra.ledger import intake
-from infra.ledger.submissions import Submission, accept_submitted
+from infra.ledger.intake import Submission, accept_submitted
 from infra.servers.services import Services
 from producer.intake import verdict_waiter
 from producer.intake.verdict_waiter import ItemRef, VerdictWaiter

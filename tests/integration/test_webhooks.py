@@ -19,8 +19,8 @@ from click.testing import CliRunner
 from standardwebhooks import Webhook
 
 from infra.errors import UsageError
-from infra.ledger import endpoints, outbox, settlement
-from infra.ledger.outbox import Sent
+from infra.ledger import settlement, webhooks
+from infra.ledger.webhooks import Sent
 from infra.process import wait_until
 from infra.servers.services import Services
 from infra.settings import Settings
@@ -72,7 +72,7 @@ def states(services: Services) -> list[str]:
 
 
 def sent(services: Services) -> list[Sent]:
-    return outbox.sent(services.engine)
+    return webhooks.sent(services.engine)
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -87,9 +87,9 @@ def judge(services: Services, count: int = 1, *, callback_url: str | None = None
 
 
 def test_the_conventions_own_library_verifies_what_arrives(services: Services, receiver: Receiver) -> None:
-    endpoint = endpoints.add_endpoint(services.engine, "forum", receiver.url)
-    newer = endpoints.rotate_endpoint_secret(services.engine, endpoint.id)
-    own = endpoints.rotate_tenant_secret(services.engine, "forum")
+    endpoint = webhooks.add_endpoint(services.engine, "forum", receiver.url)
+    newer = webhooks.rotate_endpoint_secret(services.engine, endpoint.id)
+    own = webhooks.rotate_tenant_secret(services.engine, "forum")
     judge(services, callback_url=f"{receiver.url}/of-the-item")
 
     with sending(services):
@@ -104,7 +104,7 @@ def test_the_conventions_own_library_verifies_what_arrives(services: Services, r
 
 
 def test_a_notice_of_settlement_wakes_the_sender_long_before_its_poll(services: Services, receiver: Receiver) -> None:
-    endpoints.add_endpoint(services.engine, "forum", receiver.url)
+    webhooks.add_endpoint(services.engine, "forum", receiver.url)
     with sending(services, webhook_poll_s=3_600):
         chunk = submitted(services, 1, tenant="forum")
         verdicts = judged(chunk, [0.9])
@@ -121,7 +121,7 @@ def test_a_receiver_that_is_down_is_told_once_it_is_up(services: Services) -> No
     down = Receiver()
     port = down.port
     down._server.server_close()
-    endpoints.add_endpoint(services.engine, "forum", down.url)
+    webhooks.add_endpoint(services.engine, "forum", down.url)
     judge(services, 3)
 
     with sending(services):
@@ -137,7 +137,7 @@ def test_whatever_is_no_2xx_is_tried_again_under_the_same_id(
     services: Services, receiver: Receiver, answer: int
 ) -> None:
     receiver.answers = [(answer, {"location": f"{receiver.url}/elsewhere"})]
-    endpoints.add_endpoint(services.engine, "forum", receiver.url)
+    webhooks.add_endpoint(services.engine, "forum", receiver.url)
     judge(services)
 
     with sending(services):
@@ -151,7 +151,7 @@ def test_whatever_is_no_2xx_is_tried_again_under_the_same_id(
 
 def test_a_receiver_is_left_alone_as_long_as_it_asks(services: Services, receiver: Receiver) -> None:
     receiver.answers = [(429, {"retry-after": "3600"})]
-    endpoints.add_endpoint(services.engine, "forum", receiver.url)
+    webhooks.add_endpoint(services.engine, "forum", receiver.url)
     judge(services)
 
     with sending(services):
@@ -163,13 +163,13 @@ def test_a_receiver_is_left_alone_as_long_as_it_asks(services: Services, receive
 
 def test_after_the_last_attempt_a_letter_has_failed_and_can_be_replayed(services: Services, receiver: Receiver) -> None:
     receiver.answers = [500, 500, 500]
-    endpoints.add_endpoint(services.engine, "forum", receiver.url)
+    webhooks.add_endpoint(services.engine, "forum", receiver.url)
     judge(services)
 
     with sending(services, webhook_retry_s=(0.01, 0.01)):
         until(lambda: states(services) == ["failed"])
         failed = sent(services)[0]
-        replayed = outbox.replay(services.engine, state="failed")
+        replayed = webhooks.replay(services.engine, state="failed")
         until(lambda: states(services) == ["delivered"])
 
     assert (failed.attempts, failed.last_error) == (3, "the receiver answered 500")
@@ -179,15 +179,15 @@ def test_after_the_last_attempt_a_letter_has_failed_and_can_be_replayed(services
 
 def test_410_disables_the_endpoint_and_what_waits_for_it_fails(services: Services, receiver: Receiver) -> None:
     receiver.answers = [410]
-    gone = endpoints.add_endpoint(services.engine, "forum", receiver.url)
+    gone = webhooks.add_endpoint(services.engine, "forum", receiver.url)
     judge(services)
     with sending(services, webhook_connections=1):
         until(lambda: states(services) == ["failed"])
         judge(services)  # nobody is to be told of this
-        (found,) = endpoints.endpoints(services.engine)
+        (found,) = webhooks.endpoints(services.engine)
         told = len(receiver.received)
-        endpoints.enable_endpoint(services.engine, gone.id)
-        outbox.replay(services.engine, endpoint_id=gone.id)
+        webhooks.enable_endpoint(services.engine, gone.id)
+        webhooks.replay(services.engine, endpoint_id=gone.id)
         until(lambda: states(services) == ["delivered"])
 
     assert found.disabled_at is not None
@@ -196,8 +196,8 @@ def test_410_disables_the_endpoint_and_what_waits_for_it_fails(services: Service
 
 
 def test_an_endpoint_is_told_only_of_its_tenants_events_that_it_wants(services: Services, receiver: Receiver) -> None:
-    endpoints.add_endpoint(services.engine, "other", receiver.url)
-    endpoints.add_endpoint(services.engine, "forum", receiver.url, [Event.REVIEWED])
+    webhooks.add_endpoint(services.engine, "other", receiver.url)
+    webhooks.add_endpoint(services.engine, "forum", receiver.url, [Event.REVIEWED])
 
     judge(services)
 
@@ -210,15 +210,15 @@ def test_without_a_secret_nothing_is_sent_and_with_one_it_is(services: Services,
     with sending(services):
         until(lambda: "no secret" in (sent(services)[0].last_error or ""))
         unsigned = len(receiver.received)
-        endpoints.rotate_tenant_secret(services.engine, "forum")
+        webhooks.rotate_tenant_secret(services.engine, "forum")
         until(lambda: states(services) == ["delivered"])
 
     assert unsigned == 0
 
 
 def test_an_inner_address_is_not_even_connected_to(services: Services, receiver: Receiver) -> None:
-    endpoints.add_endpoint(services.engine, "forum", receiver.url.replace("127.0.0.1", "localhost"))
-    endpoints.add_endpoint(services.engine, "forum", receiver.url.replace("127.0.0.1", "2130706433"))
+    webhooks.add_endpoint(services.engine, "forum", receiver.url.replace("127.0.0.1", "localhost"))
+    webhooks.add_endpoint(services.engine, "forum", receiver.url.replace("127.0.0.1", "2130706433"))
     judge(services)
 
     with sending(services, webhook_allow=None, webhook_retry_s=()):
@@ -264,7 +264,7 @@ def test_the_certificate_is_checked_for_the_name_although_the_address_is_connect
 def test_a_receiver_that_never_answers_is_given_up_at_the_deadline(services: Services) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
-        endpoints.add_endpoint(services.engine, "forum", url)
+        webhooks.add_endpoint(services.engine, "forum", url)
         judge(services)
         with sending(services, webhook_timeout_s=0.2, webhook_retry_s=()):
             until(lambda: states(services) == ["failed"])
@@ -273,7 +273,7 @@ def test_a_receiver_that_never_answers_is_given_up_at_the_deadline(services: Ser
 
 
 def test_many_senders_send_each_letter_once(services: Services, receiver: Receiver) -> None:
-    endpoints.add_endpoint(services.engine, "forum", receiver.url)
+    webhooks.add_endpoint(services.engine, "forum", receiver.url)
     judge(services, 40)
 
     with sending(services, webhook_connections=4), sending(services, webhook_connections=4):
@@ -283,17 +283,17 @@ def test_many_senders_send_each_letter_once(services: Services, receiver: Receiv
 
 
 def test_what_a_killed_sender_had_taken_comes_back_under_its_id(services: Services, receiver: Receiver) -> None:
-    endpoints.add_endpoint(services.engine, "forum", receiver.url)
+    webhooks.add_endpoint(services.engine, "forum", receiver.url)
     judge(services)
-    (taken,) = outbox.take_due(services.engine, limit=9, lease_s=0.5)
-    meanwhile = outbox.take_due(services.engine, limit=9, lease_s=0.5)
+    (taken,) = webhooks.take_due(services.engine, limit=9, lease_s=0.5)
+    meanwhile = webhooks.take_due(services.engine, limit=9, lease_s=0.5)
 
     with sending(services):
         until(lambda: states(services) == ["delivered"])
 
     assert meanwhile == []
     assert receiver.ids == [taken.id]
-    outbox.note_failed(services.engine, taken, "late", status=500, retry_s=0)
+    webhooks.note_failed(services.engine, taken, "late", status=500, retry_s=0)
     assert states(services) == ["delivered"]
 
 
@@ -301,7 +301,7 @@ def test_a_collector_killed_after_its_commit_loses_no_letter(
     services: Services, fleet: Fleet, receiver: Receiver
 ) -> None:
     """The verdict's commit holds the letter; a real sender, started when the collector is dead, delivers it."""
-    endpoints.add_endpoint(services.engine, "forum", receiver.url)
+    webhooks.add_endpoint(services.engine, "forum", receiver.url)
     collector = fleet.start_collector()
     chunk = submitted(services, 5)
     services.publisher.settle(judged(chunk, [0.9] * 5))
@@ -341,7 +341,7 @@ def test_endpoints_letters_and_secrets_are_managed_by_command(
     assert [row["destination"] for row in listed] == [made["id"]]
     assert made["secret"] not in shown
     assert rotated != made["secret"]
-    assert (first, endpoints.tenant_secrets(services.engine, "forum")) == (same, (other, first))
+    assert (first, webhooks.tenant_secrets(services.engine, "forum")) == (same, (other, first))
     assert [row["last_error"] for row in after] == ["the endpoint was removed"]
     for arguments in (["endpoints", "add", "forum", "http://hook.example/"], ["replay"], ["endpoints", "remove", "x"]):
         assert isinstance(CliRunner().invoke(WEBHOOKS, arguments).exception, UsageError)

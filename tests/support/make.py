@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from infra.ledger.comparing import PairedVerdict
+from infra.ledger.items import PairedVerdict
 from schemas.guards import Mode
 from schemas.items import Item, Label
 from schemas.messages import JudgeChunk, Lane, VerdictChunk

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from infra.ledger.evidence import Bar, Kind, Mistake, Mistakes, Pace, Volume, WorkerShare
+from infra.ledger.stats import Bar, Kind, Mistake, Mistakes, Pace, Volume, WorkerShare
 from infra.metrics import Judged, measure
 from infra.metrics.curves import trace
 from producer.report.run_details import RunDetails, largest_sources

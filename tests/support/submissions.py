@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 
-from infra.ledger import intake
+from infra.ledger import intake, tables
+from infra.ledger.engine import fetch_all
+from infra.ledger.reviews import Review, review_history
 from infra.servers.services import Services
 from schemas.items import Label
 from schemas.messages import JudgeChunk, Lane, VerdictChunk
@@ -73,3 +75,15 @@ def policy_of(*, name: str = "default", version: int = 1, review: float = 0.5, b
     """A policy with two thresholds."""
     thresholds = {"review": review, "block": block}
     return Policy.model_validate({"policy": name, "version": version, "thresholds": thresholds})
+
+
+def human_labels(engine: sa.Engine, tenant: str | None, limit: int) -> list[Review]:
+    """Decisions of humans, the newest first: of each item the one that counts."""
+    known, of_tenant = tables.reviews, tables.submissions.c.tenant == tenant
+    same = sa.and_(tables.submissions.c.run_id == known.c.run_id, tables.submissions.c.seq == known.c.seq)
+    newest = sa.select(sa.func.max(known.c.id)).group_by(known.c.run_id, known.c.seq)
+    items = sa.select(known.c.run_id, known.c.seq).join(tables.submissions, same).where(known.c.id.in_(newest))
+    if tenant is not None:
+        items = items.where(of_tenant)
+    rows = fetch_all(engine, items.order_by(known.c.id.desc()).limit(limit))
+    return [review_history(engine, row.run_id, row.seq)[0] for row in rows]

@@ -14,8 +14,8 @@ from infra.broker.app import Publisher
 from infra.broker.backpressure import has_room
 from infra.broker.chunking import in_chunks
 from infra.errors import DataError, RunError
-from infra.ledger import cascades, intake, reading, settlement
-from infra.ledger.reading import RunStatus
+from infra.ledger import intake, settlement
+from infra.ledger.runs import RunStatus, escalating, next_escalation, next_id, open_next, run_status
 from infra.log import get_logger
 from infra.servers.services import Services
 from schemas.runs import RunSpec
@@ -34,11 +34,11 @@ class HandingOn:
     def __init__(self, services: Services, publisher: Publisher) -> None:
         self._services = services
         self._publisher = publisher
-        self._looked_to: dict[str, int] = {}
+        self._searched_to: dict[str, int] = {}
 
     def run(self, stop: threading.Event) -> None:
         """Hand on until stopped."""
-        while not stop.wait(_LOOK_EVERY_S if self._looked_to else _LOOK_IDLY_EVERY_S):
+        while not stop.wait(_LOOK_EVERY_S if self._searched_to else _LOOK_IDLY_EVERY_S):
             try:
                 self.look()
             except Exception as error:  # noqa: BLE001 - a loop's edge: broker or ledger may be away for a while
@@ -46,14 +46,14 @@ class HandingOn:
 
     def look(self) -> int:
         """One pass over all stages; returns how many items went on."""
-        waiting = cascades.handing_on(self._services.engine)
-        self._looked_to = {run_id: seq for run_id, seq in self._looked_to.items() if run_id in waiting}
+        waiting = escalating(self._services.engine)
+        self._searched_to = {run_id: seq for run_id, seq in self._searched_to.items() if run_id in waiting}
         return sum(map(self._from_stage, waiting))
 
     def _from_stage(self, run_id: str) -> int:
         engine = self._services.engine
-        parent = reading.run_status(engine, run_id)
-        spec = cascades.open_next(engine, parent)
+        parent = run_status(engine, run_id)
+        spec = open_next(engine, parent)
         try:
             if not parent.cancelled:
                 return self._hand_on(parent, spec)
@@ -64,10 +64,10 @@ class HandingOn:
 
     def _hand_on(self, parent: RunStatus, spec: RunSpec) -> int:
         engine, settings = self._services.engine, self._services.settings
-        child, handed_on = cascades.next_id(parent.id), 0
+        child, handed_on = next_id(parent.id), 0
         while has_room(self._services, spec):
-            after = self._looked_to.get(parent.id, -1)
-            found = cascades.handover(engine, parent, after=after, limit=_WINDOW_ITEMS)
+            after = self._searched_to.get(parent.id, -1)
+            found = next_escalation(engine, parent, after=after, limit=_WINDOW_ITEMS)
             if found.items:
                 groups = in_chunks(found.items, max_items=settings.chunk_items, max_bytes=settings.chunk_bytes)
                 with tracing.span(
@@ -76,7 +76,7 @@ class HandingOn:
                     for chunk in intake.accept(engine, child, spec, groups):
                         self._publisher.judge(chunk)
                 handed_on += len(found.items)
-            self._looked_to[parent.id] = found.looked_to
+            self._searched_to[parent.id] = found.searched_to
             if found.last:
                 self._seal(parent, child)
                 break
@@ -91,7 +91,7 @@ class HandingOn:
         log.info("handed_on", run=parent.id, next=child)
 
     def _cancel_next(self, parent: RunStatus) -> None:
-        child = cascades.next_id(parent.id)
+        child = next_id(parent.id)
         settled = settlement.cancel(self._services.engine, child)
         self._services.coordination.notices.cancelled(child)
         if settled.finished:

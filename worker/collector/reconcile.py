@@ -17,6 +17,7 @@ from infra.coordination import counters as telemetry
 from infra.coordination.counters import Tally
 from infra.coordination.store import CoordinationStore
 from infra.ledger import recovery, settlement
+from infra.ledger.engine import NOW
 from infra.ledger.recovery import LaneKey, OverdueChunk
 from infra.log import get_logger
 from infra.retry import ignore_redis_errors
@@ -90,7 +91,7 @@ class Reconciler:
         return Reconciled(requeued, given_up, len(unfinished))
 
     def _lost(self, connection: sa.Connection, key: LaneKey) -> list[OverdueChunk]:
-        now = recovery.database_now(connection)  # before the queue is read: what is enqueued later is not overtaken
+        now = connection.scalar(NOW)  # before the queue is read: what is enqueued later is not overtaken
         oldest = self._coordination.queues.oldest_enqueued_at(key.guard, key.lane)
         held = self._coordination.leases.held(queue_of(key.guard, key.lane))
         recovery.note_overtaken(connection, key, watermark=now if oldest is None else oldest, held=held)

@@ -20,8 +20,8 @@ from infra.coordination.store import CoordinationStore
 from infra.errors import LibraError
 from infra.group_commit import GroupCommit
 from infra.ledger import reviews, settlement
-from infra.ledger.cascades import is_later_stage
 from infra.ledger.retention import scrub_run
+from infra.ledger.runs import is_later_stage
 from infra.log import get_logger
 from infra.retry import ignore_redis_errors
 from schemas.messages import VerdictChunk, decode_chunk

@@ -14,9 +14,10 @@ import sqlalchemy as sa
 from pydantic import Field, ValidationError
 
 from infra.errors import LibraError
-from infra.ledger import batches, intake, reading, settlement
+from infra.ledger import batches, intake, settlement
 from infra.ledger.batches import Batch, LineError
-from infra.ledger.submissions import Submission
+from infra.ledger.intake import Submission
+from infra.ledger.runs import find_run
 from infra.log import get_logger
 from producer.datasets.records import RowError, decode_line
 from producer.gateway.api.moderations import ModerationRequest
@@ -229,7 +230,7 @@ class BatchWorker:
         )
         engine = self._services.engine
         run_id = batches.begin_run(engine, batch.id, intake.new_run_id())
-        status = reading.find_run(engine, run_id)
+        status = find_run(engine, run_id)
         if status is None:
             intake.create_run(engine, spec, run_id=run_id, name=batch.id)
         elif status.state is not RunState.OPEN:
@@ -255,7 +256,7 @@ class BatchWorker:
 def cancel_run(gateway: Gateway, run_id: str) -> None:
     """Settle what is pending in a run as dead, with the reason "cancelled"; nothing happens to a run that has ended."""
     services = gateway.services
-    status = reading.find_run(services.engine, run_id)
+    status = find_run(services.engine, run_id)
     if status is None or status.state not in (RunState.OPEN, RunState.SEALED):
         return
     settled = settlement.cancel(services.engine, run_id)

@@ -15,10 +15,10 @@ from fastapi import APIRouter, Depends, File, Form, Query, Request, UploadFile
 from fastapi.responses import Response, StreamingResponse
 
 from infra.ledger import batches as ledger
-from infra.ledger import feed, submissions
+from infra.ledger import feed
 from infra.ledger.batches import Batch, StoredFile
 from infra.ledger.feed import SubmittedItem
-from infra.ledger.submissions import AlreadyMadeError, KeyInFlightError, KeyReusedError
+from infra.ledger.intake import AlreadyMadeError, KeyInFlightError, KeyReusedError, find_made
 from producer.gateway.access import Principal, Reader, Submitter
 from producer.gateway.api.batch_worker import Endpoint, cancel_run
 from producer.gateway.api.moderations import result_of
@@ -115,7 +115,7 @@ async def create_batch(
     once = once_of(idempotency_key, principal, hash_of("batches", await request.body()))
     engine = gateway.services.engine
     try:
-        made = await asyncio.to_thread(submissions.find_made, engine, once) if once else None
+        made = await asyncio.to_thread(find_made, engine, once) if once else None
         if made is None:
             await _own_file(asked.input_file_id, principal, gateway, field="input_file_id")
             made = {

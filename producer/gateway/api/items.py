@@ -9,7 +9,8 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from infra.ledger import feed, reading
+from infra.ledger import feed
+from infra.ledger.runs import find_run, stored_report
 from producer.gateway.access import Reader, Submitter
 from producer.gateway.api.requests import IdempotencyHeader, Prefer, guard_of, item_batch_of, once_of, wait_s_of
 from producer.gateway.api.submitting import accept, accept_and_wait, hash_of
@@ -99,8 +100,8 @@ async def get_run(
 ) -> dict[str, Any]:
     """A run of the tenant's own (an admin: any), with the benchmark's metrics once it has ended."""
     engine = gateway.services.engine
-    status = await asyncio.to_thread(reading.find_run, engine, run_id)
+    status = await asyncio.to_thread(find_run, engine, run_id)
     if status is None or not principal.sees(status.spec.tenant or ""):
         raise NoSuchThingError("run", run_id)
-    report = await asyncio.to_thread(reading.stored_report, engine, run_id)
+    report = await asyncio.to_thread(stored_report, engine, run_id)
     return run_view(status, report)

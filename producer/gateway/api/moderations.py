@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from infra.ledger.submissions import Submission
+from infra.ledger.intake import Submission
 from producer.gateway.access import Submitter
 from producer.gateway.api.openai_categories import CATEGORIES, openai_categories
 from producer.gateway.api.requests import IdempotencyHeader, ItemBatch, Prefer, guard_of, item_of, once_of, wait_s_of

@@ -11,7 +11,7 @@ from fastapi import Header
 from pydantic import ValidationError
 
 from infra.guard_catalogue import GUARDS
-from infra.ledger.submissions import IdempotencyKey, Submission
+from infra.ledger.intake import IdempotencyKey, Submission
 from producer.gateway.access import Principal
 from producer.gateway.problems import BadFieldError, ProblemError
 from producer.gateway.state import Gateway

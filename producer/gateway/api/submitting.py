@@ -7,8 +7,7 @@ import hashlib
 import time
 
 from infra.errors import LibraError
-from infra.ledger import submissions
-from infra.ledger.submissions import AlreadyMadeError, IdempotencyKey, KeyInFlightError, KeyReusedError
+from infra.ledger.intake import AlreadyMadeError, IdempotencyKey, KeyInFlightError, KeyReusedError, find_made
 from producer.gateway.access import Principal
 from producer.gateway.api.requests import GuardSelection, ItemBatch, require_served
 from producer.gateway.problems import ProblemError
@@ -83,7 +82,7 @@ async def _accept(
     spec = live_spec(principal.tenant, guard.name, guard.mode)
     try:
         if once is not None:
-            made = await asyncio.to_thread(submissions.find_made, gateway.services.engine, once)
+            made = await asyncio.to_thread(find_made, gateway.services.engine, once)
             if made is not None:
                 return Accepted(_refs_of(made), None)
         if guard.name != gateway.default_guard:

@@ -6,7 +6,7 @@ import re
 from typing import Any, Final
 
 from infra.ledger.feed import SubmittedItem
-from infra.ledger.reading import RunStatus
+from infra.ledger.runs import RunStatus
 from producer.gateway.problems import NoSuchThingError
 from producer.intake.verdict_waiter import ItemRef
 from schemas.http import DecisionView, ItemView, RunView, VerdictView

@@ -11,9 +11,8 @@ from sqlalchemy.exc import OperationalError
 
 from infra.errors import ServerError
 from infra.fleet import look
-from infra.ledger import mix, reading
-from infra.ledger.mix import MixBar
-from infra.ledger.reading import RunStatus
+from infra.ledger.runs import RunStatus, list_runs, stored_report
+from infra.ledger.stats import VerdictBar, verdict_histogram
 from producer.gateway.state import Gateway
 from schemas.fleet import Announcement, Queue
 from schemas.messages import Lane
@@ -47,7 +46,7 @@ class RunFacts(NamedTuple):
 class Column(NamedTuple):
     """One bar of the chart: from where to where (0 to 1, from above) each kind of verdict reaches."""
 
-    bar: MixBar
+    bar: VerdictBar
     parts: tuple[tuple[str, float, float], ...]
 
 
@@ -56,7 +55,7 @@ class Chart(NamedTuple):
 
     columns: tuple[Column, ...]
     highest: int
-    totals: MixBar
+    totals: VerdictBar
 
 
 class FleetFacts(NamedTuple):
@@ -84,7 +83,7 @@ class Fleet:
         Raises:
             ServerError: the broker is away. Without the ledger there are no runs, so that reading them says it first.
         """
-        found = reading.list_runs(self._gateway.services.engine, limit=_RUNS_SHOWN, tenant=tenant)
+        found = list_runs(self._gateway.services.engine, limit=_RUNS_SHOWN, tenant=tenant)
         runs = [self._run(status) for status in found]
         guards = {self._gateway.default_guard, *(run.spec.guard for run in found if not run.state.ended)}
         fleet = look(self._gateway.services, at_once=True, guards=guards)
@@ -110,7 +109,7 @@ class Fleet:
         until, chart = self._charts.get(tenant, (0.0, None))
         if time.monotonic() >= until:
             try:
-                chart = chart_of(mix.verdict_mix(self._gateway.services.engine, tenant, bars=BARS, bar_s=BAR_S))
+                chart = chart_of(verdict_histogram(self._gateway.services.engine, tenant, bars=BARS, bar_s=BAR_S))
             except OperationalError:  # it took too long, and would again
                 chart = None
             self._charts[tenant] = (time.monotonic() + _CHART_KEPT_S, chart)
@@ -128,21 +127,21 @@ class Fleet:
         if status.id not in self._averages:
             if len(self._averages) >= _REPORTS_KEPT:
                 self._averages.clear()
-            self._averages[status.id] = _averages(reading.stored_report(self._gateway.services.engine, status.id))
+            self._averages[status.id] = _averages(stored_report(self._gateway.services.engine, status.id))
         return self._averages[status.id]
 
 
-def chart_of(bars: Sequence[MixBar]) -> Chart:
+def chart_of(bars: Sequence[VerdictBar]) -> Chart:
     """Bars as a picture."""
     highest = max(bar.total for bar in bars)
-    sums = {kind: sum(getattr(bar, kind) for bar in bars) for kind in MixBar._fields[1:]}
-    return Chart(tuple(_column(bar, max(1, highest)) for bar in bars), highest, MixBar(bars[0].begins_at, **sums))
+    sums = {kind: sum(getattr(bar, kind) for bar in bars) for kind in VerdictBar._fields[1:]}
+    return Chart(tuple(_column(bar, max(1, highest)) for bar in bars), highest, VerdictBar(bars[0].begins_at, **sums))
 
 
-def _column(bar: MixBar, highest: int) -> Column:
+def _column(bar: VerdictBar, highest: int) -> Column:
     parts: list[tuple[str, float, float]] = []
     bottom = 1.0
-    for kind in MixBar._fields[1:]:
+    for kind in VerdictBar._fields[1:]:
         height = getattr(bar, kind) / highest
         if height:
             bottom -= height

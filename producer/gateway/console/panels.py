@@ -10,9 +10,10 @@ from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
-from infra.ledger import reading, reviews
+from infra.ledger import reviews
+from infra.ledger.intake import Submission
 from infra.ledger.reviews import Review, ReviewItem
-from infra.ledger.submissions import Submission
+from infra.ledger.stats import item_timings
 from producer.gateway.access import Principal
 from producer.gateway.api.requests import ItemBatch, guard_of, item_of
 from producer.gateway.api.submitting import accept_and_wait
@@ -111,6 +112,6 @@ async def try_text(gateway: Gateway, principal: Principal, text: str, question: 
     if verdicts is None:
         return Tried(guard.name, name=ref.name, total_s=total_s)
     engine = gateway.services.engine
-    timings = await asyncio.to_thread(reading.item_timings, engine, ref.run_id, ref.seq)
+    timings = await asyncio.to_thread(item_timings, engine, ref.run_id, ref.seq)
     decided = await asyncio.to_thread(reviews.review_item, engine, ref.run_id, ref.seq)
     return Tried(guard.name, verdicts[0], ref.name, total_s, timings, decided)

@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 
 from infra.ledger import batches, intake
 from infra.ledger.audit import audit
-from infra.ledger.submissions import Submission
+from infra.ledger.intake import Submission
 from infra.process import wait_until
 from infra.servers.services import Services
 from producer.gateway.app import build_app

@@ -11,7 +11,7 @@ import redis
 from fastapi.testclient import TestClient
 from httpx2 import Response
 
-from infra.ledger import mix, policies, reviews, settlement
+from infra.ledger import decisions, settlement, stats
 from infra.ledger.keys import create_key, revoke_key
 from infra.servers.services import Services
 from producer.gateway.console import language
@@ -19,7 +19,7 @@ from schemas.access import Role
 from schemas.fleet import Announcement
 from schemas.items import Label
 from schemas.messages import JudgeChunk
-from tests.support.submissions import judged, policy_of, submitted
+from tests.support.submissions import human_labels, judged, policy_of, submitted
 
 ATTACK = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'"
 
@@ -27,8 +27,8 @@ ATTACK = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'"
 @pytest.fixture
 def waiting(services: Services) -> JudgeChunk:
     """Three items to review of the tenant acme, and one that passed."""
-    policies.put_policy(services.engine, policy_of())
-    policies.set_tenant_policy(services.engine, "acme", "default")
+    decisions.put_policy(services.engine, policy_of())
+    decisions.set_tenant_policy(services.engine, "acme", "default")
     chunk = submitted(services, 4, tenant="acme")
     settlement.settle(services.engine, judged(chunk, [0.6, 0.7, 0.8, 0.1], categories=("gambling",)))
     return chunk
@@ -66,7 +66,7 @@ def name_of(chunk: JudgeChunk, seq: int) -> str:
 
 
 def labels(services: Services) -> dict[int, tuple[Label, str, str]]:
-    return {r.seq: (r.label, r.moderator, r.note) for r in reviews.human_labels(services.engine, None, 100)}
+    return {r.seq: (r.label, r.moderator, r.note) for r in human_labels(services.engine, None, 100)}
 
 
 def test_whoever_is_not_logged_in_is_sent_to_the_login(web: TestClient) -> None:
@@ -266,7 +266,7 @@ def test_the_text_is_hidden_until_it_is_asked_for(web: TestClient, log_in: Calla
 def test_a_ledger_too_busy_for_the_chart_leaves_the_rest_of_the_fleet(
     web: TestClient, log_in: Callable[..., str], services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mix, "_TIMEOUT_MS", 50)
+    monkeypatch.setattr(stats, "_HISTOGRAM_TIMEOUT_MS", 50)
     log_in()
     with services.engine.begin() as busy:
         busy.exec_driver_sql("LOCK TABLE verdicts IN ACCESS EXCLUSIVE MODE")

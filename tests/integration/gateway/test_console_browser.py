@@ -10,7 +10,7 @@ from selenium.webdriver import Chrome, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from infra.ledger import intake, policies, reviews, settlement
+from infra.ledger import decisions, intake, reviews, settlement
 from infra.ledger.keys import create_key
 from infra.servers.services import Services
 from infra.settings import Settings
@@ -21,7 +21,7 @@ from schemas.messages import JudgeChunk
 from tests.support.browser import chromium, look, picture, served
 from tests.support.fleet import Fleet, fleet_on
 from tests.support.make import items, spec, verdicts_for
-from tests.support.submissions import judged, policy_of, submitted
+from tests.support.submissions import human_labels, judged, policy_of, submitted
 
 PHONE, DESK = 390, 1_440
 WAIT_S = 30
@@ -45,8 +45,8 @@ def fleet(services: Services, tmp_path: Path) -> Iterator[Fleet]:
 def waiting(services: Services) -> JudgeChunk:
     """A day as a moderator meets it: items to review, a disputed one, finished runs, verdicts of some hours."""
     engine = services.engine
-    policies.put_policy(engine, policy_of(name="community"))
-    policies.set_tenant_policy(engine, "forum", "community")
+    decisions.put_policy(engine, policy_of(name="community"))
+    decisions.set_tenant_policy(engine, "forum", "community")
     chunk = submitted(services, 8, metadata={"surface": "comments"})
     scores = [0.61, 0.74, 0.83, 0.52, None, 0.95, 0.08, 0.02]
     settlement.settle(engine, judged(chunk, scores, categories=("gambling", "S11")))
@@ -144,7 +144,7 @@ def test_a_moderators_round(web: Chrome, services: Services, waiting: JudgeChunk
         until(web, lambda seq=seq: shown(web) == name(waiting, seq + 1))
     picture(web, "desk-after-three")
 
-    labels = {r.seq: (r.label, r.moderator, r.note) for r in reviews.human_labels(services.engine, "forum", 10)}
+    labels = {r.seq: (r.label, r.moderator, r.note) for r in human_labels(services.engine, "forum", 10)}
     assert labels == {
         0: (Label.UNSAFE, moderator, ""),
         1: (Label.SAFE, moderator, "just a usual advert"),
@@ -179,7 +179,7 @@ def _changes_the_last(web: Chrome, services: Services, waiting: JudgeChunk) -> N
     until(web, lambda: shown(web) == name(waiting, 2))
     press(web, "s")
     until(web, lambda: shown(web) == name(waiting, 3))
-    assert reviews.human_labels(services.engine, "forum", 1)[0][1:4] == (waiting.run_id, 2, Label.SAFE)
+    assert human_labels(services.engine, "forum", 1)[0][1:4] == (waiting.run_id, 2, Label.SAFE)
 
 
 def _tries_a_text(web: Chrome) -> None:
@@ -206,7 +206,7 @@ def test_a_viewer_decides_nothing_and_leaves_by_logging_out(
     until(web, lambda: shown(web) == first)
 
     assert not web.find_elements(By.CSS_SELECTOR, ".decide, #judge")
-    assert reviews.human_labels(services.engine, None, 10) == []
+    assert human_labels(services.engine, None, 10) == []
     picture(web, "viewer")
     web.find_element(By.ID, "logout").click()
     until(web, lambda: web.find_element(By.ID, "key"))

@@ -8,7 +8,7 @@ import threading
 import pytest
 from fastapi.testclient import TestClient
 
-from infra.ledger import endpoints, outbox, policies, reviews
+from infra.ledger import decisions, reviews, webhooks
 from infra.process import wait_until
 from infra.servers.services import Services
 from infra.settings import Settings
@@ -29,8 +29,8 @@ def settings(settings: Settings) -> Settings:
 def test_an_item_is_decided_told_and_decided_anew_by_a_human(
     api: TestClient, services: Services, service: dict[str, str]
 ) -> None:
-    policies.put_policy(services.engine, policy_of(name=POLICY))
-    endpoints.rotate_tenant_secret(services.engine, "acme")
+    decisions.put_policy(services.engine, policy_of(name=POLICY))
+    webhooks.rotate_tenant_secret(services.engine, "acme")
     stop = threading.Event()
     with Receiver().running() as receiver:
         asked = {"text": "t", "policy": POLICY, "callback_url": receiver.url}
@@ -57,7 +57,7 @@ def test_an_item_is_decided_told_and_decided_anew_by_a_human(
         ("item.judged", name, "review"),
         ("item.reviewed", name, "block"),
     }
-    assert {row.state for row in outbox.sent(services.engine)} == {"delivered"}
+    assert {row.state for row in webhooks.sent(services.engine)} == {"delivered"}
 
 
 def _bodies(services: Services) -> list[dict[str, dict[str, str]]]:

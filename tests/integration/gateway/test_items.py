@@ -9,8 +9,9 @@ import pytest
 import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
-from infra.ledger import decisions, feed, reading, settlement
-from infra.ledger.submissions import IdempotencyKey, find_made, forget_old_keys, make_once
+from infra.ledger import decisions, feed, settlement
+from infra.ledger.intake import IdempotencyKey, find_made, forget_old_keys, make_once
+from infra.ledger.runs import run_status
 from infra.process import wait_until
 from infra.servers.services import Services
 from producer.gateway.app import build_app
@@ -239,7 +240,7 @@ def test_a_run_that_an_operator_ended_takes_nothing_more_and_the_day_goes_on_in_
         runs.append(submit(api, service, {"text": "a"})["data"][0]["id"].split("_")[1])
         settlement.cancel(services.engine, runs[-1])
     runs += {one["id"].split("_")[1] for _ in range(2) for one in submit(api, service, {"text": "b"})["data"]}
-    names = [reading.run_status(services.engine, run_id).name for run_id in runs]
+    names = [run_status(services.engine, run_id).name for run_id in runs]
 
     assert names == [names[0], f"{names[0]}-2", f"{names[0]}-3"]
     assert [item["verdict"]["reason"] for item in api.get("/v1/verdicts", headers=service).json()["data"]] == [

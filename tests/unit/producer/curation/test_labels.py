@@ -10,8 +10,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.ledger.comparing import Settled
-from infra.ledger.hard import Judged
+from infra.ledger.items import Candidate, Ending
 from libra_fleet.cli.curate import curate
 from producer.curation.files import rows_of
 from producer.curation.labels import Reason, agreed, hard_examples, reasons_of
@@ -29,16 +28,16 @@ ROW = {
 LABELS = st.sampled_from([Label.SAFE, Label.UNSAFE, None])
 
 
-def settled(label: Label | None) -> Settled:
-    return Settled(Outcome.SCORED if label else Outcome.UNPARSEABLE, label, None, None)
+def settled(label: Label | None) -> Ending:
+    return Ending(Outcome.SCORED if label else Outcome.UNPARSEABLE, label, None, None)
 
 
-def judged(**facts: object) -> Judged:
+def judged(**facts: object) -> Candidate:
     known = {
         **{"item_id": "a", "seq": 7, "question": "", "response": "文", "source": "forum", "category": ""},
         **{"subcategory": "", "truth": None, "label": Label.SAFE, "p_unsafe": 0.01, "human": None, "disputed": False},
     }
-    return Judged(**{**known, **facts})  # type: ignore[arg-type]
+    return Candidate(**{**known, **facts})  # type: ignore[arg-type]
 
 
 @given(first=LABELS, second=LABELS)
@@ -74,7 +73,7 @@ def test_a_row_that_one_judge_never_saw_is_dropped() -> None:
         (judged(truth=Label.UNSAFE, p_unsafe=0.45), [Reason.SMALL_MARGIN, Reason.LABEL_MISSED]),
     ],
 )
-def test_an_item_is_a_hard_example_for_its_own_reasons(item: Judged, reasons: list[Reason]) -> None:
+def test_an_item_is_a_hard_example_for_its_own_reasons(item: Candidate, reasons: list[Reason]) -> None:
     assert reasons_of(item, 0.15) == reasons
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.ledger.mix import MixBar
 from infra.ledger.reviews import Why
+from infra.ledger.stats import VerdictBar
 from producer.gateway.console import pages
 from producer.gateway.console.fleet import chart_of
 from producer.gateway.console.language import CATALOGUE, Language, Words, language_of
@@ -25,12 +25,12 @@ NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
 
 def test_the_chart_stacks_each_kind_on_the_one_before_and_fills_its_height_once() -> None:
-    bars = [MixBar(NOW), MixBar(NOW, safe=3, unsafe=1), MixBar(NOW, safe=1, dead=1)]
+    bars = [VerdictBar(NOW), VerdictBar(NOW, safe=3, unsafe=1), VerdictBar(NOW, safe=1, dead=1)]
 
     chart = chart_of(bars)
 
     assert chart.highest == 4
-    assert chart.totals == MixBar(NOW, safe=4, unsafe=1, dead=1)
+    assert chart.totals == VerdictBar(NOW, safe=4, unsafe=1, dead=1)
     assert [column.parts for column in chart.columns] == [
         (),
         (("safe", 0.25, 0.75), ("unsafe", 0.0, 0.25)),
@@ -39,7 +39,7 @@ def test_the_chart_stacks_each_kind_on_the_one_before_and_fills_its_height_once(
 
 
 def test_a_chart_of_nothing_is_empty_and_not_an_error() -> None:
-    assert chart_of([MixBar(NOW), MixBar(NOW)]).highest == 0
+    assert chart_of([VerdictBar(NOW), VerdictBar(NOW)]).highest == 0
 
 
 def test_a_forms_token_belongs_to_one_cookie_and_does_not_tell_it() -> None:

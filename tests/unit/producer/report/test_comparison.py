@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from infra.ledger.comparing import PairedVerdict
-from infra.ledger.evidence import Volume
+from infra.ledger.items import PairedVerdict
+from infra.ledger.stats import Volume
 from producer.report.comparison import EXAMPLES, Comparison
 from producer.report.leaderboard import Pairing, Ranking, by_accuracy, to_markdown
 from producer.report.page import board_page

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from infra.ledger.endpoints import new_secret
+from infra.ledger.webhooks import new_secret
 from producer.webhooks.sender import signed_headers
 
 OLD, NEW = new_secret(), new_secret()

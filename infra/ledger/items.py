@@ -1,0 +1,296 @@
+"""Items with their verdicts: rows as objects, the items of one run, and the same items as two runs judged them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+import sqlalchemy as sa
+
+from infra.ledger.engine import Row, fetch_all, fetch_one, stream
+from infra.ledger.tables import items, verdicts
+from infra.metrics import Judged
+from schemas.items import Item, Label
+from schemas.verdicts import CONTROVERSIAL, Outcome, Verdict
+
+_ITEM: Final = "i.item_id, i.question, i.response, i.truth, i.source, i.category, i.subcategory"
+
+FINAL: Final = """
+    SELECT DISTINCT ON (i.item_id) i.seq, i.item_id, i.source, i.category, i.subcategory, i.truth, i.content_hash,
+           s.stage, 0 AS iteration, v.outcome, v.label, v.p_unsafe, v.categories
+    FROM unnest(CAST(:run_ids AS text[])) WITH ORDINALITY AS s(run_id, stage)
+    JOIN items i ON i.run_id = s.run_id JOIN verdicts v ON v.run_id = i.run_id AND v.seq = i.seq
+    ORDER BY i.item_id, v.outcome = 'scored' DESC, s.stage DESC
+"""
+"""Each item's verdict by a cascade's last stage that scored it; where none did, the last stage's outcome."""
+
+_JUDGED: Final = """
+    SELECT i.seq, i.item_id, i.source, i.category, i.subcategory, i.truth, i.content_hash,
+           v.iteration, v.outcome, v.label, v.p_unsafe, v.categories
+    FROM verdicts v JOIN items i USING (run_id, seq) WHERE v.run_id = :run_id
+"""
+"""Every judgement of a run."""
+
+
+class DeadItem(NamedTuple):
+    """An item that settled as dead, without text where that was scrubbed. `attempts`: how often it was enqueued."""
+
+    seq: int
+    iteration: int
+    reason: str
+    attempts: int
+    item: Item
+
+
+class Ending(NamedTuple):
+    """The end of one iteration of an item."""
+
+    outcome: Outcome
+    label: Label | None
+    raw: str | None
+    reason: str | None
+
+
+class Candidate(NamedTuple):
+    """A judged item that may be hard. `human` is the newest review; `disputed`: a child run gave another label."""
+
+    item_id: str
+    seq: int
+    question: str
+    response: str
+    source: str
+    category: str
+    subcategory: str
+    truth: Label | None
+    label: Label | None
+    p_unsafe: float | None
+    human: Label | None
+    disputed: bool
+
+
+class PairedVerdict(NamedTuple):
+    """One judgement of an item by two runs, in the order of the runs; `seq` is its number in the first."""
+
+    seq: int
+    item_id: str
+    source: str
+    category: str
+    truth: Label | None
+    same_text: bool
+    outcomes: tuple[Outcome, Outcome]
+    labels: tuple[Label | None, Label | None]
+    scores: tuple[float | None, float | None]
+
+
+class ItemCounts(NamedTuple):
+    """Counts of a run's items that are to be judged again, and of those that have lost their text to retention."""
+
+    items: int
+    scrubbed: int
+
+
+def label_of(value: str | None) -> Label | None:
+    """A label's column."""
+    return Label(value) if value else None
+
+
+def item_of(row: Row) -> Item:
+    """A row of `items`. It was valid when it was accepted; a scrubbed one has no text, which no new item may lack."""
+    return Item.model_construct(
+        id=row.item_id,
+        question=row.question,
+        response=row.response,
+        truth=label_of(row.truth),
+        source=row.source,
+        category=row.category,
+        subcategory=row.subcategory,
+    )
+
+
+def verdict_from(row: Row) -> Verdict:
+    """The verdict in a row that has columns of `verdicts`; those that it lacks keep their defaults."""
+    known = row._mapping
+    rest = ("p_unsafe", "label_mass", "reason", "raw", "prompt_tokens", "windows", "cached")
+    return Verdict(
+        seq=row.seq,
+        outcome=Outcome(row.outcome),
+        label=label_of(row.label),
+        categories=tuple(name for name in row.categories.split(",") if name),
+        **{name: known[name] for name in rest if name in known},
+    )
+
+
+def verdict_of(engine: sa.Engine, run_id: str, seqs: Sequence[int]) -> dict[int, Verdict]:
+    """The first iteration's settled verdicts among some items of a run."""
+    statement = sa.text(
+        """
+        SELECT seq, outcome, label, p_unsafe, label_mass, categories, reason, raw, prompt_tokens, windows, cached
+        FROM verdicts WHERE run_id = :run_id AND iteration = 0 AND seq = ANY(CAST(:seqs AS bigint[]))
+        """
+    )
+    return {row.seq: verdict_from(row) for row in fetch_all(engine, statement, {"run_id": run_id, "seqs": list(seqs)})}
+
+
+def accepted_hashes(engine: sa.Engine, run_id: str, item_ids: Sequence[str]) -> dict[str, bytes]:
+    """Content hash by item id, for those of the ids that the run holds already (resume compares them)."""
+    statement = sa.text(
+        "SELECT item_id, content_hash FROM items WHERE run_id = :run_id AND item_id = ANY(CAST(:ids AS text[]))"
+    )
+    found = fetch_all(engine, statement, {"run_id": run_id, "ids": list(item_ids)})
+    return {row.item_id: bytes(row.content_hash) for row in found}
+
+
+def texts_of(engine: sa.Engine, run_id: str, seqs: Sequence[int]) -> dict[int, tuple[str, str]]:
+    """Question and response of some items; both are empty where retention has scrubbed them."""
+    statement = sa.text(
+        "SELECT seq, question, response FROM items WHERE run_id = :run_id AND seq = ANY(CAST(:seqs AS bigint[]))"
+    )
+    found = fetch_all(engine, statement, {"run_id": run_id, "seqs": list(seqs)})
+    return {row.seq: (row.question, row.response) for row in found}
+
+
+def settled_of(engine: sa.Engine, run_id: str, item_ids: Sequence[str]) -> dict[str, list[Ending]]:
+    """The endings of some items so far, in the order of the iterations."""
+    statement = sa.text(
+        """
+        SELECT i.item_id, v.outcome, v.label, v.raw, v.reason FROM items i JOIN verdicts v USING (run_id, seq)
+        WHERE i.run_id = :run_id AND i.item_id = ANY(CAST(:item_ids AS text[])) ORDER BY v.iteration
+        """
+    )
+    found: dict[str, list[Ending]] = defaultdict(list)
+    for row in fetch_all(engine, statement, {"run_id": run_id, "item_ids": list(item_ids)}):
+        found[row.item_id].append(Ending(Outcome(row.outcome), label_of(row.label), row.raw, row.reason))
+    return found
+
+
+def judged_rows(engine: sa.Engine, *run_ids: str) -> Iterator[Judged]:
+    """Every judgement of a run as metrics take it, streamed highest p_unsafe first; of a cascade the final ones."""
+    statement = sa.text(
+        f"""
+        SELECT source, category, subcategory, truth, outcome, label, p_unsafe,
+               :controversial = ANY(string_to_array(categories, ',')) AS controversial
+        FROM ({FINAL if len(run_ids) > 1 else _JUDGED}) AS judged ORDER BY p_unsafe DESC NULLS LAST
+        """  # noqa: S608 - no user text in it
+    )
+    values = {"run_id": run_ids[0], "run_ids": list(run_ids), "controversial": CONTROVERSIAL}
+    for row in stream(engine, statement, values, whole_run=True):
+        yield Judged(
+            source=row.source,
+            category=row.category,
+            subcategory=row.subcategory,
+            truth=label_of(row.truth),
+            outcome=Outcome(row.outcome),
+            label=label_of(row.label),
+            p_unsafe=row.p_unsafe,
+            controversial=row.controversial,
+        )
+
+
+def judgement_rows(engine: sa.Engine, run_id: str, *, mistakes_only: bool, with_text: bool) -> Iterator[dict[str, Any]]:
+    """One row per judgement, in the order of the items: the item, its verdict, how that came about; streamed.
+
+    Texts (question, response, raw) are None where they are not asked for or have been scrubbed.
+    """
+    texts = "nullif(i.question, '') AS question, nullif(i.response, '') AS response, v.raw"
+    columns = texts if with_text else "NULL AS question, NULL AS response, NULL AS raw"
+    wrong = "AND (v.outcome <> 'scored' OR v.label <> i.truth)" if mistakes_only else ""
+    statement = sa.text(
+        f"""
+        SELECT i.seq, i.item_id AS id, v.iteration, i.source, i.category, i.subcategory, i.truth,
+               v.outcome, v.label, v.p_unsafe, v.label_mass,
+               array_remove(string_to_array(v.categories, ','), '') AS categories,
+               v.reason, v.prompt_tokens, v.windows, v.attempt, v.cached, v.fingerprint, v.settled_at, {columns}
+        FROM verdicts v JOIN items i USING (run_id, seq)
+        WHERE v.run_id = :run_id {wrong} ORDER BY i.seq, v.iteration
+        """  # noqa: S608 - our own columns
+    )
+    for row in stream(engine, statement, {"run_id": run_id}, whole_run=True):
+        yield dict(row._mapping)
+
+
+def dead_of(engine: sa.Engine, run_id: str, *, limit: int | None = None) -> Iterator[DeadItem]:
+    """The dead items of a run in item order, streamed."""
+    statement = sa.text(
+        f"""
+        SELECT v.seq, v.iteration, v.reason, v.attempt, {_ITEM} FROM verdicts v JOIN items i USING (run_id, seq)
+        WHERE v.run_id = :run_id AND v.outcome = 'dead' ORDER BY v.seq, v.iteration LIMIT :limit
+        """  # noqa: S608 - our own columns
+    )
+    for row in stream(engine, statement, {"run_id": run_id, "limit": limit}, whole_run=True):
+        yield DeadItem(row.seq, row.iteration, row.reason, row.attempt, item_of(row))
+
+
+def candidates(engine: sa.Engine, run_id: str, since: datetime | None = None) -> Iterator[Candidate]:
+    """The settled items of a run whose texts are still there: candidates for hard examples, in order, streamed."""
+    statement = sa.text(
+        f"""
+        SELECT i.seq, {_ITEM}, v.label, v.p_unsafe, h.label AS human,
+               EXISTS (SELECT 1 FROM disagreements g WHERE g.run_id = i.run_id AND g.seq = i.seq) AS disputed
+        FROM items i JOIN verdicts v ON v.run_id = i.run_id AND v.seq = i.seq AND v.iteration = 0
+        LEFT JOIN LATERAL (
+            SELECT r.label FROM reviews r WHERE r.run_id = i.run_id AND r.seq = i.seq ORDER BY r.id DESC LIMIT 1
+        ) h ON true
+        WHERE i.run_id = :run_id AND i.response <> ''
+          AND (CAST(:since AS timestamptz) IS NULL OR v.settled_at >= :since)
+        ORDER BY i.seq
+        """  # noqa: S608 - our own columns
+    )
+    for row in stream(engine, statement, {"run_id": run_id, "since": since}):
+        labels = {name: label_of(row._mapping[name]) for name in ("truth", "label", "human")}
+        yield Candidate(**{**row._mapping, **labels})
+
+
+def _settled_since(run_id: str, since: datetime | None) -> sa.ColumnElement[bool]:
+    of_run = items.c.run_id == run_id
+    if since is None:
+        return of_run
+    same_item = sa.and_(verdicts.c.run_id == items.c.run_id, verdicts.c.seq == items.c.seq)
+    return sa.and_(of_run, sa.exists().where(same_item, verdicts.c.settled_at >= since))
+
+
+def stock_of(engine: sa.Engine, run_id: str, since: datetime | None) -> ItemCounts:
+    """Count what `items_of` would give, and what it could not."""
+    scrubbed = sa.func.count().filter(items.c.response == "")
+    found = fetch_one(engine, sa.select(sa.func.count(), scrubbed).where(_settled_since(run_id, since)))
+    return ItemCounts(*found) if found else ItemCounts(0, 0)
+
+
+def items_of(engine: sa.Engine, run_id: str, since: datetime | None) -> Iterator[Item]:
+    """The items of a run, or those settled since then, in their order, streamed."""
+    statement = sa.select(items).where(_settled_since(run_id, since)).order_by(items.c.seq)
+    yield from map(item_of, stream(engine, statement))
+
+
+def both_settled(
+    engine: sa.Engine, first: str, second: str, *, later_stages: Sequence[str] = ()
+) -> Iterator[PairedVerdict]:
+    """The judgements that two runs have of items with the same id, in the order of the first run, streamed.
+
+    With `later_stages`, the first run is a cascade's first stage, and the cascade's final verdicts count.
+    """
+    statement = sa.text(
+        f"""
+        SELECT j.seq, j.item_id, j.source, j.category, coalesce(j.truth, i.truth) AS truth,
+               j.content_hash = i.content_hash AS same_text, j.outcome, j.label, j.p_unsafe,
+               w.outcome AS other_outcome, w.label AS other_label, w.p_unsafe AS other_p_unsafe
+        FROM ({FINAL if later_stages else _JUDGED}) AS j
+        JOIN items i ON i.run_id = :second AND i.item_id = j.item_id
+        JOIN verdicts w ON w.run_id = i.run_id AND w.seq = i.seq AND w.iteration = j.iteration
+        ORDER BY j.seq, j.iteration
+        """  # noqa: S608 - our own columns
+    )
+    values = {"run_id": first, "run_ids": [first, *later_stages], "second": second}
+    for row in stream(engine, statement, values, whole_run=True):
+        yield PairedVerdict(
+            seq=row.seq,
+            item_id=row.item_id,
+            source=row.source,
+            category=row.category,
+            truth=label_of(row.truth),
+            same_text=row.same_text,
+            outcomes=(Outcome(row.outcome), Outcome(row.other_outcome)),
+            labels=(label_of(row.label), label_of(row.other_label)),
+            scores=(row.p_unsafe, row.other_p_unsafe),
+        )
