@@ -1,4 +1,4 @@
-"""A gateway that is killed, and a sender of webhooks: what was accepted ends in a verdict that the platform is told."""
+"""A gateway that is killed, and a sender of webhooks: what was accepted ends in a verdict that the platform is notified of."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from standardwebhooks import Webhook
 from infra.ledger import feed, webhooks
 from infra.servers.services import Services
 from libra_fleet import Client, ItemRequest
-from producer.gateway.api.views import place_of
+from producer.gateway.api.views import ref_of
 from tests.support.fleet import Fleet
 from tests.support.gateway import free_port, new_key, start_gateway
 from tests.support.receiver import Received, Receiver
@@ -72,18 +72,18 @@ def test_everything_a_killed_gateway_accepted_ends_in_one_verdict_and_one_webhoo
             before = len(one.accepted)
             fleet.wait(lambda: len(one.accepted) > before + 5)
         accepted = one.accepted | other.accepted
-        places = [place_of(name) for name in accepted.values()]
-        fleet.wait(lambda: len(_settled(services, places[0].run_id)) >= len(accepted))
+        refs = [ref_of(name) for name in accepted.values()]
+        fleet.wait(lambda: len(_settled(services, refs[0].run_id)) >= len(accepted))
         fleet.wait(lambda: {row.state for row in webhooks.sent(services.engine, limit=None)} == {"delivered"})
 
-    settled = _settled(services, places[0].run_id)
+    settled = _settled(services, refs[0].run_id)
     assert set(accepted) <= set(settled)
     assert max(settled.values()) == 1, "a call that was sent again under its key was accepted twice"
     page = feed.feed_page(services.engine, "acme", after=0, limit=100_000)
     assert Counter(item.custom_id for _, item in page) == settled
-    told = _verified(receiver.received, endpoint.secrets[0])
-    assert set(told) == set(settled)
-    assert max(map(len, told.values())) == 1, "an item was told under two ids"
+    notified = _verified(receiver.received, endpoint.secrets[0])
+    assert set(notified) == set(settled)
+    assert max(map(len, notified.values())) == 1, "an item was sent under two ids"
     assert len(receiver.ids) > len(set(receiver.ids)), "what the killed sender had sent was not sent again"
 
 
@@ -106,12 +106,12 @@ def _start_sender(fleet: Fleet) -> subprocess.Popen[bytes]:
 
 
 def _verified(received: Iterable[Received], secret: str) -> dict[str, set[str]]:
-    """By the item's custom id, the ids of the webhooks that told of it, each with a signature that is right."""
-    told = defaultdict(set)
+    """By the item's custom id, the ids of its webhook messages, each with a signature that is right."""
+    found = defaultdict(set)
     for request in received:
         content = Webhook(secret).verify(request.body.decode(), dict(request.headers))
-        told[content["data"]["custom_id"]].add(request.headers["webhook-id"])
-    return told
+        found[content["data"]["custom_id"]].add(request.headers["webhook-id"])
+    return found
 
 
 def _settled(services: Services, run_id: str) -> Counter[str]:
