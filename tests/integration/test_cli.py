@@ -93,8 +93,8 @@ def test_help_shows_every_command_even_where_an_extra_is_missing(tmp_path: Path)
     shown = Cli(tmp_path)("--help")
 
     assert shown.returncode == 0
-    assert {"bench", "judge", "guards", "worker", "collector"} <= set(shown.stdout.split())
-    assert "\\b" not in Cli(tmp_path)("bench", "--help").stdout
+    assert {"run", "fleet", "judge", "guards", "submit"} <= set(shown.stdout.split())
+    assert "\\b" not in Cli(tmp_path)("run", "--help").stdout
 
 
 # Formats
@@ -109,7 +109,7 @@ def test_a_run_from_every_format_ends_with_the_same_whole_report(libra: Cli, sou
     (libra.folder / "folder" / "b.json").write_text(json.dumps(RECORDS[7:], ensure_ascii=False), encoding="utf-8")
     typed = (libra.folder / "good.jsonl").read_text(encoding="utf-8") if source == "-" else ""
 
-    report = RunReport.model_validate_json(json.dumps(libra.json("bench", "run", source, *GUARD, typed=typed)))
+    report = RunReport.model_validate_json(json.dumps(libra.json("run", "start", source, *GUARD, typed=typed)))
 
     assert (report.state, report.counts.accepted, report.counts.scored) == ("complete", 20, 20)
     # 10 of 20 agree: even numbers are safe by the truth, every third by the guard.
@@ -119,7 +119,7 @@ def test_a_run_from_every_format_ends_with_the_same_whole_report(libra: Cli, sou
 
 
 def test_a_run_prints_its_table_on_standard_output_and_writes_its_report(libra: Cli) -> None:
-    done = libra("bench", "run", "good.jsonl", *GUARD, "--out", "reports/new.json")
+    done = libra("run", "start", "good.jsonl", *GUARD, "--out", "reports/new.json")
 
     assert done.returncode == 0
     assert "Accuracy" in done.stdout
@@ -128,18 +128,18 @@ def test_a_run_prints_its_table_on_standard_output_and_writes_its_report(libra: 
     assert json.loads((libra.folder / "reports" / "new.json").read_text(encoding="utf-8"))["counts"]["scored"] == 20
 
 
-def test_cost_is_told_by_the_report_by_run_and_by_tenant(libra: Cli) -> None:
-    report = RunReport.model_validate_json(json.dumps(libra.json("bench", "run", "good.jsonl", *GUARD)))
+def test_cost_is_in_the_report_and_listed_by_run_and_by_tenant(libra: Cli) -> None:
+    report = RunReport.model_validate_json(json.dumps(libra.json("run", "start", "good.jsonl", *GUARD)))
     assert report.cost is not None
     assert (report.cost.measured, report.cost.devices) == (20, ("simulated",))
     assert report.cost.prompt_tokens > 20
 
-    (one,) = libra.json("cost", "--run", report.run_id, "--price-per-gpu-hour", "2")
+    (one,) = libra.json("run", "cost", "--run", report.run_id, "--price-per-device-hour", "2")
     assert (one["device_s"], one["verdicts"]) == (report.cost.device_s, 20)
     assert one["money"] == pytest.approx(report.cost.device_s / 1800)
-    (benchmarks,) = [row for row in libra.json("cost") if (row["tenant"], row["guard"]) == (None, "fake")]
+    (benchmarks,) = [row for row in libra.json("run", "cost") if (row["tenant"], row["guard"]) == (None, "fake")]
     assert benchmarks["verdicts"] >= 20
-    assert libra("cost", "--tenant", "nobody").returncode == UsageError.exit_code
+    assert libra("run", "cost", "--tenant", "nobody").returncode == UsageError.exit_code
 
 
 # Bad input
@@ -163,7 +163,7 @@ def test_bad_rows_are_named_by_file_and_line_and_nothing_is_submitted(libra: Cli
     (libra.folder / "bad.jsonl").write_text("\n".join(lines), encoding="utf-8")
     before = ledger_rows(found)
 
-    done = libra("bench", "run", "bad.jsonl", *GUARD)
+    done = libra("run", "start", "bad.jsonl", *GUARD)
 
     assert (done.returncode, done.stdout) == (3, "")
     assert "9 bad rows:" in done.stderr
@@ -176,7 +176,7 @@ def test_bad_rows_are_named_by_file_and_line_and_nothing_is_submitted(libra: Cli
 def test_a_file_in_another_encoding_is_refused_with_advice(libra: Cli) -> None:
     (libra.folder / "gbk.jsonl").write_bytes((libra.folder / "good.jsonl").read_text("utf-8").encode("gb18030"))
 
-    done = libra("bench", "run", "gbk.jsonl", *GUARD)
+    done = libra("run", "start", "gbk.jsonl", *GUARD)
 
     assert done.returncode == 3
     assert "20 bad rows:" in done.stderr
@@ -188,16 +188,16 @@ def test_a_file_in_another_encoding_is_refused_with_advice(libra: Cli) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("bench", "run", "missing.jsonl", *GUARD), 3, "missing.jsonl: no such file or folder"),
-        (("bench", "run", "", *GUARD), 3, "name of the data set is empty"),
-        (("bench", "run", "good.jsonl", "--guard", "fak"), 2, "no guard named 'fak'; did you mean fake?"),
+        (("run", "start", "missing.jsonl", *GUARD), 3, "missing.jsonl: no such file or folder"),
+        (("run", "start", "", *GUARD), 3, "name of the data set is empty"),
+        (("run", "start", "good.jsonl", "--guard", "fak"), 2, "no guard named 'fak'; did you mean fake?"),
         (("judge", "文本", "--guard", "liba-tiny"), 2, "did you mean libra-tiny"),
-        (("bench", "run", "good.jsonl", *GUARD, "--shard", "2/2"), 2, "--shard"),
-        (("bench", "run", "good.jsonl", *GUARD, "--seed", "1"), 2, "--limit"),
-        (("bench", "run", "good.jsonl", *GUARD, "--fail-under", "acuracy=1"), 2, "did you mean accuracy"),
-        (("bench", "run", "good.jsonl", *GUARD, "--fail-under", "accuracy=nan"), 2, "expected METRIC=VALUE"),
-        (("bench", "run", "good.jsonl", *GUARD, "--out", "good.jsonl/report.json"), 2, "--out good.jsonl/report.json"),
-        (("bench", "watch", "nobody"), 2, "no run 'nobody'"),
+        (("run", "start", "good.jsonl", *GUARD, "--shard", "2/2"), 2, "--shard"),
+        (("run", "start", "good.jsonl", *GUARD, "--seed", "1"), 2, "--limit"),
+        (("run", "start", "good.jsonl", *GUARD, "--fail-under", "acuracy=1"), 2, "did you mean accuracy"),
+        (("run", "start", "good.jsonl", *GUARD, "--fail-under", "accuracy=nan"), 2, "expected METRIC=VALUE"),
+        (("run", "start", "good.jsonl", *GUARD, "--out", "good.jsonl/report.json"), 2, "--out good.jsonl/report.json"),
+        (("run", "watch", "nobody"), 2, "no run 'nobody'"),
         (("judge", " ", *GUARD), 3, "the text to judge is empty"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, tuple) else "",
@@ -220,7 +220,7 @@ def test_one_server_url_without_the_other_is_refused(tmp_path: Path, missing: st
     urls = {"LIBRA_REDIS_URL": "redis://127.0.0.1:1/0", "LIBRA_DATABASE_URL": "postgresql://127.0.0.1:1/x"}
     del urls[missing]
 
-    done = Cli(tmp_path, **urls)("bench", "list")
+    done = Cli(tmp_path, **urls)("run", "list")
 
     assert done.returncode == 2
     assert f"{missing} is not set" in done.stderr
@@ -230,22 +230,22 @@ def test_a_server_that_cannot_be_reached_is_named_without_its_password(tmp_path:
     closed = {"LIBRA_REDIS_URL": "redis://:geheim@127.0.0.1:1/0", "LIBRA_WAIT_FOR_SERVERS_S": "0"}
     write(tmp_path / "good.jsonl", RECORDS)
 
-    no_postgres = Cli(tmp_path, **closed, LIBRA_DATABASE_URL="postgresql://me:geheim@127.0.0.1:1/x")("bench", "list")
+    no_postgres = Cli(tmp_path, **closed, LIBRA_DATABASE_URL="postgresql://me:geheim@127.0.0.1:1/x")("run", "list")
     migrated = Cli(tmp_path, **closed, LIBRA_DATABASE_URL=database_url)
-    assert migrated("migrate").returncode == 0
-    no_redis = migrated("bench", "submit", "good.jsonl", *GUARD)
+    assert migrated("fleet", "migrate").returncode == 0
+    no_redis = migrated("run", "submit", "good.jsonl", *GUARD)
 
     assert (no_postgres.returncode, no_redis.returncode) == (4, 4)
     assert "cannot reach Postgres" in no_postgres.stderr
     assert "cannot reach Redis at 127.0.0.1:1" in no_redis.stderr
     assert "geheim" not in no_postgres.stderr + no_redis.stderr
-    assert "no runs yet" in migrated("bench", "list").stderr
+    assert "no runs yet" in migrated("run", "list").stderr
 
 
 def test_skip_invalid_judges_the_rest_and_lists_and_counts_the_bad_rows(libra: Cli) -> None:
     write(libra.folder / "mixed.jsonl", [*RECORDS[:5], RECORDS[2], RECORDS[6] | {"label": "?"}])
 
-    report = libra.json("bench", "run", "mixed.jsonl", *GUARD, "--skip-invalid")
+    report = libra.json("run", "start", "mixed.jsonl", *GUARD, "--skip-invalid")
 
     assert (report["counts"]["accepted"], report["invalid_count"]) == (5, 2)
     assert [row["where"] for row in report["invalid_rows"]] == ["mixed.jsonl:6", "mixed.jsonl:7"]
@@ -255,7 +255,7 @@ def test_skip_invalid_judges_the_rest_and_lists_and_counts_the_bad_rows(libra: C
 
 
 def test_shards_partition_the_data_set(libra: Cli, found: Services) -> None:
-    shards = [libra.json("bench", "run", "good.jsonl", *GUARD, "--shard", f"{index}/3") for index in range(3)]
+    shards = [libra.json("run", "start", "good.jsonl", *GUARD, "--shard", f"{index}/3") for index in range(3)]
 
     ids = [item_ids(found, shard["run_id"]) for shard in shards]
     assert sorted(itertools.chain(*ids)) == sorted(str(record["id"]) for record in RECORDS)
@@ -268,7 +268,7 @@ def item_ids(found: Services, run_id: str) -> list[str]:
 
 
 def test_repeat_judges_each_item_so_many_times_and_limit_takes_so_many(libra: Cli) -> None:
-    report = libra.json("bench", "run", "good.jsonl", *GUARD, "--repeat", "3", "--limit", "4", "--seed", "1")
+    report = libra.json("run", "start", "good.jsonl", *GUARD, "--repeat", "3", "--limit", "4", "--seed", "1")
 
     assert (report["counts"]["accepted"], report["counts"]["scored"]) == (4, 12)
 
@@ -277,8 +277,8 @@ def test_repeat_judges_each_item_so_many_times_and_limit_takes_so_many(libra: Cl
 
 
 def test_fail_under_exits_with_7_after_the_report(libra: Cli) -> None:
-    report = libra("bench", "run", "good.jsonl", *GUARD, "--json", "--fail-under", "accuracy=0.99")
-    enough = libra("bench", "run", "good.jsonl", *GUARD, "--json", "--fail-under", "accuracy=0.1")
+    report = libra("run", "start", "good.jsonl", *GUARD, "--json", "--fail-under", "accuracy=0.99")
+    enough = libra("run", "start", "good.jsonl", *GUARD, "--json", "--fail-under", "accuracy=0.1")
 
     assert (report.returncode, enough.returncode) == (7, 0)
     assert "accuracy is 0." in report.stderr
@@ -288,22 +288,31 @@ def test_fail_under_exits_with_7_after_the_report(libra: Cli) -> None:
 def test_a_run_whose_items_all_died_has_a_report_with_reasons_and_exits_with_7(libra: Cli) -> None:
     write(libra.folder / "deadly.jsonl", [{"id": "d", "response": "[[fake:crash]]", "label": "unsafe"}])
 
-    done = libra("bench", "run", "deadly.jsonl", *GUARD)
+    done = libra("run", "start", "deadly.jsonl", *GUARD)
 
     assert done.returncode == 7
     assert "1 dead: the prompt killed the device process" in done.stdout
     assert "1 items died" in done.stderr
 
 
+def test_exit_codes_and_streams_are_those_of_the_process(libra: Cli) -> None:
+    missing = libra.process("run", "start", "missing.jsonl", *GUARD)
+    piped = libra.process("judge", "-", *GUARD, "--json", typed="[[fake:safe]] 你好")
+
+    assert (missing.returncode, missing.stdout) == (DataError.exit_code, "")
+    assert missing.stderr.splitlines() == ["libra: missing.jsonl: no such file or folder"]
+    assert (piped.returncode, json.loads(piped.stdout)["label"]) == (0, "safe")
+
+
 # Names
 
 
 def test_the_same_name_goes_on_with_the_run_and_other_options_are_refused_by_name(libra: Cli, found: Services) -> None:
-    first = libra.json("bench", "run", "good.jsonl", *GUARD, "--name", "nightly")
+    first = libra.json("run", "start", "good.jsonl", *GUARD, "--name", "nightly")
     before = ledger_rows(found)
 
-    again = libra.json("bench", "run", "good.jsonl", *GUARD, "--name", "nightly")
-    other = libra("bench", "run", "good.jsonl", *GUARD, "--name", "nightly", "--limit", "3")
+    again = libra.json("run", "start", "good.jsonl", *GUARD, "--name", "nightly")
+    other = libra("run", "start", "good.jsonl", *GUARD, "--name", "nightly", "--limit", "3")
 
     assert again == first
     assert other.returncode == 2
@@ -313,12 +322,12 @@ def test_the_same_name_goes_on_with_the_run_and_other_options_are_refused_by_nam
 
 def test_a_name_cannot_go_on_with_a_data_set_that_has_changed(libra: Cli) -> None:
     write(libra.folder / "moving.jsonl", RECORDS[:4])
-    libra.json("bench", "run", "moving.jsonl", *GUARD, "--name", "moving")
+    libra.json("run", "start", "moving.jsonl", *GUARD, "--name", "moving")
 
     write(libra.folder / "moving.jsonl", RECORDS[:3])
-    fewer = libra("bench", "run", "moving.jsonl", *GUARD, "--name", "moving")
+    fewer = libra("run", "start", "moving.jsonl", *GUARD, "--name", "moving")
     write(libra.folder / "moving.jsonl", [*RECORDS[:3], RECORDS[3] | {"response": "anders"}])
-    changed = libra("bench", "run", "moving.jsonl", *GUARD, "--name", "moving")
+    changed = libra("run", "start", "moving.jsonl", *GUARD, "--name", "moving")
 
     assert (fewer.returncode, changed.returncode) == (3, 3)
     assert "holds 4 items, moving.jsonl 3" in fewer.stderr
@@ -329,17 +338,17 @@ def test_a_name_cannot_go_on_with_a_data_set_that_has_changed(libra: Cli) -> Non
 
 
 def test_submit_status_list_watch_and_report_agree_on_a_run(libra: Cli) -> None:
-    submitted = libra.json("bench", "submit", "good.jsonl", *GUARD, "--name", "outside")
-    watched = libra.json("bench", "watch", "outside")
-    status = libra.json("bench", "status", submitted["run"])
-    listed = libra.json("bench", "list")
+    submitted = libra.json("run", "submit", "good.jsonl", *GUARD, "--name", "outside")
+    watched = libra.json("run", "watch", "outside")
+    status = libra.json("run", "show", submitted["run"])
+    listed = libra.json("run", "list")
 
     assert submitted["state"] != "open", "a quick fleet may have ended it already"
     assert watched["run_id"] == submitted["run"]
     assert (status["state"], status["settled"], status["pending"]) == ("complete", 20, 0)
     assert status in listed
-    assert libra.json("bench", "report", "outside") == watched
-    assert "outside" in libra("bench", "list").stdout
+    assert libra.json("run", "report", "outside") == watched
+    assert "outside" in libra("run", "list").stdout
 
 
 # Ctrl-C, on configured servers
@@ -373,13 +382,13 @@ def test_ctrl_c_amid_submission_says_how_to_resume_and_coming_back_completes_exa
 ) -> None:
     fleet.start_worker()
     write(remote.folder / "long.jsonl", [RECORDS[0] | {"id": f"l{number}"} for number in range(6_000)])
-    command = ("bench", "run", "long.jsonl", *GUARD, "--name", "night shift")
+    command = ("run", "start", "long.jsonl", *GUARD, "--name", "night shift")
 
     stopped = remote.interrupt_when(lambda: settled(services, "night shift") > 0, *command)
     first = run_status(services.engine, "night shift")
     again = remote.interrupt_when(lambda: settled(services, "night shift") > first.counts.accepted, *command)
     second = run_status(services.engine, "night shift")
-    resumed = remote("bench", "resume", "night shift", "--json")
+    resumed = remote("run", "resume", "night shift", "--json")
 
     for done in (stopped, again):
         assert (done.returncode, done.stdout) == (130, "")
@@ -403,8 +412,8 @@ def test_ctrl_c_amid_judging_says_how_to_watch_and_the_fleet_goes_on(
         run = find_run(services.engine, "judging")
         return run is not None and run.state == "sealed" and run.counts.settled > 0
 
-    stopped = remote.interrupt_when(half_way, "bench", "run", "long.jsonl", *GUARD, "--name", "judging")
-    watched = remote("bench", "watch", "judging")
+    stopped = remote.interrupt_when(half_way, "run", "start", "long.jsonl", *GUARD, "--name", "judging")
+    watched = remote("run", "watch", "judging")
 
     assert stopped.returncode == 130
     assert "the fleet goes on" in stopped.stderr
@@ -415,11 +424,11 @@ def test_ctrl_c_amid_judging_says_how_to_watch_and_the_fleet_goes_on(
 
 def test_a_cancelled_run_keeps_a_report_that_says_so(remote: Cli) -> None:
     write(remote.folder / "good.jsonl", RECORDS)
-    submitted = remote("bench", "submit", "good.jsonl", *GUARD, "--name", "unwanted")
+    submitted = remote("run", "submit", "good.jsonl", *GUARD, "--name", "unwanted")
 
-    cancelled = remote("bench", "cancel", "unwanted")
-    watched = remote("bench", "watch", "unwanted", "--json")
-    twice = remote("bench", "cancel", "unwanted")
+    cancelled = remote("run", "cancel", "unwanted")
+    watched = remote("run", "watch", "unwanted", "--json")
+    twice = remote("run", "cancel", "unwanted")
 
     assert [done.returncode for done in (submitted, cancelled, watched, twice)] == [0, 0, 7, 2]
     assert "20 pending items settled as dead" in cancelled.stderr
@@ -483,12 +492,12 @@ def test_the_client_waits_for_the_settled_verdict(found: Services) -> None:
 
 
 def test_what_was_judged_before_is_taken_from_the_cache_where_asked_and_marked(libra: Cli, found: Services) -> None:
-    bench = ("bench", "run", "good.jsonl", *GUARD, "--no-local", "--json")
+    bench = ("run", "start", "good.jsonl", *GUARD, "--no-local", "--json")
     fresh = RunReport.model_validate(libra.json(*bench, "--cache"), strict=False)
     again = RunReport.model_validate(libra.json(*bench, "--cache"), strict=False)
     plain = libra.json(*bench)
-    said = libra("bench", "report", again.name)
-    proof = libra.json("verify", again.name)
+    said = libra("run", "report", again.name)
+    proof = libra.json("run", "verify", again.name)
     text = RECORDS[0]["response"]
 
     assert (fresh.cached, again.cached, again.groups) == (0, 20, fresh.groups)
@@ -594,7 +603,7 @@ def logs(found: Services) -> list[str]:
 
 def test_a_live_items_trace_goes_from_producer_to_verdict_and_its_batch_is_linked(libra: Cli, traces: Receiver) -> None:
     text = f"[[fake:unsafe]] 一条要追踪的文本 {SECRET}"
-    done = libra("judge", text, *GUARD, LIBRA_OTLP_ENDPOINT=f"http://127.0.0.1:{traces.port}")
+    done = libra.process("judge", text, *GUARD, LIBRA_OTLP_ENDPOINT=f"http://127.0.0.1:{traces.port}")
     assert done.returncode == 0, done.stderr
 
     def of(service: str) -> dict[str, Seen]:
@@ -629,7 +638,7 @@ def test_a_live_items_trace_goes_from_producer_to_verdict_and_its_batch_is_linke
 
 
 def test_no_log_holds_user_text(libra: Cli, found: Services) -> None:
-    libra.json("bench", "run", "good.jsonl", *GUARD)
+    libra.json("run", "start", "good.jsonl", *GUARD)
     libra.json("judge", f"[[fake:safe]] {SECRET}", *GUARD)
     with redis.Redis.from_url(found.redis_url) as client:
         for raw, _ in (STRANGERS["plain text"], STRANGERS["no chunk"]):

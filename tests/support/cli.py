@@ -1,8 +1,10 @@
-"""The `libra` command as its users meet it: a subprocess with an environment, two streams and an exit code."""
+"""The `libra` command as its users meet it: an environment, two streams and an exit code, in this process or its own."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -12,12 +14,25 @@ from pathlib import Path
 from typing import IO, Any
 
 import click
+import pytest
+from click.testing import CliRunner
 
 from infra.process import wait_until
-from libra_fleet.cli.main import libra
+from libra_fleet.cli.main import libra, main
 from tests.support.fleet import ROOT
 
 WAIT_S = 60.0
+
+
+class _Main:
+    """`main()` in the form that click's runner calls."""
+
+    name = "libra"
+
+    def main(self, args: list[str], prog_name: str) -> None:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(sys, "argv", [prog_name, *args])
+            main()
 
 
 class Cli:
@@ -26,6 +41,7 @@ class Cli:
     def __init__(self, folder: Path, **environment: str) -> None:
         self.folder = folder
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("LIBRA_")}
+        self._own = environment
         self._environment = {**inherited, "PYTHONPATH": str(ROOT), **environment}
 
     def start(
@@ -46,7 +62,23 @@ class Cli:
         )
 
     def __call__(self, *arguments: str, typed: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end."""
+        """Run a command to its end in this process, which takes a fraction of the time of one of its own."""
+        unset = {name: None for name in os.environ if name.startswith("LIBRA_")}
+        log = logging.getLogger()
+        handlers, level = log.handlers[:], log.level
+        try:
+            with contextlib.chdir(self.folder):
+                runner = CliRunner(env={**unset, **self._own, **environment})
+                done = runner.invoke(_Main(), list(arguments), input=typed)  # type: ignore[arg-type]
+        finally:  # the command's log went to a stream that is gone
+            log.handlers[:] = handlers
+            log.setLevel(level)
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
+
+    def process(self, *arguments: str, typed: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end as a process of its own."""
         process = self.start(*arguments, **environment)
         try:
             out, err = process.communicate(typed, timeout=WAIT_S)
