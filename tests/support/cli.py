@@ -1,4 +1,4 @@
-"""The `libra` command as its users meet it: an environment, two streams and an exit code, in this process or its own."""
+"""The `libra` command as its users meet it: environment, streams and exit code, in this process or its own."""
 
 from __future__ import annotations
 
