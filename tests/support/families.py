@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
@@ -255,6 +254,7 @@ def _save_model(folder: Path, architecture: str, vocabulary: int) -> None:
 
 def _build(architecture: str, config: str, shape: dict[str, Any]) -> Any:
     import torch
+    import transformers
 
     torch.manual_seed(0)
     return getattr(transformers, architecture)(getattr(transformers, config)(**shape)).eval()

@@ -53,6 +53,7 @@ print(json.dumps({"imported": imported, "headers": sent, "asked": asked, "refuse
 """
 
 
+@pytest.mark.slow
 def test_without_an_endpoint_nothing_is_imported_and_nothing_travels_and_with_one_the_extra_is_named() -> None:
     done = subprocess.run([sys.executable, "-c", OFF], cwd=ROOT, capture_output=True, text=True, check=True)
 

@@ -74,6 +74,7 @@ def test_sources_of_either_era_come_in_the_order_of_the_benchmark() -> None:
     ]
 
 
+@pytest.mark.slow
 @given(runs)
 @settings(max_examples=200, deadline=None)
 def test_every_metric_the_benchmark_gives_is_given_equal(run: Sequence[Judged]) -> None:
@@ -92,6 +93,7 @@ def test_every_metric_the_benchmark_gives_is_given_equal(run: Sequence[Judged]) 
         assert pooled.value(name) == pytest.approx(value, abs=1e-12)
 
 
+@pytest.mark.slow
 @given(runs)
 @settings(max_examples=100, deadline=None)
 def test_a_metric_has_either_a_value_or_a_reason(run: Sequence[Judged]) -> None:
@@ -250,6 +252,7 @@ def test_the_loose_reading_is_the_run_whose_controversial_verdicts_were_safe(
         )
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_rows_where_they_come_in_score_order() -> None:
     def peak(count: int) -> int:
         tracemalloc.start()

@@ -33,6 +33,7 @@ def calibrated(unsafe: Sequence[float], safe: Sequence[float]) -> Calibration | 
 many = st.integers(0, 3_000).flatmap(lambda seed: st.just([Random(f"{seed}/{n}").random() for n in range(3_000)]))
 
 
+@pytest.mark.slow
 @given(scores | many, scores | many)
 def test_streamed_and_in_memory_give_the_same_digits(unsafe: list[float], safe: list[float]) -> None:
     assert ranking(unsafe, safe) == ranking_in_memory(sorted(unsafe), sorted(safe))

@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.checkpoints import qwen_tokenizer_json, small_tokenizer, write_checkpoint
 from worker.guards.libra import LibraGuard
+from worker.guards.vocabulary import Vocabulary
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +24,11 @@ def qwen(qwen_folder: Path) -> LibraGuard:
 
 
 @pytest.fixture(scope="session")
+def qwen_words(qwen_folder: Path) -> Vocabulary:
+    return Vocabulary(qwen_folder)
+
+
+@pytest.fixture(scope="session")
 def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = small_tokenizer(added=("<think>", "[[tool]]"))
     return write_checkpoint(tmp_path_factory.mktemp("small"), tokenizer, context_tokens=1_024)
@@ -31,3 +37,8 @@ def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small(small_folder: Path) -> LibraGuard:
     return LibraGuard(small_folder, name="small", model="small")
+
+
+@pytest.fixture(scope="session")
+def small_words(small_folder: Path) -> Vocabulary:
+    return Vocabulary(small_folder)

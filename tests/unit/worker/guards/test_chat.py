@@ -77,7 +77,7 @@ def test_harmless_text_gets_the_ids_that_the_checkpoints_own_tokenizer_gives(
         f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
     )
 
-    (ids,) = qwen._chat.encode_turns([text], prefill='{\n  "答案": "')
+    (ids,) = ChatTokenizer(qwen_folder).encode_turns([text], prefill='{\n  "答案": "')
 
     assert ids.tolist() == own_ids(qwen_folder, rendered + '{\n  "答案": "')
 

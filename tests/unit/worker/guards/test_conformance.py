@@ -5,6 +5,7 @@ This is what the status "architecture ran with random weights" means.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -33,19 +34,35 @@ ITEMS = [
 ]
 
 
+@dataclass
+class Served:
+    """The checkpoints and engines made so far, by what makes them differ: the sizes of one model share both."""
+
+    base: Path
+    folders: dict[tuple[str, ...], Path] = field(default_factory=dict)
+    engines: dict[tuple[Path, tuple[Mode, ...]], Engine] = field(default_factory=dict)
+
+    def folder_of(self, card: GuardCard) -> Path:
+        if card.name in BUNDLED:
+            return BUNDLED[card.name]
+        key = (card.family, card.architecture, card.variant, card.name if card.family is Family.LLAMA_GUARD else "")
+        if key not in self.folders:
+            self.folders[key] = write_family(self.base / "-".join(key), card)
+        return self.folders[key]
+
+    def engine_of(self, guard: Guard, folder: Path) -> Engine:
+        key = (folder, tuple(guard.modes))
+        if key not in self.engines:
+            paths = {"socket_path": self.base / "s", "heartbeat_path": self.base / "h"}
+            self.engines[key] = load_engine(
+                DeviceSpec(guard=guard.name, location=str(folder), modes=guard.modes, **paths)
+            )
+        return self.engines[key]
+
+
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], Path]:
-    """Checkpoints by what makes them differ; sizes of one model share one."""
-    return {}
-
-
-def folder_of(card: GuardCard, folders: dict[tuple[str, ...], Path], base: Path) -> Path:
-    if card.name in BUNDLED:
-        return BUNDLED[card.name]
-    key = (card.family, card.architecture, card.variant, card.name if card.family is Family.LLAMA_GUARD else "")
-    if key not in folders:
-        folders[key] = write_family(base / "-".join(key), card)
-    return folders[key]
+def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
+    return Served(tmp_path_factory.mktemp("served"))
 
 
 def answer(guard: Guard, engine: Engine, item: ChunkItem, mode: Mode) -> Verdict:
@@ -61,19 +78,10 @@ def answer(guard: Guard, engine: Engine, item: ChunkItem, mode: Mode) -> Verdict
 
 
 @pytest.mark.parametrize("card", RUN_HERE, ids=lambda card: card.name)
-def test_a_card_runs_through_the_real_engine(
-    card: GuardCard, folders: dict[tuple[str, ...], Path], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
-) -> None:
-    folder = folder_of(card, folders, tmp_path_factory.getbasetemp())
+def test_a_card_runs_through_the_real_engine(card: GuardCard, served: Served) -> None:
+    folder = served.folder_of(card)
     guard = load_guard(card.name, str(folder))
-    spec = DeviceSpec(
-        guard=card.name,
-        location=str(folder),
-        socket_path=tmp_path / "s",
-        heartbeat_path=tmp_path / "h",
-        modes=guard.modes,
-    )
-    engine = load_engine(spec)
+    engine = served.engine_of(guard, folder)
 
     assert card.hub_id or card.name in BUNDLED
     assert (guard.name, guard.modes) == (card.name, card.modes)

