@@ -24,7 +24,7 @@ from schemas.runs import RunSpec, RunState
 from tests.support.cli import Cli
 from tests.support.fleet import Fleet, children, consumer_of, device_of, fleet_on, kill_tree
 
-ITEMS = 20_000
+ITEMS = 6_000
 SPEC = RunSpec(guard="fake", source="chaos")
 
 
@@ -108,7 +108,7 @@ def test_a_run_survives_kill_nine(
     inject: Callable[[Fleet, subprocess.Popen[bytes], subprocess.Popen[bytes]], None],
 ) -> None:
     collector = fleet.start_collector()
-    worker = fleet.start_worker("--fake-item-ms", "0.05")
+    worker = fleet.start_worker("--fake-item-ms", "0.5")
     run_id = submitted_run(services)
     fleet.wait(lambda: settled(services, run_id) > ITEMS // 10)
     assert settled(services, run_id) < ITEMS

@@ -21,7 +21,7 @@ from schemas.items import Item
 from schemas.runs import RunSpec
 from tests.support.fleet import Fleet, fleet_on
 
-ITEMS = 20_000
+ITEMS = 6_000
 SPEC = RunSpec(guard="fake", source="chaos")
 
 
@@ -62,7 +62,7 @@ def test_a_run_survives_its_servers(
 
 def _run_through(fleet: Fleet, services: Services, inject: Callable[[], None]) -> None:
     fleet.start_collector()
-    fleet.start_worker("--fake-item-ms", "0.1")
+    fleet.start_worker("--fake-item-ms", "0.5")
     run_id = intake.create_run(services.engine, SPEC)
     submit(services, run_id, SPEC, [Item(id=str(number), response=f"文本 {number}") for number in range(ITEMS)])
     seal(services, run_id)
