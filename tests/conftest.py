@@ -11,6 +11,7 @@ import hypothesis
 import pytest
 import redis
 
+from infra.ledger.engine import open_ledger, upgrade
 from infra.servers.embedded import EmbeddedServers, ServerUrls
 from infra.servers.services import Services
 from infra.settings import Settings
@@ -25,7 +26,8 @@ hypothesis.settings.register_profile("libra", deadline=None)
 hypothesis.settings.load_profile("libra")
 
 # 0 is left to tests that use `servers` directly; a straggler of one test does not meet the next one.
-_REDIS_DATABASES = itertools.cycle(range(1, 16))
+_REDIS_DATABASES = itertools.cycle(range(1, 15))
+_MODULE_REDIS_DATABASE = 15
 
 
 @pytest.fixture(scope="session")
@@ -52,11 +54,27 @@ def database_url(servers: ServerUrls) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+def migrated_database(servers: ServerUrls) -> Iterator[str]:
+    """The name of a database with the ledger's tables; nobody stays connected, so that tests can copy it."""
+    with fresh_database(servers) as url:
+        engine = open_ledger(url)
+        upgrade(engine)
+        engine.dispose()
+        yield str(engine.url.database)
+
+
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
+def ledger_url(servers: ServerUrls, migrated_database: str) -> Iterator[str]:
+    """A Postgres database of this test's own, with the ledger's tables."""
+    with fresh_database(servers, copy_of=migrated_database) as url:
+        yield url
+
+
+def settings_below(folder: Path) -> Settings:
     """Settings with short waits, so that tests need not be patient."""
     return Settings(
-        state_dir=tmp_path / "state",
+        state_dir=folder / "state",
         reconcile_every_s=0.1,
         bulk_lease_s=1,
         live_lease_s=1,
@@ -66,8 +84,30 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def services(settings: Settings, redis_url: str, database_url: str) -> Iterator[Services]:
-    """A migrated ledger, an empty board and a publisher."""
-    found = Services(settings, redis_url, database_url, embedded=True)
+def settings(tmp_path: Path) -> Settings:
+    """Settings with short waits and a state folder of this test's own."""
+    return settings_below(tmp_path)
+
+
+@pytest.fixture
+def services(settings: Settings, redis_url: str, ledger_url: str) -> Iterator[Services]:
+    """A migrated ledger, an empty coordination store and a publisher."""
+    found = Services(settings, redis_url, ledger_url, embedded=True)
     yield found
     found.engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def module_services(
+    servers: ServerUrls, migrated_database: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Services]:
+    """What `services` is, for all tests of a module that do not mind each other's runs."""
+    redis_url = servers.redis_url.replace("db=0", f"db={_MODULE_REDIS_DATABASE}")
+    with (
+        redis.Redis.from_url(redis_url) as client,
+        fresh_database(servers, copy_of=migrated_database) as ledger_url,
+    ):
+        client.flushdb()
+        found = Services(settings_below(tmp_path_factory.mktemp("module")), redis_url, ledger_url, embedded=True)
+        yield found
+        found.engine.dispose()

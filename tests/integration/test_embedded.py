@@ -38,7 +38,7 @@ import sys
 from pathlib import Path
 import redis
 from infra.servers.embedded import EmbeddedServers
-for _ in range(4):
+for _ in range(3):
     with EmbeddedServers(Path(sys.argv[1])) as urls, redis.Redis.from_url(urls.redis_url) as client:
         client.incr("rounds")
 """
@@ -283,10 +283,10 @@ def test_a_state_folder_with_a_very_long_path_works(tmp_path: Path) -> None:
 def test_many_processes_that_come_and_go_at_once_all_find_servers(state_dir: Path) -> None:
     """Starts meet starts and stops; nobody is turned away and nothing is lost."""
     with contextlib.ExitStack() as stack:
-        crowd = [stack.enter_context(python(ROUNDS, str(state_dir))) for _ in range(5)]
-        assert [process.wait(120) for process in crowd] == [0] * 5
+        crowd = [stack.enter_context(python(ROUNDS, str(state_dir))) for _ in range(4)]
+        assert [process.wait(120) for process in crowd] == [0] * 4
     with EmbeddedServers(state_dir) as urls, redis.Redis.from_url(urls.redis_url) as client:
-        assert int(client.get("rounds")) == 20
+        assert int(client.get("rounds")) == 12
 
 
 def test_a_server_that_cannot_start_is_an_error_with_its_logs_last_lines(state_dir: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from infra.errors import DataError, LibraError, RunError, UsageError
-from infra.ledger.runs import list_runs, stored_report
+from infra.ledger.runs import RunStatus, list_runs, stored_report
 from infra.servers.services import Services
 from libra_fleet.cli.reference import evaluate, guard_of, infer, report_of
 from producer.datasets.reference_format import read_critic
@@ -21,6 +21,7 @@ from tests.support.fleet import Fleet
 
 ENDS = ("safe", "unsafe", "unparseable", "safe", "unsafe", "safe", "unsafe")
 Infer = Callable[..., Result]
+Runs = Callable[[], list[RunStatus]]
 
 
 def rows(count: int = 61) -> list[dict[str, Any]]:
@@ -46,12 +47,19 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run_infer(services: Services, fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Path) -> Infer:
+def runs(module_services: Services) -> Runs:
+    """Lists this test's runs, the newest first: other tests left theirs in the same ledger."""
+    before = {run.id for run in list_runs(module_services.engine)}
+    return lambda: [run for run in list_runs(module_services.engine) if run.id not in before]
+
+
+@pytest.fixture
+def run_infer(
+    module_services: Services, module_fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Path
+) -> Infer:
     """The command on the fake guard with a fleet that is up; a LibraError is raised as such."""
-    monkeypatch.setenv("LIBRA_REDIS_URL", services.redis_url)
-    monkeypatch.setenv("LIBRA_DATABASE_URL", services.database_url)
-    fleet.start_collector()
-    fleet.start_worker()
+    monkeypatch.setenv("LIBRA_REDIS_URL", module_services.redis_url)
+    monkeypatch.setenv("LIBRA_DATABASE_URL", module_services.database_url)
 
     def run(*options: str) -> Result:
         place = ["--base_model", "fake", "--data_path", str(data), "--out_path", str(tmp_path / "out"), "--no-local"]
@@ -73,7 +81,7 @@ def everything(report: RunReport) -> list[tuple[str, str, list[tuple[str, float 
 
 
 def test_two_ranks_give_files_whose_metrics_equal_those_of_a_run(
-    services: Services, run_infer: Infer, tmp_path: Path, data: Path
+    module_services: Services, run_infer: Infer, runs: Runs, tmp_path: Path, data: Path
 ) -> None:
     assert run_infer("--machine_rank", "0", "--machine_num", "2").exit_code == 0
     assert run_infer("--machine_rank", "1", "--machine_num", "2").exit_code == 0
@@ -83,17 +91,17 @@ def test_two_ranks_give_files_whose_metrics_equal_those_of_a_run(
     assert run_infer("--out_path", str(tmp_path / "whole")).exit_code == 0
 
     of_files = report_of(evaluate(str(tmp_path / "out"), str(data)), "out", "labels")
-    run = list_runs(services.engine)[0]
+    run = runs()[0]
     assert (run.spec.cache, run.spec.verdict_only) == (False, False), "whole texts, each judged anew"
-    of_run = stored_report(services.engine, run.id)
+    of_run = stored_report(module_services.engine, run.id)
     assert of_run is not None
     assert everything(of_files) == everything(of_run)
     assert of_files.counts == of_run.counts
     assert of_files.invalid_count == 0
 
 
-def test_a_second_start_writes_what_is_missing_and_mends_a_torn_line(
-    services: Services, run_infer: Infer, tmp_path: Path
+def test_a_second_start_writes_what_is_missing_and_repairs_a_torn_line(
+    run_infer: Infer, runs: Runs, tmp_path: Path
 ) -> None:
     run_infer()
     path = tmp_path / "out" / "0-of-1.jsonl"
@@ -105,14 +113,14 @@ def test_a_second_start_writes_what_is_missing_and_mends_a_torn_line(
 
     assert path.read_bytes() == whole
     assert "a torn last line was cut off" in done.stderr
-    assert list_runs(services.engine)[0].counts.accepted == 21
+    assert runs()[0].counts.accepted == 21
     assert "0 of 61 rows are to be judged" in run_infer().stderr
-    assert len(list_runs(services.engine)) == 2, "where nothing is missing no run is made"
+    assert len(runs()) == 2, "where nothing is missing no run is made"
     assert not (tmp_path / "out" / "0-of-1.run").exists()
 
 
 def test_a_run_under_way_is_gone_on_with(
-    services: Services, run_infer: Infer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_infer: Infer, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
@@ -120,11 +128,11 @@ def test_a_run_under_way_is_gone_on_with(
     with monkeypatch.context() as patched:
         patched.setattr("libra_fleet.cli.reference.settled_of", interrupted)
         assert "the same command goes on from here" in run_infer().stderr
-    (before,) = list_runs(services.engine)
+    (before,) = runs()
 
     run_infer()
 
-    (after,) = list_runs(services.engine)
+    (after,) = runs()
     assert after.id == before.id
     assert len(read(tmp_path / "out" / "0-of-1.jsonl")) == 61
 

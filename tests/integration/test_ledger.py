@@ -61,10 +61,8 @@ def test_the_head_that_the_code_asks_for_is_the_newest_migration() -> None:
     assert script.get_current_head() == ledger_engine.HEAD
 
 
-def test_a_connection_that_the_server_closed_is_replaced_before_it_is_used(
-    services: Services, database_url: str
-) -> None:
-    engine = open_ledger(database_url, pool_size=1)
+def test_a_connection_that_the_server_closed_is_replaced_before_it_is_used(services: Services, ledger_url: str) -> None:
+    engine = open_ledger(ledger_url, pool_size=1)
     with engine.connect() as connection:
         first = connection.scalar(sa.text("SELECT pg_backend_pid()"))
     # In autocommit: Postgres shows one transaction one and the same pg_stat_activity, however often it asks.

@@ -1,4 +1,4 @@
-"""An empty Postgres database of a test's own."""
+"""A Postgres database of a test's own: empty, or a copy of another."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from infra.servers.embedded import ServerUrls
 
 
 @contextmanager
-def fresh_database(servers: ServerUrls) -> Iterator[str]:
+def fresh_database(servers: ServerUrls, *, copy_of: str = "template1") -> Iterator[str]:
     """Its URL; dropped afterwards even if connections are left open."""
     url = make_url(servers.database_url)
     name = f"test_{uuid.uuid4().hex}"
     admin = url.set(drivername="postgresql").render_as_string(hide_password=False)
     with psycopg.connect(admin, autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
+        connection.execute(statement.format(sql.Identifier(name), sql.Identifier(copy_of)))
         yield url.set(database=name).render_as_string(hide_password=False)
         connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))

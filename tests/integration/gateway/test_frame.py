@@ -45,8 +45,8 @@ def test_readiness_names_the_servers_and_who_judges(api: TestClient, services: S
     }
 
 
-def test_a_broker_that_is_away_makes_the_gateway_unready(settings: Settings, database_url: str) -> None:
-    services = Services(settings, "redis://127.0.0.1:1/0", database_url, embedded=True)
+def test_a_broker_that_is_away_makes_the_gateway_unready(settings: Settings, ledger_url: str) -> None:
+    services = Services(settings, "redis://127.0.0.1:1/0", ledger_url, embedded=True)
     answer = TestClient(build_app(services)).get("/readyz")
 
     assert answer.status_code == 503
@@ -54,8 +54,8 @@ def test_a_broker_that_is_away_makes_the_gateway_unready(settings: Settings, dat
     services.engine.dispose()
 
 
-def test_a_gateway_that_never_reached_its_broker_has_metrics_that_say_so(settings: Settings, database_url: str) -> None:
-    services = Services(settings, "redis://127.0.0.1:1/0", database_url, embedded=True)
+def test_a_gateway_that_never_reached_its_broker_has_metrics_that_say_so(settings: Settings, ledger_url: str) -> None:
+    services = Services(settings, "redis://127.0.0.1:1/0", ledger_url, embedded=True)
     answer = TestClient(build_app(services)).get("/metrics")
 
     assert answer.status_code == 200

@@ -219,9 +219,9 @@ def _status(api: TestClient, headers: dict[str, str]) -> int:
 
 
 def test_without_redis_nothing_is_accepted_and_the_answer_says_to_come_back(
-    services: Services, service: dict[str, str], database_url: str
+    services: Services, service: dict[str, str], ledger_url: str
 ) -> None:
-    away = Services(services.settings, "redis://127.0.0.1:1/0", database_url, embedded=True)
+    away = Services(services.settings, "redis://127.0.0.1:1/0", ledger_url, embedded=True)
     answer = TestClient(build_app(away, default_guard="fake")).post(
         "/v1/items", headers=service, json={"items": [{"text": "a"}]}
     )
