@@ -19,6 +19,8 @@ from infra.guard_catalogue import GUARDS
 from infra.settings import Settings
 from tests.support.cli import require_command
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 KUBECTL = Path(sys.executable).with_name("kubectl")
 KUBERNETES = "1.36"

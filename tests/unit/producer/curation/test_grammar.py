@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from itertools import islice
 
+import pytest
+
 from producer.curation.grammar import Part, frames, synthetic_rows, topics
 from schemas.items import LibraRecord
 from schemas.taxonomy import SUBCATEGORIES, find_scenario, find_subcategory
@@ -14,6 +16,7 @@ FIELDS = {
 }
 
 
+@pytest.mark.slow
 def test_twenty_thousand_rows_are_distinct_and_balanced_over_all_subcategories() -> None:
     rows = list(synthetic_rows(20_000, seed=1))
     assert len({(row["question"], row["response"]) for row in rows}) == 20_000

@@ -429,6 +429,7 @@ def test_a_broken_file_says_where(content: str | bytes, expected: str, tmp_path:
     assert len(message) < 1000
 
 
+@pytest.mark.slow
 def test_a_file_cut_short_in_its_middle_names_the_last_good_row(tmp_path: Path) -> None:
     zipped = gzip.compress(lines(*({"text": f"{n * 7919 % 10007}"} for n in range(100_000))).encode())
     assert "x.jsonl.gz: cannot be read (after x.jsonl.gz:" in refusal(write(tmp_path / "x.jsonl.gz", zipped[:-5000]))
@@ -653,6 +654,7 @@ def items_in(path: Path) -> list[Item]:
     return [row.item for row in read(path) if isinstance(row, Row)]
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(items=ITEMS, ascii_only=st.booleans(), indent=st.sampled_from([None, 1]))
 def test_items_come_back_equal_from_every_text_format(items: list[Item], ascii_only: bool, indent: int | None) -> None:
@@ -677,6 +679,7 @@ RAW = [b"\n", b" ", b"\xff", b"\xe5\xae\x89", b"\xef\xbb\xbf", b"\x00", b"\x1f\x
 JSONISH = st.lists(st.sampled_from([*TOKENS, *RAW])).map(b"".join)
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(
     content=st.binary() | JSONISH | JSONISH.map(lambda text: b"[" + text) | JSONISH.map(gzip.compress),

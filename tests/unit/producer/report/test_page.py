@@ -17,6 +17,8 @@ from tests.support.pages import HOSTILE, benchmark_rows, evidence_of, report_of
 from tests.unit.infra.metrics.build import judged
 from tests.unit.infra.metrics.reference import PUBLISHED_14B
 
+pytestmark = pytest.mark.slow
+
 ALLOWED_TAGS = set(
     re.findall(
         r"\w+",
