@@ -21,7 +21,7 @@ from tests.support.fleet import Fleet
 
 ENDS = ("safe", "unsafe", "unparseable", "safe", "unsafe", "safe", "unsafe")
 Infer = Callable[..., Result]
-Runs = Callable[[], list[reading.RunStatus]]
+Runs = Callable[[], list[RunStatus]]
 
 
 def rows(count: int = 61) -> list[dict[str, Any]]:
