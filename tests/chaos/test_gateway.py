@@ -1,4 +1,4 @@
-"""A gateway that is killed, and a sender of webhooks: what was accepted ends in a verdict that the platform is notified of."""
+"""A killed gateway and a killed sender of webhooks: what was accepted ends in a verdict that the platform hears of."""
 
 from __future__ import annotations
 
