@@ -70,7 +70,10 @@ class Mortal:
         self._inner = inner
         self._fuse = fuse
 
-    def __getattr__(self, name: str) -> Callable[..., Any]:
+    def __getattr__(self, name: str) -> Any:
+        if not callable(getattr(self._inner, name)):
+            return Mortal(getattr(self._inner, name), self._fuse)
+
         def call(*args: object, **options: object) -> object:
             self._fuse.step()
             result = getattr(self._inner, name)(*args, **options)
