@@ -75,6 +75,10 @@ class Tracer:
                 current.set_status(Status(StatusCode.ERROR, type(error).__name__))
                 raise
 
+    def annotate(self, attributes: Attributes) -> None:
+        """See `infra.tracing.annotate`."""
+        trace.get_current_span().set_attributes(_ours(attributes))
+
     @contextmanager
     def batch(self, name: str, asked_by: Iterable[str | None], attributes: Attributes) -> Iterator[None]:
         """See `infra.tracing.batch`."""

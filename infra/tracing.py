@@ -48,6 +48,12 @@ def span(name: str, **attributes: str | int | None) -> AbstractContextManager[No
     return nullcontext() if _tracer is None else _tracer.span(name, attributes)
 
 
+def annotate(**attributes: str | int) -> None:
+    """Add attributes to the current span, known only after it began."""
+    if _tracer is not None:
+        _tracer.annotate(attributes)
+
+
 def batch(name: str, asked_by: Iterable[str | None], **attributes: str | int) -> AbstractContextManager[None]:
     """A span for work done at once for many traces: linked to all of them that are sampled, none if none is."""
     return nullcontext() if _tracer is None else _tracer.batch(name, asked_by, attributes)

@@ -235,6 +235,7 @@ class LiveIntake:
         groups = cut_chunks(items, max_items=settings.chunk_items, max_bytes=settings.chunk_bytes)
         with tracing.span("libra.submit", guard=spec.guard, lane=Lane.LIVE.value, items=len(items)):
             run_id, chunks = self._accept_today(spec, groups, submissions, once)
+            tracing.annotate(run_id=run_id)
             seqs = (wire.seq for chunk in chunks for wire in chunk.items)
             ref_of = {item.id: ItemRef(run_id, next(seqs)) for group in groups for item in group}
             for request in requests:
