@@ -15,7 +15,7 @@ def _blocks(text: str) -> list[list[str]]:
     blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     return [
         re.findall(r"[\w*.]+(?:/|\.py)|\w+\.md", body)
-        if body.startswith("schemas/")
+        if body.startswith("libra_fleet/")
         else [re.sub(r"\s+# .*", "", line) for line in body.splitlines()]
         for _, body in blocks
     ]
