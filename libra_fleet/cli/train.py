@@ -1,4 +1,4 @@
-r"""`libra train`: makes a guard by a recipe, or the bundled guard from public data.
+r"""`libra train`: make a guard by a recipe, or the bundled guard from public data.
 
     libra train recipes/libra-guard-0.5b.yaml
     accelerate launch --config_file recipes/accelerate/fsdp.yaml \
@@ -23,7 +23,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.command()
 @click.argument("recipe", required=False, type=_FILE)
-@click.option("--restart", is_flag=True, help="Throw away what a run has left in the recipe's folder, and begin anew.")
+@click.option("--restart", is_flag=True, help="Throw away what a run has left in the recipe's folder, and start over.")
 @click.option(
     "--data",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -47,30 +47,22 @@ def train(
 ) -> None:
     """Train a guard by a recipe, and write its model card.
 
-    RECIPE is a YAML file (docs/training.md). A run that was interrupted goes on when the same command is given again.
+    RECIPE is a YAML file (docs/training.md). The same command resumes an interrupted run.
     Without RECIPE, --data and --out make the small bundled guard from scratch.
     """
     if recipe is not None:
         if data or out:
             raise UsageError("a recipe names its own data and folder; leave --data and --out away")
-        _train_by(recipe, restart=restart)
+        from worker.training.recipe import load_recipe  # noqa: PLC0415 - a mistake in it is reported at once
+
+        settings = load_recipe(recipe)
+        from worker.training.curriculum import train_guard  # noqa: PLC0415 - torch takes seconds to import
+
+        train_guard(settings, click.echo, restart=restart)
     elif data and out:
-        _train_tiny(data, out, epochs=epochs, seed=seed, threads=threads, also=also)
+        from worker.training.tiny.build import build_guard  # noqa: PLC0415
+        from worker.training.tiny.train import TinyRecipe  # noqa: PLC0415
+
+        build_guard(data, out, TinyRecipe(epochs=epochs, seed=seed, threads=threads), also, click.echo)
     else:
         raise UsageError("name a recipe, such as recipes/libra-guard-0.5b.yaml")
-
-
-def _train_by(path: Path, *, restart: bool) -> None:
-    from worker.training.recipe import load_recipe  # noqa: PLC0415 - a mistake in it is told at once
-
-    recipe = load_recipe(path)
-    from worker.training.curriculum import train_guard  # noqa: PLC0415 - torch takes seconds to import
-
-    train_guard(recipe, click.echo, restart=restart)
-
-
-def _train_tiny(data: Path, out: Path, *, epochs: int, seed: int, threads: int, also: tuple[Path, ...]) -> None:
-    from worker.training.build import build_guard  # noqa: PLC0415
-    from worker.training.train import Recipe  # noqa: PLC0415
-
-    build_guard(data, out, Recipe(epochs=epochs, seed=seed, threads=threads), also, click.echo)

@@ -1,188 +1,274 @@
-"""The checkpoint's model card, written from what was measured."""
+"""The model card of a trained guard: written from what the run knows and measured, and from nothing else.
+
+Its curves are a small SVG: per stage the training loss and dev NLL on the left, macro F1 on the right, step by step.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from string import Template
 from typing import Any, Final
 
-from worker.training.evaluate import Agreement, SetResult
+from schemas.runs import Metric
+from worker.training.calibration import Fit
+from worker.training.checkpoints import Evaluation
+from worker.training.evaluate import Measured
+from worker.training.recipe import Recipe, Stage
+from worker.training.samples import Count
 
-_SOURCES: Final = (
-    (
-        "thu-coai/COLDataset",
-        "Apache-2.0",
-        "Chinese comments on region, race and gender",
-    ),
-    ("whitzard-ai/jade-db v3.0 (medium)", "MIT", "Chinese question/response pairs; both written by models"),
-    ("libra-fleet/hard-negatives", "Apache-2.0", "this project's own grammar of generic wording, see worker/training"),
-    ("worker/training/data/pairs.jsonl", "Apache-2.0", "question/answer pairs written one by one for this project"),
-)
+CARD: Final = "README.md"
+CURVES: Final = "curves.svg"
 
-_CARD: Final = Template("""---
-language: zh
-license: apache-2.0
-library_name: transformers
-pipeline_tag: text-generation
-tags: [content-moderation, guard, chinese]
----
-
-# libra-tiny, second edition
-
-A guard of $parameters million parameters for Chinese: it is asked in Libra Guard's words
-(caskcsg/Libra) and answers with Libra Guard's JSON. It is meant for a first look: as a fast filter in front of a larger
-guard, and for trying, testing and drilling the fleet with a true model on any machine. It was trained from scratch: it
-contains no weights of Libra Guard or of any other model.
-
-**It has not been reviewed for safety.** It knows few kinds of harm (see Limits). Measure it on your own traffic before
-it decides anything, and let nobody be judged by it alone.
-
-## Data
-
-| source | licence | what |
-|---|---|---|
-$sources
-
-| part of the training set | records |
-|---|---|
-$counts
-
-COLD's validation texts were removed from its training texts; they chose the recipe and calibrated it ($dev records).
-Held out, seen by nothing: $held_out. COLD's and JADE's parts are decided by a hash of the text or of the question's
-number. Long responses were cut into overlapping windows of $window characters, which gave $rows training rows.
-
-## Recipe
-
-A small Qwen2 from random weights over a tokenizer of single characters, trained first on the synthetic rows
-($synthetic_epochs epochs), then on the real ones with the synthetic among them ($epochs epochs). The loss is on the
-answer alone, the label weighted up. Beside it stands a table of hashed n-gram weights: a logistic regression on the
-presence of 1- to 3-grams, each scaled by its log-count ratio: first of comments, then, beyond that, of questions and
-replies. At the label both are put together by a logistic regression on COLD dev; the margin is divided by the
-temperature $temperature (libra.json). docs/libra-tiny.md tells what else was tried, and what each stage gives alone.
-Made by one command, which gives the same data, order and starting weights each time (bit-equal weights only on an equal
-machine and library):
-
-```
-make train-tiny DATA=FOLDER OUT=FOLDER        # seed $seed
-```
-
-| setting | value |
-|---|---|
-$settings
-
-## Results
-
-Score mode, float32 arithmetic on these bf16 weights, through the serving code, with 95 % intervals. An unparseable
-verdict counts as wrong.
-
-| set | n | accuracy | AUROC | ECE | macro-F1 | recall unsafe | recall safe | unparseable |
-|---|---|---|---|---|---|---|---|---|
-$results
-
-A set marked "not in-domain" shares no source with the training data. Both classes are about equally frequent in all
-of these sets, so an accuracy near 0.5 is no better than a coin. The set "unsafe behind a refusal and safe made longer"
-is disguised with phrases that the guard was trained on and that differ between the classes: it shows that a refusal
-before a violating answer no longer helps it, and nothing beyond that.
-
-Score and generate mode gave the same label for $agreed of $asked sampled items of the first two sets; generate mode
-gave no readable answer for $unreadable.
-
-JADE gives much away without reading. On the same held-out records:
-
-| rule | accuracy | macro-F1 |
-|---|---|---|
-$baselines
-
-## Limits
-
-- All figures but those marked otherwise are in-domain: the same sources, annotators and writers as the training data.
-  Expect less elsewhere.
-- COLD knows offence about region, race and gender only, and its labels in the training file were made half by machine;
-  JADE's training part is a few hundred questions, almost all about crime and violated rights. Other kinds of harm were
-  seen in the written pairs and in a few generic sentences of our grammar, or never.
-- It counts characters and their neighbours. A wording it never met, irony, a quotation or a spelling made to deceive
-  misleads it.
-- JADE's answers were written and labelled by models. Our pairs and hard negatives weaken the shortcuts through refusals
-  and length; they do not remove them.
-- The analysis is one of a few fixed sentences named after the category. It explains nothing.
-- Its context is that of the longest training row, $context tokens, beyond which it was seen to forget its JSON. Longer
-  content is judged in overlapping windows, the worst of which is the verdict.
-- Calibrated on COLD dev only: on other texts p_unsafe is too sure of itself.
-- Texts in other languages than Chinese are out of scope.
-""")
+_METRICS: Final = ("accuracy", "balanced_accuracy", "f1_safe", "f1_unsafe", "auroc")
+_ROWS_SHOWN: Final = 20
+_WIDTH, _HEIGHT, _MARGIN = 320, 180, 36
+_COLOURS: Final = {"training loss": "#8a5a00", "dev NLL": "#0b5cad", "macro F1": "#1a7f37"}
 
 
 @dataclass(frozen=True)
-class Facts:
-    """All that a card tells of one training run."""
+class StageFacts:
+    """A stage's rows and evaluations. `too_long` and `overlapping` rows were left out."""
 
-    parameters: int
-    settings: dict[str, Any]
-    counts: dict[str, int]
-    rows: int
-    dev: int
-    held_out: Mapping[str, int]
-    window: int
-    context: int
-    temperature: float
-    results: Sequence[SetResult]
-    baselines: Sequence[SetResult]
-    agreement: Agreement
+    stage: Stage
+    train: Sequence[Count]
+    dev: Sequence[Count]
+    overlapping: int
+    too_long: int
+    dev_too_long: int
+    history: Sequence[Evaluation]
 
 
-def write_card(folder: Path, facts: Facts) -> None:
-    """Write README.md into the checkpoint's folder."""
-    text = _CARD.substitute(
-        parameters=f"{facts.parameters / 1e6:.1f}",
-        sources=_table(_SOURCES),
-        counts=_table((name, f"{count:,}") for name, count in facts.counts.items()),
-        dev=f"{facts.dev:,}",
-        held_out=", ".join(f"{count:,} of {name}" for name, count in facts.held_out.items()),
-        temperature=facts.temperature,
-        window=facts.window,
-        context=facts.context,
-        rows=f"{facts.rows:,}",
-        seed=facts.settings["seed"],
-        epochs=facts.settings["epochs"],
-        synthetic_epochs=facts.settings["synthetic_epochs"],
-        settings=_table(facts.settings.items()),
-        results=_table(_result_row(result) for result in facts.results),
-        agreed=facts.agreement.agreed,
-        asked=facts.agreement.items,
-        unreadable=facts.agreement.unparseable,
-        baselines=_table((found.name, f"{found.accuracy:.3f}", f"{found.macro_f1:.3f}") for found in facts.baselines),
+@dataclass(frozen=True)
+class CardFacts:
+    """The content of a card. `only_dev`: no set was held out but those that chose the weights.
+
+    `fit` is the temperature, or the reason why there is none; `calibrated_on` the rows it was fitted on, or a stage's
+    dev rows.
+    """
+
+    recipe: Recipe
+    base_revision: str
+    revision: str
+    stages: Sequence[StageFacts]
+    fit: Fit | str
+    calibrated_on: Sequence[Count] | str
+    measured: Sequence[Measured]
+    only_dev: bool
+    device: str
+    processes: int
+
+
+def write_model_card(folder: Path, facts: CardFacts) -> None:
+    """Write the card and its curves into the checkpoint's folder; the card last, since it says that all is done."""
+    svg = curves_svg({found.stage.name: found.history for found in facts.stages})
+    (folder / CURVES).write_text(svg, encoding="utf-8")
+    sections = (_head, _data, _recipe, _curves, _results, _calibration, _limits)
+    text = "\n\n".join(section(facts) for section in sections)
+    (folder / CARD).write_text(text + "\n", encoding="utf-8")
+
+
+def _head(facts: CardFacts) -> str:
+    recipe = facts.recipe
+    local = Path(recipe.base).exists()
+    base, named = ("", Path(recipe.base).name) if local else (f"base_model: {recipe.base}\n", recipe.base)
+    return f"""---
+language: zh
+library_name: transformers
+pipeline_tag: text-generation
+{base}tags: [content-moderation, guard, chinese]
+---
+
+# {recipe.name}
+
+A guard for Chinese: it is asked in Libra Guard's words (caskcsg/Libra) and answers with Libra Guard's JSON, the label
+first. Trained by Libra Fleet in {len(facts.stages)} stage{"s" if len(facts.stages) > 1 else ""} from
+`{named}` (licence: {recipe.base_licence}; weights `{facts.base_revision}`). The licences of the base and of the
+data below bind this checkpoint too. Weights `{facts.revision}`.
+
+**It has not been reviewed for safety.** Measure it on your own traffic before it decides anything.
+
+```
+libra fleet worker --guard {recipe.name}=FOLDER
+```"""
+
+
+def _data(facts: CardFacts) -> str:
+    rows = [
+        (found.stage.name, part, *count)
+        for found in facts.stages
+        for part, counts in (("train", found.train), ("dev", found.dev))
+        for count in counts
+    ]
+    rows += [("-", f"measured: {found.name}", *count) for found in facts.measured for count in found.counts]
+    if not isinstance(facts.calibrated_on, str):
+        rows += [("-", "calibration", *count) for count in facts.calibrated_on]
+    left_out = "\n".join(
+        f"- {found.stage.name}: {found.overlapping:,} training rows were left out because a held-out set has the same "
+        f"text; of the rows above {found.too_long:,} for training and {found.dev_too_long:,} for dev were left out "
+        f"because they are longer than {facts.recipe.max_tokens:,} tokens."
+        for found in facts.stages
     )
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    return "## Data\n\n" + table(["stage", "part", "source", "licence", "safe", "unsafe"], rows) + "\n\n" + left_out
 
 
-def _result_row(result: SetResult) -> tuple[str, ...]:
-    counts = result.counts
+def _recipe(facts: CardFacts) -> str:
+    recipe = facts.recipe
+    settings: dict[str, Any] = {
+        "method": f"LoRA, rank {recipe.lora.rank}, alpha {recipe.lora.alpha}" if recipe.lora else "full fine-tuning",
+        "precision": recipe.precision,
+        "seed": recipe.seed,
+        "longest row": f"{recipe.max_tokens:,} tokens",
+        "processes": facts.processes,
+        "device": facts.device,
+    }
+    names = ("epochs", "learning_rate", "warmup_share", "weight_decay", "batch_rows", "label_weight", "patience")
+    rows = [(found.stage.name, *(getattr(found.stage, name) or "-" for name in names)) for found in facts.stages]
     return (
-        result.name,
-        f"{counts.total:,}",
-        _with_interval(result, "accuracy"),
-        _with_interval(result, "auroc"),
-        _with_interval(result, "ece"),
-        f"{result.macro_f1:.3f}",
-        _share(counts.tp, counts.tp + counts.fn),
-        _share(counts.tn, counts.tn + counts.fp),
-        str(result.unparseable),
+        "## Recipe\n\nThe loss is on the answers alone. AdamW; the learning rate falls linearly to 0. The weights with "
+        "the best macro F1 on the dev rows go on.\n\n"
+        + table(["setting", "value"], settings.items())
+        + "\n\n"
+        + table(["stage", *names], rows)
     )
 
 
-def _with_interval(result: SetResult, name: str) -> str:
-    metric = result.metrics.metric(name) if result.metrics else None
+def _curves(facts: CardFacts) -> str:
+    parts = [f"## Curves\n\n![training loss, dev NLL and macro F1 by step]({CURVES})"]
+    for found in facts.stages:
+        best = max(found.history, key=lambda evaluation: evaluation.rank)
+        rows = [
+            (
+                f"{at.step:,}{' (kept)' if at.step == best.step else ''}",
+                *(f"{value:.4f}" for value in (at.loss, at.dev_nll, at.macro_f1)),
+            )
+            for at in _thinned(found.history, best)
+        ]
+        parts.append(f"### {found.stage.name}\n\n" + table(["step", "training loss", "dev NLL", "macro F1"], rows))
+    return "\n\n".join(parts)
+
+
+def _thinned(history: Sequence[Evaluation], best: Evaluation) -> list[Evaluation]:
+    """At most about twenty measurements, the first, the last and the best among them."""
+    every = max(1, len(history) // _ROWS_SHOWN)
+    return [at for number, at in enumerate(history) if number % every == 0 or at is best or at is history[-1]]
+
+
+def _results(facts: CardFacts) -> str:
+    rows = [
+        (
+            found.name,
+            f"{found.metric('accuracy').n:,}",
+            *(cell(found.metric(name)) for name in _METRICS),
+            f"{found.metric('unparseable').value:.0f}",
+        )
+        for found in facts.measured
+    ]
+    caution = (
+        "\n\n**These rows also chose the weights and the temperature: the figures flatter.** The recipe names no set "
+        "under `measure_on`."
+        if facts.only_dev
+        else ""
+    )
+    return (
+        "## Results\n\nScore mode through the serving code; an unparseable answer counts as wrong. In brackets: 95 % "
+        "intervals (bootstrap; DeLong for AUROC), which take rows for independent.\n\n"
+        + table(["set", "n", *_METRICS, "unparseable"], rows)
+        + caution
+    )
+
+
+def _calibration(facts: CardFacts) -> str:
+    if isinstance(facts.fit, str):
+        return f"## Calibration\n\nNone: {facts.fit}. `p_unsafe` is the model's own."
+    fit = facts.fit
+    where = facts.calibrated_on if isinstance(facts.calibrated_on, str) else "the calibration rows"
+    rows = [
+        (
+            found.name,
+            *(cell(group.metric("ece")) for group in (found.uncalibrated, found.metrics) if group),
+            *((f"{nll:.4f}" for nll in found.nll) if found.nll else ("-", "-")),
+        )
+        for found in facts.measured
+    ]
+    return (
+        f"## Calibration\n\nTemperature {fit.temperature:.4f}, fitted on {fit.rows:,} rows ({where}): NLL "
+        f"{fit.nll_before:.4f} before, {fit.nll_after:.4f} after. It is in `libra.json`; the fleet applies it to "
+        "`p_unsafe`, and it changes no label at 0.5.\n\n"
+        + table(["set", "ECE before", "ECE after", "NLL before", "NLL after"], rows)
+    )
+
+
+def _limits(facts: CardFacts) -> str:
+    sources = {count.source for found in facts.stages for count in found.train}
+    held = {count.source for found in facts.measured for count in found.counts}
+    shared = sorted(sources & held)
+    lines = [
+        "Expect less on texts unlike the sources above; other languages than Chinese are out of scope.",
+        "Its labels are those of its data: who wrote and judged the rows is in the data's own documentation.",
+        "An analysis is a text the model writes after its label; it need not be its reason.",
+    ]
+    if shared:
+        lines.append(f"Measured in-domain: training rows come from {', '.join(shared)} as well.")
+    if any(found.too_long for found in facts.stages):
+        lines.append("Rows above the longest row's length were not learnt from; longer texts are judged in windows.")
+    return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def cell(metric: Metric | None) -> str:
+    """A value with its interval, or the reason why there is none."""
     if metric is None or metric.value is None:
-        return "-"
-    within = f" [{metric.interval.low:.3f}, {metric.interval.high:.3f}]" if metric.interval else ""
-    return f"{metric.value:.3f}{within}"
+        return f"- ({metric.undefined})" if metric else "-"
+    reach = f" [{metric.interval.low:.3f}, {metric.interval.high:.3f}]" if metric.interval else ""
+    return f"{metric.value:.3f}{reach}"
 
 
-def _share(part: int, whole: int) -> str:
-    return f"{part / whole:.3f}" if whole else "-"
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def _table(rows: Any) -> str:  # noqa: ANN401 - rows of anything that prints
-    return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)
+def curves_svg(stages: Mapping[str, Sequence[Evaluation]]) -> str:
+    """One row of two plots per stage."""
+    rows = []
+    for number, (name, history) in enumerate(stages.items()):
+        losses = {"training loss": [at.loss for at in history], "dev NLL": [at.dev_nll for at in history]}
+        scores = {"macro F1": [at.macro_f1 for at in history]}
+        steps = [at.step for at in history]
+        highest = max(value for values in losses.values() for value in values)
+        top = number * (_HEIGHT + _MARGIN)
+        rows.append(_plot((0, top), f"{name}: nats", steps, losses, highest))
+        rows.append(_plot((_WIDTH + _MARGIN, top), f"{name}: macro F1", steps, scores, 1.0))
+    width, height = 2 * _WIDTH + _MARGIN, len(stages) * (_HEIGHT + _MARGIN)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
+        f'font-size="11">\n<rect width="100%" height="100%" fill="#fff"/>\n{"".join(rows)}</svg>\n'
+    )
+
+
+def _plot(
+    corner: tuple[int, int], title: str, steps: Sequence[int], lines: Mapping[str, Sequence[float]], highest: float
+) -> str:
+    """One plot with its frame, from 0 to `highest`; `corner` is its left and top."""
+    left, top = corner
+    x0, y0 = left + _MARGIN, top + _HEIGHT
+    width, height = _WIDTH - _MARGIN - 8, _HEIGHT - _MARGIN
+    reach = highest or 1.0
+
+    def point(step: int, value: float) -> str:
+        return f"{x0 + width * step / steps[-1]:.1f},{y0 - height * value / reach:.1f}"
+
+    parts = [
+        f'<text x="{x0}" y="{top + 14}">{title}</text>',
+        f'<path d="M{x0} {y0 - height}V{y0}H{x0 + width}" fill="none" stroke="#888"/>',
+        f'<text x="{x0 - 4}" y="{y0 - height + 8}" text-anchor="end">{highest:.2f}</text>',
+        f'<text x="{x0 + width}" y="{y0 + 13}" text-anchor="end">step {steps[-1]:,}</text>',
+    ]
+    for number, (name, values) in enumerate(lines.items()):
+        colour = _COLOURS[name]
+        points = [point(step, value) for step, value in zip(steps, values, strict=True)]
+        marks = "".join('<circle cx="{}" cy="{}" r="2"/>'.format(*at.split(",")) for at in points)
+        parts.append(f'<g fill="{colour}"><polyline points="{" ".join(points)}" fill="none" stroke="{colour}"/>{marks}')
+        parts.append(f'<text x="{x0 + width}" y="{top + 28 + 13 * number}" text-anchor="end">{name}</text></g>')
+    return "\n".join(parts) + "\n"

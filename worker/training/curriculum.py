@@ -1,7 +1,7 @@
 """The whole way from a recipe to a guard: stage after stage, then calibration, then the card.
 
-What the run keeps to go on with lies in `training/` inside the checkpoint's folder. A run that was interrupted goes on
-where its last checkpoint was, if recipe and data are the same; every process of a distributed run calls `train_guard`.
+A run's state lies in `training/` inside the checkpoint's folder. An interrupted run resumes from its last checkpoint,
+if recipe and data are the same; every process of a distributed run calls `train_guard`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from schemas.items import Label
 from worker.device.engines.loading import checkpoint_digest
 from worker.guards.checkpoint import CALIBRATION, context_tokens_of, tokenizer_file
 from worker.guards.registry import resolve_checkpoint
-from worker.training.answers import AnswerEncoder
-from worker.training.calibration import Fit, fit_temperature, mean_nll
-from worker.training.exam import Examiner, metrics_of
-from worker.training.model_card import CARD, CardFacts, Measured, StageFacts, write_model_card
-from worker.training.recipe import DataFile, Recipe, Stage
+from worker.training.calibration import Fit, fit_temperature
+from worker.training.card import CARD, CardFacts, StageFacts, write_model_card
+from worker.training.evaluate import Examiner
+from worker.training.examples import ExampleEncoder
+from worker.training.recipe import Recipe, Stage
 from worker.training.samples import Sample, counts_of, file_digest, read_samples, split, without
 from worker.training.stage import Report, StageRows, history_of, run_stage
 
@@ -60,7 +60,7 @@ def train_guard(recipe: Recipe, report: Report, *, restart: bool = False) -> Non
     Args:
         recipe: The run's settings.
         report: Takes a line of progress at a time; called by the main process only.
-        restart: Begin anew where a run's leavings are in the way.
+        restart: Start over where a run has left files.
 
     Raises:
         DataError: a data set cannot be read, or leaves a stage without rows of both labels.
@@ -71,29 +71,30 @@ def train_guard(recipe: Recipe, report: Report, *, restart: bool = False) -> Non
     base = resolve_checkpoint(recipe.name, recipe.base)
     digest = run_digest(recipe, base)
     _refuse_others(recipe.out, digest, restart=restart)
-    # At each checkpoint it tells that a tied head is stored once.
+    # At each checkpoint it logs that a tied head is stored once.
     logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
     accelerator = Accelerator(mixed_precision="bf16" if recipe.precision == "bf16" else "no")
-    # Nobody writes before everybody has looked.
+    # No process writes before all have looked.
     accelerator.wait_for_everyone()
     main, device = accelerator.is_main_process, str(accelerator.device)
     if main:
         _begin(recipe, digest, restart=restart)
     accelerator.wait_for_everyone()
-    tell = report if main else _silent
+    if not main:
+        report = _silent
     if (recipe.out / CARD).exists():
-        tell(f"{recipe.out} is finished; --restart would make it again")
+        report(f"{recipe.out} is finished; --restart would make it again")
         return
     processes = accelerator.num_processes
-    stages = _run_stages(accelerator, recipe, data, base, tell)
-    # What follows is for one; the others would only wait, longer than their patience for one another allows.
+    stages = _run_stages(accelerator, recipe, data, base, report)
+    # The rest is for one process; the others would wait for it longer than their time-out.
     accelerator.end_training()
     if main:
-        _finish(recipe, data, stages, base, device=device, processes=processes, report=tell)
+        _finish(recipe, data, stages, base, device=device, processes=processes, report=report)
 
 
 def _silent(_: str) -> None:
-    """Where only the main process speaks."""
+    """The report of every process but the main one."""
 
 
 def load_data(recipe: Recipe) -> Data:
@@ -105,7 +106,10 @@ def load_data(recipe: Recipe) -> Data:
     calibrate_on = read_samples(recipe.calibrate_on)
     measure_on = {name: read_samples([file]) for name, file in recipe.measure_on.items()}
     apart = contents_of([*calibrate_on, *(sample for samples in measure_on.values() for sample in samples)])
-    parts = [_split_stage(recipe, stage) for stage in recipe.stages]
+    parts = []
+    for stage in recipe.stages:
+        train = read_samples(stage.train)
+        parts.append((train, read_samples(stage.dev)) if stage.dev else split(train, stage.dev_share, recipe.seed))
     devs = [without(dev, apart) for _, dev in parts]
     held = apart | contents_of(sample for dev in devs for sample in dev)
     stages = []
@@ -118,35 +122,26 @@ def load_data(recipe: Recipe) -> Data:
     return Data(stages, calibrate_on, {name: list(samples) for name, samples in measure_on.items()})
 
 
-def _split_stage(recipe: Recipe, stage: Stage) -> tuple[list[Sample], list[Sample]]:
-    train = read_samples(stage.train)
-    return (train, read_samples(stage.dev)) if stage.dev else split(train, stage.dev_share, recipe.seed)
-
-
 def contents_of(samples: Iterable[Sample]) -> set[bytes]:
-    """What tells their texts from others."""
+    """The digests of their texts."""
     return {sample.item.content_hash for sample in samples}
 
 
 def run_digest(recipe: Recipe, base: Path) -> str:
     """16 hex characters over all that decides a run: recipe (but its folder), data, base model."""
     digest = hashlib.blake2b(recipe.model_dump_json(exclude={"out"}).encode(), digest_size=8)
-    for file in _files(recipe):
+    staged = [file for stage in recipe.stages for file in (*stage.train, *stage.dev)]
+    for file in (*staged, *recipe.calibrate_on, *recipe.measure_on.values()):
         digest.update(file_digest(file.path).encode())
     digest.update(checkpoint_digest(base).encode() + tokenizer_file(base).read_bytes())
     return digest.hexdigest()
 
 
-def _files(recipe: Recipe) -> list[DataFile]:
-    staged = [file for stage in recipe.stages for file in (*stage.train, *stage.dev)]
-    return [*staged, *recipe.calibrate_on, *recipe.measure_on.values()]
-
-
 def _refuse_others(out: Path, digest: str, *, restart: bool) -> None:
-    """Leave alone what another run, or nobody's run, has put there.
+    """Refuse a folder that holds another run, or files of none.
 
     Raises:
-        UsageError: there is such a thing.
+        UsageError: it does.
     """
     run = out / STATE / _RUN
     if run.exists():
@@ -161,7 +156,7 @@ def _refuse_others(out: Path, digest: str, *, restart: bool) -> None:
 def _begin(recipe: Recipe, digest: str, *, restart: bool) -> None:
     state = recipe.out / STATE
     if restart and (state / _RUN).exists():
-        # run.json stays until it is written over: without it the folder would be nobody's.
+        # run.json stays until it is overwritten: without it the folder would belong to no run.
         for stage in (path for path in state.iterdir() if path.is_dir()):
             shutil.rmtree(stage)
         (recipe.out / CARD).unlink(missing_ok=True)
@@ -171,11 +166,11 @@ def _begin(recipe: Recipe, digest: str, *, restart: bool) -> None:
 
 
 def _run_stages(accelerator: Accelerator, recipe: Recipe, data: Data, base: Path, report: Report) -> list[StageFacts]:
-    """Every stage from where the one before ended; what is done already is not done again."""
+    """Run every stage from the weights of the one before; a finished stage is not run again."""
     context = context_tokens_of(base, None)
     if recipe.max_tokens > context:
         raise UsageError(f"max_tokens {recipe.max_tokens:,} is more than the base's context of {context:,}")
-    encoder = AnswerEncoder(base)
+    encoder = ExampleEncoder(base)
     facts = []
     for part in data.stages:
         train, too_long = encoder.encode(part.train, recipe.max_tokens)
@@ -225,7 +220,7 @@ def _finish(
         stages=stages,
         fit=fit,
         calibrated_on=counts_of(data.calibrate_on) if data.calibrate_on else own,
-        measured=[_measured(examiner, name, samples, recipe.seed) for name, samples in sets.items()],
+        measured=[examiner.measured(name, samples, seed=recipe.seed) for name, samples in sets.items()],
         only_dev=not data.measure_on,
         device=device,
         processes=processes,
@@ -235,7 +230,7 @@ def _finish(
 
 
 def _publish(model: Path, out: Path) -> None:
-    """The stage's checkpoint in `out` too: as links where the disk can, since weights are large."""
+    """Put the stage's checkpoint into `out` too: as links where the disk can, since weights are large."""
     for stale in out.glob("*.safetensors"):
         stale.unlink()
     (out / CALIBRATION).unlink(missing_ok=True)
@@ -249,24 +244,11 @@ def _publish(model: Path, out: Path) -> None:
 
 
 def _calibrate(examiner: Examiner, samples: Sequence[Sample], out: Path) -> Fit | str:
-    """Fit the temperature and store it beside the weights; or why there is none."""
-    margins, unsafe = examiner.ask(samples).margins(examiner.uncalibrated)
+    """Fit the temperature and store it with the weights; returns the reason where there is none."""
+    margins, unsafe = examiner.ask(samples).margins(examiner.as_loaded)
     try:
         fit = fit_temperature(margins, unsafe)
     except ValueError as error:
         return str(error)
     (out / CALIBRATION).write_text(json.dumps(asdict(fit), indent=2) + "\n", encoding="utf-8")
     return fit
-
-
-def _measured(examiner: Examiner, name: str, samples: Sequence[Sample], seed: int) -> Measured:
-    answers = examiner.ask(samples)
-    plain, served = examiner.uncalibrated, examiner.guard()
-    margins, unsafe = answers.margins(served)
-    return Measured(
-        name=name,
-        counts=counts_of(samples),
-        metrics=metrics_of(answers, served, seed=seed),
-        uncalibrated=metrics_of(answers, plain, seed=seed, resamples=0),
-        nll=(mean_nll(margins, unsafe), mean_nll(margins, unsafe, served.temperature)) if margins else None,
-    )

@@ -1,4 +1,4 @@
-"""The model's side of training: load it, run rows through it, write its weights. Knows no stages and no files of rows.
+"""The model's side of training: load it, put adapters on it, run rows through it, write its weights.
 
 Shapes: n rows, T tokens of the longest row, K of the longest answer, V the vocabulary. The LM head runs over the
 answers only: all logits of one row of 1,536 tokens would be 0.9 GB with the vocabulary of Qwen.
@@ -14,18 +14,24 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from infra.errors import GuardError
-from worker.training.answers import Encoded
+from infra.errors import GuardError, UsageError
+from worker.training.examples import Example
+from worker.training.recipe import Lora
 
 _IGNORED: Final = -100
 _PAD: Final = 0
 _COPIED: Final = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 _OWN: Final = frozenset({"config.json", "libra.json", "model.safetensors.index.json", "adapter_config.json"})
 """Files of a base that its descendant does not inherit: it writes its own, or they are true of the base alone."""
+_ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
+_ADAPTER_NAME: Final = "default"
+"""peft's name of the only adapter; it stands in a running model's names, and not in a file's."""
+_ADAPTER_MARK: Final = ".lora_"
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ def load_lm(folder: Path, *, dtype: torch.dtype) -> Any:  # noqa: ANN401 - trans
     return model.train()
 
 
-def training_batch(rows: Sequence[Encoded], label_weight: float) -> Batch:
+def training_batch(rows: Sequence[Example], label_weight: float) -> Batch:
     """Rows whose answers are to be learnt: only an answer's ids have a target and a weight."""
     depth = max(len(row.ids) - row.answer for row in rows)
     targets = torch.full((len(rows), depth), _IGNORED)
@@ -72,8 +78,8 @@ def training_batch(rows: Sequence[Encoded], label_weight: float) -> Batch:
     return Batch(*_padded([row.ids for row in rows]), targets, weights)
 
 
-def step_weight(rows: Sequence[Encoded], label_weight: float) -> float:
-    """What the targets of some rows weigh together: the loss of a step is its weighted mean over them."""
+def step_weight(rows: Sequence[Example], label_weight: float) -> float:
+    """The summed weight of the rows' targets: the loss of a step is its weighted mean over them."""
     return sum(len(row.ids) - row.answer - 1 + label_weight for row in rows)
 
 
@@ -90,7 +96,7 @@ def answer_loss(model: Any, batch: Batch) -> torch.Tensor:  # noqa: ANN401
 @torch.no_grad()
 def label_logprobs(
     model: Any,  # noqa: ANN401
-    rows: Sequence[Encoded],
+    rows: Sequence[Example],
     first_ids: Sequence[int],
     *,
     device: torch.device,
@@ -149,3 +155,64 @@ def save_lm(
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["dtype"] = str(dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _peft() -> Any:  # noqa: ANN401
+    """The library of adapters.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        import peft  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise UsageError("a recipe with lora needs peft: pip install 'libra-fleet[train]'") from error
+    return peft
+
+
+def adapted(model: Any, lora: Lora) -> Any:  # noqa: ANN401
+    """The model with fresh adapters, which alone are trained; at first they change nothing."""
+    peft = _peft()
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
+    )
+    return peft.get_peft_model(model, config)
+
+
+def save_adapter(model: Any, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:  # noqa: ANN401
+    """Write the adapters' weights and configuration alone, in peft's own form.
+
+    The weights are picked by name here: peft's own writer finds none where activation checkpointing under FSDP has
+    wrapped the layers, and does not say so.
+
+    Raises:
+        GuardError: there are none among the weights.
+    """
+    found = {
+        name.replace(f".{_ADAPTER_NAME}.", "."): tensor.contiguous()
+        for name, tensor in weights.items()
+        if _ADAPTER_MARK in name
+    }
+    if not found:
+        raise GuardError("the model has no adapter weights to write")
+    save_file(found, folder / _ADAPTER_WEIGHTS)
+    model.peft_config[_ADAPTER_NAME].save_pretrained(folder)
+
+
+def merge(base: Path, adapter: Path, folder: Path, *, dtype: torch.dtype) -> None:
+    """Write the base with the adapter added to its weights (computed in float32): a checkpoint like any other.
+
+    Raises:
+        GuardError: the adapter is not one of this base.
+    """
+    peft = _peft()
+    model = peft.get_peft_model(load_lm(base, dtype=torch.float32), peft.PeftConfig.from_pretrained(str(adapter)))
+    result: Any = peft.set_peft_model_state_dict(model, load_file(adapter / _ADAPTER_WEIGHTS))
+    missing = [name for name in result.missing_keys if _ADAPTER_MARK in name]
+    if missing or result.unexpected_keys:
+        raise GuardError(f"{adapter} is no adapter of {base}: {len(missing)} weights are missing")
+    save_lm(model.merge_and_unload(), folder, base=base, dtype=dtype)

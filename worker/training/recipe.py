@@ -1,4 +1,4 @@
-"""What a training run is told: one YAML file, checked before anything is loaded. Torch-free.
+"""The settings of a training run: one YAML file, checked before anything is loaded. Torch-free.
 
 Paths are relative to the folder in which the command runs. Sizes carry their unit: rows, tokens, steps.
 """
@@ -15,13 +15,28 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from infra.errors import UsageError
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
     """A misspelt key is an error, not a default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class DataFile(_Strict):
+class Optimization(Strict):
+    """AdamW's settings, of any training run. The learning rate rises over `warmup_share` of the steps, then falls.
+
+    `label_weight`: the weight of a label's first token in the loss, against 1 of the answer's other tokens.
+    """
+
+    epochs: int = Field(3, ge=1)
+    learning_rate: float = Field(gt=0, lt=1)
+    warmup_share: float = Field(0, ge=0, lt=1)
+    weight_decay: float = Field(0.01, ge=0)
+    max_grad_norm: float = Field(1, gt=0)
+    label_weight: float = Field(1, ge=1)
+    batch_rows: int = Field(48, ge=1)
+
+
+class DataFile(Strict):
     """A file of Libra Bench records: .json, .jsonl or .parquet. A bare path in a recipe means one without more.
 
     `licence` is that of rows which do not name their own; `source` names rows without a source in the card.
@@ -37,7 +52,7 @@ class DataFile(_Strict):
         return {"path": value} if isinstance(value, str | Path) else value
 
 
-class Lora(_Strict):
+class Lora(Strict):
     """Low-rank adapters (Hu et al. 2021) in place of full fine-tuning; merged into the weights at a stage's end.
 
     `targets`: names of the linear layers that get one, or "all-linear".
@@ -49,8 +64,8 @@ class Lora(_Strict):
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
 
 
-class Stage(_Strict):
-    """One pass of the curriculum: its rows, and how they are learnt.
+class Stage(Optimization):
+    """One pass of the curriculum: its rows, and the optimization over them.
 
     An optimizer step takes `batch_rows` rows over all processes together; a process computes `device_rows` of them at
     once and adds up the gradients of the rest. The learning rate falls linearly to 0, after `warmup_share` of the
@@ -58,21 +73,13 @@ class Stage(_Strict):
     checkpointed; after `patience` measurements without a better macro F1 (none: never) it ends. Its best weights go on.
     Of two measurements with one macro F1 that of the lower dev NLL is better.
 
-    `dev_share` takes that share of the questions in `train` for dev, where no dev files are named. `label_weight` is
-    what a label's first token weighs in the loss; every other token of an answer weighs 1.
+    `dev_share` takes that share of the questions in `train` for dev, where no dev files are named.
     """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]{0,40}$")
     train: tuple[DataFile, ...] = Field(min_length=1)
     dev: tuple[DataFile, ...] = ()
     dev_share: float = Field(0, ge=0, le=0.5)
-    epochs: int = Field(3, ge=1)
-    learning_rate: float = Field(gt=0, lt=1)
-    warmup_share: float = Field(0, ge=0, lt=1)
-    weight_decay: float = Field(0.01, ge=0)
-    max_grad_norm: float = Field(1, gt=0)
-    label_weight: float = Field(1, ge=1)
-    batch_rows: int = Field(48, ge=1)
     device_rows: int = Field(12, ge=1)
     evaluate_every_steps: int | None = Field(None, ge=1)
     patience: int | None = Field(None, ge=1)
@@ -84,7 +91,7 @@ class Stage(_Strict):
         return self
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """A guard from its base model to its card.
 
     `base` is a checkpoint folder or a hub id (owner/name) with a chat template; `max_tokens` bounds a training row,

@@ -22,7 +22,7 @@ from worker.training.recipe import DataFile
 
 
 class Provenance(BaseModel):
-    """How a generated row came about. All but its origin may be unknown."""
+    """The history of a generated row. All but its origin may be unknown."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -40,17 +40,18 @@ class _Row(LibraRecord):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One labelled item with the analysis that an answer should give (may be empty) and its licence."""
+    """One labelled item with the analysis that an answer should give (may be empty), its licence, its weight."""
 
     item: Item
     label: Label
-    analysis: str
-    licence: str
-    origin: str
+    analysis: str = ""
+    licence: str = "not stated"
+    origin: str = ""
+    weight: float = 1.0
 
     @property
     def group(self) -> str:
-        """What keeps answers to one question together when a set is split: the question, or the text where none is."""
+        """The question, or the text where there is none: a split keeps samples of one group together."""
         return self.item.question or self.item.response
 
 
@@ -70,18 +71,18 @@ def read_samples(files: Iterable[DataFile]) -> list[Sample]:
         DataError: a file is not there, or a row cannot be trained on; file and place are named.
         UsageError: a file is of a kind that cannot be read here.
     """
-    return [_sample(raw, place, file) for file in files for place, raw in _raw_rows(file.path)]
+    return [sample_of(raw, place, file) for file in files for place, raw in raw_rows(file.path)]
 
 
 def counts_of(samples: Iterable[Sample]) -> list[Count]:
-    """How many rows each source gave, under which licence."""
+    """The rows of each source and licence, counted."""
     found = Counter((sample.origin, sample.licence, sample.label) for sample in samples)
     keys = sorted({key[:2] for key in found})
     return [Count(*key, found[*key, Label.SAFE], found[*key, Label.UNSAFE]) for key in keys]
 
 
 def split(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """Those that stay and those held out: about `share` of the questions, decided by their hash and the seed."""
+    """The samples that stay, and those held out: about `share` of the questions, decided by hash and seed."""
     kept: list[Sample] = []
     held: list[Sample] = []
     for sample in samples:
@@ -108,8 +109,13 @@ def file_digest(path: Path) -> str:
         raise DataError(f"{path}: {error.strerror}") from error
 
 
-def _raw_rows(path: Path) -> Iterator[tuple[str, object]]:
-    """Every row with its place, such as "hard.jsonl, line 3"."""
+def raw_rows(path: Path) -> Iterator[tuple[str, object]]:
+    """Every row with its place, such as "hard.jsonl, line 3".
+
+    Raises:
+        DataError: the file cannot be read.
+        UsageError: it is of a kind that cannot be read here.
+    """
     readers = {".jsonl": _json_lines, ".json": _json_array, ".parquet": _parquet}
     reader = readers.get(path.suffix)
     if reader is None:
@@ -158,12 +164,16 @@ def _parquet(path: Path) -> Iterator[tuple[str, object]]:
         raise DataError(f"{path}: not Parquet: {error}") from error
 
 
-def _sample(raw: object, place: str, file: DataFile) -> Sample:
+def sample_of(raw: object, place: str, file: DataFile) -> Sample:
+    """A record as a sample.
+
+    Raises:
+        DataError: it cannot be trained on; the message names the place and never repeats the text.
+    """
     try:
         row = _Row.model_validate(raw)
         item = row.to_item()
     except ValidationError as error:
-        # The message never repeats the row: it is somebody's text.
         detail = error.errors(include_input=False, include_url=False)[0]
         raise DataError(f"{place}: {'.'.join(map(str, detail['loc']))}: {detail['msg']}") from error
     if item.truth is None:

@@ -1,4 +1,4 @@
-"""One stage: rows in order, steps, measurements on the dev rows, early stopping, and the best weights at the end.
+"""One stage: rows in order, steps, evaluations on the dev rows, early stopping, and the best weights at the end.
 
 Knows nothing of files of rows or of other stages. Every process of a distributed run calls everything here; what is
 written to disk is written by the main one. The loss of a step is the mean over the answers' tokens of all its rows,
@@ -20,29 +20,38 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import set_seed
 
 from infra.errors import GuardError
-from infra.metrics.counts import COUNT_METRICS, Confusion
 from schemas.items import Label
-from schemas.verdicts import Verdict
 from worker.guards.libra import LibraGuard
 from worker.training import checkpoints, plan
-from worker.training.answers import Encoded, lengths_of
 from worker.training.calibration import mean_nll
 from worker.training.checkpoints import Evaluation, Progress
-from worker.training.lm import answer_loss, label_logprobs, load_lm, save_lm, step_weight, training_batch
+from worker.training.evaluate import macro_f1, metrics_of
+from worker.training.examples import Example
+from worker.training.lm import (
+    adapted,
+    answer_loss,
+    label_logprobs,
+    load_lm,
+    merge,
+    save_adapter,
+    save_lm,
+    step_weight,
+    training_batch,
+)
 from worker.training.recipe import Recipe, Stage
 
 Report = Callable[[str], None]
 
 DTYPES: Final = {"bf16": torch.bfloat16, "fp32": torch.float32}
-"""What the finished weights are stored in."""
+"""Types of the finished weights, by the recipe's precision."""
 
 
 @dataclass(frozen=True)
 class StageRows:
-    """What a stage learns from and is measured on, encoded; and the guard that reads the answers."""
+    """The rows that a stage learns from and is evaluated on, encoded; and the guard that reads the answers."""
 
-    train: Sequence[Encoded]
-    dev: Sequence[Encoded]
+    train: Sequence[Example]
+    dev: Sequence[Example]
     guard: LibraGuard
     first_ids: tuple[int, int]
 
@@ -50,7 +59,7 @@ class StageRows:
 def run_stage(
     accelerator: Accelerator, recipe: Recipe, stage: Stage, *, rows: StageRows, base: Path, folder: Path, report: Report
 ) -> Path:
-    """Train one stage, or the rest of it, and return the folder of its checkpoint, which can be served.
+    """Train one stage, or the rest of it; returns the folder of its checkpoint, which can be served.
 
     Args:
         accelerator: The processes and their devices.
@@ -58,7 +67,7 @@ def run_stage(
         stage: Which of its stages.
         rows: Encoded by the base's tokenizer.
         base: The checkpoint to start from.
-        folder: Where the stage keeps its checkpoints; what is there is gone on with.
+        folder: Of the stage's checkpoints; the newest one there is resumed.
         report: Takes a line of progress at a time.
 
     Raises:
@@ -74,7 +83,7 @@ def run_stage(
 
 
 def history_of(folder: Path) -> list[Evaluation]:
-    """The measurements of a finished stage."""
+    """The evaluations of a finished stage."""
     lines = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
     return [Evaluation.model_validate_json(line) for line in lines]
 
@@ -93,17 +102,22 @@ class _StageRun:
     ) -> None:
         self._accelerator, self._recipe, self._stage = accelerator, recipe, stage
         self._rows, self._base, self._folder, self._report = rows, base, folder, report
-        self._lengths = lengths_of(rows.train)
+        self._lengths = [len(row.ids) for row in rows.train]
         epoch = plan.steps_per_epoch(len(rows.train), stage.batch_rows)
         self._steps = epoch * stage.epochs
         self._every = stage.evaluate_every_steps or epoch
         self._seed = f"{recipe.seed}/{stage.name}"
+        self._best = folder / "best"
         self._losses: list[tuple[torch.Tensor, float]] = []
         self._undo: list[Callable[[], None]] = []
         set_seed(recipe.seed)
         self._model, self._optimizer = self._prepared()
         set_seed(recipe.seed, device_specific=True)
-        self._progress = self._resumed()
+        # The weights of a checkpoint of adapters alone are not all of the model's.
+        found = checkpoints.load(accelerator, folder, strict=recipe.lora is None)
+        if found:
+            report(f"{stage.name}: going on after step {found.step:,} of {self._steps:,}")
+        self._progress = found or Progress()
 
     # Setting up.
 
@@ -113,8 +127,6 @@ class _StageRun:
         bf16_base = recipe.lora is not None and recipe.precision == "bf16"
         model = load_lm(self._base, dtype=torch.bfloat16 if bf16_base else torch.float32)
         if recipe.lora is not None:
-            from worker.training.lora import adapted  # noqa: PLC0415 - an extra
-
             model = adapted(model, recipe.lora)
             if recipe.activation_checkpointing:
                 model.enable_input_require_grads()
@@ -133,12 +145,6 @@ class _StageRun:
         prepared: tuple[Any, Any] = accelerator.prepare(model, optimizer)
         return prepared
 
-    def _resumed(self) -> Progress:
-        found = checkpoints.load(self._accelerator, self._folder, strict=self._recipe.lora is None)
-        if found:
-            self._report(f"{self._stage.name}: going on after step {found.step:,} of {self._steps:,}")
-        return found or Progress()
-
     # Training.
 
     def train(self) -> None:
@@ -152,7 +158,7 @@ class _StageRun:
             self._take_step(progress.step)
             progress.step += 1
             if progress.step % self._every == 0 or progress.step == self._steps:
-                self._measure()
+                self._evaluate()
                 checkpoints.save(self._accelerator, self._folder, progress)
 
     def _take_step(self, step: int) -> None:
@@ -176,7 +182,7 @@ class _StageRun:
         self._losses.append((loss, weight))
 
     def _share_of(self, step: int) -> tuple[float, list[list[int]]]:
-        """What all answers of a step weigh, and this process's part of its rows."""
+        """The summed weight of all answers of a step, and this process's part of its rows."""
         stage, accelerator = self._stage, self._accelerator
         chosen = plan.step_rows(step, rows=len(self._rows.train), batch_rows=stage.batch_rows, seed=self._seed)
         batches = plan.micro_batches(
@@ -189,7 +195,7 @@ class _StageRun:
         return step_weight([self._rows.train[row] for row in chosen], stage.label_weight), batches
 
     def _part_loss(self, chosen: Sequence[int]) -> torch.Tensor:
-        """The summed loss of some rows; of none, a row's that counts nothing: every process must run each part."""
+        """The summed loss of some rows; of none, one row's times 0: every process must run each part."""
         batch = training_batch([self._rows.train[row] for row in chosen or [0]], self._stage.label_weight)
         loss = answer_loss(self._model, batch.to(self._accelerator.device))
         return loss if chosen else loss * 0
@@ -198,21 +204,23 @@ class _StageRun:
         share = plan.learning_rate_share(step, steps=self._steps, warmup_share=self._stage.warmup_share)
         return self._stage.learning_rate * share
 
-    # Measuring.
+    # Evaluation.
 
-    def _measure(self) -> None:
-        """Measure on the dev rows, tell, and keep the weights if they are the best so far."""
-        progress = self._progress
+    def _evaluate(self) -> None:
+        """Evaluate on the dev rows, report, and keep the weights if they are the best so far."""
+        progress, rows = self._progress, self._rows
         logprobs = self._dev_logprobs()
         loss = self._mean_loss()
         if not math.isfinite(loss):
             raise GuardError(f"{self._stage.name}: the loss is no longer a number before step {progress.step:,}")
-        unsafe = [row.truth is Label.UNSAFE for row in self._rows.dev]
+        truths = [row.truth for row in rows.dev]
+        unsafe = [truth is Label.UNSAFE for truth in truths]
+        verdicts = [rows.guard.read_scores(0, [row]) for row in logprobs]
         found = Evaluation(
             step=progress.step,
             loss=loss,
             dev_nll=mean_nll([unsafe_lp - safe_lp for safe_lp, unsafe_lp in logprobs], unsafe),
-            macro_f1=macro_f1(self._rows.dev, [self._rows.guard.read_scores(0, [row]) for row in logprobs]),
+            macro_f1=macro_f1(metrics_of(truths, verdicts, resamples=0)),
             learning_rate=self._rate(progress.step - 1),
         )
         better = progress.record(found, self._stage.patience)
@@ -226,14 +234,14 @@ class _StageRun:
             self._report(f"{self._stage.name}: stopped, no better macro F1 in {progress.stale} measurements")
 
     def _mean_loss(self) -> float:
-        """Mean training loss since the last measurement, over all processes."""
+        """Mean training loss since the last evaluation, over all processes, in nats."""
         total = sum(loss * weight for loss, weight in self._losses)
         weight = sum(weight for _, weight in self._losses)
         self._losses.clear()
         return float(self._accelerator.reduce(torch.as_tensor(total), reduction="sum")) / weight
 
     def _dev_logprobs(self) -> list[list[float]]:
-        """Log-probabilities of (safe, unsafe) after every dev row's prompt."""
+        """Log-probabilities of (safe, unsafe) after every dev row's prompt: dev rows x 2, in nats."""
         self._model.eval()
         accelerator, rows = self._accelerator, self._rows.dev
         found: dict[int, list[float]] = {}
@@ -258,10 +266,6 @@ class _StageRun:
 
     # Weights.
 
-    @property
-    def _best(self) -> Path:
-        return self._folder / "best"
-
     def _keep(self) -> None:
         """Write the present weights as the best: a whole checkpoint, or the adapters alone."""
         accelerator = self._accelerator
@@ -274,22 +278,22 @@ class _StageRun:
             if self._recipe.lora is None:
                 save_lm(model, fresh, base=self._base, dtype=DTYPES[self._recipe.precision], weights=weights)
             else:
-                from worker.training.lora import save_adapter  # noqa: PLC0415 - an extra
-
                 save_adapter(model, fresh, weights)
             shutil.rmtree(self._best, ignore_errors=True)
             fresh.replace(self._best)
         accelerator.wait_for_everyone()
 
     def finish(self, finished: Path) -> None:
-        """Make the best weights the stage's checkpoint, keep its history, drop what was only there to go on with."""
+        """Make the best weights the stage's checkpoint, keep its history, drop what only served to resume."""
         accelerator = self._accelerator
         if accelerator.is_main_process:
             history = "".join(found.model_dump_json() + "\n" for found in self._progress.history)
             (self._folder / "history.jsonl").write_text(history, encoding="utf-8")
             if self._recipe.lora is not None:
-                self._merge(self._folder / "merged")
-            (self._best if self._recipe.lora is None else self._folder / "merged").replace(finished)
+                merged = self._folder / "merged"
+                shutil.rmtree(merged, ignore_errors=True)
+                merge(self._base, self._best, merged, dtype=DTYPES[self._recipe.precision])
+            (self._best if self._recipe.lora is None else merged).replace(finished)
             for path in self._folder.glob("step-*"):
                 shutil.rmtree(path)
         for undo in self._undo:
@@ -298,25 +302,9 @@ class _StageRun:
         accelerator.free_memory()
         accelerator.wait_for_everyone()
 
-    def _merge(self, folder: Path) -> None:
-        from worker.training.lora import merge  # noqa: PLC0415 - an extra
-
-        shutil.rmtree(folder, ignore_errors=True)
-        merge(self._base, self._best, folder, dtype=DTYPES[self._recipe.precision])
-
-
-def macro_f1(rows: Sequence[Encoded], verdicts: Sequence[Verdict]) -> float:
-    """Mean of both classes' F1; a verdict without a label counts as wrong, a class that is not there as 0."""
-    pairs = [(row.truth, verdict.label or row.truth.opposite) for row, verdict in zip(rows, verdicts, strict=True)]
-    safe, unsafe = Label.SAFE, Label.UNSAFE
-    counts = Confusion(
-        *(pairs.count(pair) for pair in ((unsafe, unsafe), (unsafe, safe), (safe, unsafe), (safe, safe)))
-    )
-    return sum(COUNT_METRICS[name].formula(counts) or 0.0 for name in ("f1_safe", "f1_unsafe")) / 2
-
 
 def _keep_trained_only(models: list[Any], weights: list[dict[str, Any]], folder: str) -> None:  # noqa: ARG001 - accelerate's signature
-    """A training checkpoint of adapters leaves the base out: it is there, unchanged."""
+    """Leave the base out of a training checkpoint of adapters: it is there, unchanged."""
     for model, state in zip(models, weights, strict=False):
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         for name in [name for name in state if name not in trained]:

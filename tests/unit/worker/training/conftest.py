@@ -1,20 +1,14 @@
-"""A few synthetic rows and a small tokenizer over them."""
+"""A tiny untrained chat model, made once for all tests of training."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
-from tokenizers import Tokenizer
 
-from worker.training.data import Row, rows_of
-from worker.training.hard_negatives import hard_negatives
-from worker.training.tokenizer import train_tokenizer
+from tests.support.training import write_base
 
 
 @pytest.fixture(scope="session")
-def rows() -> list[Row]:
-    return [row for record in hard_negatives(160, seed=1) for row in rows_of(record)]
-
-
-@pytest.fixture(scope="session")
-def tokenizer(rows: list[Row]) -> Tokenizer:
-    return train_tokenizer(rows, size=1_500, prompt_repeats=300)
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_base(tmp_path_factory.mktemp("base"))

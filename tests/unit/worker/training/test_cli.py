@@ -9,8 +9,9 @@ from click.testing import CliRunner
 
 from infra.errors import UsageError
 from libra_fleet.cli.train import train
-from worker.training import build, curriculum
-from worker.training.train import Recipe
+from worker.training import curriculum
+from worker.training.tiny import build
+from worker.training.tiny.train import TinyRecipe
 
 
 def test_the_options_reach_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,14 +32,14 @@ def test_the_options_reach_the_recipe(tmp_path: Path, monkeypatch: pytest.Monkey
     assert CliRunner().invoke(train, arguments).exit_code == 0
     [(data, out, recipe, also, _)] = calls
     assert (data, out, also) == (tmp_path, tmp_path / "out", ())
-    assert recipe == Recipe(epochs=2, seed=5, threads=1)
+    assert recipe == TinyRecipe(epochs=2, seed=5, threads=1)
 
 
 def test_the_defaults_are_the_bundled_guards_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(build, "build_guard", lambda *arguments: calls.append(arguments))
     CliRunner().invoke(train, ["--data", str(tmp_path), "--out", str(tmp_path / "out")])
-    assert calls[0][2] == Recipe()
+    assert calls[0][2] == TinyRecipe()
 
 
 def test_a_folder_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from schemas.guards import Mode
 from schemas.items import Label
 from schemas.messages import ChunkItem
 from tests.support.gateway import free_port
-from tests.support.training import dialogues, stage_settings, write_base, write_recipe, write_rows
+from tests.support.training import dialogues, stage_settings, write_recipe, write_rows
 from worker.device.engines.transformers import TransformersEngine
 from worker.guards.libra import LibraGuard
 from worker.guards.registry import load_guard
@@ -48,11 +48,6 @@ def fresh_accelerate() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("rows")
     return {
@@ -70,6 +65,16 @@ def finished(base: Path, rows: dict[str, Path], tmp_path_factory: pytest.TempPat
         stage_settings("finetuning", rows["hard"]),
     ]
     recipe = write_recipe(tmp_path_factory.mktemp("run"), base, stages, measure_on={"apart": str(rows["test"])})
+    train_guard(load_recipe(recipe), print)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return recipe
+
+
+@pytest.fixture(scope="module")
+def short(base: Path, rows: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipe of another run that is done: two stages of one epoch each."""
+    stages = [stage_settings(stage, rows[stage], **FIRST_STEPS) for stage in ("synthetic", "hard")]
+    recipe = write_recipe(tmp_path_factory.mktemp("short"), base, stages)
     train_guard(load_recipe(recipe), print)
     AcceleratorState._reset_state(reset_partial_state=True)
     return recipe
@@ -143,6 +148,7 @@ def test_another_recipe_does_not_go_on_in_the_same_folder(finished: Path) -> Non
         train_guard(other.model_copy(update={"out": finished.parent}), print)
 
 
+@pytest.mark.slow
 def test_the_second_stage_starts_from_the_first_and_stops_where_nothing_gets_better(
     base: Path, rows: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -169,21 +175,22 @@ def stopping_at(beginning: str) -> Callable[[str], None]:
     return report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stops", "lora"),
     [({"synthetic": 4, "hard": 3}, None), ({"synthetic": 4}, {"rank": 2, "dropout": 0.2})],
     ids=["full", "lora"],
 )
-def test_an_interrupted_run_goes_on_to_the_same_weights(
-    base: Path, rows: dict[str, Path], tmp_path: Path, stops: dict[str, int], lora: dict[str, Any] | None
+def test_an_interrupted_run_is_resumed_to_the_same_weights(
+    base: Path, rows: dict[str, Path], short: Path, tmp_path: Path, stops: dict[str, int], lora: dict[str, Any] | None
 ) -> None:
-    recipes = []
-    for name in ("whole", "parts"):
-        (tmp_path / name).mkdir()
-        settings = [stage_settings(stage, rows[stage], **FIRST_STEPS) for stage in stops]
-        recipes.append(write_recipe(tmp_path / name, base, settings, lora=lora))
-    whole, parts = recipes
-    train_guard(load_recipe(whole), print)
+    settings = [stage_settings(stage, rows[stage], **FIRST_STEPS) for stage in stops]
+    whole, parts_folder = short, tmp_path / "parts"
+    parts_folder.mkdir()
+    parts = write_recipe(parts_folder, base, settings, lora=lora)
+    if lora:
+        whole = write_recipe(tmp_path, base, settings, lora=lora)
+        train_guard(load_recipe(whole), print)
     for stage, step in stops.items():
         with pytest.raises(Interrupted):
             train_guard(load_recipe(parts), stopping_at(f"{stage}: step {step}"))
@@ -195,6 +202,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
     assert history(whole, stage) == history(parts, stage)
 
 
+@pytest.mark.slow
 def test_adapters_are_merged_into_weights_that_the_fleet_serves(
     base: Path, rows: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -213,6 +221,7 @@ def test_adapters_are_merged_into_weights_that_the_fleet_serves(
     assert len(engine.score(prompts, guard.label_ids)[0]) == 2
 
 
+@pytest.mark.slow
 def test_the_smoke_recipe_makes_a_guard_and_learns_no_row_that_it_measures_on(
     base: Path, rows: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -238,16 +247,15 @@ def test_a_stage_without_both_labels_is_refused_before_anything_is_loaded(base: 
         train_guard(load_recipe(recipe), print)
 
 
-def test_two_processes_learn_what_one_does_with_accumulation(base: Path, rows: dict[str, Path], tmp_path: Path) -> None:
-    recipes = []
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        recipes.append(write_recipe(tmp_path / name, base, [stage_settings("only", rows["synthetic"], **FIRST_STEPS)]))
-    train_guard(load_recipe(recipes[0]), print)
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does_with_accumulation(
+    base: Path, rows: dict[str, Path], short: Path, tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path, base, [stage_settings("synthetic", rows["synthetic"], **FIRST_STEPS)])
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     processes = [
         Popen(
-            [sys.executable, "-m", "libra_fleet.cli", "train", str(recipes[1])],
+            [sys.executable, "-m", "libra_fleet.cli", "train", str(recipe)],
             env=child_environment(**shared, RANK=rank, LOCAL_RANK=rank, ACCELERATE_USE_CPU="true"),
         )
         for rank in ("0", "1")
@@ -257,8 +265,8 @@ def test_two_processes_learn_what_one_does_with_accumulation(base: Path, rows: d
     finally:
         for process in processes:
             process.kill()
-    one, two = (weights(recipe) for recipe in recipes)
+    one, two = weights(short, "training/synthetic/model"), weights(recipe)
     assert one.keys() == two.keys()
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)
-    assert "| processes | 2 |" in (tmp_path / "two" / "out" / "README.md").read_text(encoding="utf-8")
+    assert "| processes | 2 |" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,22 +11,21 @@ import torch
 from torch.nn import functional
 
 from schemas.items import Label
-from tests.support.training import write_base
-from worker.training.answers import Encoded
+from worker.training.examples import Example
 from worker.training.lm import answer_loss, label_logprobs, load_lm, step_weight, training_batch
 
 ROWS = [
-    Encoded(array("i", [5, 6, 7, 8, 9, 10]), answer=3, label=4, truth=Label.SAFE),
-    Encoded(array("i", [11, 12, 13, 14, 15, 16, 17, 18, 19]), answer=5, label=7, truth=Label.UNSAFE),
+    Example(array("i", [5, 6, 7, 8, 9, 10]), answer=3, label=4, truth=Label.SAFE),
+    Example(array("i", [11, 12, 13, 14, 15, 16, 17, 18, 19]), answer=5, label=7, truth=Label.UNSAFE),
 ]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return load_lm(write_base(tmp_path_factory.mktemp("base")), dtype=torch.float32)
+def model(base: Path) -> Any:
+    return load_lm(base, dtype=torch.float32)
 
 
-def plain_losses(model: Any, row: Encoded) -> list[float]:
+def plain_losses(model: Any, row: Example) -> list[float]:
     """The negative log-likelihood of every id given those before it."""
     ids = torch.tensor([row.ids.tolist()])
     logits = model(input_ids=ids).logits[0, :-1]

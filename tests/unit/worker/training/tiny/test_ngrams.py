@@ -7,18 +7,18 @@ import torch
 from tokenizers import Tokenizer
 
 from schemas.items import Label
-from worker.training.data import Row
-from worker.training.encoding import Example, RowEncoder
-from worker.training.ngrams import TableRecipe, fit_shares, fit_table, in_use, minimum, presence
-from worker.training.train import Shape, new_model
+from worker.training.examples import Example
+from worker.training.samples import Sample
+from worker.training.tiny.ngrams import TableSettings, fit_shares, fit_table, in_use, minimum, presence
+from worker.training.tiny.train import Shape, TokenizerEncoder, new_model
 
-RECIPE = TableRecipe(slots=1 << 16)
+RECIPE = TableSettings(slots=1 << 16)
 SHAPE = Shape(hidden=64, intermediate=96, layers=1, heads=2, kv_heads=1)
 
 
 @pytest.fixture(scope="module")
-def examples(rows: list[Row], tokenizer: Tokenizer) -> list[Example]:
-    encoder = RowEncoder(tokenizer)
+def examples(rows: list[Sample], tokenizer: Tokenizer) -> list[Example]:
+    encoder = TokenizerEncoder(tokenizer)
     return [encoder.encode(row) for row in rows]
 
 
@@ -42,9 +42,9 @@ def test_slots_that_one_text_alone_sets_weigh_nothing(examples: list[Example], t
 
 
 def test_dialogues_change_nothing_of_what_comments_say(
-    examples: list[Example], rows: list[Row], tokenizer: Tokenizer
+    examples: list[Example], rows: list[Sample], tokenizer: Tokenizer
 ) -> None:
-    wide = TableRecipe(slots=1 << 24)  # hardly two n-grams share a slot
+    wide = TableSettings(slots=1 << 24)  # hardly two n-grams share a slot
     config = new_model(tokenizer, SHAPE, wide.slots).config
     comments = [example for example, row in zip(examples, rows, strict=True) if not row.question]
     of_comments = presence([example.ids[: example.label] for example in comments], config)

@@ -17,27 +17,29 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from infra.errors import GuardError
 from schemas.items import Label
-from worker.guards.libra import DIALOGUE, INSTRUCTION
-from worker.training.data import Row
-from worker.training.rendering import (
-    CHAT_TEMPLATE,
-    END,
-    PREFILL,
-    SPECIALS,
-    TURN,
-    TURN_END,
-    answer_text,
-    label_text,
-    user_turn,
+from worker.guards.libra import DIALOGUE, INSTRUCTION, PREFILL, user_turn
+from worker.training.examples import answer_text, label_text
+from worker.training.samples import Sample
+
+END: Final = "<|endoftext|>"
+TURN: Final = "<|im_start|>"
+TURN_END: Final = "<|im_end|>"
+SPECIALS: Final = (END, TURN, TURN_END)
+# Qwen2.5's without a default system message.
+_CHAT_TEMPLATE: Final = (
+    "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}\n"
 )
 
 VOCABULARY: Final = 7168
 PROMPT_REPEATS: Final = 20_000
 _DIALOGUE_PIECES: Final = DIALOGUE.split("{}")
 TEXT_PIECE: Final = f"\n{_DIALOGUE_PIECES[0]}"
-"""What stands before the question."""
+"""The prompt's piece before the question."""
 ANSWER_PIECE: Final = _DIALOGUE_PIECES[1]
-"""What stands between question and answer."""
+"""The prompt's piece between question and answer."""
 _ANSWER_PIECES: Final = (PREFILL, '",\n', '  "分析": "', '"\n}')
 _PIECES: Final = (f"user\n{INSTRUCTION}", TEXT_PIECE, ANSWER_PIECE, "assistant\n", *_ANSWER_PIECES)
 # Line ends stand alone: beside one of a text's own, a piece of the prompt that begins with one is still found.
@@ -55,8 +57,10 @@ _SPLIT: Final = "|".join(
 )
 
 
-def train_tokenizer(rows: Sequence[Row], size: int = VOCABULARY, prompt_repeats: int = PROMPT_REPEATS) -> Tokenizer:
-    """A tokenizer of `size` entries, the same for the same rows.
+def train_tokenizer(
+    samples: Sequence[Sample], size: int = VOCABULARY, prompt_repeats: int = PROMPT_REPEATS
+) -> Tokenizer:
+    """A tokenizer of `size` entries, the same for the same samples.
 
     Raises:
         GuardError: the two labels begin with the same token, or a piece of the prompt is more than one.
@@ -73,7 +77,7 @@ def train_tokenizer(rows: Sequence[Row], size: int = VOCABULARY, prompt_repeats:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_texts(rows, prompt_repeats), trainer)
+    tokenizer.train_from_iterator(_texts(samples, prompt_repeats), trainer)
     first = {label_ids(tokenizer, label)[0] for label in Label}
     if len(first) != len(Label):
         raise GuardError("the tokenizer gives both labels the same first token")
@@ -94,16 +98,16 @@ def piece_id(tokenizer: Tokenizer, piece: str) -> int:
     return ids[0]
 
 
-def _texts(rows: Sequence[Row], prompt_repeats: int) -> Iterator[str]:
+def _texts(samples: Sequence[Sample], prompt_repeats: int) -> Iterator[str]:
     frame = f"user\n{user_turn('', '')}"
-    answers = {f"assistant\n{answer_text(row.label, row.analysis)}" for row in rows}
+    answers = {f"assistant\n{answer_text(sample.label, sample.analysis)}" for sample in samples}
     for _ in range(prompt_repeats):
         yield frame
     for _ in range(max(1, prompt_repeats // max(1, len(answers)))):
         yield from sorted(answers)
-    for row in rows:
-        yield row.question
-        yield row.response
+    for sample in samples:
+        yield sample.item.question
+        yield sample.item.response
 
 
 def encode_plain(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -135,12 +139,9 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, *, context_tokens: int) -
         "unk_token": None,
         "additional_special_tokens": [TURN, TURN_END],
     }
-    _write(folder / "tokenizer_config.json", json.dumps(config, ensure_ascii=False, indent=2))
-    _write(folder / "chat_template.jinja", CHAT_TEMPLATE.rstrip("\n"))
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text + "\n", encoding="utf-8")
+    written = json.dumps(config, ensure_ascii=False, indent=2) + "\n"
+    (folder / "tokenizer_config.json").write_text(written, encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(_CHAT_TEMPLATE, encoding="utf-8")
 
 
 def control_ids(tokenizer: Tokenizer) -> dict[str, int]:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import pytest
 from tokenizers import Tokenizer
 
-from worker.training.data import Row
-from worker.training.encoding import IGNORED, Example, RowEncoder, batches, collate, common_prefix
-from worker.training.rendering import PREFILL, TURN_END, answer_text
-from worker.training.tokenizer import control_ids, encode_plain
+from worker.guards.libra import PREFILL
+from worker.training.examples import Example, answer_text
+from worker.training.samples import Sample
+from worker.training.tiny.tokenizer import TURN_END, control_ids, encode_plain
+from worker.training.tiny.train import IGNORED, TokenizerEncoder, batches, collate, common_prefix
 
 
 @pytest.fixture(scope="module")
-def examples(rows: list[Row], tokenizer: Tokenizer) -> list[Example]:
-    encoder = RowEncoder(tokenizer)
+def examples(rows: list[Sample], tokenizer: Tokenizer) -> list[Example]:
+    encoder = TokenizerEncoder(tokenizer)
     return [encoder.encode(row) for row in rows]
 
 
 def test_the_answer_is_the_reference_json_and_the_turns_end(
-    rows: list[Row], examples: list[Example], tokenizer: Tokenizer
+    rows: list[Sample], examples: list[Example], tokenizer: Tokenizer
 ) -> None:
     for row, example in zip(rows[:20], examples, strict=False):
         *answer, end = example.ids[example.answer :]
@@ -31,7 +32,7 @@ def test_targets_are_exactly_the_answers_tokens(examples: list[Example]) -> None
     chosen = examples[:7]
     batch = collate(chosen, prefix, pad=0, label_weight=3.0)
     for example, targets in zip(chosen, batch.targets.tolist(), strict=True):
-        assert [target for target in targets if target != IGNORED] == example.ids[example.answer :]
+        assert [target for target in targets if target != IGNORED] == example.ids[example.answer :].tolist()
 
 
 def test_every_target_is_read_one_place_before_it(examples: list[Example]) -> None:
@@ -43,7 +44,7 @@ def test_every_target_is_read_one_place_before_it(examples: list[Example]) -> No
         count = len(example.ids) - example.answer
         for place, target in zip(batch.places[number][:count].tolist(), example.ids[example.answer :], strict=True):
             at = place + len(prefix)
-            assert inputs[: at + 1] == example.ids[: at + 1]
+            assert inputs[: at + 1] == example.ids[: at + 1].tolist()
             assert example.ids[at + 1] == target
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from infra.metrics import Judged, measure
 from schemas.items import Label
 from schemas.verdicts import Outcome
+from worker.training.card import CardFacts, StageFacts, write_model_card
 from worker.training.checkpoints import Evaluation
-from worker.training.model_card import CardFacts, Measured, StageFacts, write_model_card
+from worker.training.evaluate import Measured
 from worker.training.recipe import Recipe
 from worker.training.samples import Count
 
@@ -36,7 +37,7 @@ def test_what_is_not_known_is_said_with_its_reason(tmp_path: Path) -> None:
         ],
         fit="the rows are of one class only",
         calibrated_on="dev rows of only",
-        measured=[Measured("dev rows of only", counts, metrics, metrics, nll=None)],
+        measured=[Measured("dev rows of only", metrics, counts, metrics)],
         only_dev=True,
         device="cpu",
         processes=1,

@@ -1,13 +1,14 @@
 """Training rows as token ids: the prompt that is served, and the answer to be learnt after it. Torch-free.
 
 The prompt is rendered by the Libra guard itself, so that what is learnt is what is asked. An answer is the reference's
-JSON, the label first. A row without an analysis teaches its label alone: nobody invents a reason for it.
+JSON, the label first. A row without an analysis teaches its label alone: no reason is invented for it.
 """
 
 from __future__ import annotations
 
+import json
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,29 +19,42 @@ from schemas.items import Label
 from schemas.messages import ChunkItem
 from worker.guards.base import PromptIds, common_length
 from worker.guards.chat import ChatTokenizer
-from worker.guards.libra import LibraGuard
-from worker.training.rendering import answer_text, user_turn
+from worker.guards.libra import PREFILL, WORDS, LibraGuard, user_turn
 from worker.training.samples import Sample
 
+_AFTER_LABEL: Final = '",\n  "分析": "'
+_ANSWER_END: Final = '"\n}'
 _ANY_ANALYSIS: Final = "分析"
 
 
+def label_text(label: Label) -> str:
+    """The text that follows the prefilled answer, up to the analysis."""
+    return f"{WORDS[label]}{_AFTER_LABEL}"
+
+
+def answer_text(label: Label, analysis: str) -> str:
+    """The whole answer to be learnt, without the turn's end."""
+    written = json.dumps(analysis, ensure_ascii=False)[1:-1]
+    return f"{PREFILL}{label_text(label)}{written}{_ANSWER_END}"
+
+
 @dataclass(frozen=True, slots=True)
-class Encoded:
+class Example:
     """One row. The ids from `answer` on are to be learnt; the label's first id stands at `label`."""
 
     ids: PromptIds
     answer: int
     label: int
     truth: Label
+    weight: float = 1.0
 
     @property
     def prompt(self) -> PromptIds:
-        """What is asked in score mode: everything before the label."""
+        """The prompt of score mode: everything before the label."""
         return self.ids[: self.label]
 
 
-class AnswerEncoder:
+class ExampleEncoder:
     """One checkpoint's way from a sample to ids.
 
     Raises:
@@ -57,38 +71,6 @@ class AnswerEncoder:
         self._alone = {label: self._label_alone(label) for label in Label}
         lead = self._chat.tail_ids("")
         self._before_answer = common_length([lead, *self._alone.values()])
-        self._check(folder)
-
-    @property
-    def first_ids(self) -> tuple[int, int]:
-        """The ids that the labels safe and unsafe begin with."""
-        safe, unsafe = self.guard.label_ids
-        return safe[0], unsafe[0]
-
-    def encode(self, samples: Iterable[Sample], max_tokens: int) -> tuple[list[Encoded], int]:
-        """The rows that are no longer than `max_tokens`, and how many were left out because they are."""
-        rows = [self._row(sample) for sample in samples]
-        kept = [row for row in rows if len(row.ids) <= max_tokens]
-        return kept, len(rows) - len(kept)
-
-    def _row(self, sample: Sample) -> Encoded:
-        (user,) = self._chat.encode_users([user_turn(sample.item.question, sample.item.response)])
-        label = sample.label
-        answer = (
-            self._chat.tail_ids(answer_text(label, sample.analysis)) + self._end
-            if sample.analysis
-            else self._alone[label]
-        )
-        start = len(user)
-        return Encoded(user + answer, start + self._before_answer, start + len(self._tail), label)
-
-    def _label_alone(self, label: Label) -> PromptIds:
-        """The ids of an answer up to the end of its label, whatever follows."""
-        answers = [self._chat.tail_ids(answer_text(label, text)) for text in (_ANY_ANALYSIS, "a")]
-        words = self._tail + array("i", self.guard.label_ids[list(Label).index(label)])
-        return answers[0][: common_length([*answers, words])]
-
-    def _check(self, folder: Path) -> None:
         ends = len(self._tail)
         learnt = [alone[ends : ends + 1].tolist() for alone in self._alone.values()]
         if any(alone[:ends] != self._tail for alone in self._alone.values()) or learnt != [
@@ -98,7 +80,31 @@ class AnswerEncoder:
                 f"the tokenizer of {folder} cuts a whole answer otherwise than the beginning that is served"
             )
 
+    @property
+    def first_ids(self) -> tuple[int, int]:
+        """The ids that the labels safe and unsafe begin with."""
+        safe, unsafe = self.guard.label_ids
+        return safe[0], unsafe[0]
 
-def lengths_of(rows: Sequence[Encoded]) -> list[int]:
-    """Tokens of each row."""
-    return [len(row.ids) for row in rows]
+    def encode(self, samples: Iterable[Sample], max_tokens: int) -> tuple[list[Example], int]:
+        """The rows that are no longer than `max_tokens`, and how many were left out because they are."""
+        rows = [self._row(sample) for sample in samples]
+        kept = [row for row in rows if len(row.ids) <= max_tokens]
+        return kept, len(rows) - len(kept)
+
+    def _row(self, sample: Sample) -> Example:
+        (user,) = self._chat.encode_users([user_turn(sample.item.question, sample.item.response)])
+        label = sample.label
+        answer = (
+            self._chat.tail_ids(answer_text(label, sample.analysis)) + self._end
+            if sample.analysis
+            else self._alone[label]
+        )
+        start = len(user)
+        return Example(user + answer, start + self._before_answer, start + len(self._tail), label)
+
+    def _label_alone(self, label: Label) -> PromptIds:
+        """The ids of an answer up to the end of its label, whatever follows."""
+        answers = [self._chat.tail_ids(answer_text(label, text)) for text in (_ANY_ANALYSIS, "a")]
+        words = self._tail + array("i", self.guard.label_ids[list(Label).index(label)])
+        return answers[0][: common_length([*answers, words])]

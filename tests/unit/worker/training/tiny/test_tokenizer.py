@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from infra.errors import GuardError
-from schemas.items import Label
-from worker.guards.libra import LibraGuard
-from worker.training.data import Row
-from worker.training.rendering import PREFILL, SPECIALS, answer_text, user_turn
-from worker.training.tokenizer import (
+from schemas.items import Item, Label
+from worker.guards.libra import PREFILL, LibraGuard, user_turn
+from worker.training.examples import answer_text
+from worker.training.samples import Sample
+from worker.training.tiny.tokenizer import (
     ANSWER_PIECE,
+    SPECIALS,
     TEXT_PIECE,
     control_ids,
     encode_plain,
@@ -65,7 +66,7 @@ def test_pieces_of_the_prompt_are_tokens_of_their_own_beside_any_text(
     assert tokenizer.decode(ids[at + 1 :]) == f"{response}\n"
 
 
-def test_a_prompt_that_is_not_one_token_is_refused(rows: list[Row]) -> None:
+def test_a_prompt_that_is_not_one_token_is_refused(rows: list[Sample]) -> None:
     with pytest.raises(GuardError, match="repeat the prompt more often or allow more entries"):
         train_tokenizer(rows[:40], size=400, prompt_repeats=20)
 
@@ -75,25 +76,24 @@ def test_any_text_survives_encoding(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(encode_plain(tokenizer, text)) == text
 
 
-def test_the_same_rows_give_the_same_tokenizer(rows: list[Row]) -> None:
+def test_the_same_rows_give_the_same_tokenizer(rows: list[Sample]) -> None:
     one, other = (train_tokenizer(rows[:40], size=1_200, prompt_repeats=100) for _ in range(2))
     assert one.to_str() == other.to_str()
 
 
 def test_serving_sees_the_ids_that_training_saw(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    from array import array
-
     from schemas.guards import Mode
     from schemas.messages import ChunkItem
-    from worker.training.encoding import RowEncoder
+    from worker.training.tiny.train import TokenizerEncoder
 
     save_tokenizer(tokenizer, tmp_path, context_tokens=1_024)
     (tmp_path / "config.json").write_text('{"max_position_embeddings": 1024}', encoding="utf-8")
     guard = LibraGuard(tmp_path, name="tiny", model="tiny")
-    row = Row("怎样做饭？", "先洗手。<|im_end|>", Label.SAFE, "好。")
-    [[score]] = guard.render([ChunkItem(seq=0, question=row.question, response=row.response)], Mode.SCORE)
-    example = RowEncoder(tokenizer).encode(row)
-    assert score == array("i", example.ids[: example.label])
+    item = Item(id="a", question="怎样做饭？", response="先洗手。<|im_end|>")
+    row = Sample(item, Label.SAFE, "好。")
+    [[score]] = guard.render([ChunkItem(seq=0, question=item.question, response=item.response)], Mode.SCORE)
+    example = TokenizerEncoder(tokenizer).encode(row)
+    assert score == example.prompt
     assert guard.label_ids[0][0] == example.ids[example.label]
 
 

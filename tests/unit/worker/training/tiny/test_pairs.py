@@ -1,4 +1,4 @@
-"""The written question and answer pairs: what `worker/training/data/README.md` says of them."""
+"""The written question and answer pairs: what `worker/training/tiny/data/README.md` says of them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 
 from schemas.items import LibraRecord
 from schemas.taxonomy import SUBCATEGORIES, find_scenario, find_subcategory
-from worker import training
+from worker.training import tiny
 
-PAIRS: Final = Path(training.__file__).parent / "data" / "pairs.jsonl"
+PAIRS: Final = Path(tiny.__file__).parent / "data" / "pairs.jsonl"
 REFUSAL_WORDS: Final = (
     *("抱歉", "对不起", "不能", "无法", "没法", "帮不", "不会帮"),
     *("不可以", "不建议", "不提供", "我不"),

@@ -1,4 +1,4 @@
-"""Fits the table of hashed n-gram weights that stands beside the language model in libra-tiny.
+"""Fits the table of hashed n-gram weights that is added to the language model in libra-tiny.
 
 A logistic regression on the presence of n-grams, each scaled by how differently the labels use it (the log-count ratio
 of Wang & Manning 2012), and the two or three numbers that put it together with the language model's margin. Knows ids
@@ -16,14 +16,15 @@ from torch.nn import functional
 
 from schemas.items import Label
 from worker.device.ngram_lm import LONGEST, NgramQwen2Config, fields, first_occurrences, ngram_slots
-from worker.training.encoding import Example
+from worker.training.examples import Example
+from worker.training.recipe import Strict
 
 _BATCH: Final = 256
 
 
 @dataclass(frozen=True)
 class Presence:
-    """Which slots are set in which text: those of all texts behind one another, and where each text's begin."""
+    """The slots set in each text: those of all texts one after another, (slots,), and each text's start, (texts,)."""
 
     slots: torch.Tensor
     starts: torch.Tensor
@@ -52,9 +53,8 @@ def presence(prompts: Sequence[Sequence[int]], config: NgramQwen2Config, *, own:
     return Presence(torch.cat(found), lengths.cumsum(0)[:-1])
 
 
-@dataclass(frozen=True)
-class TableRecipe:
-    """How the table is fitted. `strength` is the weight of the loss against that of small weights."""
+class TableSettings(Strict):
+    """Settings of the table's fit. `strength` is the weight of the loss against that of small weights."""
 
     slots: int = 1 << 22
     strength: float = 0.2
@@ -63,62 +63,58 @@ class TableRecipe:
     steps: int = 100
 
 
-def fit_table(examples: Sequence[Example], config: NgramQwen2Config, recipe: TableRecipe) -> torch.Tensor:
+def fit_table(examples: Sequence[Example], config: NgramQwen2Config, settings: TableSettings) -> torch.Tensor:
     """The weights of all slots, (slots,): in favour of unsafe above 0. Slots that few texts set stay 0.
 
     What comments say is learnt from comments alone. Dialogues then learn what their questions and replies say beyond
     that: fitted at once, the few long dialogues cost the comments half a point of accuracy (docs/libra-tiny.md).
     """
-    replied = _has_question(examples, config)
+    # In a comment nothing stands between the piece that opens the text and the one that opens the answer.
+    replied = [example.ids.index(config.answer_id) > example.ids.index(config.text_id) + 1 for example in examples]
     comments = [example for example, yes in zip(examples, replied, strict=True) if not yes]
     dialogues = [example for example, yes in zip(examples, replied, strict=True) if yes]
-    table = torch.zeros(recipe.slots)
+    table = torch.zeros(settings.slots)
     constant: float | None = None
     for part in (comments, dialogues):
         if part:
-            added, constant = _fit(part, config, recipe, table, constant)
+            added, constant = _fit(part, config, settings, table, constant)
             table = table + added
     return table
-
-
-def _has_question(examples: Sequence[Example], config: NgramQwen2Config) -> list[bool]:
-    """Whether anything stands between what opens the text and what opens the answer."""
-    return [example.ids.index(config.answer_id) > example.ids.index(config.text_id) + 1 for example in examples]
 
 
 def _fit(
     examples: Sequence[Example],
     config: NgramQwen2Config,
-    recipe: TableRecipe,
+    settings: TableSettings,
     known: torch.Tensor,
     constant: float | None,
 ) -> tuple[torch.Tensor, float]:
-    """What these examples' own slots add to a known table, (slots,), and the constant beside it, fitted if None."""
-    prompts = [example.ids[: example.label] for example in examples]
+    """The weights these examples' own slots add to a known table, (slots,), and the constant, fitted if None."""
+    prompts = [example.prompt for example in examples]
     offset = presence(prompts, config).sums(known)
     unsafe = torch.tensor([float(example.truth is Label.UNSAFE) for example in examples])
     weight = torch.tensor([example.weight for example in examples])
-    used, found = in_use(presence(prompts, config, own=True), recipe)
-    ratio = _log_count_ratio(found, len(used), unsafe, weight, recipe.smoothing)
+    used, found = in_use(presence(prompts, config, own=True), settings)
+    ratio = _log_count_ratio(found, len(used), unsafe, weight, settings.smoothing)
 
     def loss(parameters: torch.Tensor) -> torch.Tensor:
         always = parameters[0] if constant is None else constant
         margin = found.sums(parameters[1:] * ratio) + always + offset
         each = functional.binary_cross_entropy_with_logits(margin, unsafe, weight=weight, reduction="sum")
-        return recipe.strength * each + parameters[1:].square().sum() / 2
+        return settings.strength * each + parameters[1:].square().sum() / 2
 
-    least = minimum(loss, torch.zeros(1 + len(used)), recipe.steps)
-    table = torch.zeros(recipe.slots)
+    least = minimum(loss, torch.zeros(1 + len(used)), settings.steps)
+    table = torch.zeros(settings.slots)
     table[used] = least[1:] * ratio
     return table, least[0].item() if constant is None else constant
 
 
-def in_use(found: Presence, recipe: TableRecipe) -> tuple[torch.Tensor, Presence]:
-    """The slots that enough texts set, and which of them, by their place among those, each text sets."""
-    texts = torch.zeros(recipe.slots, dtype=torch.int32).index_add_(
+def in_use(found: Presence, settings: TableSettings) -> tuple[torch.Tensor, Presence]:
+    """The slots that enough texts set, (used,), and each text's slots among them, by their place in that list."""
+    texts = torch.zeros(settings.slots, dtype=torch.int32).index_add_(
         0, found.slots, torch.ones(len(found.slots), dtype=torch.int32)
     )
-    enough = texts >= recipe.least_texts
+    enough = texts >= settings.least_texts
     kept = enough[found.slots]
     lengths = torch.cat([torch.zeros(1, dtype=torch.long), kept.cumsum(0)])
     place = enough.cumsum(0) - 1
@@ -126,7 +122,7 @@ def in_use(found: Presence, recipe: TableRecipe) -> tuple[torch.Tensor, Presence
 
 
 def fit_shares(margins: torch.Tensor, sums: torch.Tensor, unsafe: torch.Tensor) -> tuple[float, float, float]:
-    """What margins and sums, each (texts,), count, and a constant: by logistic regression."""
+    """The factors of margins and of sums, each (texts,), and a constant: by logistic regression."""
     features = torch.stack([margins, sums, torch.ones_like(sums)], dim=1).double()
     scale = features.abs().mean(dim=0).clamp_min(1e-9)
 
@@ -138,7 +134,7 @@ def fit_shares(margins: torch.Tensor, sums: torch.Tensor, unsafe: torch.Tensor) 
 
 
 def minimum(loss: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor, steps: int) -> torch.Tensor:
-    """Where a smooth convex function of one tensor is least, by L-BFGS."""
+    """The point where a smooth convex function of one tensor is least, by L-BFGS."""
     at = start.clone().requires_grad_()
     optimizer = torch.optim.LBFGS([at], max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
 
@@ -155,7 +151,7 @@ def minimum(loss: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor, s
 def _log_count_ratio(
     found: Presence, slots: int, unsafe: torch.Tensor, weight: torch.Tensor, smoothing: float
 ) -> torch.Tensor:
-    """How much likelier unsafe texts set a slot than safe ones, as a logarithm: (slots,)."""
+    """The log-ratio of how often unsafe texts set a slot to how often safe ones do: (slots,)."""
     lengths = torch.diff(found.starts, append=torch.tensor([len(found.slots)]))
 
     def count(share: torch.Tensor) -> torch.Tensor:

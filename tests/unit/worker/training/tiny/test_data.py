@@ -1,4 +1,4 @@
-"""What a training run reads, and what it keeps for the examination."""
+"""The data of a training run, and its held-out part."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from infra.errors import DataError
-from schemas.items import Label, LibraRecord
-from worker.training.data import (
+from schemas.items import Item, Label
+from worker.training.recipe import DataFile
+from worker.training.samples import Sample, read_samples
+from worker.training.tiny.data import (
     COLD_DEV,
     COLD_TRAIN,
     JADE,
@@ -17,10 +19,13 @@ from worker.training.data import (
     is_held_out,
     is_text_held_out,
     load_corpus,
-    read_records,
-    rows_of,
+    windowed,
     windows,
 )
+
+
+def sample(response: str, label: Label, category: str = "") -> Sample:
+    return Sample(Item(id="a", response=response, category=category), label)
 
 
 def _jade(number: int, kind: str) -> dict[str, str]:
@@ -62,22 +67,24 @@ def test_about_a_fifth_is_held_out() -> None:
 
 def test_no_held_out_question_is_trained_on(folder: Path) -> None:
     corpus = load_corpus(folder, seed=1)
-    trained = {row.question for row in corpus.train}
+    trained = {row.item.question for row in corpus.train}
     assert corpus.jade_held_out
-    assert trained.isdisjoint(record.question for record in corpus.jade_held_out)
+    assert trained.isdisjoint(record.item.question for record in corpus.jade_held_out)
 
 
 def test_a_validation_text_is_not_trained_on(folder: Path) -> None:
     corpus = load_corpus(folder, seed=1)
-    assert {row.response for row in corpus.train}.isdisjoint(record.response for record in corpus.cold_dev)
+    assert {row.item.response for row in corpus.train}.isdisjoint(record.item.response for record in corpus.cold_dev)
 
 
 def test_a_held_out_text_is_not_trained_on(folder: Path) -> None:
     corpus = load_corpus(folder, seed=1)
-    trained = {row.response for row in corpus.train}
+    trained = {row.item.response for row in corpus.train}
     assert corpus.cold_held_out
-    assert trained.isdisjoint(record.response for record in (*corpus.cold_held_out, *corpus.pairs_held_out))
-    assert {row.question for row in corpus.train}.isdisjoint(record.question for record in corpus.pairs_held_out)
+    assert trained.isdisjoint(record.item.response for record in (*corpus.cold_held_out, *corpus.pairs_held_out))
+    assert {row.item.question for row in corpus.train}.isdisjoint(
+        record.item.question for record in corpus.pairs_held_out
+    )
 
 
 def test_spaces_and_case_make_no_other_text() -> None:
@@ -97,24 +104,23 @@ def test_a_text_of_exactly_one_window_is_one_window() -> None:
 
 
 def test_a_record_weighs_the_same_however_many_windows_it_has() -> None:
-    record = LibraRecord(id="a", response="字" * 900, label="安全")
-    assert sum(row.weight for row in rows_of(record, weight=2.0)) == pytest.approx(2.0)
+    windows_of_one = windowed(sample("字" * 900, Label.SAFE), weight=2.0)
+    assert sum(window.weight for window in windows_of_one) == pytest.approx(2.0)
 
 
 def test_the_analysis_names_the_category() -> None:
-    record = LibraRecord(id="a", response="字", label="不安全", category_name="gender")
-    assert "性别" in analysis_of(record)
+    assert "性别" in analysis_of(sample("字", Label.UNSAFE, "gender"))
 
 
 def test_the_window_carries_its_records_label() -> None:
-    assert {row.label for row in rows_of(LibraRecord(id="a", response="字" * 900, label="不安全"))} == {Label.UNSAFE}
+    assert {window.label for window in windowed(sample("字" * 900, Label.UNSAFE))} == {Label.UNSAFE}
 
 
 def test_a_record_without_label_is_named(tmp_path: Path) -> None:
     path = tmp_path / "some.jsonl"
     path.write_text('{"id": "a", "response": "字", "label": "安全"}\n{"id": "b", "response": "字"}\n', encoding="utf-8")
-    with pytest.raises(DataError, match=r"some\.jsonl, record 2: .*label"):
-        read_records(path)
+    with pytest.raises(DataError, match=r"some\.jsonl, line 2: .*label"):
+        read_samples([DataFile(path=path)])
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "3"])
@@ -122,9 +128,9 @@ def test_a_file_that_holds_no_records_is_a_data_error(tmp_path: Path, text: str)
     path = tmp_path / "some.json"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=r"some\.json"):
-        read_records(path)
+        read_samples([DataFile(path=path)])
 
 
 def test_a_missing_file_is_a_data_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="No such file"):
-        read_records(tmp_path / "none.json")
+        read_samples([DataFile(path=tmp_path / "none.json")])
