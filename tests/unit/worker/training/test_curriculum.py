@@ -182,7 +182,13 @@ def stopping_at(beginning: str) -> Callable[[str], None]:
     ids=["full", "lora"],
 )
 def test_an_interrupted_run_is_resumed_to_the_same_weights(
-    base: Path, rows: dict[str, Path], short: Path, tmp_path: Path, stops: dict[str, int], lora: dict[str, Any] | None
+    base: Path,
+    rows: dict[str, Path],
+    short: Path,
+    tmp_path: Path,
+    *,
+    stops: dict[str, int],
+    lora: dict[str, Any] | None,
 ) -> None:
     settings = [stage_settings(stage, rows[stage], **FIRST_STEPS) for stage in stops]
     whole, parts_folder = short, tmp_path / "parts"

@@ -46,7 +46,7 @@ def test_dialogues_change_nothing_of_what_comments_say(
 ) -> None:
     wide = TableSettings(slots=1 << 24)  # hardly two n-grams share a slot
     config = new_model(tokenizer, SHAPE, wide.slots).config
-    comments = [example for example, row in zip(examples, rows, strict=True) if not row.question]
+    comments = [example for example, row in zip(examples, rows, strict=True) if not row.item.question]
     of_comments = presence([example.ids[: example.label] for example in comments], config)
     assert 0 < len(comments) < len(examples)
     sums = [of_comments.sums(fit_table(part, config, wide)) for part in (comments, examples)]
