@@ -142,7 +142,7 @@ def test_the_card_tells_what_was_measured(tmp_path: Path) -> None:
     for fact in (
         "3.6 million",
         "| some part | 1,234 |",
-        "| some set | 20 | 0.000 [0.000, 0.000] | - (",
+        "| some set | 20 | 0.000 | - (",
         "| 20 |\n",
         "| learning_rate | 0.006 |",
         "| table: slots | 4096 |",
