@@ -1,4 +1,4 @@
-"""Parents and children: a child that dies with its parent, a stop that always ends, a wait on a condition.
+"""Processes: a child that dies with its parent, a stop that always ends, a wait on a condition, a lock on a file.
 
 Knows nothing about what the processes do.
 """
@@ -6,6 +6,7 @@ Knows nothing about what the processes do.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -46,7 +48,13 @@ def die_with_parent(signal_number: int = signal.SIGKILL, *, parent_pid: int | No
     """
     parent = os.getppid() if parent_pid is None else parent_pid
     _tie(signal_number, parent)
-    threading.Thread(target=_watch, args=(signal_number, parent), name="parent-watch", daemon=True).start()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_WATCH_EVERY_S)
+        os.kill(os.getpid(), signal_number)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
 def tied_to_caller(signal_number: int) -> Callable[[], None]:
@@ -106,6 +114,58 @@ def deferred_interrupt() -> Iterator[Callable[[], None]]:
         signal.signal(signal.SIGINT, before)
 
 
+class FileLock:
+    """One open lock file, which cannot be forgotten: the kernel drops an flock with the last process that has it open.
+
+    A program started with its descriptor, or a fork, holds the same lock with us.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def fileno(self) -> int:
+        """The descriptor, to hand the lock to another process."""
+        return self._descriptor
+
+    def try_shared(self) -> bool:
+        """Take the lock together with other sharers, or turn ours into a shared one; False if it is taken."""
+        return self._try(fcntl.LOCK_SH)
+
+    def try_exclusive(self) -> bool:
+        """Take the lock alone, or turn ours into that; False (and a shared one may be lost) if it is taken."""
+        return self._try(fcntl.LOCK_EX)
+
+    def close(self) -> None:
+        """Close our descriptor; others who were given it still hold the lock (an explicit unlock would take it)."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> FileLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _try(self, how: int) -> bool:
+        try:
+            fcntl.flock(self._descriptor, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+def is_held(path: Path) -> bool:
+    """True if some process holds the lock exclusively. Never creates the file."""
+    if not path.exists():
+        return False
+    with FileLock(path) as lock:
+        return not lock.try_shared()
+
+
 def module_path() -> str:
     """A PYTHONPATH with which a Python child finds the modules that we find, which an inherited one may not have."""
     return os.pathsep.join(filter(None, sys.path))
@@ -117,9 +177,3 @@ def _tie(signal_number: int, parent: int) -> None:
     # The parent may have ended before the kernel was asked.
     if os.getppid() != parent:
         os.kill(os.getpid(), signal_number)
-
-
-def _watch(signal_number: int, parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(_WATCH_EVERY_S)
-    os.kill(os.getpid(), signal_number)

@@ -5,7 +5,9 @@ Consumers start only once the model is loaded, so that a worker which cannot loa
 
 from __future__ import annotations
 
+import json
 import os
+import selectors
 import shutil
 import signal
 import socket
@@ -13,27 +15,25 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import IO, Any, Final, NamedTuple
 
 from infra.broker.app import queue_of
 from infra.coordination.store import CoordinationStore
-from infra.errors import DeviceError, UsageError
+from infra.errors import DeviceError, GuardError, UsageError
 from infra.log import get_logger
 from infra.process import python_module
-from infra.settings import Settings
+from infra.settings import Settings, child_environment
 from infra.supervise import Restart, SupervisedProcess, Supervisor, spawn
 from schemas.fleet import Announcement
 from schemas.messages import Lane
 from worker.consumer.app import ConsumerSpec, read_fingerprints
 from worker.consumer.tasks import holder_of
-from worker.device.heartbeat import Pace, Pulse
+from worker.device.heartbeat import Pace, Pulse, read_pulse
 from worker.device.spec import DeviceSpec
-from worker.device.watch import DeviceProcess
 
 _TICK_S: Final = 0.1
 _ANNOUNCE_EVERY_S: Final = 5.0
@@ -43,12 +43,89 @@ _RESTART: Final = Restart(max_deaths=_MAX_DEATHS)
 _DEVICE_GRACE_S: Final = 10.0
 _CHILD_GRACE_S: Final = 1.0
 _GIVE_BACK_S: Final = 5.0
+_SPINS: Final = "20000"
+"""Looks of a matrix product's thread for the next one before it sleeps. Not at all cost a CPU engine a tenth
+of its rate; the default, fifteen times as often, takes more from the other processes (docs/decisions/0016)."""
 
 log = get_logger(__name__)
 
 
 class _StopLoadingError(Exception):
     """A signal came while the models were loading."""
+
+
+class DeviceProcess:
+    """A running `python -m worker.device`. Not restarted: a new one takes its place.
+
+    Create it from a thread that lives as long as the process should: the kernel kills the child when
+    the *thread* that started it ends (PR_SET_PDEATHSIG).
+    """
+
+    def __init__(self, spec: DeviceSpec, *, visible_devices: str | None = None) -> None:
+        """Start it. `visible_devices` becomes CUDA_VISIBLE_DEVICES; None leaves it as it is."""
+        changes = {"GOMP_SPINCOUNT": _SPINS}
+        if visible_devices is not None:
+            changes["CUDA_VISIBLE_DEVICES"] = visible_devices
+        self._spec = spec
+        spec.heartbeat_path.unlink(missing_ok=True)
+        command = python_module("worker.device", spec.model_dump_json())
+        self.process = spawn(command, child_environment(**changes), stdout=subprocess.PIPE)
+
+    def wait_ready(self, timeout_s: float) -> None:
+        """Return when it listens.
+
+        Raises:
+            GuardError: it could not load; the message says why.
+            DeviceError: it died, or did not listen in time and was killed.
+        """
+        stdout = self.process.stdout
+        if stdout is None:
+            return
+        try:
+            line = _first_line(stdout, timeout_s)
+        finally:
+            stdout.close()
+            self.process.stdout = None
+        if line is None:
+            self.kill()
+            raise DeviceError(f"the device process of {self._spec.guard} was not ready after {timeout_s:g} s")
+        report: dict[str, Any] = json.loads(line or "{}")
+        if report.get("ready"):
+            return
+        code = self.process.wait()
+        if "error" in report:
+            raise GuardError(report["error"])
+        raise DeviceError(f"the device process of {self._spec.guard} ended with code {code} while starting")
+
+    def overdue(self, now: float) -> bool:
+        """True if its batch runs past the deadline; `now` in CLOCK_MONOTONIC seconds."""
+        return 0 < self.stats().deadline < now
+
+    def stats(self) -> Pulse:
+        """Its work since it started."""
+        return read_pulse(self._spec.heartbeat_path)
+
+    def kill(self) -> None:
+        """End it at once (SIGKILL) and reap it."""
+        self.process.kill()
+        self.process.wait()
+
+
+def _first_line(stream: IO[bytes], timeout_s: float) -> bytes | None:
+    """The first line, what came before the end if there was none, or None after the timeout."""
+    deadline = time.monotonic() + timeout_s
+    line = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(stream, selectors.EVENT_READ)
+        while not line.endswith(b"\n"):
+            if not selector.select(max(0.0, deadline - time.monotonic())):
+                return None
+            # Not the buffered reader: it would wait for more than there is.
+            piece = os.read(stream.fileno(), 4096)
+            if not piece:
+                return line
+            line += piece
+    return line
 
 
 class _Device:
@@ -298,14 +375,15 @@ def run_worker(
     Raises:
         DeviceError: a device process cannot load its model, or something died too often in a row.
     """
-    with _runtime_folder() as folder:
+    # Short, because a Unix socket's path is limited to 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="libra-w", ignore_cleanup_errors=True) as folder:
         supervised = []
         for index, device in enumerate(devices):
             worker_id = f"{socket.gethostname()}-{os.getpid()}-{index}"
             own = spec.model_copy(
                 update={
-                    "socket_path": folder / f"{index}.sock",
-                    "heartbeat_path": folder / f"{index}.pulse",
+                    "socket_path": Path(folder, f"{index}.sock"),
+                    "heartbeat_path": Path(folder, f"{index}.pulse"),
                     "device": "cpu" if device == "cpu" else "cuda:0",
                 }
             )
@@ -331,18 +409,33 @@ def run_worker(
         _Worker(supervised, coordination, guard=spec.guard, drain_s=settings.drain_s).run()
 
 
-@contextmanager
-def _runtime_folder() -> Iterator[Path]:
-    """A private folder for sockets; short, because a Unix socket's path is limited to 107 bytes."""
-    folder = Path(tempfile.mkdtemp(prefix="libra-w"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+class Device(NamedTuple):
+    """A CUDA device, or the processor with the machine's memory. A memory of 0 bytes is not known."""
+
+    id: str
+    name: str
+    total_bytes: int
+    free_bytes: int
+
+
+def cuda_devices() -> list[Device]:
+    """The devices that nvidia-smi lists; none where it is not installed, or fails."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    query = [program, "--query-gpu=index,name,memory.total,memory.free", "--format=csv,noheader,nounits"]
+    listed = subprocess.run(query, capture_output=True, text=True, check=False)
+    devices = []
+    for line in listed.stdout.splitlines() if listed.returncode == 0 else []:
+        index, name, *memory = (part.strip() for part in line.split(","))
+        # A device that shares the processor's memory says "[N/A]".
+        total, free = (int(megabytes) << 20 if megabytes.isdecimal() else 0 for megabytes in memory)
+        devices.append(Device(index, name, total, free))
+    return devices
 
 
 def choose_devices(
-    wanted: str, *, per_worker: int = 1, visible: str | None = None, list_cuda: Callable[[], list[str]] | None = None
+    wanted: str, *, per_worker: int = 1, visible: str | None = None, cuda: Sequence[Device] | None = None
 ) -> list[str]:
     """Device groups from `all`, `cpu` or a list such as `0,1`; each group is "cpu" or CUDA indexes ("0,1").
 
@@ -350,7 +443,7 @@ def choose_devices(
         wanted: what the user asked for; `all` means every CUDA device, or the CPU where there is none.
         per_worker: CUDA devices that one model is spread over.
         visible: CUDA_VISIBLE_DEVICES, which limits `all`.
-        list_cuda: how to find the CUDA devices; for tests.
+        cuda: the CUDA devices; None: nvidia-smi is asked where that matters.
 
     Raises:
         UsageError: not a device list, or not divisible by `per_worker`.
@@ -358,7 +451,8 @@ def choose_devices(
     if wanted == "cpu":
         return ["cpu"]
     if wanted == "all":
-        found = visible.split(",") if visible else (list_cuda or _cuda_devices)()
+        listed = () if visible else cuda_devices() if cuda is None else cuda
+        found = visible.split(",") if visible else [device.id for device in listed]
         if not found:
             return ["cpu"]
     else:
@@ -368,12 +462,3 @@ def choose_devices(
     if len(found) % per_worker:
         raise UsageError(f"{len(found)} devices cannot be shared out {per_worker} to a worker")
     return [",".join(found[start : start + per_worker]) for start in range(0, len(found), per_worker)]
-
-
-def _cuda_devices() -> list[str]:
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    query = [program, "--query-gpu=index", "--format=csv,noheader"]
-    listed = subprocess.run(query, capture_output=True, text=True, check=False)
-    return listed.stdout.split() if listed.returncode == 0 else []

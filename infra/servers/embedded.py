@@ -19,7 +19,6 @@ import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Final
 from urllib.parse import quote, urlencode
 
@@ -29,8 +28,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from infra.errors import ServerError
-from infra.process import module_path, python_module, wait_until
-from infra.servers.filelock import FileLock, is_held
+from infra.process import FileLock, is_held, module_path, python_module, wait_until
 from infra.servers.keeper import DATABASE
 from infra.servers.places import POSTGRES_PORT, Places, find_binaries
 from infra.settings import child_environment
@@ -70,22 +68,31 @@ class EmbeddedServers:
         """
         if self._users:
             raise RuntimeError("entered twice: make a second EmbeddedServers")
-        self._places.make_state_dir()
-        self._users = _open_users_lock(self._places)
+        places = self._places
+        places.make_state_dir()
         try:
-            _attach(self._places, self._users)
+            self._users = FileLock(places.users_lock)
+        except OSError as error:
+            raise ServerError(f"cannot use the state folder: {error}; set LIBRA_STATE_DIR") from error
+        try:
+            _attach(places, self._users)
         except BaseException:
             self._leave()
             raise
-        return _urls(self._places)
+        sockets = urlencode({"host": str(places.postgres_sockets), "port": POSTGRES_PORT})
+        return ServerUrls(
+            redis_url=f"unix://{quote(str(places.valkey_socket))}?db=0",
+            database_url=f"postgresql+psycopg://{DATABASE}@/{DATABASE}?{sockets}",
+        )
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        users = self._users
+    def __exit__(self, *_: object) -> None:
+        users, lock = self._users, self._places.keeper_lock
         if users and _is_last(users):
             # While we hold the lock alone nobody can attach to what is being stopped.
-            _stop_keeper(self._places)
+            if is_held(lock) and (pid := lock.read_text().strip()):
+                os.kill(int(pid), signal.SIGTERM)
+            if not wait_until(lambda: not is_held(lock), timeout_s=_STOP_S):
+                raise ServerError(f"the embedded servers do not stop{_last_words(self._places)}")
             if not self._keep:
                 self._places.remove()
         self._leave()
@@ -99,21 +106,6 @@ class EmbeddedServers:
 def is_running(state_dir: Path) -> bool:
     """True if a keeper lives there: its servers run, start or stop."""
     return is_held(Places(state_dir).keeper_lock)
-
-
-def _urls(places: Places) -> ServerUrls:
-    sockets = urlencode({"host": str(places.postgres_sockets), "port": POSTGRES_PORT})
-    return ServerUrls(
-        redis_url=f"unix://{quote(str(places.valkey_socket))}?db=0",
-        database_url=f"postgresql+psycopg://{DATABASE}@/{DATABASE}?{sockets}",
-    )
-
-
-def _open_users_lock(places: Places) -> FileLock:
-    try:
-        return FileLock(places.users_lock)
-    except OSError as error:
-        raise ServerError(f"cannot use the state folder: {error}; set LIBRA_STATE_DIR") from error
 
 
 def _attach(places: Places, users: FileLock) -> None:
@@ -169,20 +161,13 @@ def _answer(places: Places) -> bool:
 
 
 def _is_last(users: FileLock) -> bool:
-    """Turns our user's lock into the only one, unless others use the servers."""
+    """Turn our user's lock into the only one, unless others use the servers."""
     while not users.try_exclusive():
         if users.try_shared():
             return False
         # Between our two locks the keeper took it: it is stopping by itself.
         time.sleep(_POLL_S)
     return True
-
-
-def _stop_keeper(places: Places) -> None:
-    if is_held(places.keeper_lock) and (pid := places.keeper_lock.read_text().strip()):
-        os.kill(int(pid), signal.SIGTERM)
-    if not wait_until(lambda: not is_held(places.keeper_lock), timeout_s=_STOP_S):
-        raise ServerError(f"the embedded servers do not stop{_last_words(places)}")
 
 
 def _last_words(places: Places) -> str:

@@ -11,18 +11,20 @@ every start waits for it.
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from infra.errors import LibraError, ServerError
-from infra.process import tied_to_caller, wait_until
-from infra.servers.filelock import FileLock
+from infra.process import FileLock, tied_to_caller, wait_until
 from infra.servers.places import POSTGRES_PORT, Binaries, Places, find_binaries, postgres_user
 from infra.supervise import Restart, SupervisedProcess, Supervisor
 
@@ -35,148 +37,117 @@ _PREDECESSOR_S: Final = 30.0
 _RESTART: Final = Restart(first_pause_s=0.2, steady_after_s=10, max_deaths=4)
 
 
-class Program(Protocol):
-    """One server: its preparation and its command."""
+@dataclass(frozen=True)
+class Program:
+    """One server: its command, and the folder that its data lie in."""
 
     name: str
+    folder: Path
+    command: list[str]
     stop_signal: signal.Signals
-
-    @property
-    def lock_path(self) -> Path:
-        """Beside its data. Every process of the server inherits the lock: once we get it, none is left."""
-
-    def prepare(self, lock: FileLock) -> None:
-        """Clear what a killed predecessor left behind, create the data. The caller holds the lock."""
-
-    def start(self, lock: FileLock) -> subprocess.Popen[bytes]:
-        """Start the server, which inherits the lock."""
+    prepare: Callable[[FileLock], None] = lambda _: None
+    """Clear what a killed predecessor left behind, create the data. The caller holds the folder's lock."""
+    user: pwd.struct_passwd | None = None
 
 
-class Valkey:
-    """The broker: append-only, on a Unix socket only."""
-
-    name = "valkey"
-    stop_signal = signal.SIGTERM
-
-    def __init__(self, places: Places, binaries: Binaries) -> None:
-        self._places = places
-        self._binary = binaries.valkey_server
-
-    @property
-    def lock_path(self) -> Path:
-        """See Program."""
-        return self._places.valkey_data / "lock"
-
-    def prepare(self, lock: FileLock) -> None:
-        """Nothing to do: Valkey replaces a stale socket, and a torn end of its file is cut off."""
-
-    def start(self, lock: FileLock) -> subprocess.Popen[bytes]:
-        """See Program."""
-        options = {
-            "port": "0",
-            "unixsocket": str(self._places.valkey_socket),
-            "unixsocketperm": "700",
-            "protected-mode": "yes",
-            "dir": str(self._places.valkey_data),
-            "appendonly": "yes",
-            "appendfsync": "everysec",
-            "aof-load-truncated": "yes",
-            "save": "",
-            "maxmemory-policy": "noeviction",
-        }
-        command = [str(self._binary), *(word for name, value in options.items() for word in (f"--{name}", value))]
-        with self._places.log(self.name).open("ab") as log:
-            return subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd="/",
-                env=_server_environment(),
-                pass_fds=[lock.fileno()],
-                preexec_fn=tied_to_caller(self.stop_signal),  # noqa: PLW1509  no threads here
-            )
+def _valkey(places: Places, binaries: Binaries) -> Program:
+    """The broker: append-only, on a Unix socket only. It replaces a stale socket, and cuts off its file's torn end."""
+    options = {
+        "port": "0",
+        "unixsocket": str(places.valkey_socket),
+        "unixsocketperm": "700",
+        "protected-mode": "yes",
+        "dir": str(places.valkey_data),
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "aof-load-truncated": "yes",
+        "save": "",
+        "maxmemory-policy": "noeviction",
+    }
+    command = [str(binaries.valkey_server), *(word for name, value in options.items() for word in (f"--{name}", value))]
+    return Program("valkey", places.valkey_data, command, signal.SIGTERM)
 
 
-class Postgres:
+def _postgres(places: Places, binaries: Binaries) -> Program:
     """The ledger's database: durable, on a Unix socket in a private folder, which is its authentication."""
+    data = places.postgres_home / "data"
+    options = {
+        "listen_addresses": "",
+        "port": str(POSTGRES_PORT),
+        "unix_socket_directories": str(places.postgres_sockets),
+        "unix_socket_permissions": "0700",
+        "shared_buffers": "128MB",
+        "max_connections": "100",
+        "wal_compression": "on",
+        "fsync": "on",
+        "synchronous_commit": "on",
+        "log_checkpoints": "off",
+    }
+    settings = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
+    program = Program(
+        "postgres",
+        places.postgres_home,
+        [str(binaries.postgres), "-D", str(data), *settings],
+        signal.SIGINT,  # "fast": SIGTERM would wait until all clients have left
+        user=postgres_user(),
+    )
 
-    name = "postgres"
-    stop_signal = signal.SIGINT  # "fast": SIGTERM would wait until all clients have left
-
-    def __init__(self, places: Places, binaries: Binaries) -> None:
-        self._places = places
-        self._binaries = binaries
-        self._data = places.postgres_home / "data"
-
-    @property
-    def lock_path(self) -> Path:
-        """See Program."""
-        return self._places.postgres_home / "lock"
-
-    def prepare(self, lock: FileLock) -> None:
-        """Remove stale process ids, which may be another process's by now; make the data folder and database.
-
-        Raises:
-            ServerError: initdb failed; its log says why.
-        """
-        (self._data / "postmaster.pid").unlink(missing_ok=True)
-        for stale in self._places.postgres_sockets.glob(".s.PGSQL.*"):
-            stale.unlink()
-        if not self._data.exists():
-            self._initialise(lock)
-
-    def start(self, lock: FileLock) -> subprocess.Popen[bytes]:
-        """See Program."""
-        options = {
-            "listen_addresses": "",
-            "port": str(POSTGRES_PORT),
-            "unix_socket_directories": str(self._places.postgres_sockets),
-            "unix_socket_permissions": "0700",
-            "shared_buffers": "128MB",
-            "max_connections": "100",
-            "wal_compression": "on",
-            "fsync": "on",
-            "synchronous_commit": "on",
-            "log_checkpoints": "off",
-        }
-        settings = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
-        return self._popen([str(self._binaries.postgres), "-D", str(self._data), *settings], lock, self.stop_signal)
-
-    def _initialise(self, lock: FileLock) -> None:
-        """Build the data folder under another name, so that a half-made one is never taken for whole."""
-        fresh = self._data.with_name("data.new")
-        shutil.rmtree(fresh, ignore_errors=True)
-        initdb = [str(self._binaries.initdb), "-D", str(fresh), "-U", DATABASE, "--auth=trust"]
-        self._run([*initdb, "--encoding=UTF8", "--locale=C", "--no-instructions"], lock)
-        alone = [str(self._binaries.postgres), "--single", "-D", str(fresh), "postgres"]
-        self._run(alone, lock, statement=f"CREATE DATABASE {DATABASE}\n")
-        fresh.rename(self._data)
-
-    def _run(self, command: list[str], lock: FileLock, *, statement: str = "") -> None:
-        process = self._popen(command, lock, signal.SIGKILL, stdin=subprocess.PIPE)
+    def run(command: list[str], lock: FileLock, statement: str = "") -> None:
+        process = _popen(replace(program, command=command, stop_signal=signal.SIGKILL), places, lock, subprocess.PIPE)
         process.communicate(statement.encode())
         if process.returncode != 0:
             raise ServerError(f"{Path(command[0]).name} failed with exit code {process.returncode}")
 
-    def _popen(
-        self, command: list[str], lock: FileLock, death_signal: int, *, stdin: int = subprocess.DEVNULL
-    ) -> subprocess.Popen[bytes]:
-        user = postgres_user()
-        with self._places.log(self.name).open("ab") as log:
-            return subprocess.Popen(
-                command,
-                stdin=stdin,
-                stdout=log,
-                stderr=log,
-                cwd="/",
-                env=_server_environment(),
-                pass_fds=[lock.fileno()],
-                user=user.pw_uid if user else None,
-                group=user.pw_gid if user else None,
-                extra_groups=[] if user else None,
-                preexec_fn=tied_to_caller(death_signal),  # noqa: PLW1509  no threads here
-            )
+    def prepare(lock: FileLock) -> None:
+        # Stale process ids may be another process's by now.
+        (data / "postmaster.pid").unlink(missing_ok=True)
+        for stale in places.postgres_sockets.glob(".s.PGSQL.*"):
+            stale.unlink()
+        if data.exists():
+            return
+        # Built under another name, so that a half-made folder is never taken for whole.
+        fresh = data.with_name("data.new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        initdb = [str(binaries.initdb), "-D", str(fresh), "-U", DATABASE, "--auth=trust"]
+        run([*initdb, "--encoding=UTF8", "--locale=C", "--no-instructions"], lock)
+        alone = [str(binaries.postgres), "--single", "-D", str(fresh), "postgres"]
+        run(alone, lock, f"CREATE DATABASE {DATABASE}\n")
+        fresh.rename(data)
+
+    return replace(program, prepare=prepare)
+
+
+def _popen(
+    program: Program, places: Places, lock: FileLock, stdin: int = subprocess.DEVNULL
+) -> subprocess.Popen[bytes]:
+    """Start a server, which inherits the lock and the tie to us."""
+    user = program.user
+    with places.log(program.name).open("ab") as log:
+        return subprocess.Popen(
+            program.command,
+            stdin=stdin,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            # Nothing of the user's: no secrets, and no PGPORT or PGDATA that would change what we start.
+            env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
+            pass_fds=[lock.fileno()],
+            user=user.pw_uid if user else None,
+            group=user.pw_gid if user else None,
+            extra_groups=[] if user else None,
+            preexec_fn=tied_to_caller(program.stop_signal),  # noqa: PLW1509  no threads here
+        )
+
+
+def _start(program: Program, places: Places) -> subprocess.Popen[bytes]:
+    """Start a server once none of its processes is left: every one of them inherits the lock beside its data."""
+    with FileLock(program.folder / "lock") as lock:
+        if not wait_until(lock.try_exclusive, timeout_s=_PREDECESSOR_S):
+            raise ServerError(f"another {program.name} still uses {program.folder}")
+        program.prepare(lock)
+        process = _popen(program, places, lock)
+    _say(f"{program.name} started as process {process.pid}")
+    return process
 
 
 def keep(places: Places) -> None:
@@ -188,12 +159,12 @@ def keep(places: Places) -> None:
     asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
     binaries = find_binaries()
-    programs: list[Program] = [Postgres(places, binaries), Valkey(places, binaries)]
+    programs = [_postgres(places, binaries), _valkey(places, binaries)]
     servers = Supervisor(
         [
             SupervisedProcess(
                 program.name,
-                partial(_start, program),
+                partial(_start, program, places),
                 _RESTART,
                 stage=stage,
                 stop_signal=program.stop_signal,
@@ -216,16 +187,6 @@ def keep(places: Places) -> None:
                 _say(f"{server.name} stopped with exit code {server.process.returncode}")
 
 
-def _start(program: Program) -> subprocess.Popen[bytes]:
-    with FileLock(program.lock_path) as lock:
-        if not wait_until(lock.try_exclusive, timeout_s=_PREDECESSOR_S):
-            raise ServerError(f"another {program.name} still uses {program.lock_path.parent}")
-        program.prepare(lock)
-        process = program.start(lock)
-    _say(f"{program.name} started as process {process.pid}")
-    return process
-
-
 def _on_exit(server: SupervisedProcess, code: int) -> None:
     if server.given_up:
         raise ServerError(f"{server.name} died {server.deaths} times right after its start")
@@ -244,11 +205,6 @@ def main() -> None:
     except LibraError as error:
         _say(str(error))
         sys.exit(error.exit_code)
-
-
-def _server_environment() -> dict[str, str]:
-    """Nothing of the user's: no secrets, and no PGPORT or PGDATA that would change what we start."""
-    return {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
 
 
 def _say(message: str) -> None:

@@ -14,7 +14,7 @@ from infra.servers.services import Services, services
 from infra.settings import load_settings
 from libra_fleet.cli.options import GuardChoice, LocalFleetOptions
 from libra_fleet.cli.show import say
-from libra_fleet.machine.fleet import local_fleet, worker_is_up
+from libra_fleet.machine.fleet import LocalFleet, worker_is_up
 from schemas.runs import RunSpec
 
 SERVERS_WAIT_S: Final = 3.0
@@ -61,7 +61,7 @@ def fleet_for(
             if is_local:
                 checkpoint = ["--checkpoint", guard.checkpoint] if guard.checkpoint else []
                 options = ["--devices", choice.devices, *checkpoint, *worker_options]
-                fleet = local_fleet(found, guard.name, worker_options=options, say=lambda what: say(f"{what} …"))
+                fleet = LocalFleet(found, guard.name, worker_options=options, say=lambda what: say(f"{what} …"))
                 fleets.append(stack.enter_context(fleet))
             elif needed and not worker_is_up(found, guard.name):
                 say(f"no worker for {guard.name} is up yet: start one with `libra fleet worker --guard {guard.name}`")

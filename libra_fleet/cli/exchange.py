@@ -28,7 +28,7 @@ from libra_fleet.cli.options import ReportOptions, name_option, takes_report_opt
 from libra_fleet.cli.reports import finish, prepare
 from libra_fleet.cli.show import listed_rows, say
 from libra_fleet.cli.watch import wait_for_end
-from libra_fleet.machine.fleet import local_fleet
+from libra_fleet.machine.fleet import LocalFleet
 from producer.datasets.raw import RawRecord, bad_records, raw_records
 from producer.datasets.records import RowError
 from producer.datasets.reference_format import WORDS, Judgement, critic_fields, read_critic
@@ -209,7 +209,7 @@ def import_(*, results: Path, guard: str, name: str | None, report_options: Repo
         seal(found, run_id)
         say(f"imported as run {name or run_id}")
         if found.embedded:  # perhaps no collector is there to write the report
-            with local_fleet(found, None) as fleet:
+            with LocalFleet(found, None) as fleet:
                 wait_for_end(found.engine, run_id, check=fleet.check)
         wait_for_end(found.engine, run_id)
         finish(found, run_id, report_options)

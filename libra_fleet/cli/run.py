@@ -37,7 +37,7 @@ from libra_fleet.cli.options import (
 from libra_fleet.cli.reports import finish, prepare, report_of, write_page
 from libra_fleet.cli.show import bad_rows, err, out, print_json, print_report, print_runs, run_facts, say
 from libra_fleet.cli.watch import detaching, follow_stages, progress_line, wait_for_end
-from libra_fleet.machine.fleet import local_fleet
+from libra_fleet.machine.fleet import LocalFleet
 from producer.datasets import DataSet, Validation, open_dataset, valid_items, validate
 from producer.intake.submit import seal
 from producer.intake.submit import submit as submit_items
@@ -172,7 +172,7 @@ def cancel(*, run: str, as_json: bool) -> None:
         if settled.finished:
             found.publisher.finalize(status.id)
         if found.embedded:  # perhaps no collector is there to write the report
-            with local_fleet(found, None) as fleet:
+            with LocalFleet(found, None) as fleet:
                 wait_for_end(found.engine, status.id, check=fleet.check)
         say(f"run {status.name} is cancelled; {settled.inserted:,} pending items settled as dead")
         if as_json:

@@ -16,7 +16,7 @@ from infra.servers.services import Services
 from libra_fleet.cli.context import connected
 from libra_fleet.cli.options import json_option
 from libra_fleet.cli.show import out, print_json
-from libra_fleet.machine.status_view import status_facts, status_view
+from libra_fleet.machine.view import status_facts, status_view
 from schemas.fleet import FleetSnapshot
 
 _EVERY_S: Final = 2.0

@@ -23,13 +23,13 @@ from rich.live import Live
 from infra.errors import UsageError
 from infra.fleet import look
 from infra.ledger.keys import list_keys
-from infra.servers.filelock import FileLock
+from infra.process import FileLock
 from infra.servers.services import Services, services
 from infra.settings import load_settings
 from libra_fleet.cli.options import GuardChoice, guard_option
 from libra_fleet.cli.show import err, say
 from libra_fleet.machine.fleet import FleetProcess, MachineFleet, collector_process, fleet_process, worker_process
-from libra_fleet.machine.screen import RunPace, Warnings, plain_line, screen
+from libra_fleet.machine.view import RunPace, Warnings, plain_line, screen
 
 _LOOK_EVERY_S: Final = 1.0
 _LINE_EVERY_S: Final = 10.0

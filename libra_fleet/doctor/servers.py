@@ -1,10 +1,12 @@
-"""Redis and Postgres: their versions, settings that may lose data, their distance, and their clocks."""
+"""Redis and Postgres: versions, settings that may lose data, distance, clocks; and the fleet that uses them."""
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from typing import Any, Final, cast
 
 import redis
@@ -12,6 +14,7 @@ import sqlalchemy as sa
 
 from infra.ledger.engine import HEAD, current_revision
 from libra_fleet.doctor import Finding, error, good, warning
+from schemas.fleet import FleetSnapshot, ready
 
 _OLDEST_REDIS: Final = (6, 2)
 _OLDEST_POSTGRES: Final = 13
@@ -21,20 +24,21 @@ _TRIES: Final = 9
 _FULL: Final = 0.8
 _SAME_TIME_S: Final = 1.0
 _OTHER_TIME_S: Final = 30.0
+_VERSION: Final = version("libra-fleet")
 
 
 def check_redis(client: redis.Redis) -> Iterator[Finding]:
     """Findings on the broker, except on its clock."""
     facts: dict[str, Any] = client.info()
     name = "Valkey" if facts.get("server_name") == "valkey" else "Redis"
-    version = str(facts.get("valkey_version") or facts.get("redis_version") or "?")
+    running = str(facts.get("valkey_version") or facts.get("redis_version") or "?")
     near_s = _median_s(client.ping)
-    yield good("redis", f"{name} {version} answers in {near_s * 1000:.1f} ms")
+    yield good("redis", f"{name} {running} answers in {near_s * 1000:.1f} ms")
     # Valkey calls itself Redis 7.2.4 for those who ask in the old way.
     if tuple(int(part) for part in str(facts.get("redis_version", "0")).split(".")[:2]) < _OLDEST_REDIS:
         yield error(
             "redis version",
-            f"{name} {version} is older than 6.2",
+            f"{name} {running} is older than 6.2",
             why="the fleet has never been run on it",
             do="use Redis 8 or Valkey 9, as docker-compose.yml does",
         )
@@ -89,14 +93,14 @@ def _redis_settings(client: redis.Redis, name: str) -> Iterator[Finding]:
 def check_postgres(engine: sa.Engine, *, embedded: bool) -> Iterator[Finding]:
     """Findings on the ledger's server, except on its clock. An embedded ledger is migrated by the next start."""
     with engine.connect() as connection:
-        version = str(connection.scalar(sa.text("SHOW server_version")))
+        running = str(connection.scalar(sa.text("SHOW server_version")))
         near_s = _median_s(lambda: connection.execute(sa.text("SELECT 1")))
         durable = {
             name: connection.scalar(sa.text(f"SHOW {name}"))
             for name in ("fsync", "synchronous_commit", "full_page_writes")
         }
-    yield good("postgres", f"Postgres {version} answers in {near_s * 1000:.1f} ms")
-    yield from _postgres_version(version)
+    yield good("postgres", f"Postgres {running} answers in {near_s * 1000:.1f} ms")
+    yield from _postgres_version(running)
     for name, value in durable.items():
         if value == "off":
             yield error(
@@ -121,8 +125,8 @@ def check_postgres(engine: sa.Engine, *, embedded: bool) -> Iterator[Finding]:
         )
 
 
-def _postgres_version(version: str) -> Iterator[Finding]:
-    major = int(version.replace(".", " ").split(maxsplit=1)[0])
+def _postgres_version(running: str) -> Iterator[Finding]:
+    major = int(running.replace(".", " ").split(maxsplit=1)[0])
     if major < _OLDEST_POSTGRES:
         yield error(
             "postgres version",
@@ -192,3 +196,93 @@ def _far(check: str, name: str, near_s: float) -> Finding:
         why="a live item waits for several round trips; a bulk run hardly notices",
         do="run workers, collector and gateway in the servers' own network; check its latency and its load",
     )
+
+
+def check_fleet(fleet: FleetSnapshot) -> Iterator[Finding]:
+    """Findings on the announced processes and on the work that waits for them."""
+    for server, reason in fleet.away.items():
+        yield error(
+            "fleet",
+            f"the {server} stopped answering: {reason}",
+            why="the rest of the fleet could not be examined",
+            do="run libra fleet doctor again once the server answers",
+        )
+    if fleet.away:
+        return
+    kinds = Counter(process.kind for process in fleet.announced)
+    running = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+    yield good("fleet", running or "no process of the fleet is running")
+    for process in fleet.announced:
+        if process.version != _VERSION:
+            yield warning(
+                "fleet versions",
+                f"{process.kind} {process.id} runs version {process.version or 'unknown'}, this is {_VERSION}",
+                why="older processes send newer messages to the dead-letter queue; settings and figures may differ",
+                do="upgrade it and restart it; one machine after the other is fine",
+            )
+    yield from _fingerprints(fleet)
+    yield from _work(fleet)
+    if fleet.dead_letters:
+        yield warning(
+            "parked messages",
+            f"{fleet.dead_letters:,} messages in the dead-letter queue",
+            why="no process here could read them; the items of a chunk among them are queued again after a lease",
+            do="look for events ending in _parked in the logs; upgrade the processes that are older than the sender",
+        )
+
+
+def _fingerprints(fleet: FleetSnapshot) -> Iterator[Finding]:
+    """Workers of one guard that are not the same guard."""
+    seen: dict[tuple[str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for worker in fleet.announced:
+        for mode, digest in (worker.fingerprints or {}).items():
+            seen[str(worker.guard), mode][digest].append(worker.id)
+    differing: dict[str, dict[str, list[str]]] = {}
+    for (guard, _), by_digest in seen.items():
+        if len(by_digest) > 1:
+            differing.setdefault(guard, by_digest)  # one mode is enough: the others differ likewise
+    for guard, by_digest in differing.items():
+        sides = "; ".join(f"{digest}: {', '.join(ids)}" for digest, ids in sorted(by_digest.items()))
+        yield error(
+            "fingerprints",
+            f"the workers of {guard} differ in model, revision, prompt, dtype or engine ({sides})",
+            why="a bulk run takes the verdicts of one fingerprint only; those of the other workers are refused",
+            do="give all of them the same checkpoint, --dtype, --engine and version, and restart those that differ "
+            f"(libra guards shows what {guard} should be)",
+        )
+
+
+def _work(fleet: FleetSnapshot) -> Iterator[Finding]:
+    """Work that waits for processes that are not there, or too few."""
+    for queue in fleet.queues:
+        if queue.pending and not ready(fleet.announced, "worker", queue.guard):
+            yield error(
+                "lanes",
+                f"{queue.guard}, {queue.lane.value}: work is pending ({queue.waiting:,} chunks queued) and no worker "
+                "for it is ready",
+                why="none of it is judged",
+                do=f"libra fleet worker --guard {queue.guard}",
+            )
+    pending = sum(run.pending for run in fleet.runs)
+    if (fleet.verdicts_waiting or pending) and not fleet.of_kind("collector"):
+        yield error(
+            "collector",
+            f"no collector runs; {fleet.verdicts_waiting:,} judged chunks wait and {pending:,} items are pending",
+            why="no verdict is settled, no run ends, and no lost chunk is queued again",
+            do="libra fleet collector",
+        )
+    due = f"{fleet.webhooks_due:,} webhooks are due, the oldest for {fleet.webhooks_due_s:,.0f} s"
+    if fleet.webhooks_due and not fleet.of_kind("webhooks"):
+        yield error(
+            "webhooks",
+            f"{due}, and no sender runs",
+            why="platforms do not learn what was decided",
+            do="libra fleet webhooks",
+        )
+    elif fleet.webhooks_due and fleet.webhooks_due_s > 60:
+        yield warning(
+            "webhooks",
+            due,
+            why="the senders do not keep up with the decisions",
+            do="start another libra fleet webhooks, or raise LIBRA_WEBHOOK_CONNECTIONS",
+        )

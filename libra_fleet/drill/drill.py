@@ -7,11 +7,11 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
 import redis
 from sqlalchemy.exc import DBAPIError
@@ -23,8 +23,7 @@ from infra.process import module_path, python_module
 from infra.servers.services import Services
 from infra.supervise import Restart, SupervisedProcess, Supervisor, log_tail, spawn
 from libra_fleet.drill.faults import EVERYTHING, Fault, FaultInjector, Mix, Planned, plan
-from libra_fleet.drill.ledger_probe import LedgerProbe
-from libra_fleet.drill.report import RECOVERY_GRACE_S, DrillReport, InjectedFault, broken_bounds, lines_of
+from libra_fleet.drill.report import RECOVERY_GRACE_S, DrillReport, InjectedFault, LedgerProbe, broken_bounds, lines_of
 from schemas.items import Item
 from schemas.messages import Lane
 from schemas.runs import RunSpec
@@ -77,15 +76,6 @@ class DrillOptions:
         }
 
 
-class _Hit(NamedTuple):
-    """A fault that was done, and the chunks that the look before it found: `exposed` to it, and all with `attempts`."""
-
-    hit: str
-    looked: float
-    attempts: dict[str, int]
-    exposed: set[str]
-
-
 class Drill:
     """One drill on servers that hold nothing else. Use it from one thread, which must outlive it.
 
@@ -132,8 +122,17 @@ class Drill:
         started = self._ledger.now()
         self._skew_s = started - time.time()
         try:
-            self._start()
-            for planned in self._schedule():
+            for _ in range(self._options.collectors):
+                self._add("collector", "collector")
+            cost = f"{self._options.item_ms:g}"
+            for _ in range(self._options.workers):
+                self._add("worker", "worker", "--guard", GUARD, "--devices", "cpu", "--fake-item-ms", cost)
+            if self._first(lambda: self._ledger.totals().settled or None, timeout_s=_START_S) is None:
+                raise RunError(f"the fleet judged nothing within {_START_S:g} s:\n{self._log_tails()}")
+            ends_at = time.monotonic() + (self._options.duration_s or float("inf"))
+            for number, planned in enumerate(plan(self._options.seed, self._options.mix)):
+                if number == self._options.faults or time.monotonic() > ends_at:
+                    break
                 self._inject(planned)
             whole = self._finish()
         finally:
@@ -163,80 +162,53 @@ class Drill:
                 tails.append("\n".join([f"{process.log}:", *(f"  {line}" for line in tail.splitlines())]))
         return "\n".join(tails)
 
-    def _start(self) -> None:
-        cost = f"{self._options.item_ms:g}"
-        for _ in range(self._options.collectors):
-            self._add("collector", "collector")
-        for _ in range(self._options.workers):
-            self._add("worker", "worker", "--guard", GUARD, "--devices", "cpu", "--fake-item-ms", cost)
-        if self._first(lambda: self._ledger.totals().settled or None, timeout_s=_START_S) is None:
-            raise RunError(f"the fleet judged nothing within {_START_S:g} s:\n{self._log_tails()}")
-
-    def _schedule(self) -> Iterator[Planned]:
-        ends_at = time.monotonic() + (self._options.duration_s or float("inf"))
-        for number, planned in enumerate(plan(self._options.seed, self._options.mix)):
-            if number == self._options.faults or time.monotonic() > ends_at:
-                return
-            yield planned
-
     def _inject(self, planned: Planned) -> None:
         """Do a planned fault to the fleet at work, and wait until it has recovered."""
         fault = planned.fault
         rested_at = self._last_injected.get(fault, -_SERVER_REST_S) + _SERVER_REST_S
         self._run_for(max(planned.gap_s, rested_at - time.monotonic()))
-        self._send_live()
-        done = self._first(lambda: self._try_to_inject(fault), timeout_s=_HIT_S)
-        if done is None:
-            raise RunError(f"there was no {fault} to hit for {_HIT_S:g} s:\n{self._log_tails()}")
-        at = self._now()
-        self._last_injected[fault] = time.monotonic()
-        if planned.lasts_s:
-            self._run_for(planned.lasts_s)
-            self._faults.resume()
-        over = self._now()
-        chunks = done.exposed | self._retry(self._ledger.in_flight) | self._tried_again_since(done.attempts)
-        each = InjectedFault(len(self._injected) + 1, fault, done.hit, done.looked, at, over, chunks)
-        self._injected.append(each)
-        self._first(lambda: self._recovered(each) or None, timeout_s=self._options.lease_s + RECOVERY_GRACE_S + 30)
-        took = "not recovered" if each.recovery_s is None else f"recovered after {each.recovery_s:.1f} s"
-        self._say(f"{each.number}: {fault}, {each.hit}: {took}")
-
-    def _try_to_inject(self, fault: Fault) -> _Hit | None:
-        """Look at what the fault exposes, then do it; None where there is nothing to hit just now."""
-        looked, attempts, exposed = self._now(), self._attempts(), self._exposed(fault)
-        hit = self._faults.inject(fault)
-        return None if hit is None else _Hit(hit, looked, attempts, exposed)
-
-    def _attempts(self) -> dict[str, int]:
-        return {chunk: end.attempt for chunk, end in self._ledger.ends().items()}
-
-    def _tried_again_since(self, before: dict[str, int]) -> set[str]:
-        """Chunks that a stopped consumer had taken, and that the reconciler put back meanwhile."""
-        now = self._retry(self._attempts)
-        return {chunk for chunk, attempt in now.items() if attempt > before.get(chunk, 1)}
-
-    def _exposed(self, fault: Fault) -> set[str]:
-        """Chunks that the fault is going to hit: a killed or emptied broker loses what is queued, too."""
-        if fault in (Fault.VALKEY, Fault.FLUSH):
-            return {chunk for chunk, end in self._ledger.ends().items() if end.settled_at is None}
-        return self._ledger.in_flight()
-
-    def _recovered(self, each: InjectedFault) -> bool:
-        first = self._ledger.first_settled_after(each.over)
-        if first is None or self._ledger.unsettled_of(each.chunks):
-            return False
-        ends = self._ledger.ends()
-        last = max((ends[chunk].settled_at or 0.0 for chunk in each.chunks), default=0.0)
-        each.recovered = max(first, last)
-        return True
-
-    def _send_live(self) -> None:
-        """Some items on the live lane, so that its consumer has something to lose."""
+        # Some items on the live lane, so that its consumer has something to lose.
         first = self._live_items
         self._live_items += _LIVE_ITEMS
         items = [Item(id=f"live-{number}", response=f"live {number}") for number in range(first, self._live_items)]
         for chunk in self._retry(lambda: intake.accept(self._services.engine, self._live_run, self._live, [items])):
             self._services.publisher.judge(chunk)
+        each = self._first(lambda: self._try_to_inject(fault), timeout_s=_HIT_S)
+        if each is None:
+            raise RunError(f"there was no {fault} to hit for {_HIT_S:g} s:\n{self._log_tails()}")
+        self._last_injected[fault] = time.monotonic()
+        if planned.lasts_s:
+            self._run_for(planned.lasts_s)
+            self._faults.resume()
+        each.over = self._now()
+        each.chunks |= self._retry(self._ledger.in_flight)
+        # Afterwards, so that none is missed: what a stopped consumer had taken and the reconciler put back meanwhile.
+        ends = self._retry(self._ledger.ends)
+        each.chunks |= {chunk for chunk, end in ends.items() if end.attempt > each.attempts.get(chunk, 1)}
+        self._injected.append(each)
+        self._first(lambda: self._recovered(each) or None, timeout_s=self._options.lease_s + RECOVERY_GRACE_S + 30)
+        took = "not recovered" if each.recovery_s is None else f"recovered after {each.recovery_s:.1f} s"
+        self._say(f"{each.number}: {fault}, {each.hit}: {took}")
+
+    def _try_to_inject(self, fault: Fault) -> InjectedFault | None:
+        """Look at what the fault exposes, then do it; None where there is nothing to hit just now."""
+        looked, ends = self._now(), self._ledger.ends()
+        if fault in (Fault.VALKEY, Fault.FLUSH):  # a killed or emptied broker loses what is queued, too
+            exposed = {chunk for chunk, end in ends.items() if end.settled_at is None}
+        else:
+            exposed = self._ledger.in_flight()
+        if (hit := self._faults.inject(fault)) is None:
+            return None
+        at, attempts = self._now(), {chunk: end.attempt for chunk, end in ends.items()}
+        return InjectedFault(len(self._injected) + 1, fault, hit, looked, at, at, exposed, attempts)
+
+    def _recovered(self, each: InjectedFault) -> bool:
+        first, ends = self._ledger.first_settled_after(each.over), self._ledger.ends()
+        settled = [ends[chunk].settled_at for chunk in each.chunks]
+        if first is None or None in settled:
+            return False
+        each.recovered = max([first, *(at for at in settled if at is not None)])
+        return True
 
     def _finish(self) -> bool:
         """Let everything settle; False where it does not."""
@@ -311,8 +283,8 @@ class Drill:
             result = audit(self._services.engine, run)
             breaches += [f"run {run}: {check.name} ({check.found})" for check in result.checks if check.breaches]
         breaches += broken_bounds(self._injected, ends, lease_s=options.lease_s)
-        if dead := self._ledger.dead():
-            breaches.append(f"{dead:,} items died, though none of them was poisonous")
+        if totals.dead:
+            breaches.append(f"{totals.dead:,} items died, though none of them was poisonous")
         lines = lines_of(self._injected, ends, started)
         return DrillReport(
             seed=options.seed,

@@ -17,7 +17,7 @@ import redis
 from infra.errors import UsageError
 from infra.servers.places import Places
 from infra.servers.services import Services
-from infra.supervise import SupervisedProcess, Supervisor
+from infra.supervise import Supervisor
 
 if TYPE_CHECKING:
     import psutil
@@ -119,17 +119,25 @@ class FaultInjector:
     def inject(self, fault: Fault) -> str | None:
         """Do it and return a description of what was hit; None where there is nothing to hit just now."""
         if fault is Fault.FLUSH:
-            return self._flush()
-        if fault.needs_own_servers:
-            return self._kill(self._server(fault.value))
-        if fault in _PROCESSES:
-            return self._kill(self._process(self._pick(_PROCESSES[fault])))
-        child = self._child(fault)
-        if fault is Fault.PAUSE and child is not None:
-            child.suspend()
-            self._paused = child
-            return f"{_named(child)} stopped"
-        return self._kill(child)
+            with redis.Redis.from_url(self._services.redis_url) as client:
+                if self._state_dir is not None:
+                    client.flushall()
+                else:
+                    forget_namespace(client, self._services.settings.namespace)
+            return "everything on the broker"
+        try:
+            process = self._find(fault)
+            if process is None:
+                return None
+            name = f"{process.name()} {process.pid}"
+            if fault is Fault.PAUSE:
+                process.suspend()
+                self._paused = process
+                return f"{name} stopped"
+            process.kill()
+        except self._psutil.NoSuchProcess:
+            return None
+        return name
 
     def resume(self) -> None:
         """End a pause, if there is one."""
@@ -137,62 +145,27 @@ class FaultInjector:
         if paused is not None and paused.is_running():
             paused.send_signal(signal.SIGCONT)
 
-    def _flush(self) -> str:
-        with redis.Redis.from_url(self._services.redis_url) as client:
-            if self._state_dir is not None:
-                client.flushall()
-            else:
-                forget_namespace(client, self._services.settings.namespace)
-        return "everything on the broker"
-
-    def _kill(self, process: psutil.Process | None) -> str | None:
-        if process is None:
+    def _find(self, fault: Fault) -> psutil.Process | None:
+        """A process that the fault is for; an embedded server of the drill's own by the keeper that is its parent."""
+        if fault.needs_own_servers:
+            if self._state_dir is None:
+                return None
+            keeper = self._psutil.Process(int(Places(self._state_dir).keeper_lock.read_text()))
+            return next((child for child in keeper.children() if child.name().startswith(fault.value)), None)
+        kind = _PROCESSES.get(fault, "worker")
+        running = [
+            each.process.pid for each in self._fleet.processes if each.name == kind and each.running and each.process
+        ]
+        if not running:
             return None
-        try:
-            name = _named(process)
-            process.kill()
-        except self._psutil.NoSuchProcess:
-            return None
-        return name
-
-    def _pick(self, kind: str) -> SupervisedProcess | None:
-        running = [process for process in self._fleet.processes if process.name == kind and process.running]
-        return self._chance.choice(running) if running else None
-
-    def _process(self, picked: SupervisedProcess | None) -> psutil.Process | None:
-        if picked is None or picked.process is None:
-            return None
-        try:
-            return self._psutil.Process(picked.process.pid)
-        except self._psutil.NoSuchProcess:
-            return None
-
-    def _child(self, fault: Fault) -> psutil.Process | None:
-        worker = self._process(self._pick("worker"))
-        if worker is None:
-            return None
-        try:
-            for child in worker.children(recursive=True):
-                line = " ".join(child.cmdline())
-                if all(word in line for word in _CHILD_OF_WORKER[fault]):
-                    return child
-        except self._psutil.NoSuchProcess:
-            return None
-        return None
-
-    def _server(self, program: str) -> psutil.Process | None:
-        """An embedded server of the drill's own, by the keeper that is its parent."""
-        if self._state_dir is None:
-            return None
-        keeper = self._psutil.Process(int(Places(self._state_dir).keeper_lock.read_text()))
-        return next((child for child in keeper.children() if child.name().startswith(program)), None)
+        process = self._psutil.Process(self._chance.choice(running))
+        if fault in _PROCESSES:
+            return process
+        children = ((child, " ".join(child.cmdline())) for child in process.children(recursive=True))
+        return next((child for child, line in children if all(word in line for word in _CHILD_OF_WORKER[fault])), None)
 
 
 def forget_namespace(client: redis.Redis, namespace: str) -> None:
     """Delete every key of a namespace and no other."""
     for key in client.scan_iter(f"{namespace}:*", count=1_000):
         client.delete(key)
-
-
-def _named(process: psutil.Process) -> str:
-    return f"{process.name()} {process.pid}"

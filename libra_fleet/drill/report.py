@@ -1,17 +1,19 @@
-"""The findings of a drill: every fault with its recovery and its cost, and every promise that was broken."""
+"""The findings of a drill in ledger and queues: every fault with its recovery and cost, and every broken promise."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Final
+from typing import Any, Final, NamedTuple
 
+import sqlalchemy as sa
 from rich.console import Console
 from rich.table import Table
 
+from infra.servers.services import Services
 from libra_fleet.drill.faults import Fault
-from libra_fleet.drill.ledger_probe import ChunkEnd
+from schemas.messages import Lane
 
 RECOVERY_GRACE_S: Final = 10.0
 """A recovery may take so much longer than the lease."""
@@ -19,11 +21,90 @@ _AOF_WINDOW_S: Final = 2.0
 """A killed broker forgets up to a second of what it had said (appendfsync everysec): acknowledgements as well."""
 
 
+class ChunkEnd(NamedTuple):
+    """A chunk as it stands. `settled_at` is its last verdict's time, None while items are pending."""
+
+    size: int
+    attempt: int
+    wasted: int
+    settled_at: float | None
+
+
+class Totals(NamedTuple):
+    """Items of all runs in the ledger, and how many runs have ended or are live and whole."""
+
+    accepted: int
+    settled: int
+    dead: int
+    ended_runs: int
+
+
+_ENDS = """
+    SELECT c.run_id || '/' || c.chunk_no AS id, c.size, c.attempt, c.wasted,
+           CASE WHEN c.settled = c.size THEN (
+               SELECT extract(epoch FROM max(v.settled_at))::float8 FROM verdicts v
+               WHERE v.run_id = c.run_id AND v.iteration = c.iteration
+                 AND v.seq BETWEEN c.first_seq AND c.first_seq + c.size - 1) END AS settled_at
+    FROM chunks c
+"""
+
+
+class LedgerProbe:
+    """Questions to one ledger that holds nothing but the drill's runs."""
+
+    def __init__(self, services: Services, guard: str) -> None:
+        self._services = services
+        self._guard = guard
+
+    def in_flight(self) -> set[str]:
+        """Chunks that are accepted, not queued and not settled."""
+        unsettled: set[str] = set(self._column("SELECT run_id || '/' || chunk_no FROM chunks WHERE settled < size"))
+        queued = [chunk for lane in Lane for chunk in self._services.coordination.queues.queued(self._guard, lane)]
+        return unsettled.difference(queued)
+
+    def first_settled_after(self, at: float) -> float | None:
+        """The time at which the first item settled after `at` (epoch seconds by the ledger's clock), or None."""
+        statement = (
+            "SELECT extract(epoch FROM min(settled_at))::float8 FROM verdicts WHERE settled_at > to_timestamp(:at)"
+        )
+        first: float | None = self._column(statement, at=at)[0]
+        return first
+
+    def now(self) -> float:
+        """The ledger's clock, epoch seconds."""
+        return float(self._column("SELECT extract(epoch FROM clock_timestamp())::float8")[0])
+
+    def totals(self) -> Totals:
+        """The drill's progress."""
+        statement = sa.text(
+            "SELECT coalesce(sum(accepted), 0), coalesce(sum(settled), 0), coalesce(sum(dead), 0), "
+            "count(*) FILTER (WHERE state = 'complete' OR (lane = 'live' AND accepted = settled)) FROM runs"
+        )
+        with self._services.engine.connect() as connection:
+            row = connection.execute(statement).one()
+        return Totals(*map(int, row))
+
+    def runs(self) -> list[str]:
+        """Every run's id."""
+        return [str(run) for run in self._column("SELECT id FROM runs ORDER BY created_at")]
+
+    def ends(self) -> dict[str, ChunkEnd]:
+        """Every chunk's end."""
+        with self._services.engine.connect() as connection:
+            rows = connection.execute(sa.text(_ENDS)).all()
+        return {row.id: ChunkEnd(row.size, row.attempt, row.wasted, row.settled_at) for row in rows}
+
+    def _column(self, statement: str, **values: object) -> Sequence[Any]:
+        with self._services.engine.connect() as connection:
+            return connection.scalars(sa.text(statement), values).all()
+
+
 @dataclass
 class InjectedFault:
     """One fault. Times are epoch seconds by the ledger's clock.
 
-    `chunks` were in flight when it came; the look at them began at `looked`.
+    `chunks` were in flight when it came, and `attempts` are those of all chunks then; the look at them began at
+    `looked`.
     """
 
     number: int
@@ -33,6 +114,7 @@ class InjectedFault:
     at: float
     over: float
     chunks: set[str] = field(repr=False)
+    attempts: Mapping[str, int] = field(default_factory=dict, repr=False)
     recovered: float | None = None
 
     @property

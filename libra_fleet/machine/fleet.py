@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -184,14 +183,23 @@ class MachineFleet:
 
 
 class LocalFleet:
-    """Keeps a collector, and a worker where a guard is named, available for the length of a command.
+    """A collector, and a ready worker where a guard is named, until the context ends.
 
     A worker or a collector that is up already is used as it is; if it goes away meanwhile, ours takes its place.
     A thread of its own starts and stops the processes: on Linux they die with the thread that started them.
+
+    Raises:
+        DeviceError: on entry, a process ended before it was ready; the message holds the end of its log.
+        GuardError: likewise, because the guard cannot be loaded.
     """
 
     def __init__(
-        self, services: Services, guard: str | None, worker_options: Sequence[str], say: Callable[[str], None]
+        self,
+        services: Services,
+        guard: str | None,
+        *,
+        worker_options: Sequence[str] = (),
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
         parts = [collector_process(services)]
         if guard is not None:
@@ -209,19 +217,23 @@ class LocalFleet:
         # A daemon: whoever does not wait for it (a second Ctrl-C) leaves at once, and the processes die with it.
         self._thread = threading.Thread(target=self._run, name="local-fleet", daemon=True)
 
-    def start(self) -> None:
-        """Return once everything is ready.
-
-        Raises:
-            DeviceError: a process ended before it was ready; the message holds the end of its log.
-            GuardError: likewise, because the guard cannot be loaded.
-        """
+    def __enter__(self) -> LocalFleet:
+        self._services.engine  # noqa: B018 - the ledger is brought to its present shape before a collector asks for it
         self._thread.start()
-        while not self._ready.wait(_POLL_S):
-            self.check()
+        try:
+            while not self._ready.wait(_POLL_S):
+                self.check()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._leaving.set()
+        self._thread.join()
 
     def check(self) -> None:
-        """Say what went wrong, if something did.
+        """Raise what went wrong, if something did.
 
         Raises:
             DeviceError: a process of ours ended by itself.
@@ -229,12 +241,6 @@ class LocalFleet:
         """
         if self._error is not None:
             raise self._error
-
-    def stop(self) -> None:
-        """End what we started and wait for it."""
-        self._leaving.set()
-        if self._thread.ident is not None:
-            self._thread.join()
 
     def _run(self) -> None:
         try:
@@ -250,29 +256,6 @@ class LocalFleet:
             self._error = error
         finally:
             self._fleet.stop()
-
-
-@contextmanager
-def local_fleet(
-    services: Services,
-    guard: str | None,
-    *,
-    worker_options: Sequence[str] = (),
-    say: Callable[[str], None] = lambda _: None,
-) -> Iterator[LocalFleet]:
-    """Have a collector, and a ready worker for the guard (none: no worker), until the context ends.
-
-    Raises:
-        DeviceError: a process ended before it was ready.
-        GuardError: likewise, because the guard cannot be loaded.
-    """
-    services.engine  # noqa: B018 - the ledger is brought to its present shape before a collector asks for it
-    fleet = LocalFleet(services, guard, worker_options, say)
-    try:
-        fleet.start()
-        yield fleet
-    finally:
-        fleet.stop()
 
 
 def worker_is_up(services: Services, guard: str) -> bool:

@@ -25,7 +25,7 @@ from infra.ledger.stats import device_seconds
 from infra.metrics.thresholds import Scored, fit_thresholds
 from libra_fleet.cli.reports import report_of
 from libra_fleet.cli.watch import follow_stages, wait_for_end
-from libra_fleet.machine.fleet import local_fleet
+from libra_fleet.machine.fleet import LocalFleet
 from producer.intake.submit import seal, submit
 from schemas.items import Item, Label
 from schemas.messages import Lane
@@ -62,7 +62,7 @@ def run(*, quick: bool) -> Iterator[Figure]:
     with rig() as found, ExitStack() as fleets:
         for name, options in (("small", _SMALL), ("large", _LARGE)):
             worker_options = ["--devices", "cpu", "--checkpoint", "fake", *options]
-            fleets.enter_context(local_fleet(found.services, name, worker_options=worker_options))
+            fleets.enter_context(LocalFleet(found.services, name, worker_options=worker_options))
             _judge(found, RunSpec(guard=name, source="warm-up"), _items(_WARM_UP, "warm"))
         stage = _fitted(found)
         specs = {

@@ -15,7 +15,7 @@ from tests.benchmarks.kit.figures import Figure
 from tests.support.device import prompt, score_request
 from worker.device.client import DeviceClient
 from worker.device.spec import DeviceSpec
-from worker.device.watch import DeviceProcess
+from worker.supervisor import DeviceProcess
 
 _CHUNK: Final = [prompt(300, seed) for seed in range(64)]
 _BATCH_S: Final = 0.010

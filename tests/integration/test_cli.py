@@ -24,7 +24,7 @@ from infra.ledger.tables import items, runs
 from infra.process import wait_until
 from infra.servers.services import Services, services
 from infra.settings import Settings
-from libra_fleet.machine.fleet import local_fleet
+from libra_fleet.machine.fleet import LocalFleet
 from producer.intake.live import LiveClient
 from producer.intake.submit import seal, submit
 from schemas.items import MAX_ITEM_BYTES, Item
@@ -68,7 +68,7 @@ def found(home: Path, traces: Receiver) -> Iterator[Services]:
     """The module's embedded servers with a fleet on them; commands given the same state folder share both."""
     with services(Settings(state_dir=home / "state")) as servers, pytest.MonkeyPatch.context() as environment:
         environment.setenv("LIBRA_OTLP_ENDPOINT", f"http://127.0.0.1:{traces.port}")
-        with local_fleet(servers, "fake") as fleet:
+        with LocalFleet(servers, "fake") as fleet:
             environment.undo()
             yield servers
             fleet.check()
@@ -444,7 +444,7 @@ def test_a_local_fleet_takes_the_place_of_one_that_goes_away(services: Services,
     worker = fleet.start_worker()
     orphans = children(worker)
 
-    with LiveClient(services, guard="fake") as client, local_fleet(services, "fake"):
+    with LiveClient(services, guard="fake") as client, LocalFleet(services, "fake"):
         worker.kill()
         worker.wait()
         verdict = client.judge("文本", timeout_s=30)

@@ -35,7 +35,7 @@ from worker.device.heartbeat import Heartbeat, read_pulse
 from worker.device.protocol import Dead, DeviceRequest, Generated, Hello, Kind, Scored, read_frame
 from worker.device.server import Server, listen
 from worker.device.spec import DeviceSpec
-from worker.device.watch import DeviceProcess
+from worker.supervisor import DeviceProcess
 
 TIMEOUT_S = 30
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,11 +24,11 @@ from infra.servers.services import Services
 from infra.settings import Settings
 from libra_fleet.cli.doctor import doctor
 from libra_fleet.doctor import examination
-from libra_fleet.doctor.machine import Device
 from schemas.fleet import Announcement
 from tests.support.database import fresh_database
 from tests.support.make import items, spec
 from worker.guards.registry import BUNDLED
+from worker.supervisor import Device
 
 OF_THE_MACHINE = {"disk", "files", "device memory", "devices", "redis latency", "postgres latency"}
 """What may be wrong with the machine that runs the tests."""
@@ -119,7 +118,7 @@ def _bring_a_small_gpu(patient: Patient) -> None:
 
 
 def _fill_the_disk(patient: Patient) -> None:
-    nearly = partial(examination.check_disk, usage=lambda _: SimpleNamespace(free=100 << 20))
+    nearly = partial(examination.check_disk, free_bytes=lambda _: 100 << 20)
     patient.patch.setattr(examination, "check_disk", nearly)
 
 

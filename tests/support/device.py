@@ -17,7 +17,7 @@ from worker.device.heartbeat import Heartbeat
 from worker.device.protocol import DeviceRequest, Kind
 from worker.device.server import Server, listen
 from worker.device.spec import DeviceSpec
-from worker.device.watch import DeviceProcess
+from worker.supervisor import DeviceProcess
 
 LABELS = ((1,), (2,))
 

@@ -18,7 +18,7 @@ from infra.ledger import intake
 from infra.process import wait_until
 from infra.servers.services import Services, services
 from infra.settings import Settings
-from libra_fleet.machine.fleet import local_fleet
+from libra_fleet.machine.fleet import LocalFleet
 from producer.intake.submit import seal, submit
 from schemas.items import Item
 from schemas.messages import Lane
@@ -61,7 +61,7 @@ class Rig:
 
         A guard's own checkpoint is a worker option: `--checkpoint`, FOLDER.
         """
-        with local_fleet(self.services, guard, worker_options=["--devices", "cpu", *worker_options]):
+        with LocalFleet(self.services, guard, worker_options=["--devices", "cpu", *worker_options]):
             self.wait_for("collector")
             self.judge(write_items(self.folder / "warm-up.jsonl", warm_up_items, 100, prefix="warm"), guard=guard)
             self.analyze()

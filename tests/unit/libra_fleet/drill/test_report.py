@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from libra_fleet.drill.faults import Fault
-from libra_fleet.drill.ledger_probe import ChunkEnd
-from libra_fleet.drill.report import InjectedFault, broken_bounds, lines_of
+from libra_fleet.drill.report import ChunkEnd, InjectedFault, broken_bounds, lines_of
 
 
 def injected(

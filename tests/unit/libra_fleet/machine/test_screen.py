@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from libra_fleet.machine.screen import RunPace, Warnings, items_per_s
+from libra_fleet.machine.view import RunPace, Warnings, items_per_s
 from schemas.fleet import Announcement, FleetSnapshot, OpenRun
 from schemas.messages import Lane
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from libra_fleet.machine.status_view import status_facts, status_view, troubles
+from libra_fleet.machine.view import status_facts, status_view, troubles
 from schemas.fleet import Announcement, FleetSnapshot, OpenRun, Queue
 from schemas.messages import Lane
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from infra.servers.filelock import FileLock, is_held
+from infra.process import FileLock, is_held
 
 
 def test_sharers_keep_an_exclusive_lock_away(tmp_path: Path) -> None:

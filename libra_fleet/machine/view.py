@@ -1,8 +1,12 @@
-"""The fleet's status: what is wrong in sentences, all of it as JSON, and as a view on a terminal of 80 columns."""
+"""The fleet for a person: what is wrong in sentences, its status as JSON and on a terminal, and the screen of `up`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Group, RenderableType
@@ -10,9 +14,15 @@ from rich.table import Table
 from rich.text import Text
 
 from infra.broker.app import queue_of
-from schemas.fleet import READY, Announcement, FleetSnapshot, OpenRun, Queue, ready
+from libra_fleet.machine.fleet import FleetProcess
+from schemas.fleet import READY, Announcement, FleetSnapshot, OpenRun, ready
 from schemas.messages import Lane
 
+_WINDOW_S: Final = 60.0
+_PACE_KNOWN_S: Final = 3.0
+_LONGEST_READ: Final = 1 << 20
+_SEVERE: Final = ("warning", "error", "critical")
+_AWAY: Final = "the servers do not answer; everybody waits"
 _OLD_S: Final = 60.0
 """A chunk that waits longer than this on the live lane is worth a word; on the bulk lane waiting is normal."""
 _IDLE_SHARE: Final = 0.5
@@ -36,7 +46,8 @@ def _unserved(fleet: FleetSnapshot) -> list[str]:
         states = {worker.state for worker in fleet.of_kind("worker") if worker.guard == queue.guard}
         if not queue.waiting:
             continue
-        chunks = f"{_chunks(queue.waiting)} on {queue_of(queue.guard, queue.lane)}"
+        count = "1 chunk waits" if queue.waiting == 1 else f"{queue.waiting:,} chunks wait"
+        chunks = f"{count} on {queue_of(queue.guard, queue.lane)}"
         if not states:
             found.append(f"{chunks} and no worker serves {queue.guard}: libra fleet worker --guard {queue.guard}")
         elif READY not in states:
@@ -44,10 +55,6 @@ def _unserved(fleet: FleetSnapshot) -> list[str]:
         elif queue.lane is Lane.LIVE and (queue.oldest_s or 0) > _OLD_S:
             found.append(f"{chunks}, the oldest for {queue.oldest_s:.0f} s: {queue.guard} needs more workers")
     return found
-
-
-def _chunks(count: int) -> str:
-    return "1 chunk waits" if count == 1 else f"{count:,} chunks wait"
 
 
 def _unsettled(fleet: FleetSnapshot) -> list[str]:
@@ -90,7 +97,17 @@ def status_facts(fleet: FleetSnapshot) -> dict[str, Any]:
     return {
         "queues": [queue.model_dump(mode="json", exclude={"pending", "pending_s"}) for queue in fleet.queues],
         "verdicts_waiting": fleet.verdicts_waiting,
-        "workers": [_worker_facts(worker) for worker in fleet.of_kind("worker")],
+        "workers": [
+            {
+                "id": worker.id,
+                "guard": worker.guard,
+                "state": worker.state,
+                "device": worker.device or "?",
+                "over_s": worker.over_s or 0.0,
+                **{name: getattr(worker, name) for name in _PACE},
+            }
+            for worker in fleet.of_kind("worker")
+        ],
         "collectors": [collector.id for collector in fleet.of_kind("collector")],
         "runs": [run.model_dump(mode="json") for run in fleet.runs],
         "parked": fleet.dead_letters,
@@ -99,31 +116,8 @@ def status_facts(fleet: FleetSnapshot) -> dict[str, Any]:
     }
 
 
-def _worker_facts(worker: Announcement) -> dict[str, Any]:
-    return {
-        "id": worker.id,
-        "guard": worker.guard,
-        "state": worker.state,
-        "device": worker.device or "?",
-        "over_s": worker.over_s or 0.0,
-        **{name: getattr(worker, name) for name in _PACE},
-    }
-
-
 def status_view(fleet: FleetSnapshot, *, left_s: Mapping[str, float] | None = None) -> RenderableType:
     """Headline, queues, workers, open runs, and what is wrong. `left_s`: seconds until a run ends, by its id."""
-    parts: list[RenderableType] = [_headline(fleet)]
-    if fleet.queues:
-        parts += [Text(), _queues(fleet.queues)]
-    if workers := fleet.of_kind("worker"):
-        parts += [Text(), _workers(workers)]
-    if fleet.runs:
-        parts += [Text(), _runs(fleet.runs, left_s)]
-    parts += [Text(), *_troubles(fleet)]
-    return Group(*parts)
-
-
-def _headline(fleet: FleetSnapshot) -> Text:
     facts = (
         _count(len(fleet.of_kind("worker")), "device"),
         _count(len(fleet.of_kind("collector")), "collector"),
@@ -132,7 +126,19 @@ def _headline(fleet: FleetSnapshot) -> Text:
         f"{fleet.dead_items:,} dead",
         f"{fleet.dead_letters:,} parked",
     )
-    return Text(" · ".join(facts), style="bold")
+    parts: list[RenderableType] = [Text(" · ".join(facts), style="bold")]
+    if fleet.queues:
+        table = _table("queue", "lane", "waiting", "held", "oldest", numbers=3)
+        for queue in fleet.queues:
+            age = _age(queue.oldest_s) if queue.waiting else _NONE
+            table.add_row(queue.guard, queue.lane.value, f"{queue.waiting:,}", f"{queue.held:,}", age)
+        parts += [Text(), table]
+    if workers := fleet.of_kind("worker"):
+        parts += [Text(), _workers(workers)]
+    if fleet.runs:
+        parts += [Text(), _runs(fleet.runs, left_s)]
+    found = [Text(f"! {trouble}", style="bold red") for trouble in troubles(fleet)]
+    return Group(*parts, Text(), *(found or [Text("nothing is wrong", style="green")]))
 
 
 def _count(number: int, noun: str) -> str:
@@ -147,14 +153,6 @@ def _table(*headings: str, numbers: int) -> Table:
         table.add_column(
             heading, justify="right" if is_number else "left", no_wrap=True, overflow="ellipsis", max_width=22
         )
-    return table
-
-
-def _queues(queues: tuple[Queue, ...]) -> Table:
-    table = _table("queue", "lane", "waiting", "held", "oldest", numbers=3)
-    for queue in queues:
-        age = _age(queue.oldest_s) if queue.waiting else _NONE
-        table.add_row(queue.guard, queue.lane.value, f"{queue.waiting:,}", f"{queue.held:,}", age)
     return table
 
 
@@ -196,11 +194,6 @@ def _runs(runs: tuple[OpenRun, ...], left_s: Mapping[str, float] | None) -> Tabl
     return table
 
 
-def _troubles(fleet: FleetSnapshot) -> list[Text]:
-    found = [Text(f"! {trouble}", style="bold red") for trouble in troubles(fleet)]
-    return found or [Text("nothing is wrong", style="green")]
-
-
 def _share(value: float | None) -> Text:
     return _NONE if value is None else Text(f"{value:.0%}")
 
@@ -220,3 +213,126 @@ def _age(seconds: float | None) -> Text:
         if seconds >= 2 * size:
             return Text(f"{seconds / size:,.0f} {unit}")
     return Text(f"{seconds:,.1f} s")
+
+
+def screen(
+    title: str,
+    parts: Sequence[FleetProcess],
+    fleet: FleetSnapshot | None,
+    *,
+    left_s: Mapping[str, float],
+    notes: Iterable[str],
+    warnings: Iterable[str],
+) -> RenderableType:
+    """Processes, the fleet's status, what happened lately. `fleet` is None while the servers do not answer."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in ("part", "state", "process", "restarts", "log"):
+        table.add_column(heading, no_wrap=True, overflow="ellipsis")
+    now = time.monotonic()
+    for part in parts:
+        state = part.state(now)
+        table.add_row(
+            part.kind,
+            Text(state, style="green" if state in ("ready", "ran already") else "yellow"),
+            str(part.pid or "–"),
+            Text(str(part.process.exits), style="red" if part.process.exits else "dim"),
+            Text(part.process.log.name if part.process.log else "–", style="dim"),
+        )
+    lines: list[RenderableType] = [Text(title, style="bold"), table, Text()]
+    if fleet is None:
+        lines.append(Text(_AWAY, style="bold red"))
+    else:
+        lines.append(Text(_rate(fleet), style="bold"))
+        lines.append(status_view(fleet, left_s=left_s))
+    for heading, texts in (("lately", notes), ("last warnings", warnings)):
+        shown = list(texts)
+        if shown:
+            lines += [Text(), Text(heading, style="dim"), *(Text(f"  {line}") for line in shown)]
+    lines += [Text(), Text("Ctrl-C drains and ends; twice ends at once", style="dim")]
+    return Group(*lines)
+
+
+def plain_line(parts: Sequence[FleetProcess], fleet: FleetSnapshot | None, left_s: Mapping[str, float]) -> str:
+    """The state of everything, in one line."""
+    if fleet is None:
+        return _AWAY
+    now = time.monotonic()
+    facts = [
+        ", ".join(f"{part.kind} {part.state(now)}" for part in parts),
+        f"{sum(queue.waiting for queue in fleet.queues):,} chunks wait",
+        _rate(fleet),
+    ]
+    for run in fleet.runs:
+        end = f", {left_s[run.id]:,.0f} s left" if run.id in left_s else ""
+        facts.append(f"{run.name} {run.settled:,} of {run.settled + run.pending:,}{end}")
+    return " · ".join([*facts, *(f"! {trouble}" for trouble in troubles(fleet))])
+
+
+class Warnings:
+    """Reads what is added to some logs; keeps the last warnings and errors, a line each."""
+
+    def __init__(self, logs: Mapping[str, Path], *, keep: int = 4) -> None:
+        self._logs = logs
+        self._read_to = {kind: log.stat().st_size if log.is_file() else 0 for kind, log in logs.items()}
+        self.last: deque[str] = deque(maxlen=keep)
+
+    def look(self) -> list[str]:
+        """The new ones since the last look, oldest first; a torn line is left for the next look."""
+        fresh: list[str] = []
+        for kind, log in self._logs.items():
+            if not log.is_file():
+                continue
+            with log.open("rb") as file:
+                file.seek(self._read_to[kind])
+                content = file.read(_LONGEST_READ)
+            whole = content.rfind(b"\n") + 1
+            self._read_to[kind] += whole
+            lines = content[:whole].decode(errors="replace").splitlines()
+            fresh += [f"{kind}: {warning}" for warning in map(_warning, lines) if warning]
+        self.last.extend(fresh)
+        return fresh
+
+
+def _warning(line: str) -> str:
+    """A log's line for a person, if it is a warning or worse; "" otherwise."""
+    try:
+        entry: Any = json.loads(line)
+    except ValueError:
+        return ""
+    if not isinstance(entry, dict) or entry.get("level") not in _SEVERE:
+        return ""
+    time = str(entry.get("timestamp", ""))[11:19]
+    reason = next((str(entry[key]) for key in ("error", "reason", "exit_code") if key in entry), "")
+    return " ".join(filter(None, (time, str(entry.get("event", "")), reason)))[:200]
+
+
+class RunPace:
+    """Rates at which runs settle, over the last minute of looks, and so the time until each ends."""
+
+    def __init__(self) -> None:
+        self._looks: dict[str, deque[tuple[float, int]]] = {}
+
+    def look(self, now: float, fleet: FleetSnapshot) -> dict[str, float]:
+        """Seconds that are left, by run id: of sealed runs that have settled something since they were first seen."""
+        left = {}
+        self._looks = {run.id: self._looks.get(run.id, deque()) for run in fleet.runs}
+        for run in fleet.runs:
+            looks = self._looks[run.id]
+            looks.append((now, run.settled))
+            while len(looks) > 2 and looks[1][0] <= now - _WINDOW_S:
+                looks.popleft()
+            since, before = looks[0]
+            if run.expected is not None and now - since >= _PACE_KNOWN_S and run.settled > before:
+                left[run.id] = run.pending * (now - since) / (run.settled - before)
+        return left
+
+
+def items_per_s(fleet: FleetSnapshot) -> float | None:
+    """Items that all workers judge a second, by their own last minute; None until one of them knows."""
+    rates = [worker.items_per_s for worker in fleet.of_kind("worker") if worker.items_per_s is not None]
+    return sum(rates) if rates else None
+
+
+def _rate(fleet: FleetSnapshot) -> str:
+    rate = items_per_s(fleet)
+    return "– items/s" if rate is None else f"{rate:,.1f} items/s"
