@@ -60,8 +60,13 @@ def train(
 
         train_guard(settings, click.echo, restart=restart)
     elif data and out:
-        from worker.training.tiny.build import build_guard  # noqa: PLC0415
-        from worker.training.tiny.train import TinyRecipe  # noqa: PLC0415
+        try:  # the maker of the bundled guard is part of the repository, not of the package
+            from recipes.libra_tiny.build import build_guard  # noqa: PLC0415
+            from recipes.libra_tiny.train import TinyRecipe  # noqa: PLC0415
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != "recipes":
+                raise
+            raise UsageError("libra-tiny is made from a clone of the repository: make train-tiny") from error
 
         build_guard(data, out, TinyRecipe(epochs=epochs, seed=seed, threads=threads), also, click.echo)
     else:

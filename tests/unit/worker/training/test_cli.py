@@ -9,9 +9,9 @@ from click.testing import CliRunner
 
 from infra.errors import UsageError
 from libra_fleet.cli.train import train
+from recipes.libra_tiny import build
+from recipes.libra_tiny.train import TinyRecipe
 from worker.training import curriculum
-from worker.training.tiny import build
-from worker.training.tiny.train import TinyRecipe
 
 
 def test_the_options_reach_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from tokenizers import Tokenizer
 
+from recipes.libra_tiny.data import windowed
+from recipes.libra_tiny.hard_negatives import hard_negatives
+from recipes.libra_tiny.tokenizer import train_tokenizer
 from worker.training.samples import Sample
-from worker.training.tiny.data import windowed
-from worker.training.tiny.hard_negatives import hard_negatives
-from worker.training.tiny.tokenizer import train_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,7 @@ from pathlib import Path
 import pytest
 
 from infra.errors import DataError
-from schemas.items import Item, Label
-from worker.training.recipe import DataFile
-from worker.training.samples import Sample, read_samples
-from worker.training.tiny.data import (
+from recipes.libra_tiny.data import (
     COLD_DEV,
     COLD_TRAIN,
     JADE,
@@ -22,6 +19,9 @@ from worker.training.tiny.data import (
     windowed,
     windows,
 )
+from schemas.items import Item, Label
+from worker.training.recipe import DataFile
+from worker.training.samples import Sample, read_samples
 
 
 def sample(response: str, label: Label, category: str = "") -> Sample:

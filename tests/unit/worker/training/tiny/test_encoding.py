@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from tokenizers import Tokenizer
 
+from recipes.libra_tiny.tokenizer import TURN_END, control_ids, encode_plain
+from recipes.libra_tiny.train import IGNORED, TokenizerEncoder, batches, collate, common_prefix
 from worker.guards.libra import PREFILL
 from worker.training.examples import Example, answer_text
 from worker.training.samples import Sample
-from worker.training.tiny.tokenizer import TURN_END, control_ids, encode_plain
-from worker.training.tiny.train import IGNORED, TokenizerEncoder, batches, collate, common_prefix
 
 
 @pytest.fixture(scope="module")

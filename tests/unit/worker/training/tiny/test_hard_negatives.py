@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from statistics import mean
 
+from recipes.libra_tiny.hard_negatives import disguise, hard_negatives
 from schemas.items import Item, Label
 from worker.training.samples import Sample
-from worker.training.tiny.hard_negatives import disguise, hard_negatives
 
 REFUSALS = ("抱歉", "对不起", "不支持", "不应该", "违法", "不对", "不符合")
 

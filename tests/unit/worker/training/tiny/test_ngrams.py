@@ -6,11 +6,11 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from recipes.libra_tiny.ngrams import TableSettings, fit_shares, fit_table, in_use, minimum, presence
+from recipes.libra_tiny.train import Shape, TokenizerEncoder, new_model
 from schemas.items import Label
 from worker.training.examples import Example
 from worker.training.samples import Sample
-from worker.training.tiny.ngrams import TableSettings, fit_shares, fit_table, in_use, minimum, presence
-from worker.training.tiny.train import Shape, TokenizerEncoder, new_model
 
 RECIPE = TableSettings(slots=1 << 16)
 SHAPE = Shape(hidden=64, intermediate=96, layers=1, heads=2, kv_heads=1)

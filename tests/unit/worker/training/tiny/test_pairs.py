@@ -1,4 +1,4 @@
-"""The written question and answer pairs: what `worker/training/tiny/data/README.md` says of them."""
+"""The written question and answer pairs: what `recipes/libra_tiny/data/README.md` says of them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Final
 
 import pytest
 
+from recipes import libra_tiny
 from schemas.items import LibraRecord
 from schemas.taxonomy import SUBCATEGORIES, find_scenario, find_subcategory
-from worker.training import tiny
 
-PAIRS: Final = Path(tiny.__file__).parent / "data" / "pairs.jsonl"
+PAIRS: Final = Path(libra_tiny.__file__).parent / "data" / "pairs.jsonl"
 REFUSAL_WORDS: Final = (
     *("抱歉", "对不起", "不能", "无法", "没法", "帮不", "不会帮"),
     *("不可以", "不建议", "不提供", "我不"),

@@ -10,11 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from infra.errors import GuardError
-from schemas.items import Item, Label
-from worker.guards.libra import PREFILL, LibraGuard, user_turn
-from worker.training.examples import answer_text
-from worker.training.samples import Sample
-from worker.training.tiny.tokenizer import (
+from recipes.libra_tiny.tokenizer import (
     ANSWER_PIECE,
     SPECIALS,
     TEXT_PIECE,
@@ -25,6 +21,10 @@ from worker.training.tiny.tokenizer import (
     save_tokenizer,
     train_tokenizer,
 )
+from schemas.items import Item, Label
+from worker.guards.libra import PREFILL, LibraGuard, user_turn
+from worker.training.examples import answer_text
+from worker.training.samples import Sample
 
 
 def test_the_labels_begin_with_different_tokens(tokenizer: Tokenizer) -> None:
@@ -82,9 +82,9 @@ def test_the_same_rows_give_the_same_tokenizer(rows: list[Sample]) -> None:
 
 
 def test_serving_sees_the_ids_that_training_saw(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    from recipes.libra_tiny.train import TokenizerEncoder
     from schemas.guards import Mode
     from schemas.messages import ChunkItem
-    from worker.training.tiny.train import TokenizerEncoder
 
     save_tokenizer(tokenizer, tmp_path, context_tokens=1_024)
     (tmp_path / "config.json").write_text('{"max_position_embeddings": 1024}', encoding="utf-8")

@@ -8,15 +8,10 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from schemas.items import Label
-from schemas.verdicts import Outcome, Verdict
-from worker.guards.checkpoint import context_tokens_of
-from worker.training.evaluate import Examiner, Measured, metrics_of
-from worker.training.samples import Sample
-from worker.training.tiny.build import Agreement, CardFacts, shortcut_baselines, write_card
-from worker.training.tiny.hard_negatives import hard_negatives
-from worker.training.tiny.ngrams import TableSettings
-from worker.training.tiny.train import (
+from recipes.libra_tiny.build import Agreement, CardFacts, shortcut_baselines, write_card
+from recipes.libra_tiny.hard_negatives import hard_negatives
+from recipes.libra_tiny.ngrams import TableSettings
+from recipes.libra_tiny.train import (
     Shape,
     TinyRecipe,
     TokenizerEncoder,
@@ -25,6 +20,11 @@ from worker.training.tiny.train import (
     common_prefix,
     save_checkpoint,
 )
+from schemas.items import Label
+from schemas.verdicts import Outcome, Verdict
+from worker.guards.checkpoint import context_tokens_of
+from worker.training.evaluate import Examiner, Measured, metrics_of
+from worker.training.samples import Sample
 
 SMALL = {
     "shape": Shape(hidden=64, intermediate=96, layers=2, heads=2, kv_heads=1),

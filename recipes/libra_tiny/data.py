@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, cast
 
+from recipes.libra_tiny.hard_negatives import SOURCE as HARD_SOURCE
+from recipes.libra_tiny.hard_negatives import disguise, hard_negatives
 from schemas.items import Label
 from worker.training.recipe import DataFile
 from worker.training.samples import Sample, raw_rows, read_samples, sample_of
-from worker.training.tiny.hard_negatives import SOURCE as HARD_SOURCE
-from worker.training.tiny.hard_negatives import disguise, hard_negatives
 
 COLD_TRAIN: Final = "cold_train.jsonl"
 COLD_DEV: Final = "cold_dev.jsonl"

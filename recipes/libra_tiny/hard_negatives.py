@@ -23,7 +23,7 @@ SOURCE: Final = "libra-fleet/hard-negatives"
 
 @cache
 def _phrases() -> dict[str, Any]:
-    place = files("worker.training.tiny") / "data" / "hard_negatives.yaml"
+    place = files("recipes.libra_tiny") / "data" / "hard_negatives.yaml"
     content: dict[str, Any] = yaml.safe_load(place.read_text(encoding="utf-8"))
     return content
 

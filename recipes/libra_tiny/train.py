@@ -18,17 +18,8 @@ from tokenizers import Tokenizer
 from torch.nn import functional
 from transformers import DynamicCache
 
-from schemas.items import Label
-from worker.device.ngram_lm import NgramQwen2Config, NgramQwen2ForCausalLM
-from worker.guards.base import PromptIds, common_length
-from worker.guards.checkpoint import CALIBRATION
-from worker.guards.libra import PREFILL, user_turn
-from worker.training.examples import Example, answer_text
-from worker.training.recipe import Optimization, Strict
-from worker.training.samples import Sample
-from worker.training.stage import Report
-from worker.training.tiny.ngrams import TableSettings
-from worker.training.tiny.tokenizer import (
+from recipes.libra_tiny.ngrams import TableSettings
+from recipes.libra_tiny.tokenizer import (
     ANSWER_PIECE,
     END,
     TEXT_PIECE,
@@ -40,6 +31,15 @@ from worker.training.tiny.tokenizer import (
     piece_id,
     save_tokenizer,
 )
+from schemas.items import Label
+from worker.device.ngram_lm import NgramQwen2Config, NgramQwen2ForCausalLM
+from worker.guards.base import PromptIds, common_length
+from worker.guards.checkpoint import CALIBRATION
+from worker.guards.libra import PREFILL, user_turn
+from worker.training.examples import Example, answer_text
+from worker.training.recipe import Optimization, Strict
+from worker.training.samples import Sample
+from worker.training.stage import Report
 
 
 class Shape(Strict):

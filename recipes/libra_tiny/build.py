@@ -14,6 +14,11 @@ from typing import Any, Final
 import torch
 from safetensors import safe_open
 
+from recipes.libra_tiny.data import PAIRS, WINDOW_CHARS, Corpus, load_corpus, windowed
+from recipes.libra_tiny.hard_negatives import disguise
+from recipes.libra_tiny.ngrams import fit_shares, fit_table, presence
+from recipes.libra_tiny.tokenizer import train_tokenizer
+from recipes.libra_tiny.train import TinyRecipe, Trainer, lm_margins, save_checkpoint, save_temperature
 from schemas.items import Label
 from schemas.verdicts import Outcome, Verdict
 from worker.guards.checkpoint import context_tokens_of, temperature_of
@@ -23,11 +28,6 @@ from worker.training.evaluate import Examiner, Measured, macro_f1, metrics_of
 from worker.training.recipe import DataFile
 from worker.training.samples import Sample, read_samples
 from worker.training.stage import Report
-from worker.training.tiny.data import PAIRS, WINDOW_CHARS, Corpus, load_corpus, windowed
-from worker.training.tiny.hard_negatives import disguise
-from worker.training.tiny.ngrams import fit_shares, fit_table, presence
-from worker.training.tiny.tokenizer import train_tokenizer
-from worker.training.tiny.train import TinyRecipe, Trainer, lm_margins, save_checkpoint, save_temperature
 
 AGREEMENT_SAMPLE: Final = 200
 _REFUSALS: Final = re.compile("抱歉|对不起|不能|无法|不应该|不支持|违法|请遵守|不可以")
@@ -37,10 +37,10 @@ _SOURCES: Final = (
     (
         "libra-fleet/hard-negatives",
         "Apache-2.0",
-        "this project's own grammar of generic wording, see worker/training/tiny",
+        "this project's own grammar of generic wording, see recipes/libra_tiny",
     ),
     (
-        "worker/training/tiny/data/pairs.jsonl",
+        "recipes/libra_tiny/data/pairs.jsonl",
         "Apache-2.0",
         "question/answer pairs written one by one for this project",
     ),
@@ -217,7 +217,7 @@ class CardFacts:
 
 def write_card(folder: Path, facts: CardFacts) -> None:
     """Write the card into the checkpoint's folder; its text is card.md."""
-    template = Template((files("worker.training.tiny") / "card.md").read_text(encoding="utf-8"))
+    template = Template((files("recipes.libra_tiny") / "card.md").read_text(encoding="utf-8"))
     result_head = ["set", "n", "accuracy", "AUROC", "ECE", "macro-F1", "recall unsafe", "recall safe", "unparseable"]
     baselines = [
         (found.name, f"{found.metrics.value('accuracy') or 0:.3f}", f"{macro_f1(found.metrics):.3f}")
