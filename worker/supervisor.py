@@ -31,7 +31,7 @@ from infra.supervise import Restart, SupervisedProcess, Supervisor, spawn
 from schemas.fleet import Announcement
 from schemas.messages import Lane
 from worker.consumer.app import ConsumerSpec, read_fingerprints
-from worker.consumer.tasks import holder_of
+from worker.consumer.deliveries import holder_of
 from worker.device.heartbeat import Pace, Pulse, read_pulse
 from worker.device.spec import DeviceSpec
 

@@ -16,11 +16,9 @@ from kombu import Queue
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
-from infra import tracing
 from infra.errors import ServerError
-from infra.retry import retry
 from infra.settings import Settings
-from schemas.messages import JudgeChunk, Lane, VerdictChunk
+from schemas.messages import Lane
 
 JUDGE: Final = "libra.judge"
 SETTLE: Final = "libra.settle"
@@ -32,8 +30,8 @@ FINALIZING: Final = "finalizing"
 TRACEPARENT: Final = "traceparent"
 """The header of W3C Trace Context."""
 
+CONTENT_TYPE: Final = "application/x-libra+json"
 _SERIALIZER: Final = "libra-json"
-_FORGET_AFTER_S: Final = 5
 
 
 def queue_of(guard: str, lane: Lane) -> str:
@@ -65,13 +63,6 @@ def _delivery(settings: Settings) -> dict[str, Any]:
         "worker_cancel_long_running_tasks_on_connection_loss": False,  # writes are idempotent: keep the device's work
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,  # a daemon waits for its broker for ever
-        "task_publish_retry": True,
-        "task_publish_retry_policy": {
-            "max_retries": None,
-            "interval_start": 0.1,
-            "interval_step": 0.2,
-            "interval_max": 2,
-        },
         "broker_transport_options": {
             "global_keyprefix": f"{settings.namespace}:",
             "visibility_timeout": settings.visibility_timeout_s,
@@ -86,14 +77,18 @@ def _delivery(settings: Settings) -> dict[str, Any]:
 
 
 def _register_serializer() -> None:
-    """JSON that leaves Chinese as it is: half the bytes of the escaped form."""
     kombu.serialization.register(
         _SERIALIZER,
-        lambda content: json.dumps(content, ensure_ascii=False, separators=(",", ":")),
+        to_json,
         json.loads,
-        content_type="application/x-libra+json",
+        content_type=CONTENT_TYPE,
         content_encoding="utf-8",
     )
+
+
+def to_json(content: object) -> str:
+    """JSON that leaves Chinese as it is: half the bytes of the escaped form."""
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
 
 
 def worker_queues(*names: str) -> list[Queue]:
@@ -112,23 +107,27 @@ def broker_url(redis_url: str) -> str:
     return f"redis+socket://{account}{parts.path}?{urlencode(query)}"
 
 
+def redis_client(redis_url: str, *, wait_s: float = 0) -> redis.Redis:
+    """A client that survives a server restart by itself; the server need not be there yet."""
+    return redis.Redis.from_url(
+        redis_url,
+        decode_responses=True,
+        socket_timeout=30,
+        socket_connect_timeout=5,
+        health_check_interval=25,
+        retry=Retry(ExponentialBackoff(cap=0.5, base=0.1), max(1, int(wait_s / 0.5))),
+        retry_on_error=[redis.ConnectionError],
+    )
+
+
 def connect_redis(redis_url: str, *, wait_s: float = 0) -> redis.Redis:
-    """A client that has answered once; it survives a server restart by itself.
+    """A client that has answered once.
 
     Raises:
         ServerError: no answer within `wait_s` seconds, or no Redis URL.
     """
-    retries = max(1, int(wait_s / 0.5))
     try:
-        client = redis.Redis.from_url(
-            redis_url,
-            decode_responses=True,
-            socket_timeout=30,
-            socket_connect_timeout=5,
-            health_check_interval=25,
-            retry=Retry(ExponentialBackoff(cap=0.5, base=0.1), retries),
-            retry_on_error=[redis.ConnectionError],
-        )
+        client = redis_client(redis_url, wait_s=wait_s)
         client.ping()
     except ValueError as error:
         raise ServerError("LIBRA_REDIS_URL is not a Redis URL (redis://host:6379/0 or unix:///path)") from error
@@ -137,43 +136,3 @@ def connect_redis(redis_url: str, *, wait_s: float = 0) -> redis.Redis:
         where = f"{parts.hostname}:{parts.port or 6379}" if parts.hostname else parts.path
         raise ServerError(f"cannot reach Redis at {where}: {error}") from error
     return client
-
-
-class Publisher:
-    """Puts messages on queues; waits while the broker is away or full. User text stays out of headers and logs.
-
-    Where traces are on, the current span's `traceparent` travels in the headers; bodies are the same with and without.
-    """
-
-    def __init__(self, app: Celery) -> None:
-        self._app = app
-
-    def judge(self, chunk: JudgeChunk) -> None:
-        """Enqueue a chunk on its guard's lane; the header lets the reconciler read its age without the body."""
-        self._send(
-            JUDGE,
-            chunk.model_dump_json(),
-            queue=queue_of(chunk.guard, chunk.lane),
-            task_id=f"{chunk.chunk_id}/{chunk.attempt}",
-            headers={"enqueued_at": chunk.enqueued_at},
-        )
-
-    def settle(self, chunk: VerdictChunk) -> None:
-        """Enqueue verdicts for the collector; returns only once the broker has them."""
-        self._send(SETTLE, chunk.model_dump_json(), queue=VERDICTS, task_id=f"{chunk.chunk_id}/{chunk.attempt}/v")
-
-    def finalize(self, run_id: str) -> None:
-        """Ask for a run's metrics."""
-        self._send(FINALIZE, run_id, queue=FINALIZING, task_id=f"{run_id}/finalize")
-
-    def _send(
-        self, task: str, body: str, *, queue: str, task_id: str, headers: dict[str, object] | None = None
-    ) -> None:
-        traceparent = tracing.traceparent()
-        if traceparent is not None:
-            headers = {**(headers or {}), TRACEPARENT: traceparent}
-        retry(
-            lambda: self._app.send_task(
-                task, args=[body], queue=queue, task_id=task_id, headers=headers, argsrepr="-", kwargsrepr="-"
-            )
-        )

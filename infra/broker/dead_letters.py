@@ -15,7 +15,7 @@ import redis
 from celery.worker.consumer import Consumer
 from kombu import Connection, Message
 
-from infra.broker.queues import MALFORMED, vetting_transport
+from infra.broker.queues import MALFORMED, Unacked, vetting_transport
 from infra.log import get_logger
 
 _KEPT: Final = 10_000
@@ -44,17 +44,18 @@ Put = Callable[[str, str, str], None]
 """Takes queue, reason and body (base64 where it is not text)."""
 
 
-def dead_letter_consumer(put: Put) -> type[Any]:
+def dead_letter_consumer(put: Put, unacked: Unacked | None = None) -> type[Any]:
     """A Consumer class for `app.Worker(consumer_cls=...)` that hands unreadable messages to `put`."""
-    return type("DeadLetterConsumer", (_DeadLetterConsumer,), {"put": staticmethod(put)})
+    return type("DeadLetterConsumer", (_DeadLetterConsumer,), {"put": staticmethod(put), "unacked": unacked})
 
 
 class _DeadLetterConsumer(Consumer):  # type: ignore[misc]
     put: Put
+    unacked: Unacked | None
 
     def connection_for_read(self, heartbeat: float | None = None) -> Connection:
         connection = self.app.connection_for_read(heartbeat=heartbeat)
-        connection.transport_cls = vetting_transport(connection.get_transport_cls(), self._put_aside)
+        connection.transport_cls = vetting_transport(connection.get_transport_cls(), self._put_aside, self.unacked)
         return self.ensure_connected(connection)
 
     def create_task_handler(self, *args: object, **options: object) -> Callable[[Message], None]:

@@ -10,19 +10,25 @@ Messages may have been written by anybody: nothing malformed breaks a caller.
 
 from __future__ import annotations
 
+import base64
 import json
 import math
+import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 import redis
 from kombu import Message
 from kombu.exceptions import ContentDisallowed, DecodeError
+from kombu.transport import virtual
+from redis.client import Pipeline
 from redis.connection import Connection as Socket
 
-from infra.broker.app import VERDICTS, queue_of
+from infra import tracing
+from infra.broker.app import CONTENT_TYPE, FINALIZE, FINALIZING, JUDGE, SETTLE, TRACEPARENT, VERDICTS, queue_of, to_json
 from infra.retry import FULL, retry
-from schemas.messages import Lane
+from schemas.messages import JudgeChunk, Lane, VerdictChunk
 
 MALFORMED: Final = (
     *(ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError),
@@ -42,11 +48,31 @@ return 0
 
 
 class Queues:
-    """A look at what waits on the broker, and the way back onto a queue."""
+    """What waits on the broker, and the way onto a queue."""
 
     def __init__(self, client: redis.Redis, prefix: str) -> None:
         self._redis = client
         self._prefix = prefix
+
+    def transaction(self) -> Pipeline:
+        """A pipeline whose commands all take effect, in their order, or none does; one round trip."""
+        return self._redis.pipeline(transaction=True)
+
+    def push(self, queue: str, message: str, pipe: Pipeline | None = None) -> None:
+        """Enqueue a message, by itself or as part of a pipeline."""
+        (self._redis if pipe is None else pipe).lpush(self._prefix + queue, message)
+
+    def note(self, pipe: Pipeline, message: Message, tag: str) -> None:
+        """Record a popped message as unacknowledged, as kombu's own QoS does."""
+        delivery = message.delivery_info
+        entry = json.dumps([message._raw, delivery["exchange"], delivery["routing_key"]])
+        pipe.zadd(f"{self._prefix}unacked_index", {tag: time.time()})
+        pipe.hset(f"{self._prefix}unacked", tag, entry)
+
+    def acknowledge(self, pipe: Pipeline, tag: str) -> None:
+        """Take a message off the record of the unacknowledged."""
+        pipe.zrem(f"{self._prefix}unacked_index", tag)
+        pipe.hdel(f"{self._prefix}unacked", tag)
 
     def length(self, guard: str, lane: Lane) -> int:
         """Chunks waiting in a queue (not those a consumer holds)."""
@@ -115,25 +141,111 @@ def enqueued_at(message: str) -> float:
 def task_of(message: str) -> str:
     """The task id of a queued message; empty for one that nobody here wrote."""
     try:
-        return str(json.loads(message)["headers"]["id"])
+        return task_id_of(json.loads(message)["headers"])
     except MALFORMED:
         return ""
 
 
-def vetting_transport(transport: type[Any], refuse: Callable[[str, str, object], None]) -> type[Any]:
+def task_id_of(headers: Any) -> str:  # noqa: ANN401 - whatever was in the message
+    """The task id among a message's headers; empty where there is none."""
+    return str(headers["id"]) if isinstance(headers, dict) and "id" in headers else ""
+
+
+def task_message(task: str, body: str, *, queue: str, task_id: str, **headers: object) -> str:
+    """A call of a task that takes one string, as Celery (protocol 2) and kombu's Redis transport would write it.
+
+    User text stays out of the headers, which reach logs. Where traces are on, the current span's `traceparent` travels
+    there; bodies are the same with and without.
+    """
+    traceparent = tracing.traceparent()
+    if traceparent is not None:
+        headers[TRACEPARENT] = traceparent
+    call = to_json([[body], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}])
+    return json.dumps(
+        {
+            "body": base64.b64encode(call.encode()).decode(),
+            "content-type": CONTENT_TYPE,
+            "content-encoding": "utf-8",
+            "headers": {
+                **{"lang": "py", "task": task, "id": task_id, "root_id": task_id, "parent_id": None, "retries": 0},
+                **{"eta": None, "expires": None, "group": None, "timelimit": [None, None], "ignore_result": True},
+                **{"argsrepr": "-", "kwargsrepr": "-", **headers},
+            },
+            "properties": {
+                **{"correlation_id": task_id, "reply_to": "", "delivery_mode": 2, "priority": 0},
+                **{"delivery_info": {"exchange": "", "routing_key": queue}, "body_encoding": "base64"},
+                "delivery_tag": str(uuid.uuid4()),
+            },
+        }
+    )
+
+
+def verdicts_message(chunk: VerdictChunk) -> str:
+    """A chunk's verdicts on their way to the collector."""
+    return task_message(SETTLE, chunk.model_dump_json(), queue=VERDICTS, task_id=f"{chunk.chunk_id}/{chunk.attempt}/v")
+
+
+class Publisher:
+    """Puts messages on queues, each in one round trip; waits while the broker is away or full."""
+
+    def __init__(self, queues: Queues) -> None:
+        self._queues = queues
+
+    def judge(self, chunk: JudgeChunk) -> None:
+        """Enqueue a chunk on its guard's lane; the header lets the reconciler read its age without the body."""
+        queue, task_id = queue_of(chunk.guard, chunk.lane), f"{chunk.chunk_id}/{chunk.attempt}"
+        body = chunk.model_dump_json()
+        self._push(queue, task_message(JUDGE, body, queue=queue, task_id=task_id, enqueued_at=chunk.enqueued_at))
+
+    def settle(self, chunk: VerdictChunk) -> None:
+        """Enqueue verdicts for the collector; returns only once the broker has them."""
+        self._push(VERDICTS, verdicts_message(chunk))
+
+    def finalize(self, run_id: str) -> None:
+        """Ask for a run's metrics."""
+        self._push(FINALIZING, task_message(FINALIZE, run_id, queue=FINALIZING, task_id=f"{run_id}/finalize"))
+
+    def _push(self, queue: str, message: str) -> None:
+        retry(lambda: self._queues.push(queue, message))
+
+
+class Unacked(Protocol):
+    """The record of unacknowledged messages, kept by the consumer: it goes with other commands in one round trip."""
+
+    def note(self, message: Message, tag: str) -> None:
+        """Record a message that was popped."""
+
+    def is_acknowledged(self, tag: str) -> bool:
+        """True, once, for a message that was acknowledged with the publication of its verdicts."""
+
+
+def vetting_transport(
+    transport: type[Any], refuse: Callable[[str, str, object], None], unacked: Unacked | None = None
+) -> type[Any]:
     """A kombu Redis transport whose channels hand what is no message to `refuse` (queue, reason, bytes)."""
     stock = transport.Channel
-    parts = {"QoS": type("PatientQoS", (_PatientQoS, stock.QoS), {}), "refuse": staticmethod(refuse)}
+    parts: dict[str, object] = {"refuse": staticmethod(refuse)}
+    if unacked is not None:
+        parts["QoS"] = type("RecordingQoS", (_RecordingQoS, stock.QoS), {"unacked": unacked})
     channel = type("VettingChannel", (_VettingChannel, stock), parts)
     return type("VettingTransport", (transport,), {"Channel": channel})
 
 
-class _PatientQoS:
-    """Mixed into kombu's QoS: notes what was popped; while Redis is full that waits, or the message would be lost."""
+class _RecordingQoS:
+    """Mixed into kombu's QoS: leaves the record of the unacknowledged to `unacked`, and keeps count in memory."""
+
+    unacked: Unacked
 
     def append(self, message: Message, delivery_tag: str) -> None:
-        note = super().append  # type: ignore[misc]
-        retry(lambda: note(message, delivery_tag), errors=FULL)
+        # In the record before anything else happens to it; while Redis is full that waits, or it would be lost.
+        retry(lambda: self.unacked.note(message, delivery_tag), errors=FULL)
+        virtual.QoS.append(self, message, delivery_tag)
+
+    def ack(self, delivery_tag: str) -> None:
+        if self.unacked.is_acknowledged(delivery_tag):
+            virtual.QoS.ack(self, delivery_tag)
+        else:
+            super().ack(delivery_tag)  # type: ignore[misc]
 
 
 class _VettingChannel:

@@ -1,7 +1,7 @@
 """Small values by key on Redis, which may be lost, full or away without harm: whoever asks goes on without.
 
-It knows nothing of what the values mean. A call makes one round trip, takes a bounded time and never raises for Redis'
-sake; after a failure nothing is asked for a while.
+It knows nothing of what the values mean. A look-up makes one round trip, takes a bounded time and never raises a Redis
+error; after a failure nothing is asked for a while. Values are written with what else a consumer writes.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from typing import Final, cast
 
 import redis
 from redis.backoff import NoBackoff
+from redis.client import Pipeline
 from redis.retry import Retry
 
 from infra.log import get_logger
 from infra.settings import Settings
 
 TIMEOUT_S: Final = 0.25
-"""For connecting, and again for an answer: so long a look-up may hold up a chunk, and then no other one for a while."""
+"""For connecting, and again for an answer: a look-up delays a chunk by this much, and then none for a while."""
 PAUSE_S: Final = 5.0
 """After a failure, and between two looks at how full Redis is."""
 MEMORY_SHARE: Final = 0.5
@@ -54,28 +55,24 @@ class Cache:
                 found = cast("list[bytes | None]", self._redis.mget([self._name(key) for key in keys]))
         return found
 
-    def put(self, values: Mapping[bytes, bytes]) -> None:
-        """Keep values, if there is room for them."""
-        if not values or self._clock() < self._asks_from:
+    def put(self, pipe: Pipeline, values: Mapping[bytes, bytes]) -> None:
+        """Keep values as part of a pipeline, if there is room for them."""
+        if self._has_room and self._clock() >= self._asks_from:
+            for key, value in values.items():
+                pipe.set(self._name(key), value, ex=self._ttl_s)
+
+    def look_for_room(self) -> None:
+        """See how full Redis is, if that was last seen some seconds ago."""
+        if self._clock() < max(self._looks_from, self._asks_from):
             return
-        with self._forgiving("put"):
-            if not self._room():
-                return
-            with self._redis.pipeline(transaction=False) as pipe:
-                for key, value in values.items():
-                    pipe.set(self._name(key), value, ex=self._ttl_s)
-                pipe.execute()
-
-    def _name(self, key: bytes) -> bytes:
-        return self._prefix + base64.urlsafe_b64encode(key).rstrip(b"=")
-
-    def _room(self) -> bool:
-        if self._clock() >= self._looks_from:
-            self._looks_from = self._clock() + PAUSE_S
+        self._looks_from = self._clock() + PAUSE_S
+        with self._forgiving("look"):
             memory = cast("dict[str, int]", self._redis.info("memory"))
             limit = memory.get("maxmemory") or UNSAID_LIMIT
             self._has_room = memory["used_memory"] <= MEMORY_SHARE * limit
-        return self._has_room
+
+    def _name(self, key: bytes) -> bytes:
+        return self._prefix + base64.urlsafe_b64encode(key).rstrip(b"=")
 
     @contextmanager
     def _forgiving(self, what: str) -> Iterator[None]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple, cast
 
 import redis
+from redis.client import Pipeline
 
 HELD_FOR_S: Final = 6
 """A chunk counts as held this long after its consumer last said so (it says so every third of that)."""
@@ -51,16 +52,18 @@ class Leases:
         self._prefix = prefix
         self._remember_s = remember_s
 
-    def take(self, chunk_id: str, run_id: str, queue: str, holder: str) -> Delivery:
-        """Count a delivery before its inference starts, so that the death of a whole machine counts as well."""
+    def take(self, pipe: Pipeline, chunk_id: str, run_id: str, queue: str, holder: str) -> Delivery:
+        """Count a delivery before its inference starts, so that the death of a whole machine counts as well.
+
+        This executes the pipeline, with what is in it already.
+        """
         attempts = f"{self._prefix}deliveries:{chunk_id}"
-        with self._redis.pipeline(transaction=False) as pipe:
-            pipe.incr(attempts)
-            pipe.expire(attempts, self._remember_s)
-            pipe.exists(f"{self._prefix}settled:{chunk_id}")  # both written by `Notices`
-            pipe.exists(f"{self._prefix}cancelled:{run_id}")
-            pipe.eval(_HOLD, 2, *self._keys(queue, holder), chunk_id)
-            deliveries, _, settled, cancelled, _ = pipe.execute()
+        pipe.incr(attempts)
+        pipe.expire(attempts, self._remember_s)
+        pipe.exists(f"{self._prefix}settled:{chunk_id}")  # both written by `Notices`
+        pipe.exists(f"{self._prefix}cancelled:{run_id}")
+        pipe.eval(_HOLD, 2, *self._keys(queue, holder), chunk_id)
+        deliveries, _, settled, cancelled, _ = pipe.execute()[-5:]
         return Delivery(deliveries, bool(settled), bool(cancelled))
 
     def _keys(self, queue: str, holder: str) -> tuple[str, str]:
@@ -71,13 +74,11 @@ class Leases:
         if chunk_ids:
             self._redis.eval(_HOLD, 2, *self._keys(queue, holder), *chunk_ids)
 
-    def release(self, queue: str, holder: str, chunk_id: str) -> None:
-        """End the lease on a chunk whose verdicts are published."""
+    def release(self, pipe: Pipeline, queue: str, holder: str, chunk_id: str) -> None:
+        """End the lease on a chunk, as part of a pipeline."""
         held, hand = self._keys(queue, holder)
-        with self._redis.pipeline(transaction=False) as pipe:
-            pipe.zrem(held, chunk_id)
-            pipe.srem(hand, chunk_id)
-            pipe.execute()
+        pipe.zrem(held, chunk_id)
+        pipe.srem(hand, chunk_id)
 
     def drop(self, queue: str, holder: str) -> list[str]:
         """End every lease of a dead holder; returns the ids of its chunks."""

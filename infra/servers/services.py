@@ -12,7 +12,8 @@ from functools import cached_property
 
 import sqlalchemy as sa
 
-from infra.broker.app import Publisher, make_app
+from infra.broker.app import redis_client
+from infra.broker.queues import Publisher, Queues
 from infra.coordination.store import CoordinationStore, open_coordination
 from infra.errors import UsageError
 from infra.ledger.engine import open_ledger, require_current, upgrade
@@ -51,7 +52,7 @@ class Services:
     @cached_property
     def publisher(self) -> Publisher:
         """The way onto the queues."""
-        return Publisher(make_app(self.redis_url, self.settings))
+        return Publisher(Queues(redis_client(self.redis_url), f"{self.settings.namespace}:"))
 
     def environment(self) -> dict[str, str]:
         """The environment of a process that is to use these servers."""

@@ -37,6 +37,7 @@ from tests.support.make import FINGERPRINT, items, spec
 from worker.collector import tasks as collecting
 from worker.collector.reconcile import Reconciler
 from worker.collector.tasks import Collector
+from worker.consumer.deliveries import Deliveries
 from worker.consumer.tasks import Judge
 from worker.device.protocol import DeviceRequest, DeviceResult, Scored
 from worker.guards.fake import FakeGuard
@@ -176,12 +177,12 @@ class Fleet(RuleBasedStateMachine):
             self._dying(blows, lambda: self._judge(blows)(body))
 
     def _judge(self, fuse: Fuse) -> Judge:
+        coordination: Any = Mortal(self.services.coordination, fuse)
+        deliveries: Any = Mortal(Deliveries(coordination, queue=QUEUE, worker_id="w"), fuse)
         return Judge(
             guard=FakeGuard(),
-            lane=Lane.BULK,
             device=Mortal(StubDevice(), fuse),  # type: ignore[arg-type]
-            coordination=Mortal(self.services.coordination, fuse),  # type: ignore[arg-type]
-            publish=Mortal(self.services.publisher, fuse).settle,
+            deliveries=deliveries,
             fingerprints=dict.fromkeys(Mode, FINGERPRINT),
             worker_id="w",
         )

@@ -7,7 +7,7 @@ import json
 import redis
 
 from infra.broker.app import JUDGE, SETTLE, VERDICTS, make_app, queue_of
-from infra.broker.queues import vetting_transport
+from infra.broker.queues import task_message, vetting_transport
 from infra.ledger import intake
 from infra.ledger.runs import run_status
 from infra.servers.services import Services
@@ -39,10 +39,13 @@ def test_messages_of_a_newer_version_and_noise_go_to_the_dead_letter_queue(servi
         "colour": "blue",
     }
     verdicts = {**json.loads(verdicts_for(chunk).model_dump_json()), "version": VerdictChunk.NEWEST + 1}
-    send = services.publisher._send
-    send(JUDGE, json.dumps(newer), queue=QUEUE, task_id="newer/0/1", headers={"enqueued_at": 0.0})
-    send(SETTLE, json.dumps(verdicts), queue=VERDICTS, task_id="newer/0/1/v")
-    send("libra.unheard_of", "{}", queue=QUEUE, task_id="x", headers={"enqueued_at": 0.0})
+    for queue, task, body, task_id in (
+        (QUEUE, JUDGE, json.dumps(newer), "newer/0/1"),
+        (VERDICTS, SETTLE, json.dumps(verdicts), "newer/0/1/v"),
+        (QUEUE, "libra.unheard_of", "{}", "x"),
+    ):
+        message = task_message(task, body, queue=queue, task_id=task_id, enqueued_at=0.0)
+        services.coordination.queues.push(queue, message)
     with redis.Redis.from_url(services.redis_url) as client:
         client.lpush(f"libra:{QUEUE}", "no message at all", "[" * 20_000)
     services.publisher.judge(chunk)

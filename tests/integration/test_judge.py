@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import math
 
-from infra.broker.app import queue_of
+from infra.broker.app import VERDICTS, connect_redis, queue_of
 from infra.ledger import intake
 from infra.servers.services import Services
 from schemas.guards import Mode
-from schemas.messages import Lane, VerdictChunk
+from schemas.messages import Lane, VerdictChunk, decode_chunk
 from schemas.verdicts import Outcome
 from tests.support.make import FINGERPRINT, items, spec
+from worker.consumer.deliveries import Deliveries
 from worker.consumer.tasks import Judge
 from worker.device.protocol import DeviceRequest, DeviceResult, Scored
 from worker.guards.fake import FakeGuard
@@ -29,18 +32,18 @@ class Device:
 def judged(services: Services, device: Device, count: int) -> VerdictChunk:
     run_id = intake.create_run(services.engine, spec())
     (chunk,) = intake.accept(services.engine, run_id, spec(), [items(count)])
-    published: list[VerdictChunk] = []
+    queue = queue_of("fake", Lane.BULK)
+    deliveries = Deliveries(services.coordination, queue=queue, worker_id="w")
     judge = Judge(
         guard=FakeGuard(),
-        lane=Lane.BULK,
         device=device,  # type: ignore[arg-type]
-        coordination=services.coordination,
-        publish=published.append,
+        deliveries=deliveries,
         fingerprints=dict.fromkeys(Mode, FINGERPRINT),
         worker_id="w",
     )
     judge(chunk.model_dump_json())
-    return published[0]
+    (message,) = connect_redis(services.redis_url).lrange(f"libra:{VERDICTS}", 0, -1)
+    return decode_chunk(VerdictChunk, json.loads(base64.b64decode(json.loads(message)["body"]))[0][0])
 
 
 def test_scores_that_are_not_numbers_end_their_item_alone(services: Services) -> None:

@@ -6,6 +6,7 @@ import pytest
 import sqlalchemy as sa
 
 from infra.broker.backpressure import has_room
+from infra.broker.queues import task_message
 from infra.errors import DataError
 from infra.ledger import intake
 from infra.ledger.runs import run_status
@@ -72,6 +73,7 @@ def test_a_chunk_that_waited_too_long_holds_the_producer(services: Services) -> 
 
 
 def test_a_message_that_nobody_here_wrote_holds_no_producer(services: Services) -> None:
-    services.publisher._send("libra.judge", "{}", queue="guard.fake.bulk", task_id="x")
+    stray = task_message("libra.judge", "{}", queue="guard.fake.bulk", task_id="x")
+    services.coordination.queues.push("guard.fake.bulk", stray)
 
     assert has_room(services, spec())

@@ -10,9 +10,9 @@ import threading
 from typing import Final
 
 from infra import tracing
-from infra.broker.app import Publisher
 from infra.broker.backpressure import has_room
 from infra.broker.chunking import in_chunks
+from infra.broker.queues import Publisher
 from infra.errors import DataError, RunError
 from infra.ledger import intake, settlement
 from infra.ledger.runs import RunStatus, escalating, next_escalation, next_id, open_next, run_status

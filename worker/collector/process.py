@@ -9,7 +9,7 @@ from celery.exceptions import Reject
 from celery.worker import state as celery_state
 
 from infra import tracing
-from infra.broker.app import FINALIZE, FINALIZING, SETTLE, TRACEPARENT, VERDICTS, Publisher, make_app
+from infra.broker.app import FINALIZE, FINALIZING, SETTLE, TRACEPARENT, VERDICTS, make_app
 from infra.coordination.presence import announced
 from infra.coordination.store import CoordinationStore
 from infra.log import get_logger
@@ -31,7 +31,10 @@ def run_collector(services: Services) -> None:
     """
     settings, engine, coordination = services.settings, services.engine, services.coordination
     app = make_app(services.redis_url, settings)
-    publisher = Publisher(app)
+    # No record of unacknowledged messages, which would cost each of them two round trips: where a collector is killed,
+    # the reconciler finds its chunks after a lease, long before Celery would redeliver them (docs/decisions/0031).
+    app.conf.broker_transport_options = {**app.conf.broker_transport_options, "ack_emulation": False}
+    publisher = services.publisher
     collector = Collector(
         engine,
         coordination,
@@ -48,7 +51,8 @@ def run_collector(services: Services) -> None:
         threading.Thread(target=collector.counts.run, args=(stop,), daemon=True).start()
         threading.Thread(target=HandingOn(services, publisher).run, args=(stop,), daemon=True).start()
         log.info("collector_ready", worker=worker_id)
-        run_celery(app, coordination, VERDICTS, FINALIZING, threads=settings.collector_threads, hostname=worker_id)
+        threads = settings.collector_threads
+        run_celery(app, coordination.dead_letters, VERDICTS, FINALIZING, threads=threads, hostname=worker_id)
         stop.set()
         collector.counts.tell()
 

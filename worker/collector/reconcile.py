@@ -12,7 +12,8 @@ from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
-from infra.broker.app import Publisher, queue_of
+from infra.broker.app import queue_of
+from infra.broker.queues import Publisher
 from infra.coordination import counters as telemetry
 from infra.coordination.counters import Tally
 from infra.coordination.store import CoordinationStore

@@ -15,7 +15,7 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 
 from infra import tracing
-from infra.broker.app import Publisher
+from infra.broker.queues import Publisher
 from infra.coordination.store import CoordinationStore
 from infra.errors import LibraError
 from infra.group_commit import GroupCommit

@@ -38,8 +38,8 @@ class Answered(NamedTuple):
     share_s: float = 0.0
 
     @classmethod
-    def anew(cls, result: DeviceResult) -> Answered:
-        """Answers that no cache has to do with."""
+    def uncached(cls, result: DeviceResult) -> Answered:
+        """Answers that were not looked up and are not to be kept."""
         return cls(result.answers, [False] * len(result.answers), {}, result.share_s)
 
 
@@ -57,7 +57,7 @@ class AnswerCache:
             infra.errors.DeviceError: the device process did not come back in time.
         """
         if not self._may_keep(request.kind):
-            return Answered.anew(device.run(request))
+            return Answered.uncached(device.run(request))
         keys = keys_of(fingerprint, request)
         found = [unpack(value, request) for value in self._cache.get(keys)]
         missing = [at for at, answer in enumerate(found) if answer is None]
@@ -71,10 +71,6 @@ class AnswerCache:
             fresh={key: value for key, value in packed.items() if value is not None},
             share_s=result.share_s,
         )
-
-    def keep(self, fresh: Mapping[bytes, bytes]) -> None:
-        """Keep what `run` found worth it."""
-        self._cache.put(fresh)
 
     def _may_keep(self, kind: Kind) -> bool:
         """A generation is a text, a key is a hash of one."""

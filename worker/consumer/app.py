@@ -19,10 +19,11 @@ from celery.exceptions import Reject, SecurityWarning
 from celery.signals import setup_logging
 
 from infra import tracing
-from infra.broker.app import JUDGE, TRACEPARENT, Publisher, make_app, queue_of, worker_queues
-from infra.broker.dead_letters import dead_letter_consumer
-from infra.coordination.cache import open_cache
-from infra.coordination.store import CoordinationStore, open_coordination
+from infra.broker.app import JUDGE, TRACEPARENT, make_app, queue_of, worker_queues
+from infra.broker.dead_letters import DeadLetters, dead_letter_consumer
+from infra.broker.queues import Unacked
+from infra.coordination.cache import Cache, open_cache
+from infra.coordination.store import open_coordination
 from infra.errors import DeviceError
 from infra.log import configure_logging, get_logger
 from infra.process import die_with_parent
@@ -31,6 +32,7 @@ from schemas.guards import Mode
 from schemas.messages import Lane, MessageError
 from schemas.verdicts import Fingerprint
 from worker.consumer.answers import AnswerCache
+from worker.consumer.deliveries import Deliveries
 from worker.consumer.tasks import Judge
 from worker.device.client import DeviceClient
 from worker.device.engines.base import EngineInfo
@@ -105,27 +107,27 @@ def _fingerprints_beside(device_socket: Path) -> Path:
     return device_socket.with_suffix(".fingerprints")
 
 
-def answer_cache(redis_url: str, settings: Settings, info: EngineInfo) -> AnswerCache | None:
+def _open_cache(redis_url: str, settings: Settings, info: EngineInfo) -> Cache | None:
     """The cache in front of this device; None where it is switched off, or where the model can change under its name.
 
     A server's model is known by its name alone.
     """
     if not settings.cache_ttl_s or info.engine.startswith("openai"):
         return None
-    return AnswerCache(open_cache(redis_url, settings), settings.retention)
+    return open_cache(redis_url, settings)
 
 
-def register_judge(app: Celery, judge: Judge, coordination: CoordinationStore, queue: str) -> None:
+def register_judge(app: Celery, judge: Judge, dead_letters: DeadLetters, queue: str) -> None:
     """Make `judge` the task that this consumer runs."""
 
     @app.task(name=JUDGE, bind=True)  # type: ignore[untyped-decorator]
     def run(task: Task, body: str) -> None:
         try:
             with tracing.following(task.request.get(TRACEPARENT)):
-                judge(body)
+                judge(body, task.request.properties["delivery_tag"])
         except MessageError as error:
             log.error("chunk_parked", reason=str(error))
-            coordination.dead_letters.put(queue, str(error), body)
+            dead_letters.put(queue, str(error), body)
         except DeviceError as error:
             log.error("device_lost", error=str(error))
             raise Reject(str(error), requeue=True) from error
@@ -142,33 +144,47 @@ def run_consumer(spec: ConsumerSpec, settings: Settings) -> None:
     )
     fingerprints = fingerprints_of(guard, device)
     leave_fingerprints(Path(spec.device_socket), fingerprints)
+    queue = queue_of(spec.guard, spec.lane)
+    cache = _open_cache(redis_url, settings, device.info)
+    deliveries = Deliveries(coordination, queue=queue, worker_id=spec.worker_id, cache=cache)
     judge = Judge(
         guard=guard,
-        lane=spec.lane,
         device=device,
-        coordination=coordination,
-        publish=Publisher(app).settle,
+        deliveries=deliveries,
         fingerprints=fingerprints,
         worker_id=spec.worker_id,
-        cache=answer_cache(redis_url, settings, device.info),
+        cache=None if cache is None else AnswerCache(cache, settings.retention),
         device_name=device.info.device_name or device.info.device,
         devices=spec.devices,
     )
-    queue = queue_of(spec.guard, spec.lane)
-    register_judge(app, judge, coordination, queue)
+    register_judge(app, judge, coordination.dead_letters, queue)
     stop = threading.Event()
-    threading.Thread(target=judge.keep_holding, args=(stop,), daemon=True, name="holder").start()
-    run_celery(app, coordination, queue, threads=spec.threads, hostname=f"{spec.lane.value}-{spec.worker_id}")
+    threading.Thread(target=deliveries.keep, args=(stop,), daemon=True, name="holder").start()
+    run_celery(
+        app,
+        coordination.dead_letters,
+        queue,
+        threads=spec.threads,
+        hostname=f"{spec.lane.value}-{spec.worker_id}",
+        unacked=deliveries,
+    )
     stop.set()
 
 
-def run_celery(app: Celery, coordination: CoordinationStore, *queues: str, threads: int, hostname: str) -> None:
-    """Consume queues with a pool of threads until SIGTERM; what cannot be read is parked on the board."""
+def run_celery(
+    app: Celery,
+    dead_letters: DeadLetters,
+    *queues: str,
+    threads: int,
+    hostname: str,
+    unacked: Unacked | None = None,
+) -> None:
+    """Consume queues with a pool of threads until SIGTERM; what cannot be read goes to the dead-letter queue."""
     app.conf.task_queues = worker_queues(*queues)
     setup_logging.connect(_keep_our_logging, weak=False)
     warnings.simplefilter("ignore", SecurityWarning)  # it warns root of pickle, which is not accepted here
     worker = app.Worker(
-        consumer_cls=dead_letter_consumer(coordination.dead_letters.put),
+        consumer_cls=dead_letter_consumer(dead_letters.put, unacked),
         hostname=hostname,
         pool="threads",
         concurrency=threads,

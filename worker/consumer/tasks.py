@@ -1,17 +1,14 @@
-"""What a consumer does with one chunk: decode, render, let the device judge, publish. Torch-free.
+"""Judging one chunk: decode, render, let the device judge, publish. Torch-free.
 
-The message is acknowledged by Celery after `Judge` returns, thus after the verdicts are published.
+The message is acknowledged in the transaction that publishes the verdicts (`worker.consumer.deliveries`).
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import os
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -19,16 +16,13 @@ from typing import Final, NamedTuple
 import structlog
 
 from infra import tracing
-from infra.broker.app import queue_of
-from infra.coordination.leases import HELD_FOR_S
-from infra.coordination.store import CoordinationStore
 from infra.errors import GuardError
 from infra.log import get_logger
-from infra.retry import ignore_redis_errors, retry
 from schemas.guards import Mode
-from schemas.messages import ChunkItem, JudgeChunk, Lane, VerdictChunk, decode_chunk
+from schemas.messages import ChunkItem, JudgeChunk, VerdictChunk, decode_chunk
 from schemas.verdicts import Fingerprint, Outcome, Spent, Timings, Verdict
 from worker.consumer.answers import AnswerCache, Answered
+from worker.consumer.deliveries import Deliveries
 from worker.device.client import DeviceClient
 from worker.device.protocol import Answer, Dead, DeviceRequest, DeviceResult, Generated, Kind, Scored
 from worker.guards.base import Guard, PromptIds
@@ -52,26 +46,19 @@ class _Rendered(NamedTuple):
 
 
 def _about(chunk: JudgeChunk) -> dict[str, str | int]:
-    """What spans say of a chunk."""
+    """Attributes of a chunk's spans."""
     return {"guard": chunk.guard, "lane": chunk.lane.value, "run_id": chunk.run_id, "items": len(chunk.items)}
 
 
-def holder_of(worker_id: str, pid: int) -> str:
-    """How the board calls one consumer process of a worker; the one that replaces it has another name."""
-    return f"{worker_id}/{pid}"
-
-
 class Judge:
-    """Judges the chunks of one guard and lane on one device. Thread-safe."""
+    """Judges the chunks of one guard on one device. Thread-safe."""
 
     def __init__(
         self,
         *,
         guard: Guard,
-        lane: Lane,
         device: DeviceClient,
-        coordination: CoordinationStore,
-        publish: Callable[[VerdictChunk], None],
+        deliveries: Deliveries,
         fingerprints: dict[Mode, Fingerprint],
         worker_id: str,
         cache: AnswerCache | None = None,
@@ -80,21 +67,16 @@ class Judge:
     ) -> None:
         self._guard = guard
         self._with_examples = lru_cache(maxsize=_EXAMPLE_SETS)(guard.with_examples)
-        self._queue = queue_of(guard.name, lane)
         self._device = device
-        self._coordination = coordination
-        self._publish = publish
+        self._deliveries = deliveries
         self._fingerprints = fingerprints
         self._cache = cache
         self._device_name = device_name
         self._devices = devices
         self._worker_id = worker_id
-        self._holder = holder_of(worker_id, os.getpid())
-        self._in_hand: set[str] = set()
-        self._in_hand_lock = threading.Lock()
 
-    def __call__(self, body: str) -> None:
-        """Judge one chunk and publish its verdicts.
+    def __call__(self, body: str, tag: str | None = None) -> None:
+        """Judge one chunk and publish its verdicts; `tag` is the delivery tag of its message.
 
         Raises:
             schemas.messages.MessageError: the body is no chunk this version can read.
@@ -107,42 +89,15 @@ class Judge:
         with (
             structlog.contextvars.bound_contextvars(run=chunk.run_id, chunk=chunk.chunk_no),
             tracing.span("libra.judge", **about),
+            self._deliveries.in_hand(chunk, tag) as delivery,
         ):
-            delivery = retry(
-                lambda: self._coordination.leases.take(chunk.chunk_id, chunk.run_id, self._queue, self._holder)
-            )
-            with self._held(chunk.chunk_id):
-                if delivery.settled or delivery.cancelled:
-                    log.info("chunk_skipped", settled=delivery.settled, cancelled=delivery.cancelled)
-                    return
-                isolate = delivery.deliveries >= ISOLATE_FROM_DELIVERY
-                verdicts, fresh = self._judge(chunk, queue_s=max(0.0, taken_at - chunk.enqueued_at), isolate=isolate)
-                with tracing.span("libra.publish", **about):
-                    self._publish(verdicts)
-                if self._cache is not None:
-                    self._cache.keep(fresh)
-
-    @contextmanager
-    def _held(self, chunk_id: str) -> Iterator[None]:
-        with self._in_hand_lock:
-            self._in_hand.add(chunk_id)
-        try:
-            yield
-        finally:
-            with self._in_hand_lock:
-                self._in_hand.discard(chunk_id)
-            with ignore_redis_errors("release"):
-                self._coordination.leases.release(self._queue, self._holder, chunk_id)
-
-    def keep_holding(self, stop: threading.Event) -> None:
-        """Say every few seconds which chunks are in hand, so that no reconciler takes them for lost."""
-        while not stop.wait(HELD_FOR_S / 3):
-            with self._in_hand_lock:
-                chunk_ids = list(self._in_hand)
-            try:
-                self._coordination.leases.hold(self._queue, self._holder, chunk_ids)
-            except Exception as error:  # noqa: BLE001 - a loop's edge: the broker may be away, the loop must go on
-                log.warning("hold_failed", error=str(error))
+            if delivery.settled or delivery.cancelled:
+                log.info("chunk_skipped", settled=delivery.settled, cancelled=delivery.cancelled)
+                return
+            isolate = delivery.deliveries >= ISOLATE_FROM_DELIVERY
+            verdicts, fresh = self._judge(chunk, queue_s=max(0.0, taken_at - chunk.enqueued_at), isolate=isolate)
+            with tracing.span("libra.publish", **about):
+                self._deliveries.finish(verdicts, tag, fresh)
 
     def _judge(self, chunk: JudgeChunk, *, queue_s: float, isolate: bool) -> tuple[VerdictChunk, Mapping[bytes, bytes]]:
         """The chunk's verdicts, and what the cache may keep of the device's answers."""
@@ -188,11 +143,11 @@ class Judge:
 
     def _ask(self, chunk: JudgeChunk, prompts: list[PromptIds], fingerprint: Fingerprint, *, isolate: bool) -> Answered:
         if not prompts:
-            return Answered.anew(DeviceResult([]))
+            return Answered.uncached(DeviceResult([]))
         request = self._request(chunk, prompts, isolate=isolate)
         if chunk.cache and self._cache is not None:
             return self._cache.run(self._device, request, fingerprint)
-        return Answered.anew(self._device.run(request))
+        return Answered.uncached(self._device.run(request))
 
     def _render(self, chunk: JudgeChunk) -> _Rendered:
         """The chunk's prompts, after its examples if it has some."""

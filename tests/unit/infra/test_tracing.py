@@ -24,16 +24,16 @@ OFF = """
 import json, sys
 sys.modules["opentelemetry"] = None  # whoever imports it fails; redis-py, which looks for it by itself, can do without
 from infra import tracing
-from infra.broker.app import Publisher
+from infra.broker.queues import Publisher
 from infra.errors import UsageError
 from infra.log import configure_logging, get_logger
 import producer.intake.live, producer.intake.submit, worker.consumer.app, worker.collector.process, worker.device.server
 from worker.device.client import _Group, _header
 from tests.support.device import prompt, score_request
 
-class App:
-    def send_task(self, *_, headers, **__):
-        sent.append(headers)
+class Queues:
+    def push(self, queue, message):
+        sent.append(json.loads(message)["headers"].get("traceparent"))
 
 sent = []
 configure_logging("info", "json")
@@ -42,7 +42,7 @@ with tracing.following("00-" + "1" * 32 + "-" + "2" * 16 + "-01"), tracing.span(
     tracing.record("b", start_s=1, end_s=2)
     with tracing.batch("c", [None]):
         get_logger("test").info("within")
-    Publisher(App()).finalize("run")
+    Publisher(Queues()).finalize("run")
     asked = _header(score_request([prompt(3)]), 1, _Group([0], alone=False)).traceparent
 imported = [name for name, module in sys.modules.items() if module and name.startswith("opentelemetry")]
 try:

@@ -45,7 +45,7 @@ def ask(store: Store, request: DeviceRequest, *, retention: Retention = Retentio
     device = Device()
     cache = AnswerCache(store, retention)  # type: ignore[arg-type]
     answered = cache.run(device, request, FINGERPRINT)  # type: ignore[arg-type]
-    cache.keep(answered.fresh)
+    store.put(answered.fresh)
     return answered, device.asked
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Sequence
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import MagicMock
 
 import pytest
 
+from infra.coordination.leases import Delivery
 from infra.errors import GuardError
 from schemas.guards import Mode
 from schemas.items import Example, Label
@@ -75,17 +76,17 @@ def judged(
 
     device: Any = SimpleNamespace(run=run)
     store: Any = memory
-    coordination = MagicMock()
-    coordination.leases.take.return_value = SimpleNamespace(settled=False, cancelled=False, deliveries=1)
+    deliveries: Any = SimpleNamespace(
+        in_hand=lambda *_: nullcontext(Delivery(1, settled=False, cancelled=False)),
+        finish=lambda verdicts, _tag, fresh: (published.append(verdicts), memory is None or memory.put(fresh)),
+    )
     fingerprint = Fingerprint(
         guard="fake", model="m", revision="r", prompt="p", mode=Mode.SCORE, dtype="none", engine="fake"
     )
     judge = Judge(
         guard=guard,
-        lane=Lane.BULK,
         device=device,
-        coordination=coordination,
-        publish=published.append,
+        deliveries=deliveries,
         fingerprints=dict.fromkeys(Mode, fingerprint),
         worker_id="w",
         cache=None if store is None else AnswerCache(store, Retention.FULL),
