@@ -1,4 +1,7 @@
-"""Waiting for Redis while it is away, starts, fails over or is full: whoever waits takes nothing more on meanwhile."""
+"""Waiting for a server while it is away, starts, fails over or is full: who waits takes nothing more on meanwhile.
+
+Own code and not a library (stamina, tenacity): it never gives up, it ends at a shutdown, and both fit on a page.
+"""
 
 from __future__ import annotations
 
@@ -14,38 +17,45 @@ from redis.exceptions import ExecAbortError, OutOfMemoryError, ReadOnlyError
 from infra.log import get_logger
 
 FULL: Final = (OutOfMemoryError, ExecAbortError)
-"""What a Redis that is full (noeviction) answers to a write, alone or within a transaction."""
+"""Answers of a Redis that is full (noeviction) to a write, alone or within a transaction."""
 
-_TRANSIENT_ERRORS: Final = (*FULL, ReadOnlyError, redis.ConnectionError, redis.TimeoutError, OperationalError)
+_REDIS_AWAY: Final = (*FULL, ReadOnlyError, redis.ConnectionError, redis.TimeoutError, OperationalError)
 _FIRST_PAUSE_S: Final = 0.1
-_LONGEST_PAUSE_S: Final = 2.0
 
 ResultT = TypeVar("ResultT")
 log = get_logger(__name__)
 
 
-def retry(action: Callable[[], ResultT], *, errors: tuple[type[Exception], ...] = _TRANSIENT_ERRORS) -> ResultT:
-    """Do something with Redis, again and again until it works.
+def retry(
+    action: Callable[[], ResultT],
+    *,
+    errors: tuple[type[Exception], ...] = _REDIS_AWAY,
+    is_transient: Callable[[Exception], bool] = lambda error: not isinstance(error, redis.AuthenticationError),
+    longest_pause_s: float = 2.0,
+    event: str = "broker_waits",
+) -> ResultT:
+    """The result of an action that is done again, after ever longer pauses, until it works.
 
     Raises:
-        redis.RedisError: waiting cannot help (a wrong password, a wrong command).
+        Exception: one of another kind than `errors`, or one that waiting cannot help (a wrong password).
     """
     pause_s = _FIRST_PAUSE_S
     while True:
         try:
             return action()
-        except redis.AuthenticationError:
-            raise
         except errors as error:
-            log.warning("broker_waits", error=f"{type(error).__name__}: {error}", retry_s=pause_s)
+            if not is_transient(error):
+                raise
+            cause = getattr(error, "orig", error)  # SQLAlchemy's own text carries the statement
+            log.warning(event, error=f"{type(cause).__name__}: {cause}".strip(), retry_s=pause_s)
         time.sleep(pause_s)
-        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        pause_s = min(2 * pause_s, longest_pause_s)
 
 
 @contextmanager
-def ignore_redis_errors(what: str) -> Iterator[None]:
-    """Go on without a notice on the board that may be lost without harm."""
+def ignore_redis_errors(notice: str) -> Iterator[None]:
+    """Go on without a notice that may be lost without harm."""
     try:
         yield
     except redis.RedisError as error:
-        log.warning("notice_lost", notice=what, error=f"{type(error).__name__}: {error}")
+        log.warning("notice_lost", notice=notice, error=f"{type(error).__name__}: {error}")

@@ -131,7 +131,7 @@ def _set_broker(page: Page, fleet: FleetSnapshot) -> None:
     page.count(fleet.counts)
     for queue in fleet.queues:
         _begin_at_zero(page, queue)
-    page.zero(telemetry.FINISHED_ANEW)
+    page.zero(telemetry.FINISHED_AGAIN)
 
 
 def _set_device(page: Page, worker: Announcement) -> None:

@@ -100,7 +100,7 @@ STAGE: Final = Metric(
 RECONCILED: Final = Metric(
     "libra_reconciler_chunks_total", Kind.COUNTER, "Lost chunks that the reconciler dealt with", (*_LANE, "action")
 )
-FINISHED_ANEW: Final = Metric(
+FINISHED_AGAIN: Final = Metric(
     "libra_reconciler_runs_total", Kind.COUNTER, "Runs whose metrics the reconciler asked for again"
 )
 
@@ -119,7 +119,7 @@ FLEET: Final = (
     *(QUEUE_CHUNKS, HELD_CHUNKS, CELERY_QUEUE_LENGTH, VERDICT_CHUNKS, PARKED_MESSAGES),
     *(WORKERS, COLLECTORS, WEBHOOK_SENDERS),
     *(DEVICE_BATCHES, DEVICE_PROMPTS, DEVICE_ROWS, DEVICE_TOKENS, DEVICE_PADDED_TOKENS, DEVICE_BUSY, DEVICE_BUDGET),
-    *(ITEMS_SETTLED, ITEMS_CACHED, DUPLICATES, TOKENS_SPENT, STAGE, RECONCILED, FINISHED_ANEW),
+    *(ITEMS_SETTLED, ITEMS_CACHED, DUPLICATES, TOKENS_SPENT, STAGE, RECONCILED, FINISHED_AGAIN),
     SERVER_UP,
 )
 """The metrics of the whole fleet, which every scrape has, from the exporter and from any gateway."""

@@ -30,7 +30,7 @@ from schemas.runs import NextStage, RunSpec, RunState
 from schemas.verdicts import Outcome, Timings, Verdict
 from tests.support.fleet import Fleet, kill_tree
 from tests.support.make import FINGERPRINT, items
-from worker.collector.escalation import HandingOn
+from worker.collector.escalation import Escalation
 from worker.collector.tasks import Collector
 
 SPEC = RunSpec(
@@ -82,8 +82,8 @@ class Breaking:
         self.finalized.append(run_id)
 
 
-def handing_on(services: Services, publisher: Breaking) -> HandingOn:
-    return HandingOn(services, publisher)  # type: ignore[arg-type] - the two methods that it uses
+def handing_on(services: Services, publisher: Breaking) -> Escalation:
+    return Escalation(services, publisher)  # type: ignore[arg-type] - the two methods that it uses
 
 
 def opened(services: Services, count: int, *, chunk: int = 3) -> tuple[str, list[JudgeChunk]]:

@@ -27,7 +27,7 @@ from schemas.verdicts import Outcome, Timings, Verdict
 from tests.support.fleet import Fleet
 from tests.support.make import FINGERPRINT, spec
 from tests.support.pages import HOSTILE
-from worker.collector.report import build_report
+from worker.collector.tasks import build_report
 
 SCORES = (0.9, 0.2, 0.8, None, 0.6, 0.1)
 TRUTHS = (Label.UNSAFE, Label.UNSAFE, Label.SAFE, Label.SAFE, Label.UNSAFE, Label.SAFE)

@@ -10,7 +10,7 @@ from infra.ledger.audit import audit
 from infra.servers.services import Services
 from schemas.runs import RunReport
 from tests.support.make import items, spec, verdicts_for
-from worker.collector.report import build_report
+from worker.collector.tasks import build_report
 
 PLANTED = {
     "a lost verdict": "DELETE FROM verdicts WHERE seq = 3",

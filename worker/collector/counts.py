@@ -1,4 +1,4 @@
-"""What a collector counts of the chunks it settled, put on the board once a second. Knows not how they settled."""
+"""Counters of what a collector settled, added up on Redis once a second."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable
 from typing import Final
 
-from infra.coordination import counters as telemetry
+from infra.coordination import counters
 from infra.coordination.counters import Tally
 from infra.coordination.store import CoordinationStore
 from infra.ledger.settlement import Settled
@@ -16,11 +16,11 @@ from schemas.messages import VerdictChunk
 from schemas.verdicts import Outcome
 
 _EVERY_S: Final = 1.0
-"""Adding up on the board with each transaction instead would cost the collector a tenth of its rate."""
+"""Adding up on Redis with each transaction instead would cost the collector a tenth of its rate."""
 
 
 class Counts:
-    """Counted and not yet on the board. Thread-safe."""
+    """Counted and not yet added up on Redis. Thread-safe."""
 
     def __init__(self, coordination: CoordinationStore) -> None:
         self._coordination = coordination
@@ -34,12 +34,12 @@ class Counts:
                 count_settled(self._tally, chunk, changed)
 
     def run(self, stop: threading.Event) -> None:
-        """Keep the board's counts up to date until stopped."""
+        """Add up every second until stopped."""
         while not stop.wait(_EVERY_S):
-            self.tell()
+            self.flush()
 
-    def tell(self) -> None:
-        """Put what was counted on the board; it is forgotten where the board is away."""
+    def flush(self) -> None:
+        """Add what was counted to the fleet's counters; it is forgotten where Redis is away."""
         with self._lock:
             tally, self._tally = self._tally, Tally()
         with ignore_redis_errors("counts"):
@@ -52,19 +52,19 @@ def count_settled(tally: Tally, chunk: VerdictChunk, changed: Settled) -> None:
     settled = (
         (Outcome.SCORED, Label.SAFE.value, changed.scored - changed.unsafe),
         (Outcome.SCORED, Label.UNSAFE.value, changed.unsafe),
-        (Outcome.UNPARSEABLE, telemetry.NO_LABEL, changed.unparseable),
-        (Outcome.DEAD, telemetry.NO_LABEL, changed.dead),
+        (Outcome.UNPARSEABLE, counters.NO_LABEL, changed.unparseable),
+        (Outcome.DEAD, counters.NO_LABEL, changed.dead),
     )
     for outcome, label, items in settled:
-        tally.add(telemetry.ITEMS_SETTLED, *lane, outcome.value, label, by=items)
-    tally.add(telemetry.ITEMS_CACHED, *lane, by=changed.cached)
-    tally.add(telemetry.DUPLICATES, *lane, by=len(chunk.verdicts) - changed.inserted)
+        tally.add(counters.ITEMS_SETTLED, *lane, outcome.value, label, by=items)
+    tally.add(counters.ITEMS_CACHED, *lane, by=changed.cached)
+    tally.add(counters.DUPLICATES, *lane, by=len(chunk.verdicts) - changed.inserted)
     if not changed.inserted:
         return
     stages = (chunk.timings.queue_s, chunk.timings.render_s, chunk.timings.device_s)
-    for stage, seconds in zip(telemetry.STAGES, stages, strict=True):
-        tally.observe(telemetry.STAGE, seconds, *lane, stage)
+    for stage, seconds in zip(counters.STAGES, stages, strict=True):
+        tally.observe(counters.STAGE, seconds, *lane, stage)
     if chunk.spent is not None:
         spent = (chunk.spent.prompt_tokens, chunk.spent.new_tokens)
-        for kind, tokens in zip(telemetry.TOKEN_KINDS, spent, strict=True):
-            tally.add(telemetry.TOKENS_SPENT, *lane, kind, by=tokens)
+        for kind, tokens in zip(counters.TOKEN_KINDS, spent, strict=True):
+            tally.add(counters.TOKENS_SPENT, *lane, kind, by=tokens)

@@ -1,7 +1,7 @@
-"""The way from one stage of a cascade to the next: what a stage was not sure of is accepted by its child run.
+"""Escalation in a cascade: items that one stage was not sure of are accepted by the next stage, its child run.
 
 While a stage goes on, what has settled follows window by window, and waits where the next guard's queue is full. Every
-collector tries: an item that two hand on at once is refused to one of them, which then looks again.
+collector tries: an item that two escalate at once is refused to one of them, which then looks again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _WINDOW_ITEMS: Final = 2_048
 log = get_logger(__name__)
 
 
-class HandingOn:
+class Escalation:
     """Looks at every unfinished stage, a few times a second while there is one."""
 
     def __init__(self, services: Services, publisher: Publisher) -> None:
@@ -37,7 +37,7 @@ class HandingOn:
         self._searched_to: dict[str, int] = {}
 
     def run(self, stop: threading.Event) -> None:
-        """Hand on until stopped."""
+        """Escalate until stopped."""
         while not stop.wait(_LOOK_EVERY_S if self._searched_to else _LOOK_IDLY_EVERY_S):
             try:
                 self.look()
@@ -48,23 +48,27 @@ class HandingOn:
         """One pass over all stages; returns how many items went on."""
         waiting = escalating(self._services.engine)
         self._searched_to = {run_id: seq for run_id, seq in self._searched_to.items() if run_id in waiting}
-        return sum(map(self._from_stage, waiting))
+        return sum(map(self._escalate_from, waiting))
 
-    def _from_stage(self, run_id: str) -> int:
-        engine = self._services.engine
-        parent = run_status(engine, run_id)
-        spec = open_next(engine, parent)
+    def _escalate_from(self, run_id: str) -> int:
+        parent = run_status(self._services.engine, run_id)
+        spec = open_next(self._services.engine, parent)
         try:
             if not parent.cancelled:
-                return self._hand_on(parent, spec)
-            self._cancel_next(parent)
+                return self._escalate(parent, spec)
+            child = next_id(parent.id)
+            settled = settlement.cancel(self._services.engine, child)
+            self._services.coordination.notices.cancelled(child)
+            if settled.finished:
+                self._publisher.finalize(child)
+            self._publisher.finalize(parent.id)
         except (DataError, RunError) as error:  # another collector was first
             log.info("handed_on_by_another", run=run_id, reason=type(error).__name__)
         return 0
 
-    def _hand_on(self, parent: RunStatus, spec: RunSpec) -> int:
+    def _escalate(self, parent: RunStatus, spec: RunSpec) -> int:
         engine, settings = self._services.engine, self._services.settings
-        child, handed_on = next_id(parent.id), 0
+        child, escalated = next_id(parent.id), 0
         while has_room(self._services, spec):
             after = self._searched_to.get(parent.id, -1)
             found = next_escalation(engine, parent, after=after, limit=_WINDOW_ITEMS)
@@ -75,25 +79,14 @@ class HandingOn:
                 ):
                     for chunk in intake.accept(engine, child, spec, groups):
                         self._publisher.judge(chunk)
-                handed_on += len(found.items)
-            self._searched_to[parent.id] = found.searched_to
+                escalated += len(found.items)
+            self._searched_to[parent.id] = found.searched_to  # only now: a crash before looks at the window again
             if found.last:
-                self._seal(parent, child)
+                if intake.seal(engine, child):
+                    self._publisher.finalize(child)
+                self._publisher.finalize(parent.id)
+                log.info("handed_on", run=parent.id, next=child)
                 break
             if len(found.items) < _WINDOW_ITEMS:
                 break
-        return handed_on
-
-    def _seal(self, parent: RunStatus, child: str) -> None:
-        if intake.seal(self._services.engine, child):
-            self._publisher.finalize(child)
-        self._publisher.finalize(parent.id)
-        log.info("handed_on", run=parent.id, next=child)
-
-    def _cancel_next(self, parent: RunStatus) -> None:
-        child = next_id(parent.id)
-        settled = settlement.cancel(self._services.engine, child)
-        self._services.coordination.notices.cancelled(child)
-        if settled.finished:
-            self._publisher.finalize(child)
-        self._publisher.finalize(parent.id)
+        return escalated

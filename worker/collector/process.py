@@ -1,4 +1,4 @@
-"""Composition root of the collector: a Celery worker for verdicts; reconciler and handing on in a thread each."""
+"""Composition root of the collector: a Celery worker for verdicts; reconciler, counters, escalation as threads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from infra.coordination.store import CoordinationStore
 from infra.log import get_logger
 from infra.servers.services import Services
 from schemas.messages import MessageError
-from worker.collector.escalation import HandingOn
+from worker.collector.escalation import Escalation
 from worker.collector.reconcile import Reconciler
 from worker.collector.tasks import Collector, ShuttingDownError
 from worker.consumer.app import run_celery
@@ -49,12 +49,12 @@ def run_collector(services: Services) -> None:
         reconciler = Reconciler(engine, coordination, publisher, settings)
         threading.Thread(target=reconciler.run, args=(stop,), daemon=True).start()
         threading.Thread(target=collector.counts.run, args=(stop,), daemon=True).start()
-        threading.Thread(target=HandingOn(services, publisher).run, args=(stop,), daemon=True).start()
+        threading.Thread(target=Escalation(services, publisher).run, args=(stop,), daemon=True).start()
         log.info("collector_ready", worker=worker_id)
         threads = settings.collector_threads
         run_celery(app, coordination.dead_letters, VERDICTS, FINALIZING, threads=threads, hostname=worker_id)
         stop.set()
-        collector.counts.tell()
+        collector.counts.flush()
 
 
 def _register(app: Celery, collector: Collector, coordination: CoordinationStore) -> None:

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from infra.broker.app import queue_of
 from infra.broker.queues import Publisher
-from infra.coordination import counters as telemetry
+from infra.coordination import counters
 from infra.coordination.counters import Tally
 from infra.coordination.store import CoordinationStore
 from infra.ledger import recovery, settlement
@@ -34,7 +34,7 @@ log = get_logger(__name__)
 
 
 class Reconciled(NamedTuple):
-    """What one look changed."""
+    """Changes that one look made."""
 
     requeued: int = 0
     given_up: int = 0
@@ -84,7 +84,7 @@ class Reconciler:
         unfinished = recovery.unfinished(connection)
         for run_id in unfinished:
             self._publisher.finalize(run_id)
-        tally.add(telemetry.FINISHED_ANEW, by=len(unfinished))
+        tally.add(counters.FINISHED_AGAIN, by=len(unfinished))
         with ignore_redis_errors("reconciled"):
             self._coordination.counters.add(tally)
         if requeued or given_up:
@@ -114,10 +114,10 @@ class Reconciler:
                 requeued += 1
         for run_id, chunk_nos in hopeless.items():
             died = self._give_up(run_id, chunk_nos)
-            tally.add(telemetry.ITEMS_SETTLED, *key, Outcome.DEAD.value, telemetry.NO_LABEL, by=died)
+            tally.add(counters.ITEMS_SETTLED, *key, Outcome.DEAD.value, counters.NO_LABEL, by=died)
         given_up = sum(map(len, hopeless.values()))
-        tally.add(telemetry.RECONCILED, *key, telemetry.REQUEUED, by=requeued)
-        tally.add(telemetry.RECONCILED, *key, telemetry.GIVEN_UP, by=given_up)
+        tally.add(counters.RECONCILED, *key, counters.REQUEUED, by=requeued)
+        tally.add(counters.RECONCILED, *key, counters.GIVEN_UP, by=given_up)
         return requeued, given_up
 
     def _give_up(self, run_id: str, chunk_nos: list[int]) -> int:

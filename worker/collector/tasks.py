@@ -1,12 +1,11 @@
-"""What the collector does with a message: settle verdicts, then, once per run, compute its metrics.
+"""The collector's tasks: settle verdicts and, once per run, compute its metrics.
 
-A message is acknowledged after its transaction has committed. While the database is away the collector
-keeps what it holds (its prefetch bounds it) and tries again.
+While the database is away the collector keeps the messages it holds (its prefetch bounds them) and tries again; told to
+stop, it gives them back. Those of a collector that is killed are lost with it: the reconciler finds their chunks.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
@@ -19,21 +18,24 @@ from infra.broker.queues import Publisher
 from infra.coordination.store import CoordinationStore
 from infra.errors import LibraError
 from infra.group_commit import GroupCommit
-from infra.ledger import reviews, settlement
+from infra.ledger import audit, reviews, settlement
+from infra.ledger.items import judged_rows
 from infra.ledger.retention import scrub_run
-from infra.ledger.runs import is_later_stage
+from infra.ledger.runs import fingerprint_body, invalid_rows, is_later_stage, run_status
+from infra.ledger.stats import cached_count, dead_items, dead_reasons, run_cost, throughput
 from infra.log import get_logger
-from infra.retry import ignore_redis_errors
+from infra.metrics import measure
+from infra.retry import ignore_redis_errors, retry
 from schemas.messages import VerdictChunk, decode_chunk
 from schemas.retention import Retention
+from schemas.runs import RunReport, RunState
 from worker.collector.counts import Counts
-from worker.collector.report import build_report
 
-_RETRY_MAX_S: Final = 1.0
+_LONGEST_PAUSE_S: Final = 1.0
 """Well below any lease, or what waits here would be taken for lost once the ledger is back."""
 _JOINT_CHUNKS: Final = 16
 """Verdict chunks in one transaction, at most."""
-_PASSING_SQLSTATES: Final = ("08", "40", "53", "55", "57")
+_TRANSIENT_SQLSTATES: Final = ("08", "40", "53", "55", "57")
 """Postgres error classes that pass by themselves: connection, rollback, resources, locks, shutdown."""
 
 ResultT = TypeVar("ResultT")
@@ -90,8 +92,10 @@ class Collector:
                 self._publisher.finalize(chunk.run_id)
 
     def _settle_all(self, chunks: list[VerdictChunk]) -> Sequence[settlement.Settled | Exception]:
-        """One transaction for what waits together, then word to those who wait for it."""
-        outcomes = self._patiently(lambda: settlement.settle_all(self._engine, chunks, retention=self._retention))
+        """Settle what waits together in one transaction; those who wait are notified only after its commit."""
+        outcomes = self._when_ledger_answers(
+            lambda: settlement.settle_all(self._engine, chunks, retention=self._retention)
+        )
         pairs = zip(chunks, outcomes, strict=True)
         settled = [(chunk, outcome) for chunk, outcome in pairs if not isinstance(outcome, Exception)]
         with ignore_redis_errors("settled"):
@@ -106,7 +110,7 @@ class Collector:
             ShuttingDownError: not done, give it back.
         """
         with structlog.contextvars.bound_contextvars(run=run_id):
-            self._patiently(lambda: self._finalize(run_id))
+            self._when_ledger_answers(lambda: self._finalize(run_id))
 
     def _finalize(self, run_id: str) -> None:
         if not settlement.begin_finalizing(self._engine, run_id, lease_s=self._finalize_lease_s):
@@ -120,22 +124,49 @@ class Collector:
             self._coordination.notices.ended(run_id)
         log.info("run_complete")
 
-    def _patiently(self, action: Callable[[], ResultT]) -> ResultT:
-        pause_s = 0.1
-        while True:
-            try:
-                return action()
-            except DBAPIError as error:
-                if not is_transient(error):
-                    raise
-                if self._stopping():
-                    raise ShuttingDownError(str(error.orig)) from error
-                log.warning("ledger_away", error=str(error.orig).strip(), retry_s=pause_s)
-                time.sleep(pause_s)
-                pause_s = min(2 * pause_s, _RETRY_MAX_S)
+    def _when_ledger_answers(self, action: Callable[[], ResultT]) -> ResultT:
+        return retry(
+            action,
+            errors=(DBAPIError,),
+            is_transient=self._may_wait,
+            longest_pause_s=_LONGEST_PAUSE_S,
+            event="ledger_away",
+        )
+
+    def _may_wait(self, error: Exception) -> bool:
+        if not is_transient(error):
+            return False
+        if self._stopping():
+            raise ShuttingDownError(str(getattr(error, "orig", error))) from error
+        return True
 
 
-def is_transient(error: DBAPIError) -> bool:
-    """Whether waiting can help: the server is away, overloaded or chose us as a deadlock's victim."""
-    state = getattr(error.orig, "sqlstate", None)
-    return error.connection_invalidated or state is None or str(state).startswith(_PASSING_SQLSTATES)
+def is_transient(error: Exception) -> bool:
+    """True if waiting can help: the server is away, overloaded or chose us as a deadlock's victim."""
+    state = getattr(getattr(error, "orig", None), "sqlstate", None)
+    invalidated = getattr(error, "connection_invalidated", False)
+    return invalidated or state is None or str(state).startswith(_TRANSIENT_SQLSTATES)
+
+
+def build_report(engine: sa.Engine, run_id: str) -> RunReport:
+    """Metrics, counts, speed and provenance of a run whose items have all settled."""
+    status = run_status(engine, run_id)
+    cost = run_cost(engine, run_id)
+    return RunReport(
+        run_id=status.id,
+        name=status.name,
+        state=RunState.CANCELLED if status.cancelled else RunState.COMPLETE,
+        spec=status.spec.model_copy(update={"examples": ()}),  # texts; their source and digest stay
+        counts=status.counts,
+        fingerprint=fingerprint_body(engine, status.fingerprint),
+        groups=measure(judged_rows(engine, run_id), in_score_order=True),
+        throughput=throughput(engine, status),
+        dead_reasons=dead_reasons(engine, run_id),
+        dead_items=dead_items(engine, run_id),
+        cached=cached_count(engine, run_id),
+        cost=cost if cost.measured else None,
+        invalid_rows=invalid_rows(engine, run_id),
+        invalid_count=status.invalid_count,
+        receipt=audit.receipt(engine, run_id),
+        created_at=status.created_at.isoformat(),
+    )
