@@ -27,6 +27,7 @@ from redis.connection import Connection as Socket
 
 from infra import tracing
 from infra.broker.app import CONTENT_TYPE, FINALIZE, FINALIZING, JUDGE, SETTLE, TRACEPARENT, VERDICTS, queue_of, to_json
+from infra.log import get_logger
 from infra.retry import FULL, retry
 from schemas.messages import JudgeChunk, Lane, VerdictChunk
 
@@ -45,6 +46,8 @@ if redis.call('HDEL', KEYS[1], ARGV[1]) == 1 then
 end
 return 0
 """
+
+log = get_logger(__name__)
 
 
 class Queues:
@@ -248,11 +251,36 @@ class _RecordingQoS:
             super().ack(delivery_tag)  # type: ignore[misc]
 
 
+class _UnrecordedQoS(virtual.QoS):  # type: ignore[misc]
+    """Unacknowledged messages that are in this process's memory alone (`ack_emulation: False`)."""
+
+    def restore_unacked(self) -> list[Any]:
+        """Put what is unacknowledged back onto its queue, as far as Redis answers; the reconciler finds the rest.
+
+        Stock kombu asks again for each message, then writes what it could not put back into a file, texts and all.
+        """
+        self._flush()
+        try:
+            while self._delivered:
+                self.channel._restore(self._delivered.popitem()[1])
+        except (redis.RedisError, OSError) as error:
+            log.warning("messages_not_given_back", error=type(error).__name__)
+        self._delivered.clear()
+        return []
+
+
 class _VettingChannel:
     """Mixed into kombu's channel. Stock kombu breaks out of the event loop at what is no message, and loses it."""
 
     refuse: Callable[[str, str, object], None]
+    ack_emulation: bool
+    QoS: type[virtual.QoS]
     _kept: Any = None
+
+    def __init__(self, *args: object, **options: object) -> None:
+        super().__init__(*args, **options)
+        if not self.ack_emulation:  # kombu has just chosen its own
+            self.QoS = _UnrecordedQoS
 
     def _queue_bind(self, *args: object) -> None:
         bind = super()._queue_bind  # type: ignore[misc]

@@ -30,7 +30,9 @@ from producer.gateway.problems import ProblemError
 from schemas.messages import Lane
 
 _LOOK_EVERY_S: Final = 0.25
-"""Between two looks at queues and shares: a look per request would load what it protects."""
+"""Between two looks at shares, which a flood uses up in a moment: a look per request would load what it protects."""
+_LOOK_AT_AGES_EVERY_S: Final = 0.75
+"""An age grows no faster than the clock, however many requests come."""
 _IDLE_LOOK_EVERY_S: Final = 1.0
 """Between two looks while no request comes."""
 _OLDEST_ANSWER_S: Final = 2.0
@@ -141,17 +143,19 @@ class Admission:
             self._asked.wait(_IDLE_LOOK_EVERY_S - _LOOK_EVERY_S)
             self._asked.clear()
             try:
-                self._look_again(self._ages, self._ages_s)
-                self._look_again(self._shares, self._pending)
+                self._look_again(self._ages, self._ages_s, every_s=_LOOK_AT_AGES_EVERY_S)
+                self._look_again(self._shares, self._pending, every_s=0.0)
             except (redis.RedisError, sa.exc.SQLAlchemyError) as error:  # the next request meets it, and answers 503
                 log.warning("admission_blind", error=type(error).__name__)
 
-    def _look_again(self, seen: dict[str, _Seen], look: Callable[[Sequence[str]], Sequence[float]]) -> None:
+    def _look_again(
+        self, seen: dict[str, _Seen], look: Callable[[Sequence[str]], Sequence[float]], *, every_s: float
+    ) -> None:
         now = time.monotonic()
         with self._lock:
             for name in [name for name, one in seen.items() if now > one.asked_at + _REMEMBERED_S]:
                 del seen[name]
-            names = list(seen)
+            names = [name for name, one in seen.items() if now >= one.looked_at + every_s]
         for name, value in zip(names, look(names), strict=True):
             seen[name].value, seen[name].looked_at = value, time.monotonic()
 

@@ -1,10 +1,13 @@
 """Round trips of a lone live item over HTTP: requests to Redis and to Postgres, counted on the wire.
 
 Every process of the fleet (gateway, worker with its two consumers, collector) reaches the servers through a proxy here.
-A round trip is what a client sends on one connection until the server answers: a pipeline and a MULTI are one.
-Items come one after another, some time apart. What the fleet asks while nothing happens is measured first and taken
-off, and so is what occurs less than once an item (counters, the reconciler); a blocking BRPOP counts when it brings a
-message. Each kind of request is listed, so that a sum can be argued with.
+A round trip is what a client sends on one connection until the server answers: a pipeline and a MULTI are one. A BRPOP
+counts when it brings a message. Items come one at a time, half a second apart.
+
+What the clock brings is not an item's: an interval without items is measured first, and of each kind of request what
+came in it is taken off, by the second. What is left and comes less often than nine times in ten items is not an item's
+either: the counters that a collector adds up once a second, the gateway's background looks, a renewed lease. Every
+kind is printed with its rate all the same, so that the sum can be argued with.
 """
 
 from __future__ import annotations
@@ -35,8 +38,6 @@ _ITEMS: Final = 60
 _QUICK_ITEMS: Final = 20
 _EVERY_S: Final = 0.5
 _IDLE_S: Final = 20.0
-_COUNTERS: Final = "HINC"
-"""The collector adds up its counters once a second while it has any."""
 _OF_EACH: Final = 0.9
 """A kind of request that is rarer than this, per item, is not an item's own."""
 _REDIS_AT_MOST: Final = 8
@@ -64,7 +65,7 @@ def run(*, quick: bool) -> Iterator[Figure]:
         for server, bar in (("redis", _REDIS_AT_MOST), ("postgres", _POSTGRES_AT_MOST)):
             poll = busy_s / idle_s  # a poller asks by the clock, however long the items take
             each = {kind: (busy[server][kind] - poll * idle[server][kind]) / items for kind in busy[server]}
-            own = {kind: round(count) for kind, count in each.items() if count >= _OF_EACH and kind[:4] != _COUNTERS}
+            own = {kind: round(count) for kind, count in each.items() if count >= _OF_EACH}
             print(f"{server}, per item:", *(f"  {each[kind]:5.2f}  {kind}" for kind in sorted(each)), sep="\n")
             note = "; ".join(f"{count} {kind}" for kind, count in sorted(own.items()))
             yield Figure("round_trips", f"{server}, a live item", sum(own.values()), "", at_most=bar, note=note)
@@ -152,7 +153,17 @@ def _proxied(services: Services, folder: Path) -> Iterator[tuple[Services, Count
             counts,
         )
     finally:
+        asyncio.run_coroutine_threadsafe(_cancel_others(), loop).result()
         loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 class _RedisKinds:
@@ -178,7 +189,7 @@ class _PostgresKinds:
         self._prepared: dict[bytes, str] = {}
 
     def request(self, data: bytes) -> str:
-        names = []
+        names, prepared = [], ""
         while len(data) >= 5 and data[:1].isalpha():
             kind, size = data[:1], int.from_bytes(data[1:5])
             body, data = data[5 : 1 + size], data[1 + size :]
@@ -186,10 +197,10 @@ class _PostgresKinds:
                 names.append(_words(body))
             elif kind == b"P":
                 name, sql, *_ = body.split(b"\0")
-                self._prepared[name] = _words(sql)
+                self._prepared[name] = prepared = _words(sql)
             elif kind == b"B":
                 names.append(self._prepared.get(body.split(b"\0")[1], "?"))
-        return " + ".join(names) or "start"
+        return " + ".join(names) or (f"prepare {prepared}" if prepared else "start")
 
     def is_empty(self, kind: str, reply: bytes) -> bool:  # noqa: ARG002
         return False
@@ -217,7 +228,7 @@ def _relay(
 
         up = _pump(client, to_server, asked.append)
         down = _pump(server, to_client, note_reply)
-        with suppress(OSError):
+        with suppress(OSError, asyncio.CancelledError):  # cancelled in the end; the stream's callback wants no error
             await asyncio.gather(up, down)
 
     return serve

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -205,17 +206,34 @@ def test_a_second_worker_that_joins_takes_its_share(services: Services, fleet: F
     """How much faster two are is measured in tests/benchmarks (second_worker), not asserted here."""
     fleet.start_collector()
     fleet.start_worker("--fake-item-ms", "2")
-    run_id = submitted_run(services, 4_000)
+    items = iter(many_items(60_000))
+    run_id = intake.create_run(services.engine, SPEC)
+    submitted = submit_next(services, run_id, items)
     fleet.wait(lambda: settled(services, run_id) > 0)
 
     fleet.start_worker("--fake-item-ms", "2")
+    while len(workers_of(services, run_id)) < 2:  # its consumers may take long to start: there is work until they have
+        fleet.wait(lambda: services.coordination.queues.length("fake", Lane.BULK) < 8)
+        submitted += submit_next(services, run_id, items)
+    seal(services, run_id)
     fleet.wait(lambda: run_status(services.engine, run_id).state.ended)
 
+    assert_whole(services, run_id, submitted)
+
+
+def submit_next(services: Services, run_id: str, items: Iterator[Item]) -> int:
+    """Submit the next items; returns how many."""
+    batch = list(itertools.islice(items, 512))
+    assert batch, "every item is submitted, and no second worker has taken any"
+    submit(services, run_id, SPEC, batch)
+    return len(batch)
+
+
+def workers_of(services: Services, run_id: str) -> set[str]:
+    """The workers that have judged chunks of a run."""
     with services.engine.connect() as connection:
-        statement = sa.text("SELECT worker, sum(size) AS items FROM chunks WHERE run_id = :run GROUP BY worker")
-        shares = connection.execute(statement, {"run": run_id}).all()
-    assert_whole(services, run_id, 4_000)
-    assert len(shares) == 2
+        statement = sa.text("SELECT DISTINCT worker FROM chunks WHERE run_id = :run AND worker IS NOT NULL")
+        return set(connection.scalars(statement, {"run": run_id}))
 
 
 def test_what_a_killed_consumer_held_is_judged_at_once_and_not_after_a_lease(

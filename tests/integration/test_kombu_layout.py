@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import redis
+from kombu.transport import virtual
 from kombu.transport.virtual import Message
 
-from infra.broker.app import JUDGE, connect_redis, make_app, queue_of
-from infra.broker.queues import task_message
+from infra.broker.app import JUDGE, VERDICTS, connect_redis, make_app, queue_of
+from infra.broker.queues import task_message, vetting_transport
 from infra.ledger import intake
 from infra.servers.services import Services
 from schemas.messages import JudgeChunk, Lane
 from tests.support.make import items, spec, verdicts_for
+from worker.collector.process import without_record
 from worker.consumer.deliveries import Deliveries, holder_of
 
 QUEUE = queue_of("fake", Lane.BULK)
@@ -83,3 +89,51 @@ def test_a_chunk_that_fails_is_given_back_by_its_holder(services: Services, clie
 
     assert services.coordination.queues.queued("fake", Lane.BULK) == [chunk.chunk_id]
     assert not client.exists("libra:unacked", "libra:unacked_index")
+
+
+@contextmanager
+def collecting(services: Services) -> Iterator[virtual.Channel]:
+    """A collector's channel, closed in the end, as where the collector stops or loses its broker."""
+    app = make_app(services.redis_url, services.settings)
+    without_record(app)
+    with app, app.connection_for_read() as connection:
+        connection.transport_cls = vetting_transport(connection.get_transport_cls(), lambda *_: None)
+        yield connection.default_channel
+
+
+def test_what_a_collector_holds_goes_back_onto_its_queue_from_its_memory(
+    services: Services, client: redis.Redis
+) -> None:
+    chunk = one_chunk(services)
+    services.publisher.settle(verdicts_for(chunk))
+    (before,) = map(json.loads, client.lrange(f"libra:{VERDICTS}", 0, -1))
+
+    with collecting(services) as channel:
+        message = channel.basic_get(VERDICTS)
+        assert not client.exists(f"libra:{VERDICTS}", "libra:unacked", "libra:unacked_index")
+
+    (after,) = map(json.loads, client.lrange(f"libra:{VERDICTS}", 0, -1))
+    assert message.payload[0] == [verdicts_for(chunk).model_dump_json()]
+    assert {**after, "redelivered": None} == {**before, "redelivered": None}
+
+
+def test_what_cannot_go_back_is_written_nowhere(
+    services: Services, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Stock kombu pickles such messages, which are user text, into a file of the temporary folder."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for chunk in (one_chunk(services), one_chunk(services)):
+        services.publisher.settle(verdicts_for(chunk))
+    tries = []
+
+    def refuse(*_: object) -> None:
+        tries.append(1)
+        raise redis.ConnectionError
+
+    with collecting(services) as channel:
+        assert channel.basic_get(VERDICTS)
+        assert channel.basic_get(VERDICTS)
+        monkeypatch.setattr(channel, "_put", refuse)
+
+    assert tries == [1]
+    assert list(tmp_path.iterdir()) == []

@@ -31,9 +31,7 @@ def run_collector(services: Services) -> None:
     """
     settings, engine, coordination = services.settings, services.engine, services.coordination
     app = make_app(services.redis_url, settings)
-    # No record of unacknowledged messages, which would cost each of them two round trips: where a collector is killed,
-    # the reconciler finds its chunks after a lease, long before Celery would redeliver them (docs/decisions/0031).
-    app.conf.broker_transport_options = {**app.conf.broker_transport_options, "ack_emulation": False}
+    without_record(app)
     publisher = services.publisher
     collector = Collector(
         engine,
@@ -55,6 +53,15 @@ def run_collector(services: Services) -> None:
         run_celery(app, coordination.dead_letters, VERDICTS, FINALIZING, threads=threads, hostname=worker_id)
         stop.set()
         collector.counts.flush()
+
+
+def without_record(app: Celery) -> None:
+    """Keep no record of unacknowledged messages on Redis, which costs each of them two round trips.
+
+    Where a collector is killed, the reconciler finds its chunks after a lease, long before Celery would redeliver them
+    (docs/decisions/0031).
+    """
+    app.conf.broker_transport_options = {**app.conf.broker_transport_options, "ack_emulation": False}
 
 
 def _register(app: Celery, collector: Collector, coordination: CoordinationStore) -> None:
