@@ -117,7 +117,7 @@ class Shown(FakeGuard):
     def prompt_digest(self) -> str:  # type: ignore[override]
         return "".join(one.response for one in self._examples)
 
-    def shown(self, examples: Sequence[Example]) -> Shown:
+    def with_examples(self, examples: Sequence[Example]) -> Shown:
         return Shown(examples)
 
     def render(self, items: Sequence[ChunkItem], mode: Mode) -> list[list[PromptIds]]:  # noqa: ARG002
