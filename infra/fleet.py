@@ -48,9 +48,24 @@ def look(services: Services, *, at_once: bool = False, guards: Collection[str] =
         )
 
     announced, broker = _ask("broker", away, ask_broker) or ([], _NO_BROKER)
+    queues = []
+    for guard, lane in sorted(lanes | set(broker.queues)):
+        state = broker.queues.get(LaneKey(guard, lane), QueueState())
+        pending = backlog.pending.get(LaneKey(guard, lane), PendingItems())
+        queues.append(
+            Queue(
+                guard=guard,
+                lane=lane,
+                waiting=state.waiting,
+                held=state.held,
+                oldest_s=max(0.0, backlog.now - state.next_at) if backlog.now and state.next_at else None,
+                pending=pending.items,
+                pending_s=pending.oldest_s,
+            )
+        )
     return FleetSnapshot(
         away=away,
-        queues=tuple(_queue(key, backlog, broker) for key in sorted(lanes | set(broker.queues))),
+        queues=tuple(queues),
         announced=tuple(announced),
         verdicts_waiting=broker.verdicts_waiting,
         finalizing_waiting=broker.finalizing_waiting,
@@ -61,21 +76,6 @@ def look(services: Services, *, at_once: bool = False, guards: Collection[str] =
         webhooks_pending=backlog.webhooks_pending,
         webhooks_due=backlog.webhooks_due,
         webhooks_due_s=backlog.webhooks_due_s,
-    )
-
-
-def _queue(key: tuple[str, Lane], backlog: Backlog, broker: BrokerState) -> Queue:
-    guard, lane = key
-    state = broker.queues.get(key, QueueState())
-    pending = backlog.pending.get(LaneKey(guard, lane), PendingItems())
-    return Queue(
-        guard=guard,
-        lane=lane,
-        waiting=state.waiting,
-        held=state.held,
-        oldest_s=max(0.0, backlog.now - state.next_at) if backlog.now and state.next_at else None,
-        pending=pending.items,
-        pending_s=pending.oldest_s,
     )
 
 

@@ -1,4 +1,4 @@
-"""Processes: a child that dies with its parent, a stop that always ends, a wait on a condition, a lock on a file.
+"""Processes: a child that dies with its parent, a wait on a condition, a lock on a file.
 
 Knows nothing about what the processes do.
 """
@@ -9,7 +9,6 @@ import ctypes
 import fcntl
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -65,17 +64,6 @@ def tied_to_caller(signal_number: int) -> Callable[[], None]:
     """
     parent = os.getpid()
     return lambda: _tie(signal_number, parent)
-
-
-def stop(process: subprocess.Popen[bytes], *, grace_s: float, signal_number: int = signal.SIGTERM) -> int:
-    """Ask the process to end, wait `grace_s` seconds, then kill it; return its exit code."""
-    if process.poll() is None:
-        process.send_signal(signal_number)
-    try:
-        return process.wait(grace_s)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return process.wait()
 
 
 def wait_until(condition: Callable[[], bool], *, timeout_s: float) -> bool:

@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -151,7 +152,7 @@ class _Device:
             [SupervisedProcess("device process", self._start_device, _RESTART)], on_exit=self._on_device_exit
         )
         self._consumer_specs = {consumer.lane.value: consumer for consumer in consumers}
-        self._consumers = Supervisor(
+        self.consumers = Supervisor(
             [
                 SupervisedProcess(
                     lane, partial(spawn, python_module("worker.consumer.app", consumer.to_argument()), env), _RESTART
@@ -166,33 +167,16 @@ class _Device:
         return self._process.process
 
     def wait_ready(self) -> None:
-        """Wait until the model is loaded.
-
-        Raises:
-            GuardError: it cannot be loaded.
-            DeviceError: its process died, or took too long.
-        """
+        """Wait until the model is loaded: see `DeviceProcess.wait_ready`."""
         if self._process is not None:
             self._process.wait_ready(_LOAD_TIMEOUT_S)
 
     def poll_device(self) -> None:
-        """Start the device process; kill one that is stuck, and replace one that died.
-
-        Raises:
-            DeviceError: it died too often in a row.
-        """
+        """Start the device process; kill one that is stuck, and replace one that died (DeviceError: too often)."""
         if self._process is not None and self._process.overdue(time.monotonic()):
             log.error("batch_overdue", worker=self.worker_id)
             self._process.kill()
         self._device.poll()
-
-    def poll_consumers(self) -> None:
-        """Start both consumers, and replace one that died; the device process must be ready.
-
-        Raises:
-            DeviceError: one died too often in a row.
-        """
-        self._consumers.poll()
 
     def _on_device_exit(self, device: SupervisedProcess, code: int) -> None:
         log.error("device_process_died", worker=self.worker_id, exit_code=code)
@@ -206,39 +190,26 @@ class _Device:
         self._give_back(consumer)
 
     def _give_back(self, consumer: SupervisedProcess) -> threading.Thread:
-        """Put what a dead consumer held back on its queue.
+        """Put what a dead consumer held back on its queue, in a thread that the broker may hold up."""
+        spec, pid = self._consumer_specs[consumer.name], consumer.process.pid if consumer.process else 0
 
-        By a thread of its own: whoever asks must not wait while the broker is away.
-        """
-        pid = consumer.process.pid if consumer.process else 0
-        thread = threading.Thread(target=self._try_to_give_back, args=(consumer.name, pid), daemon=True)
+        def give_back() -> None:
+            try:
+                given = self._coordination.give_back(queue_of(spec.guard, spec.lane), holder_of(self.worker_id, pid))
+            except Exception as error:  # noqa: BLE001 - a thread's edge: where it fails, the chunks' lease runs out
+                log.warning("give_back_failed", worker=self.worker_id, lane=consumer.name, error=str(error))
+                return
+            if given:
+                log.info("chunks_given_back", worker=self.worker_id, lane=consumer.name, chunks=given)
+
+        thread = threading.Thread(target=give_back, daemon=True)
         thread.start()
         return thread
 
-    def _try_to_give_back(self, lane: str, pid: int) -> None:
-        spec = self._consumer_specs[lane]
-        try:
-            given = self._coordination.give_back(queue_of(spec.guard, spec.lane), holder_of(self.worker_id, pid))
-        except Exception as error:  # noqa: BLE001 - a thread's edge: where it fails, the chunks' lease runs out
-            log.warning("give_back_failed", worker=self.worker_id, lane=lane, error=str(error))
-            return
-        if given:
-            log.info("chunks_given_back", worker=self.worker_id, lane=lane, chunks=given)
-
-    def drain(self) -> None:
-        """Ask the consumers to take nothing new and finish what they hold."""
-        for consumer in self._consumers.processes:
-            consumer.ask_to_end()
-
-    @property
-    def drained(self) -> bool:
-        """True if both consumers have ended."""
-        return not any(consumer.running for consumer in self._consumers.processes)
-
     def close(self) -> None:
         """End what still lives, and give back what a consumer held that did not end by itself."""
-        self._consumers.stop(_CHILD_GRACE_S)
-        for consumer in self._consumers.processes:
+        self.consumers.stop(_CHILD_GRACE_S)
+        for consumer in self.consumers.processes:
             if consumer.process is not None and consumer.process.returncode != 0:
                 self._give_back(consumer).join(_GIVE_BACK_S)
         self._device.stop(_DEVICE_GRACE_S)
@@ -266,43 +237,41 @@ class _Device:
         )
 
 
+@dataclass
 class _Worker:
     """Run the devices of one machine until told to stop."""
 
-    def __init__(
-        self, devices: Sequence[_Device], coordination: CoordinationStore, *, guard: str, drain_s: float
-    ) -> None:
-        self._devices = devices
-        self._coordination = coordination
-        self._guard = guard
-        self._drain_s = drain_s
-        self._signals = 0
-        self._state = "loading"
+    devices: Sequence[_Device]
+    coordination: CoordinationStore
+    guard: str
+    drain_s: float
+    _signals: int = 0
+    _state: str = "loading"
 
     def run(self) -> None:
-        """Load, work, and on SIGTERM or SIGINT drain; a second signal ends at once.
-
-        Raises:
-            DeviceError: a device process cannot load its model, or something died too often in a row.
-        """
+        """Load, work, and on SIGTERM or SIGINT drain; a second signal ends at once."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         done = threading.Event()
-        announcer = threading.Thread(target=self._announce_until, args=(done,), daemon=True)
+
+        def announce_until_done() -> None:
+            while not done.wait(_ANNOUNCE_EVERY_S):
+                self._announce()
+
         try:
-            announcer.start()
+            threading.Thread(target=announce_until_done, daemon=True).start()
             self._load()
             while not self._signals:
-                for device in self._devices:
+                for device in self.devices:
                     device.poll_device()
-                    device.poll_consumers()
+                    device.consumers.poll()
                 time.sleep(_TICK_S)
             self._drain()
         except _StopLoadingError:
             log.info("stopped_while_loading")
         finally:
             done.set()
-            for device in self._devices:
+            for device in self.devices:
                 device.close()
             self._withdraw()
 
@@ -312,45 +281,42 @@ class _Worker:
             raise _StopLoadingError
 
     def _load(self) -> None:
-        for device in self._devices:
+        for device in self.devices:
             device.poll_device()
-        for device in self._devices:
+        for device in self.devices:
             device.wait_ready()
         self._state = "ready"
-        for device in self._devices:
-            device.poll_consumers()
+        for device in self.devices:
+            device.consumers.poll()
         self._announce()
-        log.info("worker_ready", guard=self._guard, devices=len(self._devices))
+        log.info("worker_ready", guard=self.guard, devices=len(self.devices))
 
     def _drain(self) -> None:
         self._state = "draining"
-        log.info("worker_draining", grace_s=self._drain_s)
-        for device in self._devices:
-            device.drain()
-        deadline = time.monotonic() + self._drain_s
-        while not all(device.drained for device in self._devices):
+        log.info("worker_draining", grace_s=self.drain_s)
+        consumers = [consumer for device in self.devices for consumer in device.consumers.processes]
+        for consumer in consumers:
+            consumer.ask_to_end()
+        deadline = time.monotonic() + self.drain_s
+        while any(consumer.running for consumer in consumers):
             if self._signals > 1 or time.monotonic() > deadline:
                 log.warning("drain_cut_short")
                 return
-            for device in self._devices:
+            for device in self.devices:
                 device.poll_device()
             time.sleep(_TICK_S)
 
-    def _announce_until(self, done: threading.Event) -> None:
-        while not done.wait(_ANNOUNCE_EVERY_S):
-            self._announce()
-
     def _announce(self) -> None:
         try:
-            for device in self._devices:
-                self._coordination.presence.announce(device.announcement(self._guard, self._state))
+            for device in self.devices:
+                self.coordination.presence.announce(device.announcement(self.guard, self._state))
         except Exception as error:  # noqa: BLE001 - a loop's edge: the broker may be away for a while
             log.warning("announce_failed", error=str(error))
 
     def _withdraw(self) -> None:
         try:
-            for device in self._devices:
-                self._coordination.presence.withdraw(device.worker_id)
+            for device in self.devices:
+                self.coordination.presence.withdraw(device.worker_id)
         except Exception as error:  # noqa: BLE001 - on the way out: the announcement expires by itself
             log.warning("withdraw_failed", error=str(error))
 
@@ -406,7 +372,7 @@ def run_worker(
                     own, consumers, worker_id=worker_id, visible=visible, env=environment, coordination=coordination
                 )
             )
-        _Worker(supervised, coordination, guard=spec.guard, drain_s=settings.drain_s).run()
+        _Worker(supervised, coordination, spec.guard, settings.drain_s).run()
 
 
 class Device(NamedTuple):

@@ -142,13 +142,18 @@ class Places:
             ServerError: a folder cannot be made, belongs to somebody else, or nobody cannot reach the binaries.
         """
         user = postgres_user()
-        if user:
-            _require_way(binaries.postgres, user)
+        if user and (closed := closed_folder(binaries.postgres, user)):
+            raise ServerError(
+                f"as root, Postgres runs as user {user.pw_name}, who cannot pass through {closed} to "
+                f"{binaries.postgres}; install libra-fleet in a folder open to all (such as /opt/libra), run it as "
+                "another user, or set LIBRA_DATABASE_URL"
+            )
         try:
             self.logs.mkdir(exist_ok=True, mode=0o700)
             self.valkey_data.mkdir(exist_ok=True, mode=0o700)
             self._prepare_postgres(user)
-            self._prepare_run(user)
+            if self._own_run() is None:
+                self._make_run(user)
         except OSError as error:
             raise ServerError(f"cannot prepare {self.state}: {error}") from error
 
@@ -174,10 +179,19 @@ class Places:
         if owner != (user.pw_uid if user else os.geteuid()):
             raise ServerError(f"{home} belongs to user id {owner}: run as the user who made it, or set LIBRA_STATE_DIR")
 
-    def _prepare_run(self, user: pwd.struct_passwd | None) -> None:
-        if self._own_run():
-            return
-        parent = _short_parent(user)
+    def _make_run(self, user: pwd.struct_passwd | None) -> None:
+        """Make the socket folder where the path leaves room for a socket's name, and where `user` can reach it."""
+        wanted = Path(tempfile.gettempdir()).resolve()
+        for parent in (wanted, _TEMPORARY):
+            longest = parent / "libra-01234567-01234567" / "pg" / f".s.PGSQL.{POSTGRES_PORT}"
+            reachable = user is None or closed_folder(parent / "any", user) is None
+            if parent.is_dir() and reachable and len(os.fsencode(longest)) <= _SOCKET_PATH_BYTES:
+                break
+        else:
+            raise ServerError(
+                f"no place for Unix sockets: {wanted} is too long for their {_SOCKET_PATH_BYTES} bytes or closed; "
+                "set TMPDIR"
+            )
         run = Path(tempfile.mkdtemp(prefix=self._run_prefix(), dir=parent))
         if user:
             # Ours alone, but user nobody passes through to its own folder inside.
@@ -199,28 +213,6 @@ class Places:
 
     def _run_prefix(self) -> str:
         return f"libra-{_hash(self.state)[:8]}-"
-
-
-def _short_parent(user: pwd.struct_passwd | None) -> Path:
-    """A folder for temporary files whose path leaves room for a socket's name, and which `user` can reach."""
-    wanted = Path(tempfile.gettempdir()).resolve()
-    for parent in (wanted, _TEMPORARY):
-        longest = parent / "libra-01234567-01234567" / "pg" / f".s.PGSQL.{POSTGRES_PORT}"
-        reachable = user is None or closed_folder(parent / "any", user) is None
-        if parent.is_dir() and reachable and len(os.fsencode(longest)) <= _SOCKET_PATH_BYTES:
-            return parent
-    raise ServerError(
-        f"no place for Unix sockets: {wanted} is too long for their {_SOCKET_PATH_BYTES} bytes or closed; set TMPDIR"
-    )
-
-
-def _require_way(binary: Path, user: pwd.struct_passwd) -> None:
-    if closed := closed_folder(binary, user):
-        raise ServerError(
-            f"as root, Postgres runs as user {user.pw_name}, who cannot pass through {closed} to {binary}; "
-            "install libra-fleet in a folder open to all (such as /opt/libra), run it as another user, "
-            "or set LIBRA_DATABASE_URL"
-        )
 
 
 def _make_private(folder: Path, user: pwd.struct_passwd | None) -> None:

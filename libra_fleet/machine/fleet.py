@@ -86,35 +86,23 @@ def _logs(services: Services) -> Path:
     return services.settings.state_dir / "logs"
 
 
+@dataclass
 class MachineFleet:
-    """Keeps the parts running, from one thread that lives as long as they should."""
+    """Keeps the parts running, from one thread that lives as long as they should.
 
-    def __init__(
-        self,
-        services: Services,
-        parts: Sequence[FleetProcess],
-        note: Callable[[str], None] = lambda _: None,
-        *,
-        on_start: Callable[[FleetProcess], None] = lambda _: None,
-        restart: bool = True,
-        accept_other_machines: bool = False,
-    ) -> None:
-        """A part that another process does already is left to that one.
+    A part that another process does already is left to that one.
+    """
 
-        Args:
-            services: the servers that the processes use.
-            parts: the processes, in the order in which they start.
-            note: gets a line for a person on every start and end.
-            on_start: gets each part that was started.
-            restart: start again what ends; otherwise `poll` raises.
-            accept_other_machines: a process of another machine does a part as well as one of this machine.
-        """
-        self._services = services
-        self._note = note
-        self._on_start = on_start
-        self._restart = restart
-        self._accept_other_machines = accept_other_machines
-        self.parts = parts
+    services: Services
+    parts: Sequence[FleetProcess]
+    """In the order in which they start."""
+    note: Callable[[str], None] = lambda _: None
+    """Gets a line for a person on every start and end."""
+    on_start: Callable[[FleetProcess], None] = lambda _: None
+    restart: bool = True
+    """Start again what ends; otherwise `poll` raises."""
+    accept_other_machines: bool = False
+    """A process of another machine does a part as well as one of this machine."""
 
     def poll(self, announced: Iterable[Announcement]) -> None:
         """Start what does not run and is due; see which parts are ready.
@@ -131,15 +119,15 @@ class MachineFleet:
             if part.process.running:
                 if not part.ready and any(a.pid == part.pid for a in ready(announced, part.kind, part.guard)):
                     part.ready = True
-                    self._note(f"{part.kind} is ready")
+                    self.note(f"{part.kind} is ready")
                 continue
             other = self._other(part, announced)
             if other is not None and other != part.other_pid:
-                self._note(f"{part.kind}: process {other} does this already")
+                self.note(f"{part.kind}: process {other} does this already")
             part.other_pid = other
             if other is None and part.process.start_if_due():
-                self._on_start(part)
-                self._note(f"{part.kind} started, process {part.pid}")
+                self.on_start(part)
+                self.note(f"{part.kind} started, process {part.pid}")
 
     @property
     def all_ready(self) -> bool:
@@ -152,9 +140,9 @@ class MachineFleet:
         What does not end in time is asked again (a worker then hands back what it holds), and killed.
         """
         Supervisor([part.process for part in self.parts]).stop(
-            self._services.settings.drain_s + _BEYOND_DRAIN_S,
-            on_stop=lambda process: self._note(f"{process.name} drains"),
-            on_kill=lambda process: self._note(f"{process.name} is killed"),
+            self.services.settings.drain_s + _BEYOND_DRAIN_S,
+            on_stop=lambda process: self.note(f"{process.name} drains"),
+            on_kill=lambda process: self.note(f"{process.name} is killed"),
             hurried=hurried,
             last_grace_s=_HURRY_S,
         )
@@ -163,21 +151,21 @@ class MachineFleet:
         part.ready = False
         process = part.process
         tail = "" if process.log is None else log_tail(process.log)
-        if not self._restart:
+        if not self.restart:
             whose = f" for {part.guard}" if part.guard else ""
             error = GuardError if code == GuardError.exit_code else DeviceError
             raise error(f"the {part.kind}{whose} ended by itself (log: {process.log}):\n{tail}")
         if code in _HOPELESS:
             raise _HOPELESS[code](f"the {part.kind} cannot start (log: {process.log}):\n{tail}")
         pause_s = process.restart.pause_s(process.deaths)
-        self._note(f"{part.kind} ended with exit code {code}; again in {pause_s:g} s (log: {process.log})")
+        self.note(f"{part.kind} ended with exit code {code}; again in {pause_s:g} s (log: {process.log})")
 
     def _other(self, part: FleetProcess, announced: Iterable[Announcement]) -> int | None:
         """A process that is not ours and does this part."""
         for process in ready(announced, part.kind, part.guard):
             here = f"{socket.gethostname()}-{process.pid}" in process.id
             # One of this machine that was killed stays announced for some seconds.
-            if process.pid is not None and (_lives(process.pid) if here else self._accept_other_machines):
+            if process.pid is not None and (_lives(process.pid) if here else self.accept_other_machines):
                 return process.pid
         return None
 
@@ -233,12 +221,7 @@ class LocalFleet:
         self._thread.join()
 
     def check(self) -> None:
-        """Raise what went wrong, if something did.
-
-        Raises:
-            DeviceError: a process of ours ended by itself.
-            GuardError: it could not load the guard.
-        """
+        """Raise the error that a process of ours has ended with, if one has."""
         if self._error is not None:
             raise self._error
 

@@ -10,7 +10,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from infra.ledger import decisions, intake, webhooks
-from infra.process import stop, wait_until
+from infra.process import wait_until
 from infra.servers.services import Services
 from schemas.guards import Mode
 from schemas.items import Item, Label
@@ -21,6 +21,7 @@ from schemas.verdicts import Fingerprint, Outcome, Spent, Timings, Verdict
 from tests.benchmarks.kit.figures import Figure, median_figure
 from tests.benchmarks.kit.processes import Meter
 from tests.benchmarks.kit.rig import GUARD, rig, run_row, text_of
+from tests.support.processes import stop
 
 _CHUNKS: Final = 640
 _CHUNK_ITEMS: Final = 64

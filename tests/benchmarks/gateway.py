@@ -18,12 +18,13 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from infra.ledger.keys import create_key
-from infra.process import stop, wait_until
+from infra.process import wait_until
 from infra.servers.services import Services
 from schemas.access import Role
 from tests.benchmarks.kit.figures import Figure
 from tests.benchmarks.kit.rig import GUARD, rig, text_of
 from tests.support.gateway import answers, free_port
+from tests.support.processes import stop
 
 _PER_S: Final = 200
 _SECONDS: Final = 60

@@ -21,7 +21,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from infra.ledger import intake, settlement
-from infra.process import stop, wait_until
+from infra.process import wait_until
 from producer.intake.submit import submit
 from schemas.fleet import ready
 from schemas.items import Item
@@ -30,6 +30,7 @@ from schemas.runs import RunSpec
 from tests.benchmarks.kit.curve import draw_curve
 from tests.benchmarks.kit.figures import Figure
 from tests.benchmarks.kit.rig import GUARD, Rig, rig, text_of
+from tests.support.processes import stop
 
 _SIZES: Final = (1, 2, 4, 8, 16, 32)
 _BATCH_MS: Final = 50

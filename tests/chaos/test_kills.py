@@ -16,7 +16,6 @@ import sqlalchemy as sa
 from infra.broker.app import queue_of
 from infra.ledger import intake
 from infra.ledger.runs import find_run, run_status, stored_report
-from infra.process import stop
 from infra.servers.services import Services
 from producer.intake.submit import seal, submit
 from schemas.items import Item
@@ -24,6 +23,7 @@ from schemas.messages import Lane
 from schemas.runs import RunSpec, RunState
 from tests.support.cli import Cli
 from tests.support.fleet import Fleet, children, consumer_of, device_of, fleet_on, kill_tree
+from tests.support.processes import stop
 
 ITEMS = 6_000
 SPEC = RunSpec(guard="fake", source="chaos")

@@ -31,9 +31,10 @@ import sqlalchemy as sa
 
 from infra.coordination.store import CoordinationStore
 from infra.ledger.engine import open_ledger
-from infra.process import module_path, stop, wait_until
+from infra.process import module_path, wait_until
 from infra.servers.places import Binaries, find_binaries, postgres_user
 from infra.settings import child_environment
+from tests.support.processes import stop
 
 SERVERS: Final = "servers"
 MACHINES: Final = {"machine-a": "10.77.1", "machine-b": "10.77.2"}

@@ -15,7 +15,7 @@ import pytest
 from infra import tracing
 from infra.errors import DeviceError, GuardError
 from infra.otlp import Tracer
-from infra.process import stop, wait_until
+from infra.process import wait_until
 from schemas.messages import Lane
 from tests.support.device import (
     LABELS,
@@ -26,6 +26,7 @@ from tests.support.device import (
     score_request,
     serving,
 )
+from tests.support.processes import stop
 from tests.support.receiver import Receiver
 from tests.support.traces import spans_in
 from worker.device.client import DeviceClient

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from infra.process import python_module, stop, wait_until
+from infra.process import python_module, wait_until
 from tests.support.fleet import ROOT
+from tests.support.processes import stop
 
 WAIT_S = 120.0
 NAMES = ("schemas", "worker", "producer", "libra_fleet", "celeryconfig", "infra/__init__", "redis/__init__")

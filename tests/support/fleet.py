@@ -12,10 +12,11 @@ from pathlib import Path
 
 import psutil
 
-from infra.process import stop, wait_until
+from infra.process import wait_until
 from infra.servers.services import Services
 from schemas.fleet import READY, Announcement
 from schemas.messages import Lane
+from tests.support.processes import stop
 
 ROOT = Path(__file__).resolve().parents[2]
 WAIT_S = 60.0

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from infra.process import stop
+from tests.support.processes import stop
 
 RULES = Path(__file__).resolve().parents[2] / "infra" / "prometheus"
 

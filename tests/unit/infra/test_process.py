@@ -9,8 +9,9 @@ import sys
 import psutil
 import pytest
 
-from infra.process import deferred_interrupt, module_path, stop, wait_until
+from infra.process import deferred_interrupt, module_path, wait_until
 from infra.settings import child_environment
+from tests.support.processes import stop
 
 CHILD = """
 import sys, signal
