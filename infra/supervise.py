@@ -114,12 +114,10 @@ class Supervisor:
         self,
         processes: Sequence[SupervisedProcess] = (),
         *,
-        on_start: Callable[[SupervisedProcess], None] = lambda _: None,
         on_exit: Callable[[SupervisedProcess, int], None] = lambda _, __: None,
     ) -> None:
         """`on_exit` gets the exit code, after the next start was planned; what it raises, `poll` raises."""
         self.processes = list(processes)
-        self._on_start = on_start
         self._on_exit = on_exit
 
     def poll(self) -> None:
@@ -127,8 +125,7 @@ class Supervisor:
         for process in self.processes:
             if (code := process.reap()) is not None:
                 self._on_exit(process, code)
-            if process.start_if_due():
-                self._on_start(process)
+            process.start_if_due()
 
     def stop(
         self,

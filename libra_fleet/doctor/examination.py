@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Iterator
 
 from infra.broker.app import connect_redis
 from infra.coordination.leases import HELD_FOR_S
@@ -17,8 +16,6 @@ from infra.settings import Settings
 from libra_fleet.doctor import Finding, error, good, warning
 from libra_fleet.doctor.machine import check_checkpoint, check_devices, check_disk, check_files, check_versions
 from libra_fleet.doctor.servers import check_clocks, check_fleet, check_postgres, check_redis
-
-T = TypeVar("T")
 
 
 def examine(settings: Settings, *, guard: str, location: str | None, devices: str) -> Iterator[Finding]:
@@ -58,19 +55,22 @@ def examine(settings: Settings, *, guard: str, location: str | None, devices: st
 
 def _examine_servers(services: Services) -> Iterator[Finding]:
     """Findings on both servers, their clocks, the settings compared with what the ledger has seen, and the fleet."""
-    client, problem = _opened(lambda: connect_redis(services.redis_url))
-    if client is None:
+    client = engine = None
+    try:
+        client = connect_redis(services.redis_url)
+    except ServerError as problem:
         yield error(
             "redis",
-            problem,
+            str(problem),
             why="without queues and coordination nothing is submitted or judged",
             do='redis-cli -u "$LIBRA_REDIS_URL" ping; check address, password and firewall',
         )
-    engine, problem = _opened(lambda: open_ledger(services.database_url))
-    if engine is None:
+    try:
+        engine = open_ledger(services.database_url)
+    except ServerError as problem:
         yield error(
             "postgres",
-            problem,
+            str(problem),
             why="without the ledger nothing is accepted or settled",
             do="connect with psql to the same address; check password, pg_hba.conf and firewall",
         )
@@ -84,13 +84,6 @@ def _examine_servers(services: Services) -> Iterator[Finding]:
     yield from check_settings(services.settings, stats.slowest_chunk_s(engine) if engine and at_head else None)
     if client is not None and at_head:
         yield from check_fleet(look(services, at_once=True))
-
-
-def _opened(connect: Callable[[], T]) -> tuple[T | None, str]:
-    try:
-        return connect(), ""
-    except ServerError as problem:
-        return None, str(problem)
 
 
 def check_settings(settings: Settings, slowest_chunk_s: float | None = None) -> Iterator[Finding]:
