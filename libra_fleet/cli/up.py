@@ -144,10 +144,9 @@ def _parts(found: Services, guard: GuardChoice, devices: str, port: int | None) 
     if port is not None:
         named = f"{guard.name}={guard.checkpoint}" if guard.checkpoint else guard.name
         command = ["gateway", "--host", _HOST, "--port", str(port), "--guard", named, "--no-local"]
-        logs = found.settings.state_dir / "logs"
-        parts.append(fleet_process(found, "gateway", command, logs / "gateway.log", stage=0))
+        parts.append(fleet_process(found, "gateway", command, stage=0))
         if _installed("httpx2"):
-            parts.append(fleet_process(found, "webhooks", ["webhooks", "send"], logs / "webhooks.log", stage=2))
+            parts.append(fleet_process(found, "webhooks", ["webhooks", "send"], stage=2))
     return parts
 
 

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 import redis
@@ -62,9 +61,10 @@ class FleetProcess:
 
 
 def fleet_process(
-    services: Services, kind: ProcessKind, command: Sequence[str], log: Path, *, stage: int, guard: str | None = None
+    services: Services, kind: ProcessKind, command: Sequence[str], *, stage: int, guard: str | None = None
 ) -> FleetProcess:
     """A part of the fleet that a `libra` command does on these servers; stage 0 is asked to end first."""
+    log = services.settings.state_dir / "logs" / (f"{kind}-{guard}.log" if guard else f"{kind}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     start = partial(spawn, python_module("libra_fleet.cli", *command), services.environment(), log=log)
     return FleetProcess(kind, SupervisedProcess(kind, start, _RESTART, stage=stage, log=log), guard)
@@ -72,18 +72,13 @@ def fleet_process(
 
 def collector_process(services: Services) -> FleetProcess:
     """A collector; it ends last, since it settles what the others still finish."""
-    return fleet_process(services, "collector", ["collector"], _logs(services) / "collector.log", stage=2)
+    return fleet_process(services, "collector", ["collector"], stage=2)
 
 
 def worker_process(services: Services, guard: str, *options: str, checkpoint: str | None = None) -> FleetProcess:
     """A worker for a guard."""
     named = f"{guard}={checkpoint}" if checkpoint else guard
-    command = ["worker", "--guard", named, *options]
-    return fleet_process(services, "worker", command, _logs(services) / f"worker-{guard}.log", stage=1, guard=guard)
-
-
-def _logs(services: Services) -> Path:
-    return services.settings.state_dir / "logs"
+    return fleet_process(services, "worker", ["worker", "--guard", named, *options], stage=1, guard=guard)
 
 
 @dataclass
