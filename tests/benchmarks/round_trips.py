@@ -27,12 +27,13 @@ from typing import Final
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 from infra.ledger.keys import create_key
-from infra.process import stop, wait_until
+from infra.process import wait_until
 from infra.servers.services import Services
 from schemas.access import Role
 from tests.benchmarks.kit.figures import Figure
 from tests.benchmarks.kit.rig import GUARD, rig, text_of
 from tests.support.gateway import answers, free_port
+from tests.support.processes import stop
 
 _ITEMS: Final = 60
 _QUICK_ITEMS: Final = 20
