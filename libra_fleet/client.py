@@ -11,9 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
-from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import httpx2
 
@@ -60,10 +58,8 @@ class VerdictTimeoutError(ClientError, TimeoutError):
     """No verdict in time; the item stays accepted and will settle."""
 
 
-@dataclass
-class _PendingCall:
+class _PendingCall(NamedTuple):
     item: ItemRequest
-    waits: bool
     answer: asyncio.Future[dict[str, Any]]
 
 
@@ -152,7 +148,7 @@ class AsyncClient:
                 await asyncio.sleep(poll_s)
 
     async def _call(self, item: ItemRequest, *, waits: bool) -> dict[str, Any]:
-        call = _PendingCall(item, waits, asyncio.get_running_loop().create_future())
+        call = _PendingCall(item, asyncio.get_running_loop().create_future())
         gathered = self._gathered.setdefault(waits, [])
         gathered.append(call)
         if len(gathered) == 1:
@@ -165,21 +161,21 @@ class AsyncClient:
         await asyncio.sleep(self._gather_s)
         calls = self._gathered.pop(waits)
         parts = [calls[at : at + MOST_ITEMS] for at in range(0, len(calls), MOST_ITEMS)]
-        await asyncio.gather(*map(self._send, parts))
+        await asyncio.gather(*(self._send(part, waits=waits) for part in parts))
 
-    async def _send(self, calls: Sequence[_PendingCall]) -> None:
+    async def _send(self, calls: Sequence[_PendingCall], *, waits: bool) -> None:
         body = {
             "items": [call.item.model_dump(exclude_defaults=True) for call in calls],
             **({"guard": self._guard} if self._guard else {}),
         }
-        headers = {"Idempotency-Key": uuid.uuid4().hex, **({"Prefer": f"wait={_WAIT_S}"} if calls[0].waits else {})}
+        headers = {"Idempotency-Key": uuid.uuid4().hex, **({"Prefer": f"wait={_WAIT_S}"} if waits else {})}
         try:
             views = (await self._ask("POST", "/v1/items", json=body, headers=headers))["data"]
         except BadRequestError as error:
             if len(calls) == 1:
                 calls[0].answer.set_exception(error)
             else:  # one bad item must not refuse its neighbours
-                await asyncio.gather(*(self._send([call]) for call in calls))
+                await asyncio.gather(*(self._send([call], waits=waits) for call in calls))
         except Exception as error:  # noqa: BLE001 - a task's edge: it is raised where each caller waits
             for call in calls:
                 call.answer.set_exception(error)
@@ -242,14 +238,16 @@ class Client:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="gateway-client", daemon=True)
         self._thread.start()
-        self._client = self._do(_opened(url, api_key, guard=guard, gather_s=gather_s, timeout_s=timeout_s))
+
+        async def opened() -> AsyncClient:
+            return AsyncClient(url, api_key, guard=guard, gather_s=gather_s, timeout_s=timeout_s)
+
+        self._client = self._do(opened())
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -274,16 +272,12 @@ class Client:
     def stream(self, cursor: str = "0", *, poll_s: float = 0.5, follow: bool = True) -> Iterator[ItemVerdict]:
         """See `AsyncClient.stream`."""
         settled = self._client.stream(cursor, poll_s=poll_s, follow=follow)
-        while (verdict := self._do(_next_of(settled))) is not None:
+
+        async def following() -> ItemVerdict | None:
+            return await anext(settled, None)
+
+        while (verdict := self._do(following())) is not None:
             yield verdict
 
     def _do(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
-
-
-async def _opened(url: str, api_key: str, **options: Any) -> AsyncClient:  # noqa: ANN401 - passed on
-    return AsyncClient(url, api_key, **options)
-
-
-async def _next_of(settled: AsyncIterator[ItemVerdict]) -> ItemVerdict | None:
-    return await anext(settled, None)

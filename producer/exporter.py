@@ -17,7 +17,7 @@ from infra.coordination.counters import SUM, Kind, Metric, read_counts
 from infra.fleet import look
 from infra.log import get_logger
 from infra.servers.services import Services
-from schemas.fleet import Announcement, FleetSnapshot, Queue, ready
+from schemas.fleet import FleetSnapshot, ready
 from schemas.items import Label
 from schemas.verdicts import Outcome
 
@@ -32,10 +32,18 @@ _DEVICE: Final = {
     "budget_tokens": telemetry.DEVICE_BUDGET,
 }
 """Metrics of a device, by the name of the figure in its worker's announcement."""
-_SETTLED_AS: Final = (
-    *((Outcome.SCORED.value, label.value) for label in Label),
-    *((outcome.value, telemetry.NO_LABEL) for outcome in (Outcome.UNPARSEABLE, Outcome.DEAD)),
+_FROM_ZERO: Final[tuple[tuple[Metric, tuple[str, ...]], ...]] = (
+    *((telemetry.ITEMS_SETTLED, (Outcome.SCORED.value, label.value)) for label in Label),
+    *(
+        (telemetry.ITEMS_SETTLED, (outcome.value, telemetry.NO_LABEL))
+        for outcome in (Outcome.UNPARSEABLE, Outcome.DEAD)
+    ),
+    (telemetry.ITEMS_CACHED, ()),
+    (telemetry.DUPLICATES, ()),
+    *((telemetry.TOKENS_SPENT, (kind,)) for kind in telemetry.TOKEN_KINDS),
+    *((telemetry.RECONCILED, (action,)) for action in telemetry.RECONCILER_ACTIONS),
 )
+"""Counters of every queue that begin at zero, with the labels after guard and lane."""
 _Labels = tuple[str, ...]
 
 log = get_logger(__name__)
@@ -74,24 +82,20 @@ class Page(Collector):
     def collect(self) -> Iterator[Family]:
         """The families, as Prometheus' client wants them."""
         for metric, values in self._values.items():
-            if metric.kind is Kind.HISTOGRAM:
-                yield _histogram(metric, values)
+            if metric.kind is Kind.HISTOGRAM:  # counts of single buckets; Prometheus wants each with all below it
+                histogram = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
+                bounds = [*map(str, metric.buckets), _INFINITE]
+                for labels in dict.fromkeys(series[:-1] for series in values):
+                    counts = itertools.accumulate(values.get((*labels, str(at)), 0.0) for at in range(len(bounds)))
+                    buckets = list(zip(bounds, counts, strict=True))
+                    histogram.add_metric(labels, buckets, values.get((*labels, SUM), 0.0))
+                yield histogram
                 continue
             kind = CounterMetricFamily if metric.kind is Kind.COUNTER else GaugeMetricFamily
             family = kind(metric.name, metric.help, labels=metric.labels)
             for labels, value in values.items():
                 family.add_metric(labels, value)
             yield family
-
-
-def _histogram(metric: Metric, values: Mapping[_Labels, float]) -> HistogramMetricFamily:
-    """A histogram from counts of single buckets; Prometheus wants each with all below it."""
-    family = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
-    bounds = [*map(str, metric.buckets), _INFINITE]
-    for labels in dict.fromkeys(series[:-1] for series in values):
-        counts = itertools.accumulate(values.get((*labels, str(at)), 0.0) for at in range(len(bounds)))
-        family.add_metric(labels, list(zip(bounds, counts, strict=True)), values.get((*labels, SUM), 0.0))
-    return family
 
 
 def fleet_page(fleet: FleetSnapshot) -> Page:
@@ -127,25 +131,11 @@ def _set_broker(page: Page, fleet: FleetSnapshot) -> None:
     page.set(telemetry.COLLECTORS, len(ready(fleet.announced, "collector")))
     page.set(telemetry.WEBHOOK_SENDERS, len(ready(fleet.announced, "webhooks")))
     for worker in fleet.of_kind("worker"):
-        _set_device(page, worker)
+        for name, metric in _DEVICE.items():
+            if (value := getattr(worker, name)) is not None:
+                page.set(metric, value, str(worker.guard), worker.id)
     page.count(fleet.counts)
     for queue in fleet.queues:
-        _begin_at_zero(page, queue)
+        for metric, labels in _FROM_ZERO:
+            page.zero(metric, queue.guard, queue.lane, *labels)
     page.zero(telemetry.FINISHED_AGAIN)
-
-
-def _set_device(page: Page, worker: Announcement) -> None:
-    for name, metric in _DEVICE.items():
-        if (value := getattr(worker, name)) is not None:
-            page.set(metric, value, str(worker.guard), worker.id)
-
-
-def _begin_at_zero(page: Page, queue: Queue) -> None:
-    for outcome, label in _SETTLED_AS:
-        page.zero(telemetry.ITEMS_SETTLED, queue.guard, queue.lane, outcome, label)
-    for metric in (telemetry.ITEMS_CACHED, telemetry.DUPLICATES):
-        page.zero(metric, queue.guard, queue.lane)
-    for kind in telemetry.TOKEN_KINDS:
-        page.zero(telemetry.TOKENS_SPENT, queue.guard, queue.lane, kind)
-    for action in telemetry.RECONCILER_ACTIONS:
-        page.zero(telemetry.RECONCILED, queue.guard, queue.lane, action)

@@ -8,6 +8,7 @@ two are looked at in the background, so that a request costs one round trip to R
 from __future__ import annotations
 
 import math
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,6 @@ from limits.storage import RedisStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 
 from infra.broker.backpressure import oldest_age_s
-from infra.coordination.store import CoordinationStore
 from infra.ledger.intake import pending_items
 from infra.log import get_logger
 from infra.servers.services import Services
@@ -59,20 +59,19 @@ class Admission:
     def __init__(
         self,
         services: Services,
-        coordination: CoordinationStore,
         metrics: GatewayMetrics,
         run_ids: Callable[[], Mapping[str, Sequence[str]]],
         default_guard: str,
     ) -> None:
         self._services = services
-        self._coordination = coordination
         self._metrics = metrics
         self._run_ids = run_ids
         settings = services.settings
         self._rate = RateLimitItemPerMinute(settings.tenant_items_per_minute)
-        url = services.redis_url
-        pool = redis.ConnectionPool.from_url(url, socket_timeout=2, socket_connect_timeout=2)
-        storage = RedisStorage(_plain(url), connection_pool=pool, key_prefix=f"{settings.namespace}:rate")
+        pool = redis.ConnectionPool.from_url(services.redis_url, socket_timeout=2, socket_connect_timeout=2)
+        # The limiter's library has another scheme for Unix sockets.
+        url = re.sub("^unix://", "redis+unix://", services.redis_url)
+        storage = RedisStorage(url, connection_pool=pool, key_prefix=f"{settings.namespace}:rate")
         self._limiter = SlidingWindowCounterRateLimiter(storage)
         self._lock = threading.Lock()
         self._asked = threading.Event()
@@ -94,37 +93,27 @@ class Admission:
         Raises:
             redis.RedisError: Redis is away, so that no count is known.
         """
-        if closed := self._closed(tenant, guard):
-            for _ in sizes:
-                self._count(tenant, closed)
-            return [closed] * len(sizes)
-        if self._limiter.hit(self._rate, tenant, cost=sum(sizes)):
+        settings = self._services.settings
+        closed = None
+        age_s = self._fresh(self._ages, guard, self._ages_s)
+        if age_s > settings.live_high_water_age_s:
+            closed = _refusal("queue-full", f"the oldest item waits for {age_s:.0f} s; come back", age_s)
+        elif (pending := self._fresh(self._shares, tenant, self._pending)) >= settings.tenant_pending_items:
+            detail = f"{pending:.0f} of your items wait; {settings.tenant_pending_items:,} may"
+            closed = _refusal("share-used", detail, max(1, age_s))
+        elif self._limiter.hit(self._rate, tenant, cost=sum(sizes)):
             return [None] * len(sizes)
-        return [self._over_rate(tenant, size) for size in sizes]
+        answers = [closed or self._over_rate(tenant, size) for size in sizes]
+        for refusal in filter(None, answers):
+            self._metrics.refused.labels(tenant, refusal.kind).inc()
+        return answers
 
     def _over_rate(self, tenant: str, items: int) -> ProblemError | None:
         if self._limiter.hit(self._rate, tenant, cost=items):
             return None
         reset_s = self._limiter.get_window_stats(self._rate, tenant).reset_time - time.time()
         detail = f"more than {self._services.settings.tenant_items_per_minute:,} items a minute"
-        refusal = _refusal("rate-limited", detail, reset_s)
-        self._count(tenant, refusal)
-        return refusal
-
-    def _closed(self, tenant: str, guard: str) -> ProblemError | None:
-        """The 429 for everything of the tenant now, if there is a reason."""
-        settings = self._services.settings
-        age_s = self._fresh(self._ages, guard, self._ages_s)
-        if age_s > settings.live_high_water_age_s:
-            return _refusal("queue-full", f"the oldest item waits for {age_s:.0f} s; come back", age_s)
-        pending = self._fresh(self._shares, tenant, self._pending)
-        if pending >= settings.tenant_pending_items:
-            detail = f"{pending:.0f} of your items wait; {settings.tenant_pending_items:,} may"
-            return _refusal("share-used", detail, max(1, age_s))
-        return None
-
-    def _count(self, tenant: str, refusal: ProblemError) -> None:
-        self._metrics.refused.labels(tenant, refusal.kind).inc()
+        return _refusal("rate-limited", detail, reset_s)
 
     def _fresh(self, seen: dict[str, _Seen], name: str, look: Callable[[Sequence[str]], Sequence[float]]) -> float:
         """The value seen last; seen now, where that is too long ago."""
@@ -160,7 +149,7 @@ class Admission:
             seen[name].value, seen[name].looked_at = value, time.monotonic()
 
     def _ages_s(self, guards: Sequence[str]) -> list[float]:
-        return [oldest_age_s(self._services, self._coordination, guard, Lane.LIVE) for guard in guards]
+        return [oldest_age_s(self._services, self._services.coordination_at_once, guard, Lane.LIVE) for guard in guards]
 
     def _pending(self, tenants: Sequence[str]) -> list[float]:
         """Items that wait, of each tenant; one statement, however many there are."""
@@ -172,8 +161,3 @@ class Admission:
 def _refusal(kind: str, detail: str, retry_s: float) -> ProblemError:
     seconds = min(_LONGEST_RETRY_S, max(1, math.ceil(retry_s)))
     return ProblemError(429, kind, detail, headers={"Retry-After": str(seconds)})
-
-
-def _plain(redis_url: str) -> str:
-    """The URL in the words of the limiter's library, which has another scheme for Unix sockets."""
-    return redis_url.replace("unix://", "redis+unix://", 1) if redis_url.startswith("unix://") else redis_url

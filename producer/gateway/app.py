@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Final
@@ -22,7 +22,7 @@ from producer.gateway.console.pages import ConsoleHeaders
 from producer.gateway.console.visitor import Console
 from producer.gateway.middleware import BodyLimit, RequestFrame
 from producer.gateway.problems import IN_OPENAPI, answer_errors
-from producer.gateway.state import Gateway, KnowsPolicy, no_policies
+from producer.gateway.state import Gateway
 from schemas.guards import DEFAULT_GUARD
 
 UPLOAD_PATH: Final = "/v1/files"
@@ -32,10 +32,28 @@ log = get_logger(__name__)
 
 
 def build_app(
-    services: Services, *, default_guard: str = DEFAULT_GUARD, knows_policy: KnowsPolicy = no_policies
+    services: Services,
+    *,
+    default_guard: str = DEFAULT_GUARD,
+    knows_policy: Callable[[str], bool] = lambda _name: False,
 ) -> FastAPI:
-    """The gateway on these servers. `knows_policy` says whether a policy of that name can be applied."""
+    """The gateway on these servers."""
     gateway = Gateway(services, default_guard, knows_policy)
+    settings = services.settings
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await gateway.open()
+        forgetting = asyncio.create_task(_forget_old_keys(gateway))
+        worker = BatchWorker(gateway)
+        worker.start()
+        try:
+            yield
+        finally:
+            worker.stop()
+            forgetting.cancel()
+            await gateway.close()
+
     app = FastAPI(
         title="Libra Fleet",
         version=version("libra-fleet"),
@@ -44,34 +62,26 @@ def build_app(
         redoc_url=None,
         # Its records of failures quote what was sent, which is user text; our own metrics are at /metrics.
         telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
-        lifespan=_lifespan,
+        lifespan=lifespan,
     )
     app.state.gateway = gateway
     app.state.console = Console(gateway)
     answer_errors(app)
-    _surround(app, gateway)
+    # The middleware that is added last is the outermost.
+    if settings.gateway_cors_origins:
+        origins = [origin.strip() for origin in settings.gateway_cors_origins.split(",")]
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+    larger = {UPLOAD_PATH: settings.gateway_file_bytes}
+    app.add_middleware(BodyLimit, limit_bytes=settings.gateway_body_bytes, larger=larger)
+    app.add_middleware(ConsoleHeaders)
+    app.add_middleware(RequestFrame, metrics=gateway.metrics)
     for router in (ops.router, moderations.router, items.router, batches.router, items.runs, console.router):
         app.include_router(router, responses={"default": IN_OPENAPI})
     return app
 
 
-@asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    gateway: Gateway = app.state.gateway
-    await gateway.open()
-    forgetting = asyncio.create_task(_forget_old_keys(gateway))
-    worker = BatchWorker(gateway)
-    worker.start()
-    try:
-        yield
-    finally:
-        worker.stop()
-        forgetting.cancel()
-        await gateway.close()
-
-
 async def _forget_old_keys(gateway: Gateway) -> None:
-    """Idempotency keys are remembered as long as the setting says, or up to an hour longer."""
+    """Forget idempotency keys, which are remembered as long as the setting says, or up to an hour longer."""
     keep_s = gateway.settings.idempotency_keep_s
     while True:
         try:
@@ -79,16 +89,3 @@ async def _forget_old_keys(gateway: Gateway) -> None:
         except SQLAlchemyError as error:
             log.warning("keys_not_forgotten", error=type(error).__name__)
         await asyncio.sleep(_FORGET_EVERY_S)
-
-
-def _surround(app: FastAPI, gateway: Gateway) -> None:
-    settings = gateway.settings
-    # The last one added is the outermost.
-    if settings.gateway_cors_origins:
-        origins = [origin.strip() for origin in settings.gateway_cors_origins.split(",")]
-        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
-    app.add_middleware(
-        BodyLimit, limit_bytes=settings.gateway_body_bytes, larger={UPLOAD_PATH: settings.gateway_file_bytes}
-    )
-    app.add_middleware(ConsoleHeaders)
-    app.add_middleware(RequestFrame, metrics=gateway.metrics)

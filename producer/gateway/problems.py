@@ -42,7 +42,8 @@ IN_OPENAPI: Final[dict[str, Any]] = {
 _TYPE: Final = "urn:libra-fleet:problem:"
 _ERRORS_SHOWN: Final = 20
 _SHOWN_CHARS: Final = 300
-_RETRY_S: Final = "2"
+_RETRY: Final = {"Retry-After": "2"}
+_NOT_JSON: Final = "not valid JSON"
 
 log = get_logger(__name__)
 
@@ -96,41 +97,53 @@ class NoSuchThingError(ProblemError):
 
 def answer_errors(app: FastAPI) -> None:
     """Have the application answer every error with a problem document."""
-    app.add_exception_handler(ProblemError, _problem)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(RunError, _closed)
-    app.add_exception_handler(ServerError, _unavailable)
-    app.add_exception_handler(DBAPIError, _unavailable)
-    app.add_exception_handler(redis.RedisError, _unavailable)
-    app.add_exception_handler(Exception, _unexpected)
+    kinds = (ProblemError, RequestValidationError, HTTPException, RunError, ServerError, DBAPIError, redis.RedisError)
+    for kind in (*kinds, Exception):
+        app.add_exception_handler(kind, _answer)
 
 
-def _id_of(request: Request) -> str | None:
-    return getattr(request.state, "request_id", None)
+async def _answer(request: Request, error: Exception) -> Response:
+    request_id = getattr(request.state, "request_id", None)
+    problem = _problem_of(error)
+    if problem.kind == "internal" and request_id:
+        problem.headers["X-Request-ID"] = request_id  # this answer is given outside RequestFrame
+    return problem.response(request_id)
 
 
-async def _problem(request: Request, error: Exception) -> Response:
-    if not isinstance(error, ProblemError):
-        raise error
-    return error.response(_id_of(request))
+def _problem_of(error: Exception) -> ProblemError:
+    """The problem that an error is answered with. Neither it nor the log quotes the error where that is user text."""
+    match error:
+        case ProblemError():
+            return error
+        case RequestValidationError():
+            return _invalid([_field_error(detail) for detail in error.errors()[:_ERRORS_SHOWN]])
+        case HTTPException(status_code=status):
+            kinds = {400: "invalid-json", 404: "not-found", 405: "method-not-allowed", 413: "too-large"}
+            field = "body" if status in {400, 413} else None
+            kind = kinds.get(status, "http-error")
+            return ProblemError(status, kind, error.detail, field=field, headers=error.headers)
+        case RunError():  # an operator cancelled the tenant's run of the day, and at once the next; a third is opened
+            log.warning("run_closed", error=str(error))
+            return ProblemError(503, "run-closed", "today's run was ended by an operator", headers=_RETRY)
+        case ServerError() | DBAPIError() | redis.RedisError():  # an SQL error quotes its parameters
+            log.warning("server_away", error=type(error).__name__)
+            detail = "a server behind the gateway is away; try again"
+            return ProblemError(503, "unavailable", detail, headers=_RETRY)
+    log.error("request_failed", error=type(error).__name__)
+    return ProblemError(500, "internal", "something is wrong here")
 
 
-async def _invalid(request: Request, error: Exception) -> Response:
-    if not isinstance(error, RequestValidationError):
-        raise error
-    found = [_field_error(detail) for detail in error.errors()[:_ERRORS_SHOWN]]
-    if found[0]["detail"] == "not valid JSON":
-        problem = ProblemError(400, "invalid-json", "the body is not valid JSON", field="body")
-    else:
-        detail = f"{found[0]['field']}: {found[0]['detail']}"
-        problem = ProblemError(422, "invalid-field", detail, field=found[0]["field"], errors=found)
-    return problem.response(_id_of(request))
+def _invalid(errors: Sequence[Mapping[str, str]]) -> ProblemError:
+    first = errors[0]
+    if first["detail"] == _NOT_JSON:
+        return ProblemError(400, "invalid-json", "the body is not valid JSON", field="body")
+    detail = f"{first['field']}: {first['detail']}"
+    return ProblemError(422, "invalid-field", detail, field=first["field"], errors=errors)
 
 
 def _field_error(detail: Mapping[str, Any]) -> dict[str, str]:
     if detail["type"] == "json_invalid":
-        return {"field": "body", "detail": "not valid JSON"}
+        return {"field": "body", "detail": _NOT_JSON}
     if detail["type"] == "model_attributes_type" and tuple(detail["loc"]) == ("body",):
         return {"field": "body", "detail": "not a JSON object sent with Content-Type: application/json"}
     message = str(detail["msg"]).removeprefix("Value error, ")[:_SHOWN_CHARS]
@@ -143,37 +156,3 @@ def field_name(location: Sequence[object]) -> str:
     # An unknown field's name is the caller's own and may be anything.
     name = ".".join(str(part) for part in inner)[:_SHOWN_CHARS] or str(location[0] if location else "body")
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
-
-
-async def _http(request: Request, error: Exception) -> Response:
-    if not isinstance(error, HTTPException):
-        raise error
-    kinds = {400: "invalid-json", 404: "not-found", 405: "method-not-allowed", 413: "too-large"}
-    field = "body" if error.status_code in {400, 413} else None
-    kind = kinds.get(error.status_code, "http-error")
-    return ProblemError(error.status_code, kind, error.detail, field=field, headers=error.headers).response(
-        _id_of(request)
-    )
-
-
-async def _closed(request: Request, error: Exception) -> Response:
-    """503: an operator cancelled the tenant's run of the day, and at once the next; a third will be opened."""
-    log.warning("run_closed", error=str(error))
-    problem = ProblemError(503, "run-closed", "today's run was ended by an operator", headers={"Retry-After": _RETRY_S})
-    return problem.response(_id_of(request))
-
-
-async def _unavailable(request: Request, error: Exception) -> Response:
-    """Redis or Postgres is away. An SQL error quotes its parameters, which are user text: only its class is logged."""
-    log.warning("server_away", error=type(error).__name__)
-    problem = ProblemError(
-        503, "unavailable", "a server behind the gateway is away; try again", headers={"Retry-After": _RETRY_S}
-    )
-    return problem.response(_id_of(request))
-
-
-async def _unexpected(request: Request, error: Exception) -> Response:
-    log.error("request_failed", error=type(error).__name__)
-    request_id = _id_of(request)
-    headers = {"X-Request-ID": request_id} if request_id else {}  # this answer is given outside the frame
-    return ProblemError(500, "internal", "something is wrong here", headers=headers).response(request_id)

@@ -2,7 +2,7 @@
 
 `LiveIntake` is the one way in; the gateway calls it from asyncio, `LiveClient` from threads:
 
-with LiveClient.open(guard="libra-tiny") as client:
+with services(load_settings()) as servers, LiveClient(servers, guard="libra-tiny") as client:
     verdict = client.judge("要审核的文本")
 
 Keep one client for a service's life and call it from as many threads as you like: it keeps one subscription, and
@@ -14,9 +14,8 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Self
 
@@ -26,8 +25,7 @@ from infra.ledger import intake
 from infra.ledger.intake import IdempotencyKey, Submission, accept_submitted
 from infra.ledger.items import verdict_of
 from infra.log import get_logger
-from infra.servers.services import Services, services
-from infra.settings import Settings, load_settings
+from infra.servers.services import Services
 from producer.intake.submit import cut_chunks
 from producer.intake.verdict_waiter import ItemRef, PendingVerdicts, VerdictWaiter
 from schemas.guards import Mode
@@ -95,10 +93,6 @@ class _Line:
         return taken
 
 
-def _admit_all(_: RunSpec, sizes: Sequence[int]) -> list[LibraError | None]:
-    return [None] * len(sizes)
-
-
 class LiveIntake:
     """Accepts live items, and knows who waits for their verdicts. Thread-safe; its work is done in `executor`.
 
@@ -115,7 +109,7 @@ class LiveIntake:
         services: Services,
         executor: Executor,
         *,
-        admit: Callable[[RunSpec, Sequence[int]], Sequence[LibraError | None]] = _admit_all,
+        admit: Callable[[RunSpec, Sequence[int]], Sequence[LibraError | None]] = lambda _, sizes: [None] * len(sizes),
         committed: Callable[[RunSpec, int], None] = lambda _spec, _items: None,
         gather_s: float = 0.0,
         later: Callable[[float, Callable[[], object]], None] | None = None,
@@ -187,7 +181,7 @@ class LiveIntake:
             self._executor.submit(self._commit_waiting, spec, line)
 
     def _commit_waiting(self, spec: RunSpec, line: _Line) -> None:
-        """Commit what waits, then go behind the other specs' commits in the executor where more has come."""
+        """Commit what waits; where more has come meanwhile, queue again behind the other specs' commits."""
         with self._lock:
             line.next_at = time.monotonic() + self._gather_s
             taken = line.take()
@@ -205,7 +199,13 @@ class LiveIntake:
         broker be away, the reconciler finds the chunks in the ledger and enqueues them.
         """
         try:
-            admitted = self._admitted(spec, requests)
+            admitted = []
+            refusals = self._admit(spec, [len(request.items) for request in requests])
+            for request, refusal in zip(requests, refusals, strict=True):
+                if refusal is None:
+                    admitted.append(request)
+                else:
+                    request.accepted.set_exception(refusal)
             if admitted:
                 self._commit_admitted(spec, admitted, once)
         except Exception as error:  # noqa: BLE001 - a task's edge: it is raised where the requests wait
@@ -214,17 +214,6 @@ class LiveIntake:
             for request in requests:
                 if not request.accepted.done():
                     request.accepted.set_exception(error)
-
-    def _admitted(self, spec: RunSpec, requests: Sequence[_Request]) -> list[_Request]:
-        """Those of the requests that are let in; the others have their refusal."""
-        admitted = []
-        refusals = self._admit(spec, [len(request.items) for request in requests])
-        for request, refusal in zip(requests, refusals, strict=True):
-            if refusal is None:
-                admitted.append(request)
-            else:
-                request.accepted.set_exception(refusal)
-        return admitted
 
     def _commit_admitted(self, spec: RunSpec, requests: Sequence[_Request], once: IdempotencyKey | None) -> None:
         items = [item for request in requests for item in request.items]
@@ -253,10 +242,18 @@ class LiveIntake:
         submissions: Mapping[str, Submission],
         once: IdempotencyKey | None,
     ) -> tuple[str, list[JudgeChunk]]:
-        """Commit to the day's run. Where an operator has ended it, the day goes on in another, tried once."""
+        """Commit to the day's run, which is asked of the ledger once a day (by its clock).
+
+        Where an operator has ended it, the day goes on in another, tried once.
+        """
         engine = self._services.engine
         for last in (False, True):
-            run_id = self._todays_run(spec)
+            with self._lock:
+                run_id, ends_at = self._runs.get(spec, ("", 0.0))
+            if time.monotonic() >= ends_at:
+                run_id, ends_in_s = intake.todays_run(engine, spec, tenant=str(spec.tenant))
+                with self._lock:
+                    self._runs[spec] = run_id, time.monotonic() + ends_in_s
             try:
                 if submissions:
                     return run_id, accept_submitted(engine, run_id, spec, groups, submissions, once=once)
@@ -268,16 +265,6 @@ class LiveIntake:
                     raise
         raise AssertionError("the second try returns or raises")
 
-    def _todays_run(self, spec: RunSpec) -> str:
-        """The day's run, asked of the ledger once a day (by its clock), and again when it takes no more items."""
-        with self._lock:
-            run_id, ends_at = self._runs.get(spec, ("", 0.0))
-        if time.monotonic() >= ends_at:
-            run_id, ends_in_s = intake.todays_run(self._services.engine, spec, tenant=str(spec.tenant))
-            with self._lock:
-                self._runs[spec] = run_id, time.monotonic() + ends_in_s
-        return run_id
-
 
 class NoVerdictError(RunError, TimeoutError):
     """No verdict within the time-out; the item stays accepted and will settle."""
@@ -286,8 +273,8 @@ class NoVerdictError(RunError, TimeoutError):
 class LiveClient:
     """Live traffic of one tenant through one guard. Thread-safe.
 
-    `cache`: whether what a device answered before to the very same prompts is taken again. `analysis`: whether
-    a model in mode generate writes on after its verdict.
+    `cache`: a device's earlier answer to the very same prompts may be used again. `analysis`: a model in mode
+    generate writes on after its verdict.
     """
 
     def __init__(
@@ -304,27 +291,6 @@ class LiveClient:
         self._spec = live_spec(tenant, guard, mode, cache=cache, analysis=analysis)
         self._executor = ThreadPoolExecutor(max_workers=2, thread_name_prefix="live")
         self._intake = LiveIntake(services, self._executor)
-
-    @classmethod
-    @contextmanager
-    def open(
-        cls,
-        *,
-        guard: str,
-        mode: Mode = Mode.SCORE,
-        tenant: str = "default",
-        cache: bool = True,
-        analysis: bool = False,
-        settings: Settings | None = None,
-    ) -> Iterator[LiveClient]:
-        """A client on the configured servers (or the embedded ones)."""
-        settings = settings or load_settings()
-        tracing.start(settings.otlp_endpoint, "libra-client")
-        with (
-            services(settings) as found,
-            cls(found, guard=guard, mode=mode, tenant=tenant, cache=cache, analysis=analysis) as client,
-        ):
-            yield client
 
     def close(self) -> None:
         """Enqueue what was accepted, then follow no more; call it once nobody waits for a verdict."""

@@ -20,7 +20,6 @@ from infra.ledger.runs import run_status
 from infra.retry import retry
 from infra.servers.services import Services
 from schemas.items import Item
-from schemas.messages import JudgeChunk
 from schemas.runs import InvalidRow, RunSpec
 
 _FIRST_WINDOW_ITEMS: Final = 256
@@ -39,7 +38,7 @@ def submit(
     """Accept and enqueue every item of the stream that the run does not hold yet; returns how many it was.
 
     `check` may raise to stop; it is called where nothing is left half done: all that is accepted is queued as well.
-    `submission_of` says what its caller said of an item, where it came through the gateway.
+    `submission_of` gives the submission of an item that came through the gateway.
 
     Raises:
         RunError: the run was sealed or cancelled meanwhile.
@@ -50,29 +49,31 @@ def submit(
     is_new = run_status(services.engine, run_id).counts.accepted == 0
     accepted = 0
     for window in _windows(items, max_items=settings.window_items, max_bytes=settings.window_bytes):
-        fresh = window if is_new else _missing(services, run_id, window)
+        known = {} if is_new else accepted_hashes(services.engine, run_id, [item.id for item in window])
+        for item in window:
+            if known.get(item.id) and known[item.id] != item.content_hash:  # no hash: nothing of it is kept
+                raise DataError(
+                    f"item {item.id!r} is in run {run_id} with another content: "
+                    f"{known[item.id].hex()} there, {item.content_hash.hex()} here"
+                )
+        fresh = [item for item in window if item.id not in known]
         if fresh:
-            _wait_for_room(services, spec, check)
+            while not retry(lambda: has_room(services, spec)):  # back-pressure: the source is held
+                check()
+                time.sleep(_POLL_S)
+            submissions = {item.id: submission_of(item) for item in fresh} if submission_of else None
             groups = cut_chunks(fresh, max_items=settings.chunk_items, max_bytes=settings.chunk_bytes)
             with tracing.span("libra.submit", guard=spec.guard, lane=spec.lane.value, run_id=run_id, items=len(fresh)):
-                for chunk in _accept(services, run_id, spec, groups, submission_of):
+                chunks = (
+                    intake.accept(services.engine, run_id, spec, groups)
+                    if submissions is None
+                    else accept_submitted(services.engine, run_id, spec, groups, submissions)
+                )
+                for chunk in chunks:
                     services.publisher.judge(chunk)
         accepted += len(fresh)
         check()
     return accepted
-
-
-def _accept(
-    services: Services,
-    run_id: str,
-    spec: RunSpec,
-    groups: Sequence[Sequence[Item]],
-    submission_of: Callable[[Item], Submission] | None,
-) -> list[JudgeChunk]:
-    if submission_of is None:
-        return intake.accept(services.engine, run_id, spec, groups)
-    submissions = {item.id: submission_of(item) for group in groups for item in group}
-    return accept_submitted(services.engine, run_id, spec, groups, submissions)
 
 
 def seal(services: Services, run_id: str, *, invalid_count: int = 0, invalid_rows: Sequence[InvalidRow] = ()) -> None:
@@ -100,21 +101,3 @@ def _windows(items: Iterable[Item], *, max_items: int, max_bytes: int) -> Iterat
             wanted = min(2 * wanted, max_items)
     if window:
         yield window
-
-
-def _missing(services: Services, run_id: str, window: Sequence[Item]) -> list[Item]:
-    known = accepted_hashes(services.engine, run_id, [item.id for item in window])
-    for item in window:
-        if known.get(item.id) and known[item.id] != item.content_hash:  # no hash: nothing of it is kept
-            raise DataError(
-                f"item {item.id!r} is in run {run_id} with another content: "
-                f"{known[item.id].hex()} there, {item.content_hash.hex()} here"
-            )
-    return [item for item in window if item.id not in known]
-
-
-def _wait_for_room(services: Services, spec: RunSpec, check: Callable[[], None]) -> None:
-    """Back-pressure: hold the source while more waits, for a worker or then for a collector, than should."""
-    while not retry(lambda: has_room(services, spec)):
-        check()
-        time.sleep(_POLL_S)

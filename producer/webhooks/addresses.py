@@ -91,23 +91,17 @@ def parsed_url(url: str) -> SplitResult:
 
 def refusal(address: IpAddress) -> str | None:
     """The reason why an address is not for webhooks, or None where it is an ordinary public one."""
-    inner = _embedded(address)
-    if inner is not None:
-        return refusal(inner)
+    if isinstance(address, ipaddress.IPv6Address):  # the IPv4 address that it leads to decides, where there is one
+        inner = address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
+        if address in _NAT64:
+            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if inner is not None:
+            return refusal(inner)
     inside = address.is_multicast or address.is_reserved or not address.is_global
     unassigned = address.version == 6 and address not in _UNICAST_V6
     if inside or unassigned or any(address in network for network in _SPECIAL):
         return f"{address} is not a public address"
     return None
-
-
-def _embedded(address: IpAddress) -> ipaddress.IPv4Address | None:
-    """The IPv4 address that an IPv6 one leads to: mapped, 6to4, Teredo or NAT64."""
-    if isinstance(address, ipaddress.IPv4Address):
-        return None
-    if address in _NAT64:
-        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-    return address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
 
 
 async def checked_addresses(url: str, allowed: Allowed) -> list[IpAddress]:
@@ -134,11 +128,14 @@ def check_form(url: str, allowed: Allowed) -> None:
             whatever way of writing, or it is plain http and no allowed network could hold its host.
     """
     parts = parsed_url(url)
-    literal = _literal(str(parts.hostname))
-    if literal is not None:
-        _require_allowed(parts, [literal], allowed)
-    elif not allowed.networks:  # a name may have addresses in any of them
-        _require_allowed(parts, [], allowed)
+    flags = socket.AI_NUMERICHOST  # a number is read as the resolver would, a name is an error
+    try:
+        found = socket.getaddrinfo(str(parts.hostname), None, type=socket.SOCK_STREAM, flags=flags)
+    except (OSError, UnicodeError):
+        if not allowed.networks:  # a name may have addresses in any of them
+            _require_allowed(parts, [], allowed)
+    else:
+        _require_allowed(parts, [_address(found[0][4][0])], allowed)
 
 
 def _require_allowed(parts: SplitResult, addresses: Sequence[IpAddress], allowed: Allowed) -> None:
@@ -151,15 +148,6 @@ def _require_allowed(parts: SplitResult, addresses: Sequence[IpAddress], allowed
         why = None if named or allowed.covers(address) else refusal(address)
         if why:
             raise RefusedAddressError(f"{host}: {why}")
-
-
-def _literal(host: str) -> IpAddress | None:
-    """The address that a host is the number of, read as the resolver would; None for a name."""
-    try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-    except (OSError, UnicodeError):
-        return None
-    return _address(found[0][4][0])
 
 
 def _address(text: str | int) -> IpAddress:

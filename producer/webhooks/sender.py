@@ -1,6 +1,6 @@
-"""The sender: takes due messages from the outbox, signs and sends them, notes the outcome. Any number may run.
+"""The sender: takes due messages from the outbox, signs and sends them, stores the outcome. Any number may run.
 
-Only a 2xx is a success. Everything else is tried again by the schedule, later if the receiver asks for it, until the
+Only a 2xx is a success. Everything else is retried by the schedule, later if the receiver asks for it, until the
 schedule is over; 410 disables the endpoint. No redirect is followed and no answer's body is read. A sender looks when
 something settles, and every LIBRA_WEBHOOK_POLL_S for what no notice announces: retries, reviews, a lost notice.
 """
@@ -13,10 +13,8 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import partial
 from typing import Final, NamedTuple
 
 import httpx2
@@ -70,20 +68,6 @@ class Answer(NamedTuple):
         return self.status is None or self.status == _OVERLOADED or self.status >= _SERVERS_FAULT
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """Seconds before each further attempt; after the last one a message has failed."""
-
-    pauses_s: tuple[float, ...]
-
-    def pause_s(self, attempt: int, retry_after_s: float) -> float | None:
-        """Seconds to wait after this attempt (the first is 1): with jitter, never less than the receiver asks for."""
-        if attempt > len(self.pauses_s):
-            return None
-        jitter = random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - jitter, not a secret
-        return max(self.pauses_s[attempt - 1] * jitter, min(retry_after_s, _LONGEST_RETRY_AFTER_S))
-
-
 def signed_headers(message_id: str, sent_at: datetime, body: str, secrets: Sequence[str]) -> dict[str, str]:
     """The three headers of the Standard Webhooks convention, for an attempt at this time. One signature per secret.
 
@@ -110,7 +94,7 @@ class Sender:
         self._engine = engine
         self._notices = coordination.notices
         self._allowed = Allowed.parse(settings.webhook_allow)
-        self._schedule = Schedule(settings.webhook_retry_s)
+        self._retry_s = settings.webhook_retry_s
         self._timeout_s = settings.webhook_timeout_s
         self._connections = settings.webhook_connections
         self._poll_s = settings.webhook_poll_s
@@ -122,8 +106,15 @@ class Sender:
 
     async def _run(self, stop: threading.Event) -> None:
         running: set[asyncio.Task[None]] = set()
+        http = httpx2.AsyncClient(
+            timeout=httpx2.Timeout(self._timeout_s),
+            # Connections are made to addresses: kept alive, one made for a host could serve another of its address.
+            limits=httpx2.Limits(max_connections=self._connections, max_keepalive_connections=0),
+            follow_redirects=False,
+            trust_env=False,  # the environment is read in infra.settings only
+        )
         with ExitStack() as subscription:
-            async with self._client() as http:
+            async with http:
                 while not stop.is_set():
                     taken = await self._take(self._connections - len(running))
                     for delivery in taken:
@@ -147,12 +138,12 @@ class Sender:
         """
         until = time.monotonic() + self._poll_s
         stop.wait(min(_LOOKS_APART_S, self._poll_s))
-        heard = False
+        notified = False
         try:
             if self._channel is None:
                 self._channel = subscription.enter_context(self._notices.watching_all())
-            while not (heard or stop.is_set()) and (left_s := until - time.monotonic()) > 0:
-                heard = self._channel.get_message(timeout=min(left_s, _STOPS_WITHIN_S)) is not None
+            while not (notified or stop.is_set()) and (left_s := until - time.monotonic()) > 0:
+                notified = self._channel.get_message(timeout=min(left_s, _STOPS_WITHIN_S)) is not None
             while self._channel.get_message(timeout=0) is not None:
                 pass  # one look at the outbox answers all notices that have come
         except redis.RedisError as error:
@@ -161,19 +152,10 @@ class Sender:
             self._channel = None
             stop.wait(max(0.0, until - time.monotonic()))
 
-    def _client(self) -> httpx2.AsyncClient:
-        return httpx2.AsyncClient(
-            timeout=httpx2.Timeout(self._timeout_s),
-            # Connections are made to addresses: kept alive, one made for a host could serve another of its address.
-            limits=httpx2.Limits(max_connections=self._connections, max_keepalive_connections=0),
-            follow_redirects=False,
-            trust_env=False,  # the environment is read in infra.settings only
-        )
-
     async def _take(self, limit: int) -> list[Delivery]:
         lease_s = self._timeout_s + _GRACE_S
         try:
-            return await asyncio.to_thread(partial(webhooks.take_due, self._engine, limit=limit, lease_s=lease_s))
+            return await asyncio.to_thread(webhooks.take_due, self._engine, limit=limit, lease_s=lease_s)
         except sa.exc.SQLAlchemyError as error:
             log.warning("ledger_away", error=str(error.__cause__ or error).strip())
             await asyncio.sleep(_LEDGER_AWAY_S)
@@ -211,7 +193,11 @@ class Sender:
             log.info("webhook_delivered", **facts, status=answer.status)
             return
         why = answer.error or f"the receiver answered {answer.status}"
-        retry_s = None if answer.status == _GONE else self._schedule.pause_s(delivery.attempt, answer.retry_after_s)
+        retry_s = None  # the schedule is over, or the endpoint is gone
+        if delivery.attempt <= len(self._retry_s) and answer.status != _GONE:
+            jitter = random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - jitter, not a secret
+            asked_s = min(answer.retry_after_s, _LONGEST_RETRY_AFTER_S)  # never retried earlier than the receiver asks
+            retry_s = max(self._retry_s[delivery.attempt - 1] * jitter, asked_s)
         pause_s = min(retry_s or 0.0, _LONGEST_PAUSE_S) if answer.endpoint_is_down else 0.0
         webhooks.note_failed(self._engine, delivery, why, status=answer.status, retry_s=retry_s, pause_s=pause_s)
         if answer.status == _GONE and delivery.endpoint_id:

@@ -1,4 +1,4 @@
-"""A killed gateway and a killed sender of webhooks: what was accepted ends in a verdict that the platform hears of."""
+"""A gateway that is killed, and a sender of webhooks: what was accepted ends in a verdict and a webhook message."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from standardwebhooks import Webhook
 from infra.ledger import feed, webhooks
 from infra.servers.services import Services
 from libra_fleet import Client, ItemRequest
-from producer.gateway.api.views import ref_of
+from producer.gateway.api.items import ref_of
 from tests.support.fleet import Fleet
 from tests.support.gateway import free_port, new_key, start_gateway
 from tests.support.receiver import Received, Receiver

@@ -38,6 +38,10 @@ Endpoint = Literal["/v1/moderations", "/v1/items"]
 _MOST_LINES: Final = 50_000
 """As OpenAI's."""
 _ERRORS_KEPT: Final = 100
+_LEASE_S: Final = 60.0
+_LOOK_EVERY_S: Final = 1.0
+_THREADS: Final = 2
+"""So many batches are submitted at a time: while one waits for room on its queue, another tenant's goes on."""
 
 
 class BatchItemRequest(ItemRequest):
@@ -61,6 +65,7 @@ class BatchOrder:
     submissions: dict[str, Submission] = field(default_factory=dict)
     guard: GuardSelection | None = None
     errors: list[LineError] = field(default_factory=list)
+    custom_ids: set[str] = field(default_factory=set)
 
 
 class _LineError(Exception):
@@ -72,90 +77,68 @@ class _LineError(Exception):
         self.param = param
 
 
-def read_order(content: bytes, endpoint: str, tenant: str, gateway: Gateway) -> BatchOrder:
+def read_order(content: bytes, batch: Batch, gateway: Gateway) -> BatchOrder:
     """Read a whole file. Where `errors` are found, nothing of it should be judged."""
-    reader = _Reader(endpoint, tenant, gateway)
+    order = BatchOrder()
     for number, line in enumerate(content.splitlines(), 1):
-        if line.strip():
-            reader.read(number, line)
-        if len(reader.order.errors) >= _ERRORS_KEPT:
+        if len(order.errors) >= _ERRORS_KEPT:
             break
-    if not reader.order.items and not reader.order.errors:
-        reader.order.errors.append(LineError(1, "empty_file", "the file has no lines"))
-    return reader.order
+        if line.strip():
+            try:
+                _add(order, number, line, batch, gateway)
+            except _LineError as error:
+                order.errors.append(LineError(number, error.code, str(error), error.param))
+    if not order.items and not order.errors:
+        order.errors.append(LineError(1, "empty_file", "the file has no lines"))
+    return order
 
 
-class _Reader:
-    def __init__(self, endpoint: str, tenant: str, gateway: Gateway) -> None:
-        self.order = BatchOrder()
-        self._endpoint = endpoint
-        self._tenant = tenant
-        self._gateway = gateway
-        self._custom_ids: set[str] = set()
-
-    def read(self, number: int, line: bytes) -> None:
-        """Add a line to the order, or what is wrong with it to the errors."""
-        try:
-            self._add(str(number), _parse(line, self._endpoint))
-        except _LineError as error:
-            self.order.errors.append(LineError(number, error.code, str(error), error.param))
-
-    def _add(self, item_id: str, line: _Line) -> None:
-        if len(self._custom_ids) >= _MOST_LINES:
-            raise _LineError("too_many_lines", f"a file holds {_MOST_LINES:,} lines at most")
-        if line.custom_id in self._custom_ids:
-            raise _LineError("duplicate_custom_id", "another line has this custom_id", "custom_id")
-        try:
-            guard, item, said = self._judgeable(item_id, line)
-        except ValidationError as error:
-            raise _invalid(error, "body.") from None
-        except ProblemError as error:
-            raise _LineError("invalid_request", error.detail, str(error.more.get("field"))) from None
-        order = self.order
-        if order.guard is not None and guard != order.guard:
-            raise _LineError("mismatched_model", f"the lines before are for {order.guard.name}", "body.model")
-        order.guard = guard
-        order.items.append(item)
-        order.submissions[item.id] = said
-        self._custom_ids.add(line.custom_id)
-
-    def _judgeable(self, item_id: str, line: _Line) -> tuple[GuardSelection, Item, Submission]:
-        if line.url == "/v1/moderations":
-            asked = ModerationRequest.model_validate(line.body)
-            if len(asked.input) != 1:
-                raise _LineError("invalid_request", "a line of a batch holds one text", "body.input")
-            guard = guard_of(asked.model, self._gateway, field="body.model")
-            item = item_of(asked.input[0], fields={"response": "input"}, where="body.", item_id=item_id)
-            return guard, item, Submission(self._tenant, line.custom_id)
-        one = BatchItemRequest.model_validate(line.body)
-        require_known(one, self._gateway, where="body.")
-        guard = guard_of(one.guard, self._gateway, field="body.guard")
-        item = item_of(one.main, one.question, fields={"response": one.main_field}, where="body.", item_id=item_id)
-        return guard, item, Submission(self._tenant, line.custom_id, one.policy, one.callback_url, one.metadata)
-
-
-def _parse(line: bytes, endpoint: str) -> _Line:
+def _add(order: BatchOrder, number: int, raw: bytes, batch: Batch, gateway: Gateway) -> None:
     try:
-        parsed = _Line.model_validate(decode_line(line))
+        line = _Line.model_validate(decode_line(raw))
     except RowError as error:
         raise _LineError("invalid_json_line", str(error)) from None
     except ValidationError as error:
         raise _invalid(error) from None
-    if parsed.url != endpoint:
-        raise _LineError("mismatched_url", f"the batch is for {endpoint}", "url")
-    return parsed
+    if line.url != batch.endpoint:
+        raise _LineError("mismatched_url", f"the batch is for {batch.endpoint}", "url")
+    if len(order.items) >= _MOST_LINES:
+        raise _LineError("too_many_lines", f"a file holds {_MOST_LINES:,} lines at most")
+    if line.custom_id in order.custom_ids:
+        raise _LineError("duplicate_custom_id", "another line has this custom_id", "custom_id")
+    guard, item, submission = _judgeable(str(number), line, batch.tenant, gateway)
+    if order.guard is not None and guard != order.guard:
+        raise _LineError("mismatched_model", f"the lines before are for {order.guard.name}", "body.model")
+    order.guard = guard
+    order.items.append(item)
+    order.submissions[item.id] = submission
+    order.custom_ids.add(line.custom_id)
+
+
+def _judgeable(item_id: str, line: _Line, tenant: str, gateway: Gateway) -> tuple[GuardSelection, Item, Submission]:
+    try:
+        if line.url == "/v1/moderations":
+            asked = ModerationRequest.model_validate(line.body)
+            if len(asked.input) != 1:
+                raise _LineError("invalid_request", "a line of a batch holds one text", "body.input")
+            guard = guard_of(asked.model, gateway, field="body.model")
+            item = item_of(asked.input[0], fields={"response": "input"}, where="body.", item_id=item_id)
+            return guard, item, Submission(tenant, line.custom_id)
+        one = BatchItemRequest.model_validate(line.body)
+        require_known(one, gateway, where="body.")
+        guard = guard_of(one.guard, gateway, field="body.guard")
+        item = item_of(one.main, one.question, fields={"response": one.main_field}, where="body.", item_id=item_id)
+        return guard, item, Submission(tenant, line.custom_id, one.policy, one.callback_url, one.metadata)
+    except ValidationError as error:
+        raise _invalid(error, "body.") from None
+    except ProblemError as error:
+        raise _LineError("invalid_request", error.detail, str(error.more.get("field"))) from None
 
 
 def _invalid(error: ValidationError, where: str = "") -> _LineError:
     detail = error.errors(include_input=False, include_url=False)[0]
     name = where + field_name(detail["loc"]) if detail["loc"] else where.rstrip(".") or None
     return _LineError("invalid_request", detail["msg"].removeprefix("Value error, "), name)
-
-
-_LEASE_S: Final = 60.0
-_LOOK_EVERY_S: Final = 1.0
-_THREADS: Final = 2
-"""So many batches are submitted at a time: while one waits for room on its queue, another tenant's goes on."""
 
 
 class _StoppedError(LibraError):
@@ -198,29 +181,16 @@ class BatchWorker:
     def _take_up(self, batch_id: str) -> None:
         engine = self._services.engine
         batch = batches.find_batch(engine, batch_id)
-        content = batches.file_content(engine, batch.input_file_id) if batch else None
         if batch is None:
             return
+        content = batches.file_content(engine, batch.input_file_id)
         if content is None:
             batches.fail_batch(engine, batch_id, [LineError(1, "file_gone", "the input file was deleted")])
             return
-        order = read_order(content, batch.endpoint, batch.tenant, self._gateway)
-        if order.errors:
+        order = read_order(content, batch, self._gateway)
+        if order.errors or order.guard is None:
             batches.fail_batch(engine, batch_id, order.errors)
             return
-        try:
-            self._submit(batch, order)
-        except _CancelledError:
-            self._cancel(batch_id)
-        except _StoppedError:
-            return
-        batches.end_submission(engine, batch_id)
-        if self._services.settings.retention is not Retention.FULL:
-            batches.delete_file(engine, batch.input_file_id)
-
-    def _submit(self, batch: Batch, order: BatchOrder) -> None:
-        if order.guard is None:
-            raise _CancelledError("a batch without lines")
         spec = RunSpec(
             guard=order.guard.name,
             mode=order.guard.mode,
@@ -228,29 +198,36 @@ class BatchWorker:
             source=f"batch:{batch.id}",
             tenant=batch.tenant,
         )
-        engine = self._services.engine
-        run_id = batches.begin_run(engine, batch.id, intake.new_run_id())
-        status = find_run(engine, run_id)
-        if status is None:
-            intake.create_run(engine, spec, run_id=run_id, name=batch.id)
-        elif status.state is not RunState.OPEN:
+        run_id = batches.begin_run(engine, batch_id, intake.new_run_id())
+        try:
+            self._submit(batch_id, run_id, spec, order)
+        except _CancelledError:
+            cancel_run(self._gateway, run_id)
+        except _StoppedError:
             return
+        batches.end_submission(engine, batch_id)
+        if self._services.settings.retention is not Retention.FULL:
+            batches.delete_file(engine, batch.input_file_id)
+
+    def _submit(self, batch_id: str, run_id: str, spec: RunSpec, order: BatchOrder) -> None:
+        """Submit the items that the run does not hold yet, and seal it; nothing happens where that was done."""
+        engine = self._services.engine
 
         def check() -> None:
             if self._stop.is_set():
                 raise _StoppedError("the gateway ends")
-            if not batches.renew_batch(engine, batch.id, lease_s=_LEASE_S):
+            if not batches.renew_batch(engine, batch_id, lease_s=_LEASE_S):
                 raise _CancelledError("the batch is cancelled")
 
+        status = find_run(engine, run_id)
+        if status is None:
+            intake.create_run(engine, spec, run_id=run_id, name=batch_id)
+        elif status.state is not RunState.OPEN:
+            return
         check()
         submissions = order.submissions
         submit(self._services, run_id, spec, order.items, check=check, submission_of=lambda item: submissions[item.id])
         seal(self._services, run_id)
-
-    def _cancel(self, batch_id: str) -> None:
-        batch = batches.find_batch(self._services.engine, batch_id)
-        if batch is not None and batch.run_id is not None:
-            cancel_run(self._gateway, batch.run_id)
 
 
 def cancel_run(gateway: Gateway, run_id: str) -> None:

@@ -7,26 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
-from fastapi import APIRouter, Depends, File, Form, Query, Request, UploadFile
+import sqlalchemy as sa
+from fastapi import APIRouter, File, Form, Query, Request, UploadFile
 from fastapi.responses import Response, StreamingResponse
 
 from infra.ledger import batches as ledger
 from infra.ledger import feed
 from infra.ledger.batches import Batch, StoredFile
-from infra.ledger.feed import SubmittedItem
 from infra.ledger.intake import AlreadyMadeError, KeyInFlightError, KeyReusedError, find_made
 from producer.gateway.access import Principal, Reader, Submitter
 from producer.gateway.api.batch_worker import Endpoint, cancel_run
+from producer.gateway.api.items import item_view
 from producer.gateway.api.moderations import result_of
-from producer.gateway.api.requests import IdempotencyHeader, once_of
-from producer.gateway.api.submitting import hash_of, key_problem
-from producer.gateway.api.views import item_view
+from producer.gateway.api.requests import IdempotencyHeader, key_problem, once_of
 from producer.gateway.problems import BadFieldError, NoSuchThingError, ProblemError
-from producer.gateway.state import Gateway, gateway_of
+from producer.gateway.state import Gateway, Here
 from producer.intake.verdict_waiter import ItemRef
 from schemas.http import ApiRequest, Metadata
 from schemas.runs import RunState
@@ -38,7 +37,7 @@ _JSONL: Final = "application/jsonl"
 _LONGEST_FILENAME: Final = 200
 
 router = APIRouter(prefix="/v1", tags=["batches"])
-Here = Annotated[Gateway, Depends(gateway_of)]
+_Owned = TypeVar("_Owned", StoredFile, Batch)
 
 
 class BatchRequest(ApiRequest):
@@ -77,27 +76,27 @@ async def upload_file(
 @router.get("/files/{file_id}")
 async def get_file(file_id: str, principal: Reader, gateway: Here) -> dict[str, Any]:
     """A file that was uploaded, without its content."""
-    return _file_view(await _own_file(file_id, principal, gateway))
+    return _file_view(await _own(ledger.find_file, "file", file_id, principal, gateway))
 
 
 @router.delete("/files/{file_id}")
 async def delete_file(file_id: str, principal: Submitter, gateway: Here) -> dict[str, Any]:
     """Forget a file."""
-    stored = await _own_file(file_id, principal, gateway)
+    stored = await _own(ledger.find_file, "file", file_id, principal, gateway)
     await asyncio.to_thread(ledger.delete_file, gateway.services.engine, stored.id)
     return {"id": stored.id, "object": "file", "deleted": True}
 
 
 @router.get("/files/{file_id}/content", response_class=Response)
 async def get_file_content(file_id: str, principal: Reader, gateway: Here) -> Response:
-    """What was uploaded, or a batch's results or errors, a line for each item."""
+    """The uploaded content, or a batch's results or errors, a line for each item."""
     for prefix in (_OUTPUT, _ERRORS):
         if file_id.startswith(prefix):
-            batch = await _own_batch(file_id.removeprefix(prefix), principal, gateway)
+            batch = await _own(ledger.find_batch, "batch", file_id.removeprefix(prefix), principal, gateway)
             if not _has_ended(batch) or batch.run_id is None:
                 raise NoSuchThingError("file", file_id[:80])
-            return StreamingResponse(_lines(gateway, batch, dead=prefix == _ERRORS), media_type=_JSONL)
-    stored = await _own_file(file_id, principal, gateway)
+            return StreamingResponse(_result_lines(gateway, batch, dead=prefix == _ERRORS), media_type=_JSONL)
+    stored = await _own(ledger.find_file, "file", file_id, principal, gateway)
     content = await asyncio.to_thread(ledger.file_content, gateway.services.engine, stored.id)
     return Response(content or b"", media_type=_JSONL)
 
@@ -112,12 +111,12 @@ async def create_batch(
     idempotency_key: IdempotencyHeader = None,
 ) -> dict[str, Any]:
     """Order the judging of a file; its lines are checked when the batch is taken up, seconds later."""
-    once = once_of(idempotency_key, principal, hash_of("batches", await request.body()))
+    once = once_of(idempotency_key, principal, "batches", await request.body())
     engine = gateway.services.engine
     try:
         made = await asyncio.to_thread(find_made, engine, once) if once else None
         if made is None:
-            await _own_file(asked.input_file_id, principal, gateway, field="input_file_id")
+            await _own(ledger.find_file, "file", asked.input_file_id, principal, gateway)
             made = {
                 "batch": await asyncio.to_thread(
                     ledger.create_batch,
@@ -129,17 +128,19 @@ async def create_batch(
                     once=once,
                 )
             }
+    except NoSuchThingError:
+        raise BadFieldError("input_file_id", "no such file") from None
     except AlreadyMadeError as error:
         made = error.made
     except (KeyReusedError, KeyInFlightError) as error:
         raise key_problem(error) from error
-    return batch_view(await _own_batch(str(made.get("batch")), principal, gateway))
+    return batch_view(await _own(ledger.find_batch, "batch", str(made.get("batch")), principal, gateway))
 
 
 @router.get("/batches/{batch_id}")
 async def get_batch(batch_id: str, principal: Reader, gateway: Here) -> dict[str, Any]:
     """Where a batch stands."""
-    return batch_view(await _own_batch(batch_id, principal, gateway))
+    return batch_view(await _own(ledger.find_batch, "batch", batch_id, principal, gateway))
 
 
 @router.get("/batches")
@@ -161,50 +162,40 @@ async def list_batches(
 @router.post("/batches/{batch_id}/cancel")
 async def cancel_batch(batch_id: str, principal: Submitter, gateway: Here) -> dict[str, Any]:
     """End a batch: what is pending settles as dead with the reason "cancelled"."""
-    batch = await _own_batch(batch_id, principal, gateway)
+    batch = await _own(ledger.find_batch, "batch", batch_id, principal, gateway)
     if _has_ended(batch):
         raise ProblemError(409, "ended", f"the batch is {_status(batch)}")
     await asyncio.to_thread(ledger.ask_to_cancel, gateway.services.engine, batch.id)
     if batch.submitted_at is not None and batch.run_id is not None:
         await asyncio.to_thread(cancel_run, gateway, batch.run_id)
-    return batch_view(await _own_batch(batch_id, principal, gateway))
+    return batch_view(await _own(ledger.find_batch, "batch", batch_id, principal, gateway))
 
 
-async def _own_file(file_id: str, principal: Principal, gateway: Gateway, field: str | None = None) -> StoredFile:
-    name = file_id[:80]
-    stored = None
-    if file_id.isascii() and file_id.isprintable():
-        stored = await asyncio.to_thread(ledger.find_file, gateway.services.engine, file_id)
-    if stored is None or not principal.sees(stored.tenant):
-        raise BadFieldError(field, "no such file") if field else NoSuchThingError("file", name)
-    return stored
+async def _own(
+    find: Callable[[sa.Engine, str], _Owned | None], what: str, name: str, principal: Principal, gateway: Gateway
+) -> _Owned:
+    found = None
+    if name.isascii() and name.isprintable():
+        found = await asyncio.to_thread(find, gateway.services.engine, name)
+    if found is None or not principal.sees(found.tenant):
+        raise NoSuchThingError(what, name[:80])
+    return found
 
 
-async def _own_batch(batch_id: str, principal: Principal, gateway: Gateway) -> Batch:
-    batch = None
-    if batch_id.isascii() and batch_id.isprintable():
-        batch = await asyncio.to_thread(ledger.find_batch, gateway.services.engine, batch_id)
-    if batch is None or not principal.sees(batch.tenant):
-        raise NoSuchThingError("batch", batch_id[:80])
-    return batch
-
-
-def _lines(gateway: Gateway, batch: Batch, *, dead: bool) -> Iterator[bytes]:
+def _result_lines(gateway: Gateway, batch: Batch, *, dead: bool) -> Iterator[bytes]:
+    """A batch's results, or its errors (`dead`), as OpenAI's JSONL."""
     for item in feed.run_items(gateway.services.engine, str(batch.run_id)):
-        if item.verdict is not None and (item.verdict.outcome is Outcome.DEAD) == dead:
-            yield json.dumps(_line(item, batch.endpoint), ensure_ascii=False).encode() + b"\n"
-
-
-def _line(item: SubmittedItem, endpoint: str) -> dict[str, Any]:
-    name = ItemRef(item.run_id, item.seq).name
-    line: dict[str, Any] = {"id": f"batch_req_{name}", "custom_id": item.custom_id, "response": None, "error": None}
-    if item.verdict is None or item.verdict.outcome is Outcome.DEAD:
-        return {**line, "error": {"code": "dead", "message": item.verdict.reason if item.verdict else ""}}
-    if endpoint == "/v1/items":
-        body = item_view(item)
-    else:
-        body = {"id": f"modr-{name}", "model": item.guard, "results": [result_of(item.verdict, name)]}
-    return {**line, "response": {"status_code": 200, "request_id": name, "body": body}}
+        if item.verdict is None or (item.verdict.outcome is Outcome.DEAD) != dead:
+            continue
+        name = ItemRef(item.run_id, item.seq).name
+        line: dict[str, Any] = {"id": f"batch_req_{name}", "custom_id": item.custom_id, "response": None, "error": None}
+        if dead:
+            line["error"] = {"code": "dead", "message": item.verdict.reason}
+        else:
+            moderation = {"id": f"modr-{name}", "model": item.guard, "results": [result_of(item.verdict, name)]}
+            body = item_view(item) if batch.endpoint == "/v1/items" else moderation
+            line["response"] = {"status_code": 200, "request_id": name, "body": body}
+        yield json.dumps(line, ensure_ascii=False).encode() + b"\n"
 
 
 def _has_ended(batch: Batch) -> bool:

@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from infra.ledger import feed
-from infra.ledger.runs import find_run, stored_report
+from infra.ledger.feed import SubmittedItem
+from infra.ledger.runs import RunStatus, find_run, stored_report
 from producer.gateway.access import Reader, Submitter
-from producer.gateway.api.requests import IdempotencyHeader, Prefer, guard_of, item_batch_of, once_of, wait_s_of
-from producer.gateway.api.submitting import accept, accept_and_wait, hash_of
-from producer.gateway.api.views import item_view, ref_of, run_view
+from producer.gateway.api.requests import (
+    IdempotencyHeader,
+    Prefer,
+    accept,
+    accept_and_wait,
+    guard_of,
+    item_batch_of,
+    once_of,
+    wait_s_of,
+)
 from producer.gateway.problems import BadFieldError, NoSuchThingError
-from producer.gateway.state import Gateway, gateway_of
-from schemas.http import MOST_ITEMS, ApiRequest, ItemRequest
+from producer.gateway.state import Here
+from producer.intake.verdict_waiter import ItemRef
+from schemas.http import MOST_ITEMS, ApiRequest, DecisionView, ItemRequest, ItemView, RunView, VerdictView
+from schemas.runs import RunReport
+from schemas.verdicts import Outcome
 
 _LARGEST_CURSOR_DIGITS: Final = 18
+_ITEM_NAME: Final = re.compile(r"item_(r[0-9a-f]{10})_([0-9]{1,18})")
 
 router = APIRouter(prefix="/v1", tags=["items"])
 runs = APIRouter(prefix="/v1", tags=["runs"])
-Here = Annotated[Gateway, Depends(gateway_of)]
 
 
 class ItemsRequest(ApiRequest):
@@ -46,10 +58,10 @@ async def submit_items(
     """Accept items, each of which will end in a verdict; with `Prefer: wait=…`, wait for the verdicts."""
     guard = guard_of(asked.guard, gateway, field="guard")
     item_batch = item_batch_of(asked.items, principal, gateway)
-    once = once_of(idempotency_key, principal, hash_of("items", await request.body()))
+    once = once_of(idempotency_key, principal, "items", await request.body())
     answer = {"object": "list", "guard": guard.name}
     if prefer is None:
-        refs = await accept(gateway, principal, guard, item_batch, once)
+        refs = (await accept(gateway, principal, guard, item_batch, once)).refs
         named = [{"id": ref.name, "custom_id": one.custom_id} for ref, one in zip(refs, asked.items, strict=True)]
         return JSONResponse({**answer, "data": named}, 202)
     wait_s = wait_s_of(prefer, gateway)
@@ -105,3 +117,71 @@ async def get_run(
         raise NoSuchThingError("run", run_id)
     report = await asyncio.to_thread(stored_report, engine, run_id)
     return run_view(status, report)
+
+
+def ref_of(name: str) -> ItemRef:
+    """The place of the item with this name (the inverse of `ItemRef.name`).
+
+    Raises:
+        ProblemError: 404, no item has such a name.
+    """
+    match = _ITEM_NAME.fullmatch(name)
+    if match is None:
+        raise NoSuchThingError("item", name[:80])
+    return ItemRef(match[1], int(match[2]))
+
+
+def item_view(item: SubmittedItem) -> dict[str, Any]:
+    """An item with its verdict and decision, if it has them."""
+    verdict, decided = item.verdict, item.decided
+    view = ItemView(
+        id=ItemRef(item.run_id, item.seq).name,
+        status="settled" if verdict else "pending",
+        custom_id=item.custom_id,
+        policy=item.policy,
+        metadata=item.metadata,
+        run_id=item.run_id,
+        guard=item.guard,
+        created_at=item.created_at,
+        settled_at=item.settled_at,
+        verdict=VerdictView(
+            outcome=verdict.outcome,
+            label=verdict.label,
+            p_unsafe=verdict.p_unsafe,
+            label_mass=verdict.label_mass,
+            categories=verdict.categories,
+            reason=verdict.reason if verdict.outcome is not Outcome.SCORED else None,
+            fingerprint=item.fingerprint,
+        )
+        if verdict
+        else None,
+        decision=DecisionView(
+            action=decided.action,
+            by="human" if decided.by_human else "policy",
+            policy=decided.policy,
+            policy_version=decided.policy_version,
+            reason=decided.reason,
+        )
+        if decided
+        else None,
+    )
+    return view.model_dump(mode="json")
+
+
+def run_view(status: RunStatus, report: RunReport | None) -> dict[str, Any]:
+    """A run's progress, with its report once it has ended."""
+    view = RunView(
+        run=status.id,
+        name=status.name,
+        state=status.state.value,
+        guard=status.spec.guard,
+        mode=status.spec.mode.value,
+        source=status.spec.source,
+        parent=status.spec.parent,
+        expected=status.expected,
+        **status.counts.model_dump(),
+        seconds=round(status.seconds, 3),
+        created_at=status.created_at,
+        report=report.model_dump(mode="json") if report else None,
+    )
+    return view.model_dump(mode="json")

@@ -1,24 +1,30 @@
 """`POST /v1/moderations`: OpenAI's endpoint over this fleet. Its official clients work against it unchanged.
 
-Shapes are those of OpenAI's API reference (moderations/create). What is ours stands under "libra" in each result.
+Shapes are those of OpenAI's API reference (moderations/create). Our own fields stand under "libra" in each result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from infra.ledger.intake import Submission
 from producer.gateway.access import Submitter
 from producer.gateway.api.openai_categories import CATEGORIES, openai_categories
-from producer.gateway.api.requests import IdempotencyHeader, ItemBatch, Prefer, guard_of, item_of, once_of, wait_s_of
-from producer.gateway.api.submitting import accept_and_wait, hash_of
-from producer.gateway.state import Gateway, gateway_of
-from producer.intake.verdict_waiter import ItemRef
+from producer.gateway.api.requests import (
+    IdempotencyHeader,
+    ItemBatch,
+    Prefer,
+    accept_and_wait,
+    guard_of,
+    item_of,
+    once_of,
+    wait_s_of,
+)
+from producer.gateway.state import Here
 from schemas.http import MOST_ITEMS, ApiRequest
 from schemas.items import Label
 from schemas.verdicts import Outcome, Verdict
@@ -44,19 +50,15 @@ _INPUT_SCHEMA: Final[dict[str, Any]] = {
 
 
 def _texts(given: object) -> object:
-    """The texts to judge one by one; what is none of the three forms is left to fail where it is."""
+    """The texts to judge one by one; an input in none of the three forms is returned as it is, to fail validation."""
     if isinstance(given, str):
         return [given]
     if isinstance(given, list) and given and all(isinstance(part, dict) for part in given):
-        return ["\n".join(_text_of(part, at) for at, part in enumerate(given))]
+        for at, part in enumerate(given):
+            if part.get("type") != "text" or not isinstance(part.get("text"), str):
+                raise ValueError(f"part {at} is not of the form {{type: text, text: …}}; only text can be judged")
+        return ["\n".join(part["text"] for part in given)]
     return given
-
-
-def _text_of(part: dict[str, object], at: int) -> str:
-    text = part.get("text")
-    if part.get("type") != "text" or not isinstance(text, str):
-        raise ValueError(f"part {at} is not of the form {{type: text, text: …}}; only text can be judged")
-    return text
 
 
 class ModerationRequest(ApiRequest):
@@ -77,40 +79,25 @@ async def create_moderation(
     asked: ModerationRequest,
     principal: Submitter,
     request: Request,
-    gateway: Annotated[Gateway, Depends(gateway_of)],
+    gateway: Here,
     prefer: Prefer = None,
     idempotency_key: IdempotencyHeader = None,
 ) -> Response:
     """Judge texts and answer with OpenAI's categories; 202 with ids where the verdicts do not come in time."""
     guard = guard_of(asked.model, gateway, field="model")
-    item_batch = moderation_batch(asked.input, principal.tenant)
-    once = once_of(idempotency_key, principal, hash_of("moderations", await request.body()))
+    names = ["input"] if len(asked.input) == 1 else [f"input.{at}" for at in range(len(asked.input))]
+    items = [item_of(text, fields={"response": name}) for text, name in zip(asked.input, names, strict=True)]
+    item_batch = ItemBatch(items, {item.id: Submission(principal.tenant) for item in items})
+    once = once_of(idempotency_key, principal, "moderations", await request.body())
     wait_s = wait_s_of(prefer, gateway)
     refs, verdicts = await accept_and_wait(gateway, principal, guard, item_batch, once, wait_s=wait_s)
-    answer = {"id": _moderation_id(refs), "model": guard.name}
+    answer = {"id": f"modr-{refs[0].run_id}-{refs[0].seq}", "model": guard.name}
     if verdicts is None:
         # An empty list, which OpenAI's clients can read: there are no results yet.
         pending = {**answer, "results": [], "status": "pending", "items": [ref.name for ref in refs]}
         return JSONResponse(pending, 202, headers={"Location": f"/v1/items/{refs[0].name}"})
-    return JSONResponse({**answer, "results": results(refs, verdicts)})
-
-
-def moderation_batch(texts: Sequence[str], tenant: str, *, where: str = "input") -> ItemBatch:
-    """The items that an input means.
-
-    Raises:
-        ProblemError: 422 on the first text that no item can have.
-    """
-    items = [
-        item_of(text, fields={"response": where if len(texts) == 1 else f"{where}.{at}"})
-        for at, text in enumerate(texts)
-    ]
-    return ItemBatch(items, {item.id: Submission(tenant) for item in items})
-
-
-def results(refs: Sequence[ItemRef], verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
-    """OpenAI's results, in the order of the items."""
-    return [result_of(verdict, ref.name) for ref, verdict in zip(refs, verdicts, strict=True)]
+    results = [result_of(verdict, ref.name) for ref, verdict in zip(refs, verdicts, strict=True)]
+    return JSONResponse({**answer, "results": results})
 
 
 def result_of(verdict: Verdict, ours: str) -> dict[str, Any]:
@@ -135,7 +122,3 @@ def result_of(verdict: Verdict, ours: str) -> dict[str, Any]:
             "reason": verdict.reason if verdict.outcome is not Outcome.SCORED else None,
         },
     }
-
-
-def _moderation_id(refs: Sequence[ItemRef]) -> str:
-    return f"modr-{refs[0].run_id}-{refs[0].seq}"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable
-from typing import Annotated, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from fastapi.responses import Response
 from prometheus_client import generate_latest
 
@@ -16,7 +16,7 @@ from infra.ledger.engine import ledger_now
 from producer.exporter import fleet_page
 from producer.gateway.middleware import CONTENT_TYPE
 from producer.gateway.problems import ProblemError
-from producer.gateway.state import Gateway, gateway_of
+from producer.gateway.state import Here
 from schemas.fleet import FleetSnapshot, ready
 
 _ANSWER_WITHIN_S: Final = 3.0
@@ -24,7 +24,6 @@ _NO_ANSWER: Final = FleetSnapshot(away={"ledger": "no answer in time", "broker":
 
 T = TypeVar("T")
 router = APIRouter(tags=["operations"])
-Here = Annotated[Gateway, Depends(gateway_of)]
 
 
 @router.get("/healthz")
@@ -61,12 +60,9 @@ async def readyz(gateway: Here) -> dict[str, Any]:
 async def metrics(gateway: Here) -> Response:
     """Prometheus metrics: this gateway's own, and the whole fleet's, without those of a server that is away."""
     gateway.metrics.waiting.set(gateway.intake.verdicts.count)
-    fleet = await _answers(asyncio.to_thread(_fleet, gateway)) or _NO_ANSWER
+    guards = [gateway.default_guard]
+    fleet = await _answers(asyncio.to_thread(look, gateway.services, at_once=True, guards=guards)) or _NO_ANSWER
     return Response(gateway.metrics.render() + generate_latest(fleet_page(fleet)), media_type=CONTENT_TYPE)
-
-
-def _fleet(gateway: Gateway) -> FleetSnapshot:
-    return look(gateway.services, at_once=True, guards=[gateway.default_guard])
 
 
 async def _answers(question: Awaitable[T]) -> T | None:

@@ -1,24 +1,38 @@
-"""From what callers send (the shapes are in schemas/http.py) to items, guards, times to wait."""
+"""From a caller's request (the shapes are in schemas/http.py) to items that are accepted and, where asked, judged."""
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import re
+import time
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 from fastapi import Header
 from pydantic import ValidationError
 
 from infra.guard_catalogue import GUARDS
-from infra.ledger.intake import IdempotencyKey, Submission
+from infra.ledger.intake import (
+    AlreadyMadeError,
+    IdempotencyKey,
+    KeyInFlightError,
+    KeyReusedError,
+    Submission,
+    find_made,
+)
 from producer.gateway.access import Principal
 from producer.gateway.problems import BadFieldError, ProblemError
 from producer.gateway.state import Gateway
+from producer.intake.live import Accepted, live_spec
+from producer.intake.verdict_waiter import ItemRef
 from producer.webhooks.addresses import RefusedAddressError, check_form
+from schemas.fleet import ready
 from schemas.guards import Mode
 from schemas.http import ItemRequest
 from schemas.items import Item
+from schemas.verdicts import Verdict
 
 _WAIT: Final = re.compile(r"\bwait=(\d{1,4})\b")
 _OPENAI_NAMES: Final = ("omni-moderation-", "text-moderation-")
@@ -26,7 +40,7 @@ _OPENAI_NAMES: Final = ("omni-moderation-", "text-moderation-")
 
 
 class ItemBatch(NamedTuple):
-    """Items of a request in its order, with what was said of each, by the item's id."""
+    """The items of a request in its order, and their submissions by the item's id."""
 
     items: list[Item]
     submissions: dict[str, Submission]
@@ -51,10 +65,10 @@ def item_batch_of(asked: Sequence[ItemRequest], principal: Principal, gateway: G
 
 
 def require_known(one: ItemRequest, gateway: Gateway, *, where: str) -> None:
-    """See that an item's policy is known, and that its webhook's address is not one that no sender would call.
+    """Refuse an item whose policy is unknown, or whose webhook address no sender would call.
 
     Raises:
-        ProblemError: 422, it is not.
+        ProblemError: 422.
     """
     if one.policy is not None and not gateway.knows_policy(one.policy):
         raise BadFieldError(f"{where}policy", f"no policy named {one.policy!r}")
@@ -104,16 +118,6 @@ def guard_of(name: str | None, gateway: Gateway, *, field: str) -> GuardSelectio
     return GuardSelection(name, card.modes[0] if card else Mode.SCORE)
 
 
-def require_served(guard: str, gateway: Gateway) -> None:
-    """Refuse a guard without a worker: its items would wait for ever. In a thread.
-
-    Raises:
-        ProblemError: 503, none has announced itself.
-    """
-    if not gateway.serves(guard):
-        raise ProblemError(503, "guard-not-served", f"no worker serves {guard} now", headers={"Retry-After": "30"})
-
-
 Prefer = Annotated[
     str | None, Header(description="`wait=SECONDS` (RFC 7240): how long to wait for the verdict.", max_length=200)
 ]
@@ -135,6 +139,85 @@ def wait_s_of(prefer: str | None, gateway: Gateway) -> float:
     return min(float(asked[1]), longest) if asked else longest
 
 
-def once_of(key: str | None, principal: Principal, request_hash: bytes) -> IdempotencyKey | None:
-    """The request's idempotency key, where it has one."""
-    return None if key is None else IdempotencyKey(principal.tenant, key, request_hash)
+def once_of(key: str | None, principal: Principal, route: str, body: bytes) -> IdempotencyKey | None:
+    """The request's idempotency key, where it has one, with a hash that tells two requests under it apart."""
+    if key is None:
+        return None
+    request_hash = hashlib.blake2b(route.encode() + b"\n" + body, digest_size=16).digest()
+    return IdempotencyKey(principal.tenant, key, request_hash)
+
+
+def key_problem(error: KeyInFlightError | KeyReusedError) -> ProblemError:
+    """409: the key is taken."""
+    if isinstance(error, KeyInFlightError):
+        return ProblemError(409, "request-in-flight", str(error), field="Idempotency-Key", headers={"Retry-After": "1"})
+    return ProblemError(409, "idempotency-key-reused", str(error), field="Idempotency-Key")
+
+
+async def accept(
+    gateway: Gateway,
+    principal: Principal,
+    guard: GuardSelection,
+    item_batch: ItemBatch,
+    once: IdempotencyKey | None,
+    *,
+    waits: bool = False,
+) -> Accepted:
+    """Admit items and commit them; a repeated request gives the places of the first.
+
+    Raises:
+        ProblemError: 429, 503, 409.
+    """
+    items, submissions = item_batch
+    spec = live_spec(principal.tenant, guard.name, guard.mode)
+    try:
+        made = await asyncio.to_thread(find_made, gateway.services.engine, once) if once else None
+        if made is not None:
+            return _accepted_before(made)
+        # Items for a guard without a worker would wait for ever; the default guard's worker may come later.
+        if guard.name != gateway.default_guard and not ready(
+            await asyncio.to_thread(gateway.announced), "worker", guard.name
+        ):
+            detail = f"no worker serves {guard.name} now"
+            raise ProblemError(503, "guard-not-served", detail, headers={"Retry-After": "30"})
+        if once is None:
+            return await asyncio.wrap_future(gateway.intake.accept(spec, items, submissions, waits=waits))
+        return await asyncio.wrap_future(gateway.intake.accept_alone(spec, items, submissions, once=once))
+    except AlreadyMadeError as error:
+        return _accepted_before(error.made)
+    except (KeyReusedError, KeyInFlightError) as error:
+        raise key_problem(error) from error
+
+
+def _accepted_before(made: dict[str, Any]) -> Accepted:
+    """The places that an idempotency key remembers."""
+    return Accepted([ItemRef(str(made["run_id"]), int(seq)) for seq in made.get("seqs", ())], None)
+
+
+async def accept_and_wait(
+    gateway: Gateway,
+    principal: Principal,
+    guard: GuardSelection,
+    item_batch: ItemBatch,
+    once: IdempotencyKey | None,
+    *,
+    wait_s: float,
+) -> tuple[list[ItemRef], list[Verdict] | None]:
+    """As `accept`, and the items' verdicts; None where not all have come in time (they will).
+
+    Raises:
+        ProblemError: 429, 503, 409.
+    """
+    started = time.monotonic()
+    refs, pending = await accept(gateway, principal, guard, item_batch, once, waits=True)
+    waiter = gateway.intake.verdicts
+    if pending is None:  # committed alone or earlier: the verdicts may be there already
+        pending = await asyncio.to_thread(waiter.expect_settled, refs)
+    try:
+        verdicts = await asyncio.wait_for(asyncio.wrap_future(pending.result), wait_s)
+    except TimeoutError:
+        return refs, None
+    finally:
+        waiter.forget(pending)
+    gateway.metrics.verdict_wait_s.observe(time.monotonic() - started)
+    return refs, verdicts

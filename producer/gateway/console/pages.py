@@ -1,16 +1,23 @@
-"""Templates to responses, and the headers that every answer under /console bears. Knows no route and no ledger."""
+"""The console's strings, templates and static files, and the headers of every answer under /console.
+
+Strings are read from strings.yaml; the language is chosen by cookie or Accept-Language. Knows no route and no ledger.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import jinja2
+import yaml
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from producer.gateway.console.language import Words
+from schemas.taxonomy import find_scenario, find_subcategory
 
 PATH: Final = "/console"
 FRAGMENT: Final = "x-console-fragment"
@@ -23,6 +30,74 @@ _STATIC_TYPES: Final = {
     ".svg": "image/svg+xml",
 }
 _FOR_GOOD: Final = "max-age=31536000, immutable"
+_JUST_NOW_S: Final = 10
+
+
+class Language(StrEnum):
+    """Languages, by the codes that HTML uses."""
+
+    EN = "en"
+    ZH = "zh"
+
+    @property
+    def other(self) -> Language:
+        """The one to switch to."""
+        return Language.ZH if self is Language.EN else Language.EN
+
+
+CATALOGUE: Final[Mapping[str, Mapping[str, str]]] = yaml.safe_load(
+    _HERE.joinpath("strings.yaml").read_text(encoding="utf-8")
+)
+"""Every string by its name, then by language."""
+
+
+def language_of(cookie: str | None, accept: str) -> Language:
+    """The visitor's own choice, else the first language of Accept-Language (RFC 9110) that is spoken here."""
+    if cookie in set(Language):
+        return Language(cookie)
+    best, best_quality = Language.EN, 0.0
+    for part in accept.split(","):
+        tag, _, parameter = part.partition(";")
+        code = tag.strip().lower().partition("-")[0]
+        name, _, value = parameter.strip().partition("=")
+        try:
+            quality = float(value) if name == "q" else 1.0
+        except ValueError:
+            continue
+        if quality > best_quality and code in set(Language):
+            best, best_quality = Language(code), quality
+    return best
+
+
+class Words:
+    """The strings of one language; a template calls it as `say("queue.title", n=3)`."""
+
+    def __init__(self, language: Language) -> None:
+        self.language = language
+
+    def __call__(self, name: str, **values: object) -> str:
+        """A string of the catalogue with its places filled."""
+        text = CATALOGUE[name][self.language]
+        return text.format(**values) if values else text
+
+    def category(self, code: str) -> str:
+        """A category as the taxonomy calls it; the guard's own code where the taxonomy has none."""
+        known = find_subcategory(code) or find_scenario(code)
+        if known is None:
+            return code
+        return known.name_zh if self.language is Language.ZH else known.name
+
+    def duration(self, seconds: float) -> str:
+        """A span of time in its largest fitting unit."""
+        for name, unit_s in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+            if seconds >= 2 * unit_s:
+                return self(f"time.{name}", n=int(seconds // unit_s))
+        return self("time.seconds", n=int(seconds)) if seconds >= 10 else self("time.seconds", n=f"{seconds:.1f}")
+
+    def age(self, timestamp: datetime, now: datetime) -> str:
+        """The time since then, in words."""
+        seconds = (now - timestamp).total_seconds()
+        return self("time.ago", span=self.duration(seconds)) if seconds >= _JUST_NOW_S else self("time.just_now")
 
 
 class Asset(NamedTuple):
@@ -37,14 +112,14 @@ class Asset(NamedTuple):
         return Response(self.content, media_type=self.media_type, headers={"Cache-Control": _FOR_GOOD})
 
 
-def _asset(path: Path) -> Asset:
-    content = path.read_bytes()
-    digest = hashlib.sha256(content).hexdigest()[:12]
-    return Asset(f"{PATH}/static/{path.name}?{digest}", content, _STATIC_TYPES[path.suffix])
-
-
 ASSETS: Final = {
-    path.name: _asset(path) for path in sorted((_HERE / "static").iterdir()) if path.suffix in _STATIC_TYPES
+    path.name: Asset(
+        f"{PATH}/static/{path.name}?{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}",
+        path.read_bytes(),
+        _STATIC_TYPES[path.suffix],
+    )
+    for path in sorted((_HERE / "static").iterdir())
+    if path.suffix in _STATIC_TYPES
 }
 
 _HEADERS: Final = {

@@ -1,4 +1,7 @@
-"""The contents of the console's panels: the review queue with an item in front, and a text that a person tries."""
+"""The contents of the console's panels: the review queue with an item in front, a text that a person tries, the fleet.
+
+The fleet's panel has lanes, workers, the verdicts of a day as a chart, and runs.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,32 @@ from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 import sqlalchemy as sa
+from sqlalchemy.exc import OperationalError
 
+from infra.errors import ServerError
+from infra.fleet import look
 from infra.ledger import reviews
 from infra.ledger.intake import Submission
 from infra.ledger.reviews import Review, ReviewItem
-from infra.ledger.stats import item_timings
+from infra.ledger.runs import RunStatus, list_runs, stored_report
+from infra.ledger.stats import VerdictBar, item_timings, verdict_histogram
 from producer.gateway.access import Principal
-from producer.gateway.api.requests import ItemBatch, guard_of, item_of
-from producer.gateway.api.submitting import accept_and_wait
+from producer.gateway.api.requests import ItemBatch, accept_and_wait, guard_of, item_of
 from producer.gateway.problems import ProblemError
 from producer.gateway.state import Gateway
 from producer.intake.verdict_waiter import ItemRef
+from schemas.fleet import Announcement, Queue
+from schemas.messages import Lane
 from schemas.verdicts import Timings, Verdict
 
 SHOWN: Final = 50
 SURFACE: Final = "console"
-"""Tells such items from a platform's own, in policies and in the feed of verdicts."""
+"""Distinguishes tried texts from a platform's own items, in policies and in the feed of verdicts."""
+BARS: Final = 48
+BAR_S: Final = 1_800
+_RUNS_SHOWN: Final = 10
+_CHART_KEPT_S: Final = 10.0
+_REPORTS_KEPT: Final = 200
 
 
 class Entry(NamedTuple):
@@ -59,22 +72,17 @@ def queue_page(engine: sa.Engine, tenant: str | None, wanted: ItemRef | None = N
     page = QueuePage(now, [Entry(ItemRef(item.run_id, item.seq).name, item) for item in queue])
     names = [entry.name for entry in page.entries]
     name = wanted.name if wanted else None
-    decided = _decided(engine, tenant, wanted) if wanted and name not in names else None
-    if wanted and decided:
-        history = reviews.review_history(engine, wanted.run_id, wanted.seq)
-        return page._replace(current=decided, waits=False, history=history, following=names[0] if names else None)
+    if wanted and name not in names:
+        decided = reviews.review_item(engine, wanted.run_id, wanted.seq)
+        if decided is not None and tenant in (None, decided.tenant):
+            current = Entry(wanted.name, decided)
+            history = reviews.review_history(engine, wanted.run_id, wanted.seq)
+            return page._replace(current=current, waits=False, history=history, following=names[0] if names else None)
     if not names:
         return page
     at = names.index(name) if name in names else 0
     following = names[at + 1] if at + 1 < len(names) else None
     return page._replace(current=page.entries[at], previous=names[at - 1] if at else None, following=following)
-
-
-def _decided(engine: sa.Engine, tenant: str | None, wanted: ItemRef) -> Entry | None:
-    item = reviews.review_item(engine, wanted.run_id, wanted.seq)
-    if item is None or tenant not in (None, item.tenant):
-        return None
-    return Entry(wanted.name, item)
 
 
 class Tried(NamedTuple):
@@ -93,18 +101,12 @@ class Tried(NamedTuple):
 async def try_text(gateway: Gateway, principal: Principal, text: str, question: str) -> Tried:
     """Have a text judged by the default guard."""
     guard = guard_of(None, gateway, field="guard")
+    wait_s = gateway.settings.gateway_wait_s
     started = time.monotonic()
     try:
         item = item_of(text, question, fields={"response": "text"})
-        submission = Submission(principal.tenant, metadata={"surface": SURFACE})
-        refs, verdicts = await accept_and_wait(
-            gateway,
-            principal,
-            guard,
-            ItemBatch([item], {item.id: submission}),
-            None,
-            wait_s=gateway.settings.gateway_wait_s,
-        )
+        batch = ItemBatch([item], {item.id: Submission(principal.tenant, metadata={"surface": SURFACE})})
+        refs, verdicts = await accept_and_wait(gateway, principal, guard, batch, None, wait_s=wait_s)
     except ProblemError as error:
         return Tried(guard.name, problem=error.detail, status=error.status)
     total_s = time.monotonic() - started
@@ -115,3 +117,123 @@ async def try_text(gateway: Gateway, principal: Principal, text: str, question: 
     timings = await asyncio.to_thread(item_timings, engine, ref.run_id, ref.seq)
     decided = await asyncio.to_thread(reviews.review_item, engine, ref.run_id, ref.seq)
     return Tried(guard.name, verdicts[0], ref.name, total_s, timings, decided)
+
+
+class LaneFacts(NamedTuple):
+    """A queue, and whether its oldest chunk has waited for longer than the high-water mark."""
+
+    queue: Queue
+    late: bool
+
+
+class RunFacts(NamedTuple):
+    """A run with its progress (None until a total is known) and, once it has ended, its averages over sources."""
+
+    status: RunStatus
+    total: int
+    items_per_s: float | None
+    accuracy: float | None
+    f1_unsafe: float | None
+
+
+class Column(NamedTuple):
+    """One bar of the chart: from where to where (0 to 1, from above) each kind of verdict reaches."""
+
+    bar: VerdictBar
+    parts: tuple[tuple[str, float, float], ...]
+
+
+class Chart(NamedTuple):
+    """The verdict histogram as columns, the busiest of them as high as the picture, and the totals."""
+
+    columns: tuple[Column, ...]
+    highest: int
+    totals: VerdictBar
+
+
+class FleetFacts(NamedTuple):
+    """Everything on the page; no chart where the ledger is too busy to draw one."""
+
+    lanes: Sequence[LaneFacts]
+    verdict_chunks: int
+    processes: Sequence[Announcement]
+    chart: Chart | None
+    runs: Sequence[RunFacts]
+    now: datetime
+
+
+class Fleet:
+    """Looks at the fleet, and remembers what need not be read again."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._charts: dict[str | None, tuple[float, Chart | None]] = {}
+        self._averages: dict[str, tuple[float | None, float | None]] = {}
+
+    def facts(self, tenant: str | None) -> FleetFacts:
+        """The fleet as it is now, with the verdicts and runs of one tenant, or of all (None).
+
+        Raises:
+            ServerError: the broker is away. Without the ledger there are no runs, so that reading them says it first.
+        """
+        found = list_runs(self._gateway.services.engine, limit=_RUNS_SHOWN, tenant=tenant)
+        runs = [self._run(status) for status in found]
+        guards = {self._gateway.default_guard, *(run.spec.guard for run in found if not run.state.ended)}
+        fleet = look(self._gateway.services, at_once=True, guards=guards)
+        if "broker" in fleet.away:
+            raise ServerError(fleet.away["broker"])
+        # What is pending of other tenants on lanes that no worker serves is not this visitor's to see.
+        guards |= {str(worker.guard) for worker in fleet.of_kind("worker")}
+        shown = sorted((q for q in fleet.queues if q.guard in guards), key=lambda q: (q.guard, q.lane is Lane.BULK))
+        settings = self._gateway.settings
+        limit_s = {Lane.LIVE: settings.live_high_water_age_s, Lane.BULK: settings.high_water_age_s}
+        return FleetFacts(
+            lanes=[LaneFacts(queue, (queue.oldest_s or 0.0) > limit_s[queue.lane]) for queue in shown],
+            verdict_chunks=fleet.verdicts_waiting,
+            processes=sorted(fleet.announced, key=lambda one: (one.kind != "worker", one.guard or "", one.id)),
+            chart=self._chart(tenant),
+            runs=runs,
+            now=datetime.now(UTC),
+        )
+
+    def _chart(self, tenant: str | None) -> Chart | None:
+        until, chart = self._charts.get(tenant, (0.0, None))
+        if time.monotonic() >= until:
+            try:
+                chart = chart_of(verdict_histogram(self._gateway.services.engine, tenant, bars=BARS, bar_s=BAR_S))
+            except OperationalError:  # it took too long, and would again
+                chart = None
+            self._charts[tenant] = (time.monotonic() + _CHART_KEPT_S, chart)
+        return chart
+
+    def _run(self, status: RunStatus) -> RunFacts:
+        counts = status.counts
+        if status.state.ended and status.id not in self._averages:
+            if len(self._averages) >= _REPORTS_KEPT:
+                self._averages.clear()
+            report = stored_report(self._gateway.services.engine, status.id)
+            group = next((group for group in report.groups if group.kind == "average"), None) if report else None
+            self._averages[status.id] = (group.value("accuracy"), group.value("f1_unsafe")) if group else (None, None)
+        accuracy, f1_unsafe = self._averages.get(status.id, (None, None))
+        total = status.expected if status.expected is not None else counts.accepted * status.spec.repeat
+        # A run of live traffic waits for callers most of the time: its speed would say nothing.
+        timed = status.spec.lane is Lane.BULK and status.seconds > 0 and counts.settled > 0
+        return RunFacts(status, total, counts.settled / status.seconds if timed else None, accuracy, f1_unsafe)
+
+
+def chart_of(bars: Sequence[VerdictBar]) -> Chart:
+    """Bars as a picture."""
+    highest = max(bar.total for bar in bars)
+    kinds = VerdictBar._fields[1:]
+    columns: list[Column] = []
+    for bar in bars:
+        parts: list[tuple[str, float, float]] = []
+        bottom = 1.0
+        for kind in kinds:
+            height = getattr(bar, kind) / max(1, highest)
+            if height:
+                bottom -= height
+                parts.append((kind, bottom, height))
+        columns.append(Column(bar, tuple(parts)))
+    sums = {kind: sum(getattr(bar, kind) for bar in bars) for kind in kinds}
+    return Chart(tuple(columns), highest, VerdictBar(bars[0].begins_at, **sums))

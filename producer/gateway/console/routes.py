@@ -10,11 +10,12 @@ from fastapi.responses import Response
 
 from infra.errors import UsageError
 from infra.ledger import keys, reviews
-from producer.gateway.api.views import ref_of
-from producer.gateway.console.language import Language, Words
-from producer.gateway.console.pages import ASSETS, PATH, go_to, render
+from producer.gateway.api.items import ref_of
+from producer.gateway.console.pages import ASSETS, PATH, Language, Words, go_to, render
 from producer.gateway.console.panels import Tried, queue_page, try_text
 from producer.gateway.console.visitor import (
+    LANGUAGE_COOKIE,
+    YEAR_S,
     AnyWords,
     Console,
     LoggedIn,
@@ -25,15 +26,14 @@ from producer.gateway.console.visitor import (
     console_of,
     csrf_of,
     is_fragment,
-    lets_in,
     logged_in,
     new_token,
     set_cookie,
-    set_language,
     token_of,
 )
 from producer.gateway.problems import NoSuchThingError
 from producer.intake.verdict_waiter import ItemRef
+from schemas.access import Role
 from schemas.items import Label
 
 _NO_NUL: Final = r"^[^\x00]*$"
@@ -46,7 +46,7 @@ ItemName = Annotated[str | None, Query(max_length=60)]
 
 @router.get("/")
 async def root() -> Response:
-    """A person who opens the gateway's address wants the console."""
+    """Send a person who opens the gateway's address to the console."""
     return go_to()
 
 
@@ -60,7 +60,7 @@ async def static(name: str) -> Response:
 
 @router.get(PATH + "/login")
 async def login_page(request: Request, words: AnyWords, console: Here) -> Response:
-    """The login; whoever is logged in goes on."""
+    """The login page; a logged-in visitor is sent on to the console."""
     try:
         await logged_in(request, console)
     except LoginFirstError:
@@ -76,7 +76,7 @@ async def login(
     found = await asyncio.to_thread(keys.find_key, console.gateway.services.engine, key.strip())
     if found is None:
         return _login(request, words, problem=words("login.unknown"), status=401)
-    if not lets_in(found.role):
+    if found.role is Role.SERVICE:  # its keys are for programs
         return _login(request, words, problem=words("login.service"), status=403)
     token = await asyncio.to_thread(lambda: console.sessions.begin(found.id))
     answer = go_to()
@@ -103,9 +103,9 @@ async def logout(request: Request, console: Here) -> Response:
 
 @router.post(PATH + "/language", dependencies=[OurForm])
 async def choose_language(request: Request, language: Annotated[Language, Form()]) -> Response:
-    """Speak another language from now on."""
+    """Remember the visitor's language."""
     answer = go_to()
-    set_language(request, answer, language)
+    set_cookie(request, answer, language.value, name=LANGUAGE_COOKIE, lifetime_s=YEAR_S)
     return answer
 
 

@@ -23,19 +23,18 @@ from infra.broker.app import connect_redis
 from infra.ledger import keys
 from infra.ledger.keys import ApiKey
 from producer.gateway.access import Principal
-from producer.gateway.console.fleet import Fleet
-from producer.gateway.console.language import Language, Words, language_of
-from producer.gateway.console.pages import FRAGMENT, PATH, go_to, render
+from producer.gateway.console.pages import FRAGMENT, PATH, Words, go_to, language_of, render
+from producer.gateway.console.panels import Fleet
 from producer.gateway.problems import ProblemError
 from producer.gateway.state import Gateway
-from schemas.access import Role, Scope
+from schemas.access import Scope
 
 SESSION_COOKIE: Final = "libra_session"
 LANGUAGE_COOKIE: Final = "libra_language"
 
 _TOKEN_BYTES: Final = 32
 _LONGEST_TOKEN: Final = 64
-_YEAR_S: Final = 31_536_000
+YEAR_S: Final = 31_536_000
 
 
 def new_token() -> str:
@@ -81,7 +80,7 @@ class Sessions:
 
 @dataclass
 class Console:
-    """The gateway that serves it, who is logged in, and what is known of the fleet."""
+    """The gateway that serves the console, its sessions, and its view of the fleet."""
 
     gateway: Gateway
 
@@ -137,7 +136,7 @@ class Visitor(NamedTuple):
 
     @property
     def tenant(self) -> str | None:
-        """Whose items are shown; None: everybody's."""
+        """The tenant whose items are shown; None for all tenants."""
         return None if self.principal.may(Scope.ADMIN) else self.principal.tenant
 
     @property
@@ -182,41 +181,29 @@ async def checked_form(request: Request, words: AnyWords, csrf: Annotated[str, F
 
 
 async def logged_in(request: Request, console: Annotated[Console, Depends(console_of)]) -> Visitor:
-    """A dependency: who is logged in, with a key that is still good.
+    """A dependency: the visitor, whose key is still good.
 
     Raises:
-        LoginFirstError: nobody, or the session has ended, or its key was revoked.
+        LoginFirstError: there is no session, it has ended, or its key was revoked.
     """
     token = token_of(request)
-    key = await asyncio.to_thread(_key_of, console, token) if token else None
+
+    def key_of_session() -> ApiKey | None:
+        key_id = console.sessions.key_id(token) if token else None
+        return keys.valid_key(console.gateway.services.engine, key_id) if key_id else None
+
+    key = await asyncio.to_thread(key_of_session)
     if key is None:
         raise LoginFirstError(fragment=is_fragment(request))
     return Visitor(Principal(key.tenant, key.id, key.role), csrf_of(token))
 
 
-def _key_of(console: Console, token: str) -> ApiKey | None:
-    key_id = console.sessions.key_id(token)
-    return keys.valid_key(console.gateway.services.engine, key_id) if key_id else None
-
-
 LoggedIn = Annotated[Visitor, Depends(logged_in)]
 
 
-def lets_in(role: Role) -> bool:
-    """True if keys of this role are for people."""
-    return role is not Role.SERVICE
-
-
-def set_cookie(request: Request, response: Response, token: str, *, lifetime_s: int | None = None) -> None:
-    """Give the browser its token; no script can read it, and no other site makes the browser send it with a form."""
-    _set(request, response, SESSION_COOKIE, token, lifetime_s)
-
-
-def set_language(request: Request, response: Response, language: Language) -> None:
-    """Remember the visitor's choice."""
-    _set(request, response, LANGUAGE_COOKIE, language.value, _YEAR_S)
-
-
-def _set(request: Request, response: Response, name: str, value: str, lifetime_s: int | None) -> None:
+def set_cookie(
+    request: Request, response: Response, value: str, *, name: str = SESSION_COOKIE, lifetime_s: int | None = None
+) -> None:
+    """Set a cookie that no script can read, and that no other site makes the browser send with a form."""
     secure = request.url.scheme == "https"
     response.set_cookie(name, value, max_age=lifetime_s, path=PATH, httponly=True, samesite="lax", secure=secure)

@@ -14,7 +14,7 @@ from httpx2 import Response
 from infra.ledger import decisions, settlement, stats
 from infra.ledger.keys import create_key, revoke_key
 from infra.servers.services import Services
-from producer.gateway.console import language
+from producer.gateway.console.pages import CATALOGUE, Language
 from schemas.access import Role
 from schemas.fleet import Announcement
 from schemas.items import Label
@@ -323,8 +323,8 @@ def test_nothing_that_a_person_writes_is_logged(
 
 
 def test_every_string_is_there_in_every_language_with_the_same_places() -> None:
-    for name, said in language.CATALOGUE.items():
-        assert set(said) == set(language.Language), name
+    for name, said in CATALOGUE.items():
+        assert set(said) == set(Language), name
         places = [sorted(re.findall(r"{(\w+)}", text)) for text in said.values()]
         assert places[0] == places[1], name
 

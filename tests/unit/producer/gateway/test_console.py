@@ -11,8 +11,8 @@ import pytest
 from infra.ledger.reviews import Why
 from infra.ledger.stats import VerdictBar
 from producer.gateway.console import pages
-from producer.gateway.console.fleet import chart_of
-from producer.gateway.console.language import CATALOGUE, Language, Words, language_of
+from producer.gateway.console.pages import CATALOGUE, Language, Words, language_of
+from producer.gateway.console.panels import chart_of
 from producer.gateway.console.visitor import csrf_of, is_csrf_of, new_token
 from schemas.access import Role
 from schemas.items import Label
