@@ -61,6 +61,11 @@ class ReviewItem(NamedTuple):
     submitted_at: datetime
     judgements: tuple[Judgement, ...]
 
+    @property
+    def name(self) -> str:
+        """The item's name over HTTP."""
+        return submitted_name(self.run_id, self.seq)
+
 
 class Review(NamedTuple):
     """A human's decision on an item."""

@@ -97,9 +97,11 @@ class Admission:
         closed = None
         age_s = self._fresh(self._ages, guard, self._ages_s)
         if age_s > settings.live_high_water_age_s:
-            closed = _refusal("queue-full", f"the oldest item waits for {age_s:.0f} s; come back", age_s)
+            closed = _refusal(
+                "queue-full", f"the oldest queued item has waited for {age_s:.0f} s; try again later", age_s
+            )
         elif (pending := self._fresh(self._shares, tenant, self._pending)) >= settings.tenant_pending_items:
-            detail = f"{pending:.0f} of your items wait; {settings.tenant_pending_items:,} may"
+            detail = f"{pending:,.0f} of your items are pending; the limit is {settings.tenant_pending_items:,}"
             closed = _refusal("share-used", detail, max(1, age_s))
         elif self._limiter.hit(self._rate, tenant, cost=sum(sizes)):
             return [None] * len(sizes)

@@ -97,10 +97,11 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         limit = self._larger.get(scope["path"], self._limit_bytes)
+        detail = f"the body is longer than {limit:,} bytes"
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         if announced.isdigit() and int(announced) > limit:
             request_id = scope.get("state", {}).get("request_id")
-            problem = ProblemError(413, "too-large", _too_long(limit), field="body")
+            problem = ProblemError(413, "too-large", detail, field="body")
             await problem.response(request_id)(scope, receive, send)
             return
         received = 0
@@ -110,11 +111,7 @@ class BodyLimit:
             message = await receive()
             received += len(message.get("body", b""))
             if received > limit:
-                raise HTTPException(413, _too_long(limit))
+                raise HTTPException(413, detail)
             return message
 
         await self._app(scope, counted, send)
-
-
-def _too_long(limit: int) -> str:
-    return f"the body is longer than {limit:,} bytes"

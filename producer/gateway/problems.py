@@ -130,7 +130,7 @@ def _problem_of(error: Exception) -> ProblemError:
             detail = "a server behind the gateway is away; try again"
             return ProblemError(503, "unavailable", detail, headers=_RETRY)
     log.error("request_failed", error=type(error).__name__)
-    return ProblemError(500, "internal", "something is wrong here")
+    return ProblemError(500, "internal", "an internal error; the log has its class, under this request's id")
 
 
 def _invalid(errors: Sequence[Mapping[str, str]]) -> ProblemError:

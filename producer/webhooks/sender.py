@@ -57,16 +57,6 @@ class Answer(NamedTuple):
     error: str = ""
     retry_after_s: float = 0.0
 
-    @property
-    def received(self) -> bool:
-        """True if the receiver took it."""
-        return self.status is not None and 200 <= self.status < 300
-
-    @property
-    def endpoint_is_down(self) -> bool:
-        """True if other messages to the same endpoint would fail now too."""
-        return self.status is None or self.status == _OVERLOADED or self.status >= _SERVERS_FAULT
-
 
 def signed_headers(message_id: str, sent_at: datetime, body: str, secrets: Sequence[str]) -> dict[str, str]:
     """The three headers of the Standard Webhooks convention, for an attempt at this time. One signature per secret.
@@ -187,8 +177,7 @@ class Sender:
 
     def _settle(self, delivery: Delivery, answer: Answer) -> None:
         facts = {"message": delivery.id, "endpoint": delivery.endpoint_id, "attempt": delivery.attempt}
-        if answer.received:
-            assert answer.status is not None  # noqa: S101 - what `received` means
+        if answer.status is not None and 200 <= answer.status < 300:
             webhooks.note_delivered(self._engine, delivery, answer.status)
             log.info("webhook_delivered", **facts, status=answer.status)
             return
@@ -198,7 +187,9 @@ class Sender:
             jitter = random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - jitter, not a secret
             asked_s = min(answer.retry_after_s, _LONGEST_RETRY_AFTER_S)  # never retried earlier than the receiver asks
             retry_s = max(self._retry_s[delivery.attempt - 1] * jitter, asked_s)
-        pause_s = min(retry_s or 0.0, _LONGEST_PAUSE_S) if answer.endpoint_is_down else 0.0
+        # Other messages to the same endpoint would fail now too, and wait.
+        is_down = answer.status is None or answer.status == _OVERLOADED or answer.status >= _SERVERS_FAULT
+        pause_s = min(retry_s or 0.0, _LONGEST_PAUSE_S) if is_down else 0.0
         webhooks.note_failed(self._engine, delivery, why, status=answer.status, retry_s=retry_s, pause_s=pause_s)
         if answer.status == _GONE and delivery.endpoint_id:
             webhooks.disable_endpoint(self._engine, delivery.endpoint_id, why)

@@ -42,7 +42,7 @@ MACHINES: Final = {"machine-a": "10.77.1", "machine-b": "10.77.2"}
 WAIT_S: Final = 90.0
 
 
-class ItemRef:
+class Place:
     """A namespace with a host name and a state folder of its own."""
 
     def __init__(self, name: str, namespace: str, folder: Path, environment: dict[str, str]) -> None:
@@ -183,7 +183,7 @@ class Fleet:
                 "LIBRA_REDIS_URL": f"redis://:{password}@{network}.1:6379/0",
                 "LIBRA_DATABASE_URL": f"postgresql://libra:{password}@{network}.1:5432/postgres",
             }
-            self.places[place] = ItemRef(place, names[place], folder, {**environment, **urls})
+            self.places[place] = Place(place, names[place], folder, {**environment, **urls})
 
     def ready(self) -> int:
         """How many processes have announced that they are ready."""

@@ -21,7 +21,7 @@ from infra.ledger.runs import find_run
 from infra.log import get_logger
 from producer.datasets.records import RowError, decode_line
 from producer.gateway.api.moderations import ModerationRequest
-from producer.gateway.api.requests import GuardSelection, guard_of, item_of, require_known
+from producer.gateway.api.requests import GuardSelection, guard_of, item_of, submitted
 from producer.gateway.problems import ProblemError, field_name
 from producer.gateway.state import Gateway
 from producer.intake.submit import seal, submit
@@ -125,10 +125,8 @@ def _judgeable(item_id: str, line: _Line, tenant: str, gateway: Gateway) -> tupl
             item = item_of(asked.input[0], fields={"response": "input"}, where="body.", item_id=item_id)
             return guard, item, Submission(tenant, line.custom_id)
         one = BatchItemRequest.model_validate(line.body)
-        require_known(one, gateway, where="body.")
-        guard = guard_of(one.guard, gateway, field="body.guard")
-        item = item_of(one.main, one.question, fields={"response": one.main_field}, where="body.", item_id=item_id)
-        return guard, item, Submission(tenant, line.custom_id, one.policy, one.callback_url, one.metadata)
+        item, submission = submitted(one, tenant, gateway, where="body.", item_id=item_id)
+        return guard_of(one.guard, gateway, field="body.guard"), item, submission._replace(custom_id=line.custom_id)
     except ValidationError as error:
         raise _invalid(error, "body.") from None
     except ProblemError as error:

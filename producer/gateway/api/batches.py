@@ -19,15 +19,14 @@ from infra.ledger import batches as ledger
 from infra.ledger import feed
 from infra.ledger.batches import Batch, StoredFile
 from infra.ledger.intake import AlreadyMadeError, KeyInFlightError, KeyReusedError, find_made
-from producer.gateway.access import Principal, Reader, Submitter
 from producer.gateway.api.batch_worker import Endpoint, cancel_run
 from producer.gateway.api.items import item_view
 from producer.gateway.api.moderations import result_of
 from producer.gateway.api.requests import IdempotencyHeader, key_problem, once_of
 from producer.gateway.problems import BadFieldError, NoSuchThingError, ProblemError
-from producer.gateway.state import Gateway, Here
-from producer.intake.verdict_waiter import ItemRef
+from producer.gateway.state import Gateway, Here, Principal, Reader, Submitter
 from schemas.http import ApiRequest, Metadata
+from schemas.items import submitted_name
 from schemas.runs import RunState
 from schemas.verdicts import Outcome
 
@@ -187,7 +186,7 @@ def _result_lines(gateway: Gateway, batch: Batch, *, dead: bool) -> Iterator[byt
     for item in feed.run_items(gateway.services.engine, str(batch.run_id)):
         if item.verdict is None or (item.verdict.outcome is Outcome.DEAD) != dead:
             continue
-        name = ItemRef(item.run_id, item.seq).name
+        name = submitted_name(item.run_id, item.seq)
         line: dict[str, Any] = {"id": f"batch_req_{name}", "custom_id": item.custom_id, "response": None, "error": None}
         if dead:
             line["error"] = {"code": "dead", "message": item.verdict.reason}

@@ -13,7 +13,6 @@ from pydantic import Field
 from infra.ledger import feed
 from infra.ledger.feed import SubmittedItem
 from infra.ledger.runs import RunStatus, find_run, stored_report
-from producer.gateway.access import Reader, Submitter
 from producer.gateway.api.requests import (
     IdempotencyHeader,
     Prefer,
@@ -25,9 +24,10 @@ from producer.gateway.api.requests import (
     wait_s_of,
 )
 from producer.gateway.problems import BadFieldError, NoSuchThingError
-from producer.gateway.state import Here
+from producer.gateway.state import Here, Reader, Submitter
 from producer.intake.verdict_waiter import ItemRef
 from schemas.http import MOST_ITEMS, ApiRequest, DecisionView, ItemRequest, ItemView, RunView, VerdictView
+from schemas.items import submitted_name
 from schemas.runs import RunReport
 from schemas.verdicts import Outcome
 
@@ -135,7 +135,7 @@ def item_view(item: SubmittedItem) -> dict[str, Any]:
     """An item with its verdict and decision, if it has them."""
     verdict, decided = item.verdict, item.decided
     view = ItemView(
-        id=ItemRef(item.run_id, item.seq).name,
+        id=submitted_name(item.run_id, item.seq),
         status="settled" if verdict else "pending",
         custom_id=item.custom_id,
         policy=item.policy,

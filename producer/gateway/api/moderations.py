@@ -12,7 +12,6 @@ from fastapi.responses import JSONResponse
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from infra.ledger.intake import Submission
-from producer.gateway.access import Submitter
 from producer.gateway.api.openai_categories import CATEGORIES, openai_categories
 from producer.gateway.api.requests import (
     IdempotencyHeader,
@@ -24,7 +23,7 @@ from producer.gateway.api.requests import (
     once_of,
     wait_s_of,
 )
-from producer.gateway.state import Here
+from producer.gateway.state import Here, Submitter
 from schemas.http import MOST_ITEMS, ApiRequest
 from schemas.items import Label
 from schemas.verdicts import Outcome, Verdict

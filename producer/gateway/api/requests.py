@@ -22,9 +22,8 @@ from infra.ledger.intake import (
     Submission,
     find_made,
 )
-from producer.gateway.access import Principal
 from producer.gateway.problems import BadFieldError, ProblemError
-from producer.gateway.state import Gateway
+from producer.gateway.state import Gateway, Principal
 from producer.intake.live import Accepted, live_spec
 from producer.intake.verdict_waiter import ItemRef
 from producer.webhooks.addresses import RefusedAddressError, check_form
@@ -52,23 +51,18 @@ def item_batch_of(asked: Sequence[ItemRequest], principal: Principal, gateway: G
     Raises:
         ProblemError: 422 on the first field that no item can have.
     """
-    item_batch = ItemBatch([], {})
-    for at, one in enumerate(asked):
-        where = f"items.{at}."
-        require_known(one, gateway, where=where)
-        item = item_of(one.main, one.question, fields={"response": one.main_field}, where=where)
-        item_batch.items.append(item)
-        item_batch.submissions[item.id] = Submission(
-            principal.tenant, one.custom_id, one.policy, one.callback_url, one.metadata
-        )
-    return item_batch
+    tenant = principal.tenant
+    taken = [submitted(one, tenant, gateway, where=f"items.{at}.") for at, one in enumerate(asked)]
+    return ItemBatch([item for item, _ in taken], {item.id: submission for item, submission in taken})
 
 
-def require_known(one: ItemRequest, gateway: Gateway, *, where: str) -> None:
-    """Refuse an item whose policy is unknown, or whose webhook address no sender would call.
+def submitted(
+    one: ItemRequest, tenant: str, gateway: Gateway, *, where: str, item_id: str | None = None
+) -> tuple[Item, Submission]:
+    """An item with its submission.
 
     Raises:
-        ProblemError: 422.
+        ProblemError: 422; no item can be such, its policy is unknown, or no sender would call its webhook's address.
     """
     if one.policy is not None and not gateway.knows_policy(one.policy):
         raise BadFieldError(f"{where}policy", f"no policy named {one.policy!r}")
@@ -76,7 +70,10 @@ def require_known(one: ItemRequest, gateway: Gateway, *, where: str) -> None:
         try:
             check_form(one.callback_url, gateway.webhooks_allowed)
         except RefusedAddressError:
-            raise BadFieldError(f"{where}callback_url", "webhooks go by https, and to public addresses only") from None
+            detail = "a webhook's URL must use https and lead to a public address"
+            raise BadFieldError(f"{where}callback_url", detail) from None
+    item = item_of(one.main, one.question, fields={"response": one.main_field}, where=where, item_id=item_id)
+    return item, Submission(tenant, one.custom_id, one.policy, one.callback_url, one.metadata)
 
 
 def item_of(

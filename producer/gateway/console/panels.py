@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
@@ -21,10 +21,9 @@ from infra.ledger.intake import Submission
 from infra.ledger.reviews import Review, ReviewItem
 from infra.ledger.runs import RunStatus, list_runs, stored_report
 from infra.ledger.stats import VerdictBar, item_timings, verdict_histogram
-from producer.gateway.access import Principal
 from producer.gateway.api.requests import ItemBatch, accept_and_wait, guard_of, item_of
 from producer.gateway.problems import ProblemError
-from producer.gateway.state import Gateway
+from producer.gateway.state import Gateway, Principal
 from producer.intake.verdict_waiter import ItemRef
 from schemas.fleet import Announcement, Queue
 from schemas.messages import Lane
@@ -40,19 +39,12 @@ _CHART_KEPT_S: Final = 10.0
 _REPORTS_KEPT: Final = 200
 
 
-class Entry(NamedTuple):
-    """An item with its name over HTTP."""
-
-    name: str
-    item: ReviewItem
-
-
 class QueuePage(NamedTuple):
     """`current` is the item in front; `waits` says whether it waits or was decided (`history`, the newest first)."""
 
     now: datetime
-    entries: Sequence[Entry]
-    current: Entry | None = None
+    items: Sequence[ReviewItem]
+    current: ReviewItem | None = None
     waits: bool = True
     previous: str | None = None
     following: str | None = None
@@ -61,28 +53,26 @@ class QueuePage(NamedTuple):
     @property
     def full(self) -> bool:
         """True if more wait than are shown."""
-        return len(self.entries) == SHOWN
+        return len(self.items) == SHOWN
 
 
 def queue_page(engine: sa.Engine, tenant: str | None, wanted: ItemRef | None = None) -> QueuePage:
     """The queue of a tenant, or of all (None), with the wanted item in front, or else the first."""
     now = datetime.now(UTC)
     # Moderators of one day share a sample: what one decided is not asked of the next.
-    queue = reviews.review_queue(engine, tenant, SHOWN, seed=now.toordinal())
-    page = QueuePage(now, [Entry(ItemRef(item.run_id, item.seq).name, item) for item in queue])
-    names = [entry.name for entry in page.entries]
+    page = QueuePage(now, reviews.review_queue(engine, tenant, SHOWN, seed=now.toordinal()))
+    names = [item.name for item in page.items]
     name = wanted.name if wanted else None
     if wanted and name not in names:
         decided = reviews.review_item(engine, wanted.run_id, wanted.seq)
         if decided is not None and tenant in (None, decided.tenant):
-            current = Entry(wanted.name, decided)
             history = reviews.review_history(engine, wanted.run_id, wanted.seq)
-            return page._replace(current=current, waits=False, history=history, following=names[0] if names else None)
+            return page._replace(current=decided, waits=False, history=history, following=names[0] if names else None)
     if not names:
         return page
     at = names.index(name) if name in names else 0
     following = names[at + 1] if at + 1 < len(names) else None
-    return page._replace(current=page.entries[at], previous=names[at - 1] if at else None, following=following)
+    return page._replace(current=page.items[at], previous=names[at - 1] if at else None, following=following)
 
 
 class Tried(NamedTuple):
@@ -119,13 +109,6 @@ async def try_text(gateway: Gateway, principal: Principal, text: str, question: 
     return Tried(guard.name, verdicts[0], ref.name, total_s, timings, decided)
 
 
-class LaneFacts(NamedTuple):
-    """A queue, and whether its oldest chunk has waited for longer than the high-water mark."""
-
-    queue: Queue
-    late: bool
-
-
 class RunFacts(NamedTuple):
     """A run with its progress (None until a total is known) and, once it has ended, its averages over sources."""
 
@@ -152,9 +135,13 @@ class Chart(NamedTuple):
 
 
 class FleetFacts(NamedTuple):
-    """Everything on the page; no chart where the ledger is too busy to draw one."""
+    """Everything in the panel; no chart where the ledger is too busy to draw one.
 
-    lanes: Sequence[LaneFacts]
+    `limit_s`: the high-water mark of each lane, above which a queue's oldest chunk is late.
+    """
+
+    queues: Sequence[Queue]
+    limit_s: Mapping[Lane, float]
     verdict_chunks: int
     processes: Sequence[Announcement]
     chart: Chart | None
@@ -186,9 +173,9 @@ class Fleet:
         guards |= {str(worker.guard) for worker in fleet.of_kind("worker")}
         shown = sorted((q for q in fleet.queues if q.guard in guards), key=lambda q: (q.guard, q.lane is Lane.BULK))
         settings = self._gateway.settings
-        limit_s = {Lane.LIVE: settings.live_high_water_age_s, Lane.BULK: settings.high_water_age_s}
         return FleetFacts(
-            lanes=[LaneFacts(queue, (queue.oldest_s or 0.0) > limit_s[queue.lane]) for queue in shown],
+            queues=shown,
+            limit_s={Lane.LIVE: settings.live_high_water_age_s, Lane.BULK: settings.high_water_age_s},
             verdict_chunks=fleet.verdicts_waiting,
             processes=sorted(fleet.announced, key=lambda one: (one.kind != "worker", one.guard or "", one.id)),
             chart=self._chart(tenant),

@@ -78,7 +78,7 @@ async def login(
         return _login(request, words, problem=words("login.unknown"), status=401)
     if found.role is Role.SERVICE:  # its keys are for programs
         return _login(request, words, problem=words("login.service"), status=403)
-    token = await asyncio.to_thread(lambda: console.sessions.begin(found.id))
+    token = await asyncio.to_thread(console.begin_session, found.id)
     answer = go_to()
     set_cookie(request, answer, token, lifetime_s=console.gateway.settings.console_session_s)
     return answer
@@ -94,8 +94,7 @@ def _login(request: Request, words: Words, *, problem: str | None = None, status
 @router.post(PATH + "/logout", dependencies=[OurForm])
 async def logout(request: Request, console: Here) -> Response:
     """End the session."""
-    token = token_of(request)
-    await asyncio.to_thread(lambda: console.sessions.end(token))
+    await asyncio.to_thread(console.end_session, token_of(request))
     answer = go_to("/login")
     set_cookie(request, answer, new_token())
     return answer

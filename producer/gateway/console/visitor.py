@@ -11,7 +11,6 @@ import asyncio
 import hashlib
 import hmac
 import secrets
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Final, NamedTuple, cast
 
@@ -22,11 +21,10 @@ from fastapi.responses import Response
 from infra.broker.app import connect_redis
 from infra.ledger import keys
 from infra.ledger.keys import ApiKey
-from producer.gateway.access import Principal
 from producer.gateway.console.pages import FRAGMENT, PATH, Words, go_to, language_of, render
 from producer.gateway.console.panels import Fleet
 from producer.gateway.problems import ProblemError
-from producer.gateway.state import Gateway
+from producer.gateway.state import Gateway, Principal
 from schemas.access import Scope
 
 SESSION_COOKIE: Final = "libra_session"
@@ -52,49 +50,37 @@ def is_csrf_of(token: str, given: str) -> bool:
     return bool(token) and hmac.compare_digest(csrf_of(token).encode(), given.encode())
 
 
-class Sessions:
-    """Sessions of one namespace; each ends by itself `lifetime_s` after its login."""
+class Console:
+    """The console of one gateway: its sessions, each of which ends by itself some time after its login, and its fleet.
 
-    def __init__(self, client: redis.Redis, *, namespace: str, lifetime_s: int) -> None:
-        self._redis = client
-        self._prefix = f"{namespace}:console:session:"
-        self._lifetime_s = lifetime_s
+    The methods are for a thread; the first one that is called connects to Redis.
+    """
 
-    def _key(self, token: str) -> str:
-        return self._prefix + hashlib.sha256(token.encode()).hexdigest()
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway: Final = gateway
+        self.fleet: Final = Fleet(gateway)
 
-    def begin(self, key_id: str) -> str:
+    @cached_property
+    def _redis(self) -> redis.Redis:
+        return connect_redis(self.gateway.services.redis_url)
+
+    def _name(self, token: str) -> str:
+        return f"{self.gateway.settings.namespace}:console:session:{hashlib.sha256(token.encode()).hexdigest()}"
+
+    def begin_session(self, key_id: str) -> str:
         """Log a key in; returns the cookie's token."""
         token = new_token()
-        self._redis.set(self._key(token), key_id, ex=self._lifetime_s)
+        self._redis.set(self._name(token), key_id, ex=self.gateway.settings.console_session_s)
         return token
 
-    def key_id(self, token: str) -> str | None:
-        """The key that a session stands for, or None where there is no such session."""
-        return cast("str | None", self._redis.get(self._key(token)))
+    def key_of(self, token: str) -> ApiKey | None:
+        """The key that a session stands for, if there is such a session and the key is still good."""
+        key_id = cast("str | None", self._redis.get(self._name(token)))
+        return keys.valid_key(self.gateway.services.engine, key_id) if key_id else None
 
-    def end(self, token: str) -> None:
+    def end_session(self, token: str) -> None:
         """Log out."""
-        self._redis.delete(self._key(token))
-
-
-@dataclass
-class Console:
-    """The gateway that serves the console, its sessions, and its view of the fleet."""
-
-    gateway: Gateway
-
-    @cached_property
-    def sessions(self) -> Sessions:
-        """The sessions. In a thread: the first use connects to Redis."""
-        settings = self.gateway.settings
-        client = connect_redis(self.gateway.services.redis_url)
-        return Sessions(client, namespace=settings.namespace, lifetime_s=settings.console_session_s)
-
-    @cached_property
-    def fleet(self) -> Fleet:
-        """The operator's view of the fleet."""
-        return Fleet(self.gateway)
+        self._redis.delete(self._name(token))
 
 
 def console_of(request: Request) -> Console:
@@ -187,12 +173,7 @@ async def logged_in(request: Request, console: Annotated[Console, Depends(consol
         LoginFirstError: there is no session, it has ended, or its key was revoked.
     """
     token = token_of(request)
-
-    def key_of_session() -> ApiKey | None:
-        key_id = console.sessions.key_id(token) if token else None
-        return keys.valid_key(console.gateway.services.engine, key_id) if key_id else None
-
-    key = await asyncio.to_thread(key_of_session)
+    key = await asyncio.to_thread(console.key_of, token) if token else None
     if key is None:
         raise LoginFirstError(fragment=is_fragment(request))
     return Visitor(Principal(key.tenant, key.id, key.role), csrf_of(token))

@@ -274,7 +274,7 @@ def test_a_ledger_too_busy_for_the_chart_leaves_the_rest_of_the_fleet(
 
     assert answer.status_code == 200
     assert "the ledger is busy" in answer.text
-    assert "No worker has announced itself" in answer.text
+    assert "No worker is running" in answer.text
 
 
 def test_the_page_speaks_the_language_of_the_browser_or_the_chosen_one(
