@@ -85,7 +85,7 @@ async def _forget_old_keys(gateway: Gateway) -> None:
     keep_s = gateway.settings.idempotency_keep_s
     while True:
         try:
-            await asyncio.to_thread(forget_old_keys, gateway.services.engine, older_than_s=keep_s)
+            await gateway.ask(forget_old_keys, older_than_s=keep_s)
         except SQLAlchemyError as error:
             log.warning("keys_not_forgotten", error=type(error).__name__)
         await asyncio.sleep(_FORGET_EVERY_S)

@@ -10,8 +10,9 @@ import hashlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Concatenate, Final, NamedTuple, ParamSpec, TypeVar
 
+import sqlalchemy as sa
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
@@ -27,6 +28,9 @@ from schemas.access import Role, Scope
 from schemas.fleet import Announcement
 from schemas.messages import Lane
 from schemas.runs import RunSpec
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _CACHED_KEYS: Final = 10_000
 _LONGEST_SECRET: Final = 200
@@ -50,33 +54,8 @@ class Principal(NamedTuple):
         return self.tenant == tenant or self.may(Scope.ADMIN)
 
 
-class Keys:
-    """API keys, looked up in the ledger and remembered for a few seconds (so long a revoked key may still work)."""
-
-    def __init__(self, services: Services, *, cache_s: float) -> None:
-        self._services = services
-        self._cache_s = cache_s
-        # No lock: read and written on the event loop alone.
-        self._known: dict[bytes, tuple[float, Principal | None]] = {}
-
-    async def principal(self, secret: str) -> Principal | None:
-        """The principal of a key; None where it is unknown or revoked."""
-        if len(secret) > _LONGEST_SECRET:
-            return None
-        digest = hashlib.sha256(secret.encode()).digest()
-        until, known = self._known.get(digest, (0.0, None))
-        if time.monotonic() < until:
-            return known
-        found = await asyncio.to_thread(lambda: keys.find_key(self._services.engine, secret))
-        principal = Principal(found.tenant, found.id, found.role) if found else None
-        if len(self._known) >= _CACHED_KEYS:
-            self._known.clear()
-        self._known[digest] = (time.monotonic() + self._cache_s, principal)
-        return principal
-
-
 class Gateway:
-    """The servers, the threads to use them in, admission, intake, and the API keys.
+    """The servers, the threads to use them in, admission, intake, and the principals of API keys.
 
     `knows_policy` says whether a policy of that name can be applied. Blocking work is done by `asyncio.to_thread`, in
     `threads`: as many as there are connections to the ledger is right, more would wait for one. Nothing here reaches
@@ -92,7 +71,8 @@ class Gateway:
         self.webhooks_allowed: Final = Allowed.parse(settings.webhook_allow)
         self.metrics: Final = GatewayMetrics()
         self.threads: Final = ThreadPoolExecutor(settings.gateway_threads, thread_name_prefix="gateway")
-        self.keys: Final = Keys(services, cache_s=settings.gateway_key_cache_s)
+        # No lock: read and written on the event loop alone.
+        self._principals: dict[bytes, tuple[float, Principal | None]] = {}
         self.intake: Final = LiveIntake(
             services,
             self.threads,
@@ -123,6 +103,28 @@ class Gateway:
         self.intake.verdicts.stop()
         if self._admission:
             self._admission.stop()
+
+    async def ask(self, question: Callable[Concatenate[sa.Engine, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function of the ledger in a thread."""
+        return await asyncio.to_thread(question, self.services.engine, *args, **kwargs)
+
+    async def principal(self, secret: str) -> Principal | None:
+        """The principal of an API key; None where it is unknown or revoked.
+
+        It is remembered for a few seconds: for so long a revoked key may still work.
+        """
+        if len(secret) > _LONGEST_SECRET:
+            return None
+        digest = hashlib.sha256(secret.encode()).digest()
+        until, known = self._principals.get(digest, (0.0, None))
+        if time.monotonic() < until:
+            return known
+        found = await self.ask(keys.find_key, secret)
+        principal = Principal(found.tenant, found.id, found.role) if found else None
+        if len(self._principals) >= _CACHED_KEYS:
+            self._principals.clear()
+        self._principals[digest] = (time.monotonic() + self.settings.gateway_key_cache_s, principal)
+        return principal
 
     def announced(self) -> list[Announcement]:
         """The processes of the fleet. In a thread; does not wait for a broker that is away."""
@@ -161,7 +163,7 @@ def requires(scope: Scope) -> Callable[..., Awaitable[Principal]]:
     async def authorised(
         gateway: Here, given: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
     ) -> Principal:
-        principal = await gateway.keys.principal(given.credentials) if given else None
+        principal = await gateway.principal(given.credentials) if given else None
         if principal is None:
             why = "unknown or revoked API key" if given else "no API key: send Authorization: Bearer lk_…"
             raise ProblemError(401, "unauthorized", why, field="Authorization", headers={"WWW-Authenticate": "Bearer"})

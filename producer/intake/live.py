@@ -11,6 +11,7 @@ what many threads ask at the same time is accepted together.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 import uuid
@@ -81,15 +82,9 @@ class _Line:
 
     def take(self) -> list[_Request]:
         """Remove the first requests, as many as fit into a commit (at least one)."""
-        items = 0
-        for count, request in enumerate(self.waiting):
-            items += len(request.items)
-            if count and items > _MOST_ITEMS:
-                break
-        else:
-            count = len(self.waiting)
-        taken = self.waiting[:count]
-        del self.waiting[:count]
+        totals = itertools.accumulate(len(request.items) for request in self.waiting)
+        count = max(1, sum(total <= _MOST_ITEMS for total in totals))
+        taken, self.waiting = self.waiting[:count], self.waiting[count:]
         return taken
 
 

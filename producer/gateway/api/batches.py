@@ -61,9 +61,8 @@ async def upload_file(
     if not content:
         raise BadFieldError("file", "empty")
     filename = "".join(c for c in file.filename or "" if c.isprintable())[:_LONGEST_FILENAME] or "unnamed"
-    stored = await asyncio.to_thread(
+    stored = await gateway.ask(
         ledger.store_file,
-        gateway.services.engine,
         tenant=principal.tenant,
         filename=filename,
         purpose=purpose,
@@ -82,7 +81,7 @@ async def get_file(file_id: str, principal: Reader, gateway: Here) -> dict[str, 
 async def delete_file(file_id: str, principal: Submitter, gateway: Here) -> dict[str, Any]:
     """Forget a file."""
     stored = await _own(ledger.find_file, "file", file_id, principal, gateway)
-    await asyncio.to_thread(ledger.delete_file, gateway.services.engine, stored.id)
+    await gateway.ask(ledger.delete_file, stored.id)
     return {"id": stored.id, "object": "file", "deleted": True}
 
 
@@ -96,7 +95,7 @@ async def get_file_content(file_id: str, principal: Reader, gateway: Here) -> Re
                 raise NoSuchThingError("file", file_id[:80])
             return StreamingResponse(_result_lines(gateway, batch, dead=prefix == _ERRORS), media_type=_JSONL)
     stored = await _own(ledger.find_file, "file", file_id, principal, gateway)
-    content = await asyncio.to_thread(ledger.file_content, gateway.services.engine, stored.id)
+    content = await gateway.ask(ledger.file_content, stored.id)
     return Response(content or b"", media_type=_JSONL)
 
 
@@ -113,7 +112,7 @@ async def create_batch(
     once = once_of(idempotency_key, principal, "batches", await request.body())
     engine = gateway.services.engine
     try:
-        made = await asyncio.to_thread(find_made, engine, once) if once else None
+        made = await gateway.ask(find_made, once) if once else None
         if made is None:
             await _own(ledger.find_file, "file", asked.input_file_id, principal, gateway)
             made = {
@@ -151,8 +150,7 @@ async def list_batches(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> dict[str, Any]:
     """The tenant's batches, newest first."""
-    engine = gateway.services.engine
-    found = await asyncio.to_thread(ledger.list_batches, engine, principal.tenant, after=after, limit=limit + 1)
+    found = await gateway.ask(ledger.list_batches, principal.tenant, after=after, limit=limit + 1)
     page = [batch_view(batch) for batch in found[:limit]]
     ends = {"first_id": page[0]["id"], "last_id": page[-1]["id"]} if page else {"first_id": None, "last_id": None}
     return {"object": "list", "data": page, "has_more": len(found) > limit, **ends}
@@ -164,7 +162,7 @@ async def cancel_batch(batch_id: str, principal: Submitter, gateway: Here) -> di
     batch = await _own(ledger.find_batch, "batch", batch_id, principal, gateway)
     if _has_ended(batch):
         raise ProblemError(409, "ended", f"the batch is {_status(batch)}")
-    await asyncio.to_thread(ledger.ask_to_cancel, gateway.services.engine, batch.id)
+    await gateway.ask(ledger.ask_to_cancel, batch.id)
     if batch.submitted_at is not None and batch.run_id is not None:
         await asyncio.to_thread(cancel_run, gateway, batch.run_id)
     return batch_view(await _own(ledger.find_batch, "batch", batch_id, principal, gateway))
@@ -175,7 +173,7 @@ async def _own(
 ) -> _Owned:
     found = None
     if name.isascii() and name.isprintable():
-        found = await asyncio.to_thread(find, gateway.services.engine, name)
+        found = await gateway.ask(find, name)
     if found is None or not principal.sees(found.tenant):
         raise NoSuchThingError(what, name[:80])
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from typing import Annotated, Any, Final
 
@@ -57,17 +56,17 @@ async def submit_items(
 ) -> Response:
     """Accept items, each of which will end in a verdict; with `Prefer: wait=…`, wait for the verdicts."""
     guard = guard_of(asked.guard, gateway, field="guard")
-    item_batch = item_batch_of(asked.items, principal, gateway)
+    item_batch = item_batch_of(asked.items, guard, principal, gateway)
     once = once_of(idempotency_key, principal, "items", await request.body())
     answer = {"object": "list", "guard": guard.name}
     if prefer is None:
-        refs = (await accept(gateway, principal, guard, item_batch, once)).refs
+        refs = (await accept(gateway, item_batch, once)).refs
         named = [{"id": ref.name, "custom_id": one.custom_id} for ref, one in zip(refs, asked.items, strict=True)]
         return JSONResponse({**answer, "data": named}, 202)
     wait_s = wait_s_of(prefer, gateway)
-    refs, verdicts = await accept_and_wait(gateway, principal, guard, item_batch, once, wait_s=wait_s)
+    refs, verdicts = await accept_and_wait(gateway, item_batch, once, wait_s=wait_s)
     seqs = [ref.seq for ref in refs]
-    found = await asyncio.to_thread(feed.submitted_items, gateway.services.engine, refs[0].run_id, seqs)
+    found = await gateway.ask(feed.submitted_items, refs[0].run_id, seqs)
     views = [item_view(found[seq]) for seq in seqs]
     return JSONResponse({**answer, "data": views}, 202 if verdicts is None else 200)
 
@@ -76,7 +75,7 @@ async def submit_items(
 async def get_item(name: str, principal: Reader, gateway: Here) -> dict[str, Any]:
     """An item, with its verdict once it has one."""
     ref = ref_of(name)
-    found = await asyncio.to_thread(feed.submitted_items, gateway.services.engine, ref.run_id, [ref.seq])
+    found = await gateway.ask(feed.submitted_items, ref.run_id, [ref.seq])
     item = found.get(ref.seq)
     if item is None or not principal.sees(item.tenant):
         raise NoSuchThingError("item", name)
@@ -94,8 +93,7 @@ async def list_verdicts(
     """What has settled of the tenant's items, in the order of settling. Any cursor may be asked for again."""
     if not (cursor.isascii() and cursor.isdecimal() and len(cursor) <= _LARGEST_CURSOR_DIGITS):
         raise BadFieldError("cursor", "not a next_cursor of this feed")
-    engine = gateway.services.engine
-    page = await asyncio.to_thread(feed.feed_page, engine, principal.tenant, after=int(cursor), limit=limit)
+    page = await gateway.ask(feed.feed_page, principal.tenant, after=int(cursor), limit=limit)
     return {
         "object": "list",
         "data": [{**item_view(item), "cursor": str(n)} for n, item in page],
@@ -111,11 +109,10 @@ async def get_run(
     gateway: Here,
 ) -> dict[str, Any]:
     """A run of the tenant's own (an admin: any), with the benchmark's metrics once it has ended."""
-    engine = gateway.services.engine
-    status = await asyncio.to_thread(find_run, engine, run_id)
+    status = await gateway.ask(find_run, run_id)
     if status is None or not principal.sees(status.spec.tenant or ""):
         raise NoSuchThingError("run", run_id)
-    report = await asyncio.to_thread(stored_report, engine, run_id)
+    report = await gateway.ask(stored_report, run_id)
     return run_view(status, report)
 
 

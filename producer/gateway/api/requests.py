@@ -38,22 +38,33 @@ _OPENAI_NAMES: Final = ("omni-moderation-", "text-moderation-")
 """Programs written for OpenAI's endpoint name its models: they get the default guard, and the answer says so."""
 
 
-class ItemBatch(NamedTuple):
-    """The items of a request in its order, and their submissions by the item's id."""
+class GuardSelection(NamedTuple):
+    """A guard and how it is asked."""
 
+    name: str
+    mode: Mode
+
+
+class ItemBatch(NamedTuple):
+    """The items of a request in its order, their submissions by the item's id, and the guard to judge them."""
+
+    tenant: str
+    guard: GuardSelection
     items: list[Item]
     submissions: dict[str, Submission]
 
 
-def item_batch_of(asked: Sequence[ItemRequest], principal: Principal, gateway: Gateway) -> ItemBatch:
+def item_batch_of(
+    asked: Sequence[ItemRequest], guard: GuardSelection, principal: Principal, gateway: Gateway
+) -> ItemBatch:
     """The items that a request means.
 
     Raises:
         ProblemError: 422 on the first field that no item can have.
     """
     tenant = principal.tenant
-    taken = [submitted(one, tenant, gateway, where=f"items.{at}.") for at, one in enumerate(asked)]
-    return ItemBatch([item for item, _ in taken], {item.id: submission for item, submission in taken})
+    pairs = [submitted(one, tenant, gateway, where=f"items.{at}.") for at, one in enumerate(asked)]
+    return ItemBatch(tenant, guard, [item for item, _ in pairs], {item.id: submission for item, submission in pairs})
 
 
 def submitted(
@@ -90,13 +101,6 @@ def item_of(
         detail = error.errors(include_input=False, include_url=False)[0]
         name = str(detail["loc"][0]) if detail["loc"] else "response"
         raise BadFieldError(where + fields.get(name, name), detail["msg"].removeprefix("Value error, ")) from None
-
-
-class GuardSelection(NamedTuple):
-    """A guard and how it is asked."""
-
-    name: str
-    mode: Mode
 
 
 def guard_of(name: str | None, gateway: Gateway, *, field: str) -> GuardSelection:
@@ -152,23 +156,17 @@ def key_problem(error: KeyInFlightError | KeyReusedError) -> ProblemError:
 
 
 async def accept(
-    gateway: Gateway,
-    principal: Principal,
-    guard: GuardSelection,
-    item_batch: ItemBatch,
-    once: IdempotencyKey | None,
-    *,
-    waits: bool = False,
+    gateway: Gateway, item_batch: ItemBatch, once: IdempotencyKey | None, *, waits: bool = False
 ) -> Accepted:
     """Admit items and commit them; a repeated request gives the places of the first.
 
     Raises:
         ProblemError: 429, 503, 409.
     """
-    items, submissions = item_batch
-    spec = live_spec(principal.tenant, guard.name, guard.mode)
+    tenant, guard, items, submissions = item_batch
+    spec = live_spec(tenant, guard.name, guard.mode)
     try:
-        made = await asyncio.to_thread(find_made, gateway.services.engine, once) if once else None
+        made = await gateway.ask(find_made, once) if once else None
         if made is not None:
             return _accepted_before(made)
         # Items for a guard without a worker would wait for ever; the default guard's worker may come later.
@@ -192,13 +190,7 @@ def _accepted_before(made: dict[str, Any]) -> Accepted:
 
 
 async def accept_and_wait(
-    gateway: Gateway,
-    principal: Principal,
-    guard: GuardSelection,
-    item_batch: ItemBatch,
-    once: IdempotencyKey | None,
-    *,
-    wait_s: float,
+    gateway: Gateway, item_batch: ItemBatch, once: IdempotencyKey | None, *, wait_s: float
 ) -> tuple[list[ItemRef], list[Verdict] | None]:
     """As `accept`, and the items' verdicts; None where not all have come in time (they will).
 
@@ -206,7 +198,7 @@ async def accept_and_wait(
         ProblemError: 429, 503, 409.
     """
     started = time.monotonic()
-    refs, pending = await accept(gateway, principal, guard, item_batch, once, waits=True)
+    refs, pending = await accept(gateway, item_batch, once, waits=True)
     waiter = gateway.intake.verdicts
     if pending is None:  # committed alone or earlier: the verdicts may be there already
         pending = await asyncio.to_thread(waiter.expect_settled, refs)

@@ -5,7 +5,6 @@ The fleet's panel has lanes, workers, the verdicts of a day as a chart, and runs
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -95,17 +94,17 @@ async def try_text(gateway: Gateway, principal: Principal, text: str, question: 
     started = time.monotonic()
     try:
         item = item_of(text, question, fields={"response": "text"})
-        batch = ItemBatch([item], {item.id: Submission(principal.tenant, metadata={"surface": SURFACE})})
-        refs, verdicts = await accept_and_wait(gateway, principal, guard, batch, None, wait_s=wait_s)
+        submission = Submission(principal.tenant, metadata={"surface": SURFACE})
+        batch = ItemBatch(principal.tenant, guard, [item], {item.id: submission})
+        refs, verdicts = await accept_and_wait(gateway, batch, None, wait_s=wait_s)
     except ProblemError as error:
         return Tried(guard.name, problem=error.detail, status=error.status)
     total_s = time.monotonic() - started
     (ref,) = refs
     if verdicts is None:
         return Tried(guard.name, name=ref.name, total_s=total_s)
-    engine = gateway.services.engine
-    timings = await asyncio.to_thread(item_timings, engine, ref.run_id, ref.seq)
-    decided = await asyncio.to_thread(reviews.review_item, engine, ref.run_id, ref.seq)
+    timings = await gateway.ask(item_timings, ref.run_id, ref.seq)
+    decided = await gateway.ask(reviews.review_item, ref.run_id, ref.seq)
     return Tried(guard.name, verdicts[0], ref.name, total_s, timings, decided)
 
 

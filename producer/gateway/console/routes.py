@@ -73,7 +73,7 @@ async def login(
     request: Request, words: AnyWords, console: Here, key: Annotated[str, Form(max_length=200)] = ""
 ) -> Response:
     """Begin a session under a new token, so that one known before the login is worth nothing."""
-    found = await asyncio.to_thread(keys.find_key, console.gateway.services.engine, key.strip())
+    found = await console.gateway.ask(keys.find_key, key.strip())
     if found is None:
         return _login(request, words, problem=words("login.unknown"), status=401)
     if found.role is Role.SERVICE:  # its keys are for programs
@@ -149,9 +149,8 @@ async def decide(
         raise PageError(403, words, words("error.role"))
     place = ref_of(item)
     try:
-        await asyncio.to_thread(
+        await console.gateway.ask(
             reviews.decide,
-            console.gateway.services.engine,
             place.run_id,
             place.seq,
             label=label,
@@ -189,9 +188,8 @@ async def try_one(
 async def _page(
     words: Words, visitor: Visitor, console: Console, *, wanted: ItemRef | None = None, tried: Tried | None = None
 ) -> Response:
-    engine = console.gateway.services.engine
     queue, facts = await asyncio.gather(
-        asyncio.to_thread(queue_page, engine, visitor.tenant, wanted),
+        console.gateway.ask(queue_page, visitor.tenant, wanted),
         asyncio.to_thread(console.fleet.facts, visitor.tenant),
     )
     guard = console.gateway.default_guard
@@ -206,5 +204,5 @@ async def _review(
     wanted: ItemRef | None,
     decided: tuple[str, Label] | None = None,
 ) -> Response:
-    queue = await asyncio.to_thread(queue_page, console.gateway.services.engine, visitor.tenant, wanted)
+    queue = await console.gateway.ask(queue_page, visitor.tenant, wanted)
     return render("review.html", words, visitor=visitor, queue=queue, decided=decided)
