@@ -110,22 +110,19 @@ async def create_batch(
 ) -> dict[str, Any]:
     """Order the judging of a file; its lines are checked when the batch is taken up, seconds later."""
     once = once_of(idempotency_key, principal, "batches", await request.body())
-    engine = gateway.services.engine
     try:
         made = await gateway.ask(find_made, once) if once else None
         if made is None:
             await _own(ledger.find_file, "file", asked.input_file_id, principal, gateway)
-            made = {
-                "batch": await asyncio.to_thread(
-                    ledger.create_batch,
-                    engine,
-                    tenant=principal.tenant,
-                    input_file_id=asked.input_file_id,
-                    endpoint=asked.endpoint,
-                    metadata=asked.metadata,
-                    once=once,
-                )
-            }
+            batch_id = await gateway.ask(
+                ledger.create_batch,
+                tenant=principal.tenant,
+                input_file_id=asked.input_file_id,
+                endpoint=asked.endpoint,
+                metadata=asked.metadata,
+                once=once,
+            )
+            made = {"batch": batch_id}
     except NoSuchThingError:
         raise BadFieldError("input_file_id", "no such file") from None
     except AlreadyMadeError as error:
