@@ -288,7 +288,7 @@ class LiveClient:
         self._intake = LiveIntake(services, self._executor)
 
     def close(self) -> None:
-        """Enqueue what was accepted, then follow no more; call it once nobody waits for a verdict."""
+        """Enqueue what was accepted, then follow no more; call it when no caller waits for a verdict."""
         self._executor.shutdown()
         self._intake.verdicts.stop()
 

@@ -73,7 +73,7 @@ class VerdictWaiter:
         self._subscribed.wait(_LOOK_EVERY_S)
 
     def stop(self) -> None:
-        """Follow no more; call it once nobody waits."""
+        """Follow no more; call it when no caller waits."""
         self._stop.set()
 
     @property

@@ -134,7 +134,7 @@ async def create_batch(
 
 @router.get("/batches/{batch_id}")
 async def get_batch(batch_id: str, principal: Reader, gateway: Here) -> dict[str, Any]:
-    """Where a batch stands."""
+    """A batch with its status."""
     return batch_view(await _own(ledger.find_batch, "batch", batch_id, principal, gateway))
 
 

@@ -90,7 +90,7 @@ async def list_verdicts(
     cursor: Annotated[str, Query(max_length=40, description="`next_cursor` of the page before; none: the start")] = "0",
     limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
 ) -> dict[str, Any]:
-    """What has settled of the tenant's items, in the order of settling. Any cursor may be asked for again."""
+    """The tenant's settled items, in the order of settling. Any cursor may be asked for again."""
     if not (cursor.isascii() and cursor.isdecimal() and len(cursor) <= _LARGEST_CURSOR_DIGITS):
         raise BadFieldError("cursor", "not a next_cursor of this feed")
     page = await gateway.ask(feed.feed_page, principal.tenant, after=int(cursor), limit=limit)

@@ -27,11 +27,11 @@ CATEGORIES: Final = (
 """Every category that OpenAI answers with."""
 
 BY_SCENARIO: Final[dict[str, tuple[str, ...]]] = {
-    # Wrongdoing and how it is done: what OpenAI calls illicit. Pornography lies in it too; only a sub-category tells.
+    # Wrongdoing and how it is done: what OpenAI calls illicit. It includes pornography, which only a sub-category shows.
     "illegal_activities": ("illicit",),
     # Against people for what they are: OpenAI's hate, whose list of groups is ours but for occupation and region.
     "bias_discrimination": ("hate",),
-    # Abuse of persons, whoever they are: harassment. Where a group is meant, it is the scenario above.
+    # Abuse of persons: harassment. Where a group is meant, it is the scenario above.
     "hate_abuse": ("harassment",),
     # Harm to oneself and one's health: the nearest that OpenAI has; bodily harm to others is violence, see below.
     "physical_mental_health": ("self-harm",),
@@ -89,7 +89,7 @@ BY_SUBCATEGORY: Final[dict[str, tuple[str, ...]]] = {
 def openai_categories(codes: Iterable[str]) -> frozenset[str]:
     """OpenAI's categories for a verdict's: codes of sub-categories or scenarios, a guard's own before them or not.
 
-    A code that is none of ours (a guard's own that nobody has mapped) maps to nothing.
+    A code that is none of ours (a guard's own that is not mapped) maps to nothing.
     """
     found: set[str] = set()
     for code in codes:

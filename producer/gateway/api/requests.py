@@ -141,7 +141,7 @@ def wait_s_of(prefer: str | None, gateway: Gateway) -> float:
 
 
 def once_of(key: str | None, principal: Principal, route: str, body: bytes) -> IdempotencyKey | None:
-    """The request's idempotency key, where it has one, with a hash that tells two requests under it apart."""
+    """The request's idempotency key, where it has one, with a hash that distinguishes two requests under it."""
     if key is None:
         return None
     request_hash = hashlib.blake2b(route.encode() + b"\n" + body, digest_size=16).digest()

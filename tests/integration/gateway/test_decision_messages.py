@@ -1,4 +1,4 @@
-"""From a request to what the platform hears: the policy's action over HTTP and by webhook, then a human's."""
+"""From a request to the messages that the platform gets: the policy's action over HTTP and by webhook, then a human's."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from tests.support.submissions import policy_of
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    """Loopback may be told, by gateway and sender."""
+    """Gateway and sender allow webhooks to loopback."""
     return settings.model_copy(update={"webhook_allow": "127.0.0.1", "webhook_poll_s": 0.02})
 
 
-def test_an_item_is_decided_told_and_decided_anew_by_a_human(
+def test_an_item_is_decided_notified_and_decided_again_by_a_human(
     api: TestClient, services: Services, service: dict[str, str]
 ) -> None:
     decisions.put_policy(services.engine, policy_of(name=POLICY))
