@@ -27,7 +27,7 @@ CATEGORIES: Final = (
 """Every category that OpenAI answers with."""
 
 BY_SCENARIO: Final[dict[str, tuple[str, ...]]] = {
-    # Wrongdoing and how it is done: what OpenAI calls illicit. It includes pornography, which only a sub-category shows.
+    # Wrongdoing and how it is done: what OpenAI calls illicit. Pornography is in it; only a sub-category shows it.
     "illegal_activities": ("illicit",),
     # Against people for what they are: OpenAI's hate, whose list of groups is ours but for occupation and region.
     "bias_discrimination": ("hate",),

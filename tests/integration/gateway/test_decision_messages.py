@@ -1,4 +1,4 @@
-"""From a request to the messages that the platform gets: the policy's action over HTTP and by webhook, then a human's."""
+"""From a request to the messages for the platform: the policy's action over HTTP and by webhook, then a human's."""
 
 from __future__ import annotations
 
