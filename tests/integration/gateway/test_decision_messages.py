@@ -43,7 +43,9 @@ def test_an_item_is_decided_notified_and_decided_again_by_a_human(
         reviews.decide(services.engine, waiting.run_id, waiting.seq, label=Label.UNSAFE, moderator="ann")
         by_human = api.get(f"/v1/items/{name}", headers=service).json()["decision"]
         bodies = _bodies(services)
-        thread = threading.Thread(target=Sender(services.engine, services.settings).run, args=(stop,))
+        thread = threading.Thread(
+            target=Sender(services.engine, services.settings, services.coordination).run, args=(stop,)
+        )
         thread.start()
         try:
             assert wait_until(lambda: len(receiver.received) == 2, timeout_s=30)
