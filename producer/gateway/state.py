@@ -10,6 +10,7 @@ import hashlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Annotated, Concatenate, Final, NamedTuple, ParamSpec, TypeVar
 
 import sqlalchemy as sa
@@ -81,7 +82,6 @@ class Gateway:
             gather_s=settings.gateway_gather_ms / 1_000,
             later=self._later,
         )
-        self._admission: Admission | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def open(self) -> None:
@@ -91,8 +91,7 @@ class Gateway:
 
         def reach_servers() -> None:
             _ = self.services.engine, self.services.publisher
-            self._admission = Admission(self.services, self.metrics, self.intake.run_ids, self.default_guard)
-            self._admission.start()
+            self.admission.start()
             self.intake.verdicts.start()
 
         await asyncio.to_thread(reach_servers)
@@ -101,8 +100,12 @@ class Gateway:
         """Commit and enqueue what was let in, and follow no more."""
         await asyncio.get_running_loop().shutdown_default_executor()
         self.intake.verdicts.stop()
-        if self._admission:
-            self._admission.stop()
+        self.admission.stop()
+
+    @cached_property
+    def admission(self) -> Admission:
+        """Decides who is let in."""
+        return Admission(self.services, self.metrics, self.intake.run_ids, self.default_guard)
 
     async def ask(self, question: Callable[Concatenate[sa.Engine, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function of the ledger in a thread."""
@@ -131,8 +134,7 @@ class Gateway:
         return self.services.coordination_at_once.presence.announced()
 
     def _admit(self, spec: RunSpec, sizes: Sequence[int]) -> list[ProblemError | None]:
-        assert self._admission is not None  # noqa: S101 - items are accepted after `open` alone
-        return self._admission.admit(str(spec.tenant), spec.guard, sizes)
+        return self.admission.admit(str(spec.tenant), spec.guard, sizes)
 
     def _count(self, spec: RunSpec, items: int) -> None:
         self.metrics.commit_items.observe(items)
@@ -140,7 +142,7 @@ class Gateway:
 
     def _later(self, seconds: float, call: Callable[[], object]) -> None:
         """Have the event loop call something: it keeps no thread waiting."""
-        assert self._loop is not None  # noqa: S101 - as above
+        assert self._loop is not None  # noqa: S101 - items wait after `open` alone
         self._loop.call_soon_threadsafe(self._loop.call_later, seconds, call)
 
 
