@@ -28,19 +28,16 @@ class Entry(NamedTuple):
         try:
             command: click.Command = getattr(import_module(f"libra_fleet.cli.{module}"), attribute)
         except ImportError as error:
-            return _unavailable(name, error)
+            extra = "is an extra missing, such as pip install 'libra-fleet[worker]'?"
+            problem = f"{name} is not available here: {error}; {extra}"
+
+            @click.command(name=name, context_settings={"ignore_unknown_options": True})
+            @click.argument("_", nargs=-1)
+            def unavailable(**_: object) -> None:
+                raise UsageError(problem)
+
+            return unavailable
         return command
-
-
-def _unavailable(name: str, error: ImportError) -> click.Command:
-    @click.command(name=name, context_settings={"ignore_unknown_options": True})
-    @click.argument("_", nargs=-1)
-    def unavailable(**_: object) -> None:
-        raise UsageError(
-            f"{name} is not available here: {error}; is an extra missing, such as pip install 'libra-fleet[worker]'?"
-        )
-
-    return unavailable
 
 
 class LazyGroup(click.Group):
@@ -146,7 +143,7 @@ _FLEET_TABLE: Final = {
     "webhooks": Entry("fleet:webhooks", "Send webhook messages from the outbox until SIGTERM."),
     "exporter": Entry("fleet:exporter", "Serve the fleet's metrics to Prometheus until SIGTERM."),
     "status": Entry("status:status", "Show queues, workers, collectors and open runs, and say what is wrong."),
-    "doctor": Entry("doctor:doctor", "Look for problems of machine, servers, settings and fleet."),
+    "doctor": Entry("status:doctor", "Look for problems of machine, servers, settings and fleet."),
     "health": Entry("fleet:health", "Exit 0 if the configured Redis answers, else 4."),
     "migrate": Entry("fleet:migrate", "Bring the configured Postgres to the ledger's present schema."),
     "drill": Entry("drill:drill", "Break a fleet of the fake guard on purpose, and audit what it kept."),
@@ -237,7 +234,7 @@ WEBHOOKS: Final = LazyGroup(
 DATA: Final = LazyGroup(
     "data",
     {
-        "curate": Entry("curate:curate", "Make training rows in stages, each a file of JSON lines."),
+        "curate": Entry("data:curate", "Make training rows in stages, each a file of JSON lines."),
         "purge": Entry("data:purge", "Scrub the texts of runs and live items that settled long enough ago."),
     },
     help="Make training data, and scrub stored texts that were kept long enough.",
@@ -281,7 +278,7 @@ OLD_COMMANDS: Final[Mapping[str, Entry | click.Command]] = {
     "bench": BENCH,
     "capacity": _RUN_TABLE["cost"],
     "cascade": CASCADE,
-    "curate": Entry("curate:curate", "Make training rows in stages, each a file of JSON lines."),
+    "curate": Entry("data:curate", "Make training rows in stages, each a file of JSON lines."),
     "metrics-exporter": _FLEET_TABLE["exporter"],
     "purge": Entry("data:purge", "Scrub the texts of runs and live items that settled long enough ago."),
     "remoderate": _RUN_TABLE["rejudge"],

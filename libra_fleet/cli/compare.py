@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +18,7 @@ from infra.ledger.items import both_settled, settled_of, texts_of
 from infra.ledger.runs import run_status, stored_report
 from infra.ledger.stats import volume
 from infra.servers.services import Services
-from libra_fleet.cli.context import connected, fleet_for
+from libra_fleet.cli.context import connected, detaching, fleet_for
 from libra_fleet.cli.options import (
     GuardChoice,
     LocalFleetOptions,
@@ -30,15 +30,21 @@ from libra_fleet.cli.options import (
     seed_option,
     takes_fleet,
 )
-from libra_fleet.cli.reports import pages, save_page, writable
 from libra_fleet.cli.run import Checked, checked, follow
-from libra_fleet.cli.show import out, print_json, say
-from libra_fleet.cli.watch import detaching
-from producer.report.comparison import Comparison, Parity, ends_of
-from producer.report.leaderboard import COLUMNS, COST_COLUMNS, Pairing, Ranking, by_accuracy, to_markdown
-from producer.report.view import average, printable
+from libra_fleet.cli.show import out, pages, print_json, save_page, say, writable
+from producer.report.comparison import (
+    COLUMNS,
+    COST_COLUMNS,
+    Comparison,
+    Pairing,
+    Parity,
+    Ranking,
+    by_accuracy,
+    ends_of,
+    to_markdown,
+)
+from producer.report.view import average, figure, printable
 from schemas.guards import Mode
-from schemas.items import Label
 from schemas.runs import RunReport, RunSpec
 
 _EXAMPLES_SHOWN: Final = 10
@@ -77,25 +83,19 @@ def compare(*, runs: tuple[str, ...], html: Path | None, markdown: bool, no_text
             Pairing(first, other.report, Comparison.of(both_settled(found.engine, first.run_id, other.report.run_id)))
             for other in rankings[1:]
         ]
-        board = by_accuracy(rankings)
-        _print_comparison(board, pairings, markdown=markdown, as_json=as_json)
+        ranked = by_accuracy(rankings)
+        if as_json:
+            print_json({"board": list(map(_ranking_facts, ranked)), "contests": list(map(_pairing_facts, pairings))})
+        elif markdown:
+            click.echo(to_markdown(ranked, pairings))
+        else:
+            _show_comparison(ranked, pairings)
         if html and write:
-            texts = {} if no_text else {one.second.run_id: _example_texts(found, one) for one in pairings}
-            save_page(html, write(board, pairings, texts))
-
-
-def _print_comparison(board: Sequence[Ranking], pairings: Sequence[Pairing], *, markdown: bool, as_json: bool) -> None:
-    if as_json:
-        print_json({"board": list(map(_ranking_facts, board)), "contests": list(map(_pairing_facts, pairings))})
-    elif markdown:
-        click.echo(to_markdown(board, pairings))
-    else:
-        for part in _comparison_parts(board, pairings):
-            out.print(part)
-
-
-def _example_texts(found: Services, pairing: Pairing) -> dict[int, tuple[str, str]]:
-    return texts_of(found.engine, pairing.first.run_id, [row.seq for row in pairing.comparison.examples])
+            texts = {
+                one.second.run_id: texts_of(found.engine, first.run_id, [row.seq for row in one.comparison.examples])
+                for one in (() if no_text else pairings)
+            }
+            save_page(html, write(ranked, pairings, texts))
 
 
 def _ranking(found: Services, run: str) -> Ranking:
@@ -146,39 +146,35 @@ def _pairing_facts(pairing: Pairing) -> dict[str, object]:
     }
 
 
-def _comparison_parts(board: Sequence[Ranking], pairings: Sequence[Pairing]) -> Iterator[Text | Table]:
+def _show_comparison(ranked: Sequence[Ranking], pairings: Sequence[Pairing]) -> None:
     quality = len(COLUMNS) - COST_COLUMNS
-    yield _table(
-        ("Run", "n", *COLUMNS[:quality]),
-        [(one.report.name, f"{one.report.counts.accepted:,}", *one.cells[:quality]) for one in board],
+    out.print(
+        _table(
+            ("Run", "n", *COLUMNS[:quality]),
+            [(one.report.name, f"{one.report.counts.accepted:,}", *one.cells[:quality]) for one in ranked],
+        )
     )
-    yield Text()
-    yield _table(("Run", *COLUMNS[quality:]), [(one.report.name, *one.cells[quality:]) for one in board])
+    out.print(Text())
+    out.print(_table(("Run", *COLUMNS[quality:]), [(one.report.name, *one.cells[quality:]) for one in ranked]))
     for pairing in pairings:
-        yield Text()
-        yield Text(printable(f"{pairing.second.name} compared with {pairing.first.name}"), style="bold")
-        yield Text(f"{pairing.coverage_said}; {pairing.agreement_said}")
+        out.print(Text())
+        out.print(Text(printable(f"{pairing.second.name} compared with {pairing.first.name}"), style="bold"))
+        out.print(Text(f"{pairing.coverage_said}; {pairing.agreement_said}"))
         if pairing.test_said:
-            yield Text(printable(pairing.test_said))
+            out.print(Text(printable(pairing.test_said)))
         if pairing.difference_rows:
-            yield Text()
-            yield _table(("Average", "first", "second", "difference", "95 %"), pairing.difference_rows)
+            out.print(Text())
+            out.print(_table(("Average", "first", "second", "difference", "95 %"), pairing.difference_rows))
         if examples := pairing.comparison.examples[:_EXAMPLES_SHOWN]:
-            yield Text()
+            out.print(Text())
             rows = []
             for row in examples:
                 sides = zip(row.labels, row.scores, strict=True)
-                ends = [cell for label, score in sides for cell in (_label(label), _score(score))]
+                ends = [
+                    cell for label, score in sides for cell in (label.value if label else "unparseable", figure(score))
+                ]
                 rows.append((row.item_id, row.source, str(row.truth or "–"), *ends))
-            yield _table(("Differ most on", "source", "truth", "first", "p", "second", "p"), rows)
-
-
-def _label(label: Label | None) -> str:
-    return label.value if label else "unparseable"
-
-
-def _score(score: float | None) -> str:
-    return "–" if score is None else f"{score:.4f}"
+            out.print(_table(("Differ most on", "source", "truth", "first", "p", "second", "p"), rows))
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -222,20 +218,42 @@ def parity(
     card = GUARDS.get(guard.name)
     if card and not set(_MODES) <= set(card.modes):
         raise UsageError(f"{guard.name} has not both modes, score and generate")
-    specs = [
-        RunSpec(guard=guard.name, checkpoint=guard.checkpoint, mode=mode, source=source, limit=limit, seed=seed)
-        for mode in _MODES
-    ]
+    specs = [guard.spec(mode, source, limit=limit, seed=seed) for mode in _MODES]
     with connected() as found, checked(source, specs[0]) as data:
         reports = _judged_in_both_modes(found, specs, data, fleet)
         score_run, generate_run = (report.run_id for report in reports)
         compared = Parity.of(both_settled(found.engine, score_run, generate_run))
-        examples = _example_facts(found, compared, score_run, generate_run, show_text=show_text)
+        ids = [row.item_id for row in compared.examples]
+        texts = texts_of(found.engine, score_run, [row.seq for row in compared.examples]) if show_text else {}
+        raws = settled_of(found.engine, generate_run, ids) if show_text else {}
+        examples = []
+        for row in compared.examples:
+            score, generate = ends_of(row)
+            facts: dict[str, object] = {"id": row.item_id, "source": row.source, "truth": row.truth, "score": score}
+            facts |= {"p_unsafe": row.scores[0], "generate": generate}
+            if row.seq in texts:
+                question, response = texts[row.seq]
+                facts |= {"question": question, "response": response, "raw": raws[row.item_id][0].raw}
+            examples.append(facts)
     if as_json:
-        print_json(_parity_facts(compared, reports, examples))
+        modes = [mode.value for mode in _MODES]
+        cells = compared.cells
+        print_json(
+            {
+                "runs": dict(zip(modes, (report.run_id for report in reports), strict=True)),
+                "fingerprints": dict(zip(modes, (report.fingerprint for report in reports), strict=True)),
+                "items": compared.items,
+                "agreement": compared.agreement,
+                "confusion": {score: {generate: cells[score, generate] for generate in _ENDS} for score in _ENDS},
+                "disagreements_by_source": dict(compared.by_source.most_common()),
+                "metrics": dict(zip(modes, map(_averages, reports), strict=True)),
+                "items_per_s": dict(zip(modes, map(_rate, reports), strict=True)),
+                "speed_ratio": _speed_ratio(reports),
+                "examples": examples,
+            }
+        )
     else:
-        for part in _parity_parts(compared, reports, examples):
-            out.print(part)
+        _show_parity(compared, reports, examples)
     if require is not None and compared.agreement < require:
         raise RunError(f"score and generate agree on {compared.agreement:.4f} of the items, below {require:g}")
 
@@ -261,66 +279,41 @@ def _judged_in_both_modes(
     return reports
 
 
-def _example_facts(
-    found: Services, compared: Parity, score_run: str, generate_run: str, *, show_text: bool
-) -> list[dict[str, object]]:
-    """The items on which the modes differ, with their texts where they are to be shown."""
-    texts = texts_of(found.engine, score_run, [row.seq for row in compared.examples]) if show_text else {}
-    raws = settled_of(found.engine, generate_run, [row.item_id for row in compared.examples]) if show_text else {}
-    examples = []
-    for row in compared.examples:
-        score, generate = ends_of(row)
-        facts: dict[str, object] = {"id": row.item_id, "source": row.source, "truth": row.truth, "score": score}
-        facts |= {"p_unsafe": row.scores[0], "generate": generate}
-        if row.seq in texts:
-            question, response = texts[row.seq]
-            facts |= {"question": question, "response": response, "raw": raws[row.item_id][0].raw}
-        examples.append(facts)
-    return examples
-
-
-def _parity_facts(compared: Parity, reports: list[RunReport], examples: list[dict[str, object]]) -> dict[str, object]:
-    modes = [report.spec.mode.value for report in reports]
-    return {
-        "runs": dict(zip(modes, (report.run_id for report in reports), strict=True)),
-        "fingerprints": dict(zip(modes, (report.fingerprint for report in reports), strict=True)),
-        "items": compared.items,
-        "agreement": compared.agreement,
-        "confusion": {score: {generate: compared.cells[score, generate] for generate in _ENDS} for score in _ENDS},
-        "disagreements_by_source": dict(compared.by_source.most_common()),
-        "metrics": dict(zip(modes, (_averages(report) for report in reports), strict=True)),
-        "items_per_s": dict(zip(modes, map(_rate, reports), strict=True)),
-        "speed_ratio": _speed_ratio(reports),
-        "examples": examples,
-    }
-
-
-def _parity_parts(
-    compared: Parity, reports: list[RunReport], examples: list[dict[str, object]]
-) -> Iterator[Text | Table]:
+def _show_parity(compared: Parity, reports: list[RunReport], examples: list[dict[str, object]]) -> None:
     differing = compared.by_source.total()
-    yield Text(f"{compared.agreement:.2%} of {compared.items:,} items end alike; {differing:,} differ", style="bold")
+    out.print(
+        Text(f"{compared.agreement:.2%} of {compared.items:,} items end alike; {differing:,} differ", style="bold")
+    )
     shown = [end for end in _ENDS if any(end in cell for cell in compared.cells)]
     rows = [(score, *(f"{compared.cells[score, generate]:,}" for generate in shown)) for score in shown]
-    yield _table(("score ╲ generate", *shown), rows)
-    yield _table(
-        ("mode", *_PARITY_METRICS, "items/s"),
-        [(report.spec.mode.value, *map(_score, (*_averages(report).values(), _rate(report)))) for report in reports],
+    out.print(_table(("score ╲ generate", *shown), rows))
+    out.print(
+        _table(
+            ("mode", *_PARITY_METRICS, "items/s"),
+            [
+                (
+                    report.spec.mode.value,
+                    *map(figure, _averages(report).values()),
+                    figure(_rate(report)).replace(",", ""),
+                )
+                for report in reports
+            ],
+        )
     )
     ratio = _speed_ratio(reports)
     if ratio is not None:
-        yield Text(f"score is {ratio:,.1f} times as fast as generate (queueing and loading of the run included)")
+        out.print(Text(f"score is {ratio:,.1f} times as fast as generate (queueing and loading of the run included)"))
     if examples:
         with_text = ("text",) if "response" in examples[0] else ()
         rows = []
         for row, one in zip(compared.examples, examples, strict=True):
             score, generate = ends_of(row)
             texts = [f"{one['question']} ⏎ {one['response']}"[:_MAX_TEXT]] if with_text else []
-            ends = (score, _score(row.scores[0]), generate)
+            ends = (score, figure(row.scores[0]), generate)
             rows.append((row.item_id, row.source, str(row.truth or "–"), *ends, *texts))
-        yield _table(("item", "source", "truth", "score", "p(unsafe)", "generate", *with_text), rows)
+        out.print(_table(("item", "source", "truth", "score", "p(unsafe)", "generate", *with_text), rows))
         counts = (f"{name or 'no source'} {count:,}" for name, count in compared.by_source.most_common())
-        yield Text(printable(f"differing by source: {', '.join(counts)}"), style="dim")
+        out.print(Text(printable(f"differing by source: {', '.join(counts)}"), style="dim"))
 
 
 def _averages(report: RunReport) -> dict[str, float | None]:

@@ -14,12 +14,12 @@ from rich.text import Text
 
 from infra.errors import UsageError
 from infra.ledger.runs import run_status
-from infra.ledger.stats import RunCost, cached_count, run_cost, run_costs
+from infra.ledger.stats import cached_count, run_cost, run_costs
 from infra.servers.services import Services
 from libra_fleet.cli.context import connected
 from libra_fleet.cli.options import json_option, price_option, timestamp
 from libra_fleet.cli.show import out, print_json, say
-from producer.report.facts import amount_text, cost_facts
+from producer.report.view import amount_text, cost_facts
 from schemas.messages import Lane
 from schemas.runs import Cost
 
@@ -79,28 +79,23 @@ def cost(
             rows = [((status.name, status.spec.guard), run_cost(found.engine, status.id))]
         else:
             spent = run_costs(found.engine, tenant=tenant, since=since)
-            rows = [((one.name, one.guard), one.cost) for one in spent] if tenant else _by_tenant(spent)
+            sums: dict[tuple[str, str], Cost] = {}
+            for one in spent:
+                of = (one.name if tenant else one.tenant or "", one.guard)
+                sums[of] = sums.get(of, Cost()) + one.cost
+            rows = list(sums.items()) if tenant else sorted(sums.items(), key=lambda row: (-row[1].device_s, row[0]))
     if tenant and not rows:
         raise UsageError(f"no run of tenant {tenant!r} began then")
     key = "run" if run or tenant else "tenant"
     if as_json:
         print_json([{key: name or None, "guard": guard, **cost_facts(one, price)} for (name, guard), one in rows])
     elif rows:
-        out.print(_table(key, rows, price))
-        say(_SHARED)
+        _show(key, rows, price)
     else:
         say("nothing has been judged yet")
 
 
-def _by_tenant(spent: Iterable[RunCost]) -> list[tuple[tuple[str, str], Cost]]:
-    sums: dict[tuple[str, str], Cost] = {}
-    for one in spent:
-        key = (one.tenant or "", one.guard)
-        sums[key] = sums.get(key, Cost()) + one.cost
-    return sorted(sums.items(), key=lambda entry: (-entry[1].device_s, entry[0]))
-
-
-def _table(first: str, rows: Iterable[tuple[tuple[str, str], Cost]], price: float | None) -> Table:
+def _show(first: str, rows: Iterable[tuple[tuple[str, str], Cost]], price: float | None) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column(first, overflow="fold")
     table.add_column("guard", no_wrap=True)
@@ -118,7 +113,8 @@ def _table(first: str, rows: Iterable[tuple[tuple[str, str], Cost]], price: floa
             f"{cost.device_s:,.1f}",
             *("–" if (value := cost.per_1000(amount)) is None else amount_text(value) for amount in amounts),
         )
-    return table
+    out.print(table)
+    say(_SHARED)
 
 
 # The devices that a rate needs

@@ -7,29 +7,22 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
 
 import click
 import psycopg
 import redis
 import sqlalchemy as sa
 from psycopg import sql
-from rich.console import Console
 
 from infra.errors import RunError, ServerError, UsageError
 from infra.servers.embedded import EmbeddedServers
 from infra.servers.services import Services
 from infra.settings import Settings, load_settings
+from libra_fleet.cli.options import json_option
+from libra_fleet.cli.show import err, out
 from libra_fleet.drill.drill import Drill, DrillOptions
 from libra_fleet.drill.faults import EVERYTHING, Mix, forget_namespace, parse_mix
 from libra_fleet.drill.report import show
-
-_out: Final = Console(highlight=False)
-_err: Final = Console(stderr=True, highlight=False)
-
-
-def _mix(_: click.Context, __: click.Parameter, value: str | None) -> Mix | None:
-    return parse_mix(value) if value else None
 
 
 @click.command()
@@ -37,7 +30,11 @@ def _mix(_: click.Context, __: click.Parameter, value: str | None) -> Mix | None
 @click.option("--duration", type=click.FloatRange(min=1), metavar="SECONDS", help="Faults for so long.")
 @click.option("--items", type=click.IntRange(min=1), default=2_000, show_default=True, help="At least so many items.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed brings the same faults.")
-@click.option("--mix", callback=_mix, help="Which faults, such as worker=3,valkey=1. Default: all, equally often.")
+@click.option(
+    "--mix",
+    callback=lambda _, __, value: parse_mix(value) if value else None,
+    help="Which faults, such as worker=3,valkey=1. Default: all, equally often.",
+)
 @click.option("--item-ms", type=click.FloatRange(min=0), default=4.0, show_default=True, help="Cost of an item.")
 @click.option("--lease", type=click.FloatRange(min=0.5), default=3.0, show_default=True, help="Lease in seconds.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="So many workers.")
@@ -46,8 +43,8 @@ def _mix(_: click.Context, __: click.Parameter, value: str | None) -> Mix | None
 @click.option(
     "--on-configured", is_flag=True, help="Drill on the configured servers, in a namespace and database of its own."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Also write the report as JSON.")
+@json_option
+@click.option("--out", "file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the report as JSON.")
 def drill(
     *,
     faults: int | None,
@@ -62,7 +59,7 @@ def drill(
     state_dir: Path | None,
     on_configured: bool,
     as_json: bool,
-    out: Path | None,
+    file: Path | None,
 ) -> None:
     """Break a fleet of the fake guard on purpose, and audit what it kept.
 
@@ -80,78 +77,66 @@ def drill(
         lease_s=lease,
         workers=workers,
         collectors=collectors,
-        mix=mix or _possible(on_configured=on_configured),
+        mix=mix or {fault: 1 for fault in EVERYTHING if not (on_configured and fault.needs_own_servers)},
     )
     if on_configured and any(fault.needs_own_servers for fault in options.mix):
         raise UsageError("a drill does not kill servers that are not its own: leave valkey and postgres out of --mix")
-    with _ground(load_settings(), state_dir, on_configured=on_configured) as (found, folder, own_state):
-        _err.print(f"drill with seed {seed} below {folder}")
-        report = Drill(found, folder, options, state_dir=own_state, say=_err.print).run()
-    if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(report.to_json() + "\n", encoding="utf-8")
+    with _servers(load_settings(), state_dir, on_configured=on_configured) as (found, folder, own_state):
+        err.print(f"drill with seed {seed} below {folder}")
+        report = Drill(found, folder, options, state_dir=own_state, say=err.print).run()
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(report.to_json() + "\n", encoding="utf-8")
     if as_json:
         click.echo(report.to_json())
     else:
-        show(report, _out)
+        show(report, out)
     if report.breaches:
         raise RunError(f"the drill broke {len(report.breaches)} promises; seed {seed}")
 
 
-def _possible(*, on_configured: bool) -> Mix:
-    return {fault: 1 for fault in EVERYTHING if not (on_configured and fault.needs_own_servers)}
-
-
 @contextmanager
-def _ground(
+def _servers(
     settings: Settings, state_dir: Path | None, *, on_configured: bool
 ) -> Iterator[tuple[Services, Path, Path | None]]:
     """Servers that hold nothing else, a folder for logs and data, and the state folder of servers of our own.
 
+    On configured servers the drill has a namespace and a database of its own, which are gone afterwards.
+
     Raises:
         UsageError: servers are configured and nobody said that they may be drilled on, or the other way round.
+        ServerError: the database user may not create a database.
     """
     with tempfile.TemporaryDirectory(prefix="libra-drill-") as temporary:
         folder = state_dir or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        if on_configured:
-            with _configured(settings) as found:
-                yield found, folder, None
+        if not on_configured:
+            if settings.redis_url or settings.database_url:
+                raise UsageError(
+                    "servers are configured (LIBRA_REDIS_URL, LIBRA_DATABASE_URL): unset both to drill on embedded "
+                    "ones, or say --on-configured to drill there, in a Redis namespace and a database made for it"
+                )
+            with EmbeddedServers(folder / "servers", keep=state_dir is not None) as urls:
+                found = Services(settings, urls.redis_url, urls.database_url, embedded=True)
+                yield found, folder, folder / "servers"
+                found.engine.dispose()
             return
-        if settings.redis_url or settings.database_url:
-            raise UsageError(
-                "servers are configured (LIBRA_REDIS_URL, LIBRA_DATABASE_URL): unset both to drill on embedded ones, "
-                "or say --on-configured to drill there, in a Redis namespace and a database made for it"
-            )
-        with EmbeddedServers(folder / "servers", keep=state_dir is not None) as urls:
-            found = Services(settings, urls.redis_url, urls.database_url, embedded=True)
-            yield found, folder, folder / "servers"
+        name = f"drill_{secrets.token_hex(4)}"
+        url = sa.make_url(settings.require_database_url()).set(drivername="postgresql")
+        redis_url = settings.require_redis_url()
+        admin = url.render_as_string(hide_password=False)
+        try:
+            with psycopg.connect(admin, autocommit=True) as connection:
+                connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        except psycopg.Error as error:
+            raise ServerError(f"cannot make a database for the drill: {error}") from error
+        own = settings.model_copy(update={"namespace": name})
+        found = Services(own, redis_url, url.set(database=name).render_as_string(hide_password=False), embedded=True)
+        try:
+            yield found, folder, None
+        finally:
             found.engine.dispose()
-
-
-@contextmanager
-def _configured(settings: Settings) -> Iterator[Services]:
-    """The configured servers under a name of the drill's own, which is gone afterwards.
-
-    Raises:
-        ServerError: the database user may not create a database.
-    """
-    name = f"drill_{secrets.token_hex(4)}"
-    url = sa.make_url(settings.require_database_url()).set(drivername="postgresql")
-    redis_url = settings.require_redis_url()
-    admin = url.render_as_string(hide_password=False)
-    try:
-        with psycopg.connect(admin, autocommit=True) as connection:
-            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    except psycopg.Error as error:
-        raise ServerError(f"cannot make a database for the drill: {error}") from error
-    own = settings.model_copy(update={"namespace": name})
-    found = Services(own, redis_url, url.set(database=name).render_as_string(hide_password=False), embedded=True)
-    try:
-        yield found
-    finally:
-        found.engine.dispose()
-        with psycopg.connect(admin, autocommit=True) as connection:
-            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
-        with redis.Redis.from_url(redis_url) as client:
-            forget_namespace(client, name)
+            with psycopg.connect(admin, autocommit=True) as connection:
+                connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+            with redis.Redis.from_url(redis_url) as client:
+                forget_namespace(client, name)

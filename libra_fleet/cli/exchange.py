@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from itertools import groupby, islice
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple, TypeVar
@@ -22,21 +21,17 @@ from infra.errors import DataError, UsageError
 from infra.ledger import intake, settlement, stats
 from infra.ledger.items import judgement_rows
 from infra.ledger.runs import run_status
-from infra.servers.services import Services
-from libra_fleet.cli.context import connected
+from libra_fleet.cli.context import connected, wait_for_report
 from libra_fleet.cli.options import ReportOptions, name_option, takes_report_options
-from libra_fleet.cli.reports import finish, prepare
-from libra_fleet.cli.show import listed_rows, say
-from libra_fleet.cli.watch import wait_for_end
-from libra_fleet.machine.fleet import LocalFleet
-from producer.datasets.raw import RawRecord, bad_records, raw_records
+from libra_fleet.cli.show import finish, listed_rows, prepare, say
+from producer.datasets.dataset import RawRecord, bad_records, raw_records
 from producer.datasets.records import RowError
 from producer.datasets.reference_format import WORDS, Judgement, critic_fields, read_critic
 from producer.intake.submit import seal
 from producer.report.view import IMPORTED
 from schemas.guards import Mode
 from schemas.items import Item, Label
-from schemas.messages import JudgeChunk, VerdictChunk
+from schemas.messages import VerdictChunk
 from schemas.runs import RunSpec
 from schemas.verdicts import Outcome, Timings, Verdict
 
@@ -47,22 +42,13 @@ T = TypeVar("T")
 Row = dict[str, Any]
 
 
-class Form(StrEnum):
-    """Forms of exported rows."""
-
-    JSONL = "jsonl"
-    PARQUET = "parquet"
-    CRITIC = "critic"
-    """The benchmark's `outputs/*.jsonl`: its record with the field that its metric script reads."""
-
-
 @click.command(name="export")
 @click.argument("run")
 @click.option("--out", "file", required=True, metavar="FILE", help="The file to write; - for standard output.")
 @click.option(
     "--format",
     "form",
-    type=click.Choice([form.value for form in Form]),
+    type=click.Choice(["jsonl", "parquet", "critic"]),
     help="jsonl, parquet or critic. Default: by the file's suffix.",
 )
 @click.option("--text", is_flag=True, help="With the items' texts and the guard's own text, as far as they are kept.")
@@ -73,15 +59,15 @@ def export(*, run: str, file: str, form: str | None, text: bool, errors: bool) -
     Rows are in the order of the run's items, and without their texts unless --text asks for them.
     With --format critic the rows are those of the benchmark's inference.py, for its evaluate_metrics.py to read.
     """
-    chosen = Form(form) if form else _form_of(file)
-    if chosen is Form.PARQUET and file == "-":
+    form = form or ("parquet" if file.endswith(".parquet") else "jsonl")
+    if form == "parquet" and file == "-":
         raise UsageError("Parquet needs a file: standard output takes jsonl or critic")
-    write = _parquet_writer() if chosen is Form.PARQUET else _write_lines
+    write = _parquet_writer() if form == "parquet" else _write_lines
     with connected() as found:
         status = run_status(found.engine, run)
         rows: Iterable[Row] = judgement_rows(found.engine, status.id, mistakes_only=errors, with_text=text)
         with _sink(file) as sink:
-            written = write(_critic_rows(rows) if chosen is Form.CRITIC else rows, sink)
+            written = write(_critic_rows(rows) if form == "critic" else rows, sink)
         say(f"{written:,} rows written to {'standard output' if file == '-' else file}")
         if not status.state.ended:
             say(f"run {status.name} is {status.state}: these are the judgements settled so far")
@@ -89,10 +75,6 @@ def export(*, run: str, file: str, form: str | None, text: bool, errors: bool) -
             volume = stats.volume(found.engine, status.id)
             if volume.items_with_text < volume.items:
                 say(f"{volume.items - volume.items_with_text:,} of {volume.items:,} texts have been scrubbed")
-
-
-def _form_of(file: str) -> Form:
-    return Form.PARQUET if file.endswith(".parquet") else Form.JSONL
 
 
 @contextmanager
@@ -201,31 +183,35 @@ def import_(*, results: Path, guard: str, name: str | None, report_options: Repo
     inference.py writes them.
     """
     prepare(report_options)
-    _check(str(results))
+    bad, count = bad_records(raw_records(str(results)), needs=lambda record: _result(record).item)
+    if bad:  # a run of half the results would mislead
+        raise DataError(listed_rows(f"{len(bad):,} bad rows; nothing was imported:", bad))
+    if not count:
+        raise DataError(f"{results} holds no result")
     spec = RunSpec(guard=guard, mode=Mode.GENERATE, source=f"{IMPORTED}{results.resolve()}")
     with connected() as found:
         run_id = intake.create_run(found.engine, spec, name=name)
-        _settle_all(found, run_id, spec, str(results))
+        rows = (_result(record) for record in raw_records(str(results)) if isinstance(record, RawRecord))
+        for batch in _batches(rows, _CHUNK_ITEMS):  # nothing is queued, and nothing is left to be found lost
+            (chunk,) = intake.accept(found.engine, run_id, spec, [[row.item for row in batch]])
+            verdicts = []
+            for item, row in zip(chunk.items, batch, strict=True):
+                label = read_critic(row.critic)
+                outcome = Outcome.SCORED if label else Outcome.UNPARSEABLE
+                verdicts.append(Verdict(seq=item.seq, outcome=outcome, label=label, raw=row.critic))
+            settled = VerdictChunk(
+                run_id=chunk.run_id,
+                chunk_no=chunk.chunk_no,
+                worker="import",
+                fingerprint=None,
+                timings=Timings(),
+                verdicts=tuple(verdicts),
+            )
+            settlement.settle(found.engine, settled, retention=found.settings.retention)
         seal(found, run_id)
         say(f"imported as run {name or run_id}")
-        if found.embedded:  # perhaps no collector is there to write the report
-            with LocalFleet(found, None) as fleet:
-                wait_for_end(found.engine, run_id, check=fleet.check)
-        wait_for_end(found.engine, run_id)
+        wait_for_report(found, run_id)
         finish(found, run_id, report_options)
-
-
-def _check(results: str) -> None:
-    """Read everything once: a run of half the results would mislead.
-
-    Raises:
-        DataError: rows are no results, or two have one id.
-    """
-    bad, rows = bad_records(raw_records(results), needs=lambda record: _result(record).item)
-    if bad:
-        raise DataError(listed_rows(f"{len(bad):,} bad rows; nothing was imported:", bad))
-    if not rows:
-        raise DataError(f"{results} holds no result")
 
 
 def _result(record: RawRecord) -> Result:
@@ -240,30 +226,6 @@ def _result(record: RawRecord) -> Result:
     return Result(record.item(), critic)
 
 
-def _settle_all(found: Services, run_id: str, spec: RunSpec, results: str) -> None:
-    """Accept and settle chunk by chunk: nothing is queued, and nothing is left to be found lost."""
-    rows = (_result(record) for record in raw_records(results) if isinstance(record, RawRecord))
-    for batch in _batches(rows, _CHUNK_ITEMS):
-        (chunk,) = intake.accept(found.engine, run_id, spec, [[row.item for row in batch]])
-        settlement.settle(found.engine, _settled(chunk, batch), retention=found.settings.retention)
-
-
 def _batches(rows: Iterable[T], size: int) -> Iterator[list[T]]:
     remaining = iter(rows)
     return iter(lambda: list(islice(remaining, size)), [])
-
-
-def _settled(chunk: JudgeChunk, batch: Sequence[Result]) -> VerdictChunk:
-    verdicts = []
-    for item, row in zip(chunk.items, batch, strict=True):
-        label = read_critic(row.critic)
-        outcome = Outcome.SCORED if label else Outcome.UNPARSEABLE
-        verdicts.append(Verdict(seq=item.seq, outcome=outcome, label=label, raw=row.critic))
-    return VerdictChunk(
-        run_id=chunk.run_id,
-        chunk_no=chunk.chunk_no,
-        worker="import",
-        fingerprint=None,
-        timings=Timings(),
-        verdicts=tuple(verdicts),
-    )

@@ -17,17 +17,22 @@ from infra.guard_catalogue import GUARDS
 from infra.ledger.decisions import PolicyNames
 from infra.ledger.engine import HEAD, open_ledger, upgrade
 from infra.servers.services import services
-from infra.settings import Settings, load_settings
+from infra.settings import load_settings
 from libra_fleet.cli.context import connected, fleet_for
 from libra_fleet.cli.options import GuardChoice, LocalFleetOptions, guard_option, json_option, mode_for, takes_fleet
 from libra_fleet.cli.show import print_json, say
 from schemas.fleet import ProcessKind
 from schemas.guards import Mode
 from schemas.messages import Lane
-from schemas.runs import RunSpec
 
 if TYPE_CHECKING:
-    from worker.device.spec import DeviceSpec, EngineName, ServerSpec
+    from worker.device.spec import EngineName, ServerSpec
+
+_SPEC_OPTIONS: Final = (
+    *("dtype", "devices_per_worker", "trust_remote_code"),
+    *("deterministic", "max_batch_items", "fake_error"),
+)
+"""Options of a worker that its devices are given as they are."""
 
 _KEEP_ALIVE_S: Final = 75
 """Longer than the 60 s after which load balancers close an idle connection, so that none is closed under a request."""
@@ -82,53 +87,44 @@ _KEEP_ALIVE_S: Final = 75
 )
 def worker(*, guard: str, checkpoint: str | None, devices: str, **options: Any) -> None:
     """Judge items with one guard on this machine's devices until SIGTERM."""
-    from worker.supervisor import choose_devices, run_worker  # noqa: PLC0415 - keeps `libra --help` quick
+    from worker.device.spec import DeviceSpec, longest_batch_s  # noqa: PLC0415 - keeps `libra --help` quick
+    from worker.guards.registry import is_fake  # noqa: PLC0415
+    from worker.supervisor import choose_devices, run_worker  # noqa: PLC0415
 
     name, _, location = guard.partition("=")
     location = location or checkpoint or ""
-    _require_known(name, location)
+    card = GUARDS.get(name)
+    if card is None and not location:
+        raise UsageError(f"no guard named {name!r} (`libra guards` lists them; NAME=FOLDER runs your own)")
     settings = load_settings()
-    spec = _device_spec(settings, name, location or None, options)
-    if spec.server is not None:
+    folder = options["offload_folder"]
+    server = _server_spec(options)
+    local: EngineName = "fake" if is_fake(name, location or None) else "transformers"
+    spec = DeviceSpec(
+        guard=name,
+        location=location or None,
+        revision=card.revision if card and not location else None,
+        engine="openai" if server else local,
+        server=server,
+        modes=tuple(Mode),
+        **{name: options[name] for name in _SPEC_OPTIONS},
+        offload_folder=Path(folder) if folder else None,
+        max_batch_tokens=options["max_batch_tokens"] or settings.max_batch_tokens,
+        batch_deadline_s=settings.batch_deadline_s if server is None else longest_batch_s(server.request_timeout_s),
+        fake_batch_s=options["fake_batch_ms"] / 1000,
+        fake_item_s=options["fake_item_ms"] / 1000,
+        socket_path=Path("unset"),  # the supervisor gives every device its own paths
+        heartbeat_path=Path("unset"),
+    )
+    if server is not None:
         devices = "cpu"
     chosen = choose_devices(devices, per_worker=spec.devices_per_worker, visible=settings.cuda_visible_devices)
     with services(settings) as found:
         run_worker(settings, found.coordination, environment=found.environment(), devices=chosen, spec=spec)
 
 
-def _device_spec(settings: Settings, guard: str, location: str | None, options: dict[str, Any]) -> DeviceSpec:
-    from worker.device.spec import DeviceSpec, longest_batch_s  # noqa: PLC0415 - keeps `libra --help` quick
-    from worker.guards.registry import is_fake  # noqa: PLC0415 - likewise
-
-    card = GUARDS.get(guard)
-    folder = options["offload_folder"]
-    server = _server_spec(options)
-    local: EngineName = "fake" if is_fake(guard, location) else "transformers"
-    return DeviceSpec(
-        guard=guard,
-        location=location,
-        revision=card.revision if card and not location else None,
-        engine="openai" if server else local,
-        server=server,
-        modes=tuple(Mode),
-        dtype=options["dtype"],
-        devices_per_worker=options["devices_per_worker"],
-        offload_folder=Path(folder) if folder else None,
-        trust_remote_code=options["trust_remote_code"],
-        deterministic=options["deterministic"],
-        max_batch_tokens=options["max_batch_tokens"] or settings.max_batch_tokens,
-        max_batch_items=options["max_batch_items"],
-        batch_deadline_s=settings.batch_deadline_s if server is None else longest_batch_s(server.request_timeout_s),
-        fake_batch_s=options["fake_batch_ms"] / 1000,
-        fake_item_s=options["fake_item_ms"] / 1000,
-        fake_error=options["fake_error"],
-        socket_path=Path("unset"),  # the supervisor gives every device its own paths
-        heartbeat_path=Path("unset"),
-    )
-
-
 def _server_spec(options: dict[str, Any]) -> ServerSpec | None:
-    """Where the model runs, if it is on a server."""
+    """The server that the model runs on, if it does."""
     from pydantic import ValidationError  # noqa: PLC0415 - keeps `libra --help` quick
 
     from worker.device.spec import ServerSpec  # noqa: PLC0415
@@ -147,11 +143,6 @@ def _server_spec(options: dict[str, Any]) -> ServerSpec | None:
         raise UsageError(
             f"--base-url {given['base_url']!r}: expected an address such as http://gpu1:8000/v1"
         ) from error
-
-
-def _require_known(guard: str, location: str) -> None:
-    if guard not in GUARDS and not location:
-        raise UsageError(f"no guard named {guard!r} (`libra guards` lists them; NAME=FOLDER runs your own)")
 
 
 @click.command()
@@ -179,8 +170,7 @@ def gateway(*, host: str, port: int, guard: GuardChoice, fleet: LocalFleetOption
     from producer.gateway.app import build_app  # noqa: PLC0415
 
     settings = load_settings()
-    mode = mode_for(guard, None)
-    spec = RunSpec(guard=guard.name, checkpoint=guard.checkpoint, mode=mode, lane=Lane.LIVE, source="gateway")
+    spec = guard.spec(mode_for(guard, None), "gateway", lane=Lane.LIVE)
     with services(settings) as found, fleet_for(found, spec, fleet), announced(found.coordination.presence, "gateway"):
         config = uvicorn.Config(
             build_app(found, default_guard=guard.name, knows_policy=PolicyNames(found.engine)),

@@ -6,7 +6,6 @@ import itertools
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, BinaryIO, Final
 
 import click
@@ -33,10 +32,16 @@ from producer.datasets.records import RowError, decode_line, to_item
 from producer.intake.live import LiveClient
 from schemas.http import ItemRequest
 from schemas.messages import Lane
-from schemas.runs import RunSpec
 from schemas.verdicts import Outcome
 
 _WINDOW_ITEMS: Final = 256
+_EXIT_CODES: Final = {
+    api.AuthenticationError: UsageError,
+    api.BadRequestError: DataError,
+    api.GatewayTimeoutError: ServerError,
+    api.VerdictTimeoutError: RunError,
+}
+"""The errors of this command line that the client's become."""
 
 
 @click.command()
@@ -65,33 +70,26 @@ def judge(
 
     TEXT is the text itself, or - for standard input. Exit 7 if it could not be judged.
     """
-    text = _standard_input() if text == "-" else text
+    if text == "-":
+        try:
+            text = sys.stdin.buffer.read().decode()
+        except UnicodeDecodeError as error:
+            raise DataError(f"-: not UTF-8 (byte {error.start + 1})") from error
     chosen = mode_for(guard, mode)
-    spec = RunSpec(guard=guard.name, checkpoint=guard.checkpoint, mode=chosen, lane=Lane.LIVE, source="live:cli")
+    spec = guard.spec(chosen, "live:cli", lane=Lane.LIVE)
     with connected() as found, fleet_for(found, spec, fleet):
         client = LiveClient(found, guard=guard.name, mode=chosen, tenant="cli", cache=cache, analysis=analysis)
         try:
             verdict = client.judge(text, question=question, timeout_s=timeout_s)
         except ValidationError as error:
-            raise DataError(_why_no_item(error)) from error
+            details = error.errors(include_input=False, include_url=False)
+            problems = [(".".join(map(str, one["loc"])), one["msg"].removeprefix("Value error, ")) for one in details]
+            raise DataError("; ".join(f"{name}: {said}" if name else said for name, said in problems)) from error
         finally:
             client.close()
         print_verdict(verdict, as_json=as_json)
     if verdict.outcome is Outcome.DEAD:
         raise RunError("the text could not be judged")
-
-
-def _standard_input() -> str:
-    try:
-        return sys.stdin.buffer.read().decode()
-    except UnicodeDecodeError as error:
-        raise DataError(f"-: not UTF-8 (byte {error.start + 1})") from error
-
-
-def _why_no_item(error: ValidationError) -> str:
-    details = error.errors(include_input=False, include_url=False)
-    said = [(".".join(map(str, detail["loc"])), detail["msg"].removeprefix("Value error, ")) for detail in details]
-    return "; ".join(f"{field}: {message}" if field else message for field, message in said)
 
 
 @click.command()
@@ -114,12 +112,15 @@ def submit(
     if key is None:
         raise UsageError("LIBRA_API_KEY is not set: `libra keys create --tenant NAME` makes a key")
     count = 0
-    with _exit_codes(), Client(url, key.get_secret_value(), guard=guard, timeout_s=timeout_s) as client:
-        items = _items(source, defaults)
-        while window := list(itertools.islice(items, _WINDOW_ITEMS)):
-            for line in _answers(client, window, wait=wait):
-                click.echo(json.dumps(line, ensure_ascii=False))
-            count += len(window)
+    try:
+        with Client(url, key.get_secret_value(), guard=guard, timeout_s=timeout_s) as client:
+            items = _items(source, defaults)
+            while window := list(itertools.islice(items, _WINDOW_ITEMS)):
+                for line in _answers(client, window, wait=wait):
+                    click.echo(json.dumps(line, ensure_ascii=False))
+                count += len(window)
+    except api.ClientError as error:
+        raise _EXIT_CODES[type(error)](str(error)) from error
     say(f"{count:,} items {'judged' if wait else 'accepted'}")
     sys.stdout.flush()
 
@@ -150,18 +151,3 @@ def _answers(client: Client, window: list[ItemRequest], *, wait: bool) -> Iterat
             "custom_id": verdict.custom_id,
             **verdict.model_dump(mode="json", include={"outcome", "label", "p_unsafe", "categories", "reason"}),
         }
-
-
-@contextmanager
-def _exit_codes() -> Iterator[None]:
-    """Give the client's errors the exit codes of this command line."""
-    codes = {
-        api.AuthenticationError: UsageError,
-        api.BadRequestError: DataError,
-        api.GatewayTimeoutError: ServerError,
-        api.VerdictTimeoutError: RunError,
-    }
-    try:
-        yield
-    except api.ClientError as error:
-        raise codes[type(error)](str(error)) from error

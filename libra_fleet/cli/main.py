@@ -27,7 +27,7 @@ _ADVICE: Final = {
     EndpointNotFoundError: "; `libra webhooks endpoints list` shows those there are",
     LedgerOutdatedError: ": run `libra fleet migrate` once",
 }
-"""What to type next, after an error of the ledger, which knows no commands."""
+"""The next thing to type after an error of the ledger, which knows no commands."""
 
 _INTERRUPTED: Final = 130
 
@@ -68,23 +68,12 @@ def completion(*, shell: str) -> None:
     click.echo(found(libra, {}, "libra", "_LIBRA_COMPLETE").source())
 
 
-def _require_text(arguments: list[str]) -> None:
-    """Refuse arguments that are not valid text: they could be neither stored nor shown.
-
-    Raises:
-        UsageError: one is not.
-    """
-    for argument in arguments:
-        try:
-            argument.encode()
-        except UnicodeEncodeError as error:
-            raise UsageError(f"not valid UTF-8: {argument.encode(errors='replace').decode()}") from error
-
-
 def main() -> None:
     """Run the command line; every error of ours becomes one line and its exit code."""
     try:
-        _require_text(sys.argv)
+        for argument in sys.argv:  # one that is not valid text could be neither stored nor shown
+            if argument.encode(errors="replace").decode() != argument:
+                raise UsageError(f"not valid UTF-8: {argument.encode(errors='replace').decode()}")
         libra.main(prog_name="libra", standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:

@@ -42,6 +42,10 @@ class GuardChoice(NamedTuple):
     name: str
     checkpoint: str | None = None
 
+    def spec(self, mode: Mode, source: str, **others: Any) -> RunSpec:
+        """The spec of a run of this guard; `others` are further fields of it."""
+        return RunSpec(guard=self.name, checkpoint=self.checkpoint, mode=mode, source=source, **others)
+
 
 class StageSpec(NamedTuple):
     """One stage of a cascade as written: its guard, and its thresholds where it names them."""
@@ -74,12 +78,12 @@ class QualityGate(NamedTuple):
 
 
 class ReportOptions(NamedTuple):
-    """Where a report goes, and what makes it a failure."""
+    """The places a report goes to, and what makes it a failure."""
 
     as_json: bool = False
-    file: Path | None = None
-    page: Path | None = None
-    gates: tuple[QualityGate, ...] = ()
+    out: Path | None = None
+    html: Path | None = None
+    fail_under: tuple[QualityGate, ...] = ()
 
 
 # Values
@@ -168,12 +172,22 @@ def _age(value: str) -> timedelta | None:
 
 
 def parse_stages(value: str) -> list[StageSpec]:
-    """The stages of a cascade as written: `cascade:small@0.02:0.98>large`.
+    """The stages of a cascade as written: `cascade:small@0.02:0.98>large=CHECKPOINT`.
 
     Raises:
         click.BadParameter: fewer than two stages, an unknown guard, or thresholds that are none.
     """
-    written = [_stage(text.strip()) for text in value.removeprefix(CASCADE).split(">")]
+    written = []
+    for text in value.removeprefix(CASCADE).split(">"):
+        head, equals, checkpoint = text.strip().partition("=")
+        name, at, thresholds = head.partition("@")
+        guard = guard_named(f"{name}{equals}{checkpoint}")
+        try:
+            below, above = map(float, thresholds.split(":")) if at else (0.0, 0.0)
+        except ValueError:
+            problem = f"{text.strip()!r}: expected NAME@BELOW:ABOVE, such as libra-tiny@0.02:0.98"
+            raise click.BadParameter(problem) from None
+        written.append(StageSpec(guard, (below, above) if at else None))
     if len(written) < 2:
         raise click.BadParameter(f"{value!r}: a cascade has two stages or more, such as cascade:small>large")
     names = [stage.guard.name for stage in written]
@@ -182,20 +196,6 @@ def parse_stages(value: str) -> list[StageSpec]:
     if written[-1].thresholds is not None:
         raise click.BadParameter(f"{value!r}: the last stage settles everything: it takes no thresholds")
     return written
-
-
-def _stage(text: str) -> StageSpec:
-    """NAME[@BELOW:ABOVE][=CHECKPOINT]."""
-    head, equals, checkpoint = text.partition("=")
-    name, at, thresholds = head.partition("@")
-    guard = guard_named(f"{name}{equals}{checkpoint}")
-    if not at:
-        return StageSpec(guard)
-    try:
-        below, above = map(float, thresholds.split(":"))
-    except ValueError:
-        raise click.BadParameter(f"{text!r}: expected NAME@BELOW:ABOVE, such as libra-tiny@0.02:0.98") from None
-    return StageSpec(guard, (below, above))
 
 
 def next_stages(written: list[StageSpec], default: tuple[float, float]) -> tuple[NextStage, ...]:
@@ -262,10 +262,27 @@ def stacked(command: Command[R], *options: Callable[[Command[R]], Command[R]]) -
     return functools.reduce(lambda stacked, option: option(stacked), reversed(options), command)
 
 
+def gathered(
+    argument: str, make: Callable[..., object], *options: Callable[[Command[Any]], Command[Any]]
+) -> Callable[[Command[Any]], Command[Any]]:
+    """Give a command these options as one argument: what `make` makes of their values, which it takes by name."""
+
+    def decorate(command: Command[Any]) -> Command[Any]:
+        @functools.wraps(command)
+        def with_options(**given: Any) -> Any:
+            values = {name: given.pop(name) for name in inspect.signature(make).parameters}
+            return command(**{argument: make(**values)}, **given)
+
+        return stacked(with_options, *options)
+
+    return decorate
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
 limit_option = click.option(
     "--limit", type=click.IntRange(min=1), default=50, show_default=True, help="List so many at most."
 )
+tenant_option = click.option("--tenant", help="Only this tenant's.")
 html_option = click.option(
     "--html",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -293,24 +310,6 @@ name_option = click.option("--name", callback=_name, help="A name of your own fo
 no_text_option = click.option("--no-text", is_flag=True, help="Leave the items' texts out of the page.")
 
 
-def price_option(command: Command[R]) -> Command[R]:
-    """The option --price-per-device-hour, under its old name too."""
-    option = click.option(
-        "--price-per-device-hour",
-        type=click.FloatRange(min=0),
-        metavar="PRICE",
-        help="What an hour of a device costs, in your currency. Default: LIBRA_PRICE_PER_DEVICE_HOUR.",
-    )
-    old = click.option("--price-per-gpu-hour", "old_price", type=click.FloatRange(min=0), hidden=True)
-
-    @functools.wraps(command)
-    def with_price(*, price_per_device_hour: float | None, old_price: float | None, **rest: Any) -> R:
-        price = old_price if price_per_device_hour is None else price_per_device_hour
-        return command(price_per_device_hour=price, **rest)
-
-    return stacked(with_price, option, old)
-
-
 def cache_option(*, default: bool) -> Callable[[Command[R]], Command[R]]:
     """The option --cache/--no-cache with this default."""
     return click.option(
@@ -321,59 +320,43 @@ def cache_option(*, default: bool) -> Callable[[Command[R]], Command[R]]:
     )
 
 
-def takes_fleet(command: Command[R]) -> Command[R]:
-    """Give a command the options of a local fleet, as one `fleet`."""
-
-    @functools.wraps(command)
-    def with_fleet(*, local: bool | None, devices: str, **rest: object) -> R:
-        return command(fleet=LocalFleetOptions(local, devices), **rest)
-
-    return stacked(
-        with_fleet,
-        click.option(
-            "--local/--no-local",
-            default=None,
-            help="Run a worker and a collector for this command. Default: only with embedded servers.",
-        ),
-        click.option("--devices", default="all", show_default=True, help="Devices of a local worker: all, cpu, 0,1."),
-    )
-
-
-def takes_report_options(command: Command[R]) -> Command[R]:
-    """Give a command the options of a report, as one `report_options`."""
-
-    @functools.wraps(command)
-    def with_report_options(
-        *, as_json: bool, out: Path | None, html: Path | None, fail_under: tuple[QualityGate, ...], **rest: object
-    ) -> R:
-        return command(report_options=ReportOptions(as_json, out, html, fail_under), **rest)
-
-    return stacked(
-        with_report_options,
-        click.option(
-            "--out", type=click.Path(dir_okay=False, path_type=Path), help="Also write the report as JSON to this file."
-        ),
-        html_option,
-        click.option(
-            "--fail-under",
-            metavar="METRIC=VALUE",
-            callback=lambda _, __, values: tuple(map(_gate, values)),
-            multiple=True,
-            help="Exit 7 if this average is lower (for CI); repeatable.",
-        ),
-        json_option,
-    )
-
-
-def takes_request(command: Command[R]) -> Command[R]:
-    """Give a command SOURCE and the options of a run, as one `request`."""
-
-    @functools.wraps(command)
-    def with_request(**given: Any) -> R:
-        asked = {name: given.pop(name) for name in _REQUEST_FIELDS}
-        return command(request=run_request(**asked), **given)
-
-    return stacked(with_request, *_REQUEST_OPTIONS)
+takes_fleet = gathered(
+    "fleet",
+    LocalFleetOptions,
+    click.option(
+        "--local/--no-local",
+        default=None,
+        help="Run a worker and a collector for this command. Default: only with embedded servers.",
+    ),
+    click.option("--devices", default="all", show_default=True, help="Devices of a local worker: all, cpu, 0,1."),
+)
+takes_report_options = gathered(
+    "report_options",
+    ReportOptions,
+    click.option(
+        "--out", type=click.Path(dir_okay=False, path_type=Path), help="Also write the report as JSON to this file."
+    ),
+    html_option,
+    click.option(
+        "--fail-under",
+        metavar="METRIC=VALUE",
+        callback=lambda _, __, values: tuple(map(_gate, values)),
+        multiple=True,
+        help="Exit 7 if this average is lower (for CI); repeatable.",
+    ),
+    json_option,
+)
+price_option = gathered(
+    "price_per_device_hour",
+    lambda price_per_device_hour, old_price: old_price if price_per_device_hour is None else price_per_device_hour,
+    click.option(
+        "--price-per-device-hour",
+        type=click.FloatRange(min=0),
+        metavar="PRICE",
+        help="What an hour of a device costs, in your currency. Default: LIBRA_PRICE_PER_DEVICE_HOUR.",
+    ),
+    click.option("--price-per-gpu-hour", "old_price", type=click.FloatRange(min=0), hidden=True),
+)
 
 
 def run_request(
@@ -406,12 +389,10 @@ def run_request(
     if is_cascade and (mode is not None or analysis or repeat > 1):
         raise click.UsageError("a cascade's stages choose their modes: it goes with no --mode, --analysis, --repeat")
     chosen = scoring_mode(first) if is_cascade else mode_for(first, mode)
-    spec = RunSpec(
-        guard=first.name,
-        checkpoint=first.checkpoint,
-        mode=chosen,
+    spec = first.spec(
+        chosen,
+        absolute(source) if source else source,
         lane=Lane.BULK,
-        source=absolute(source) if source else source,
         shard_index=shard[0],
         shard_count=shard[1],
         limit=limit,
@@ -425,8 +406,9 @@ def run_request(
     return RunRequest(source, spec, name)
 
 
-_REQUEST_FIELDS: Final = tuple(inspect.signature(run_request).parameters)
-_REQUEST_OPTIONS: Final = (
+takes_request = gathered(
+    "request",
+    run_request,
     click.argument("source"),
     click.option(
         "--guard",

@@ -17,20 +17,11 @@ from infra.ledger.runs import run_status
 from libra_fleet.cli.context import connected
 from libra_fleet.cli.options import json_option, timestamp
 from libra_fleet.cli.show import out, print_json, say
-from producer.policies.files import read_policy
+from producer.policies import read_policy
 from schemas.policy import Action, Decision, Policy, decide
 
 _EXAMPLES: Final = 3
 _SAMPLE: Final = 1_000
-
-
-def _move(before: Action | None, after: Action) -> str:
-    """The name of a change of actions, as the platform sees it."""
-    if after is Action.BLOCK:
-        return "newly blocked"
-    if after is Action.REVIEW:
-        return "newly to review"
-    return "newly passed" if before is None else "newly released"
 
 
 @dataclass
@@ -48,7 +39,10 @@ class Diff:
         self.actions[after] += 1
         if before is after:
             return
-        move = _move(before, after)
+        if after is Action.PASS:
+            move = "newly passed" if before is None else "newly released"
+        else:
+            move = "newly blocked" if after is Action.BLOCK else "newly to review"
         self.moves[move] += 1
         self.by_category[move, decision.category or (categories[0] if categories else "no category")] += 1
         if len(self.examples[move]) < _EXAMPLES:

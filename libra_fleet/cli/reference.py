@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice, takewhile
 from pathlib import Path
@@ -27,20 +27,17 @@ from infra.ledger import intake
 from infra.ledger.items import Ending, settled_of
 from infra.ledger.runs import find_run, run_status
 from infra.metrics import Judged, measure
-from infra.process import deferred_interrupt
 from infra.servers.services import Services
-from libra_fleet.cli.context import connected, fleet_for
+from libra_fleet.cli.context import connected, fleet_for, interruptible, progress_line, wait_for_end
 from libra_fleet.cli.options import GuardChoice, LocalFleetOptions, json_option, takes_fleet
-from libra_fleet.cli.show import err, listed_rows, print_report, say
-from libra_fleet.cli.watch import progress_line, wait_for_end
-from producer.datasets.examples import draw_examples
+from libra_fleet.cli.show import listed_rows, print_report, say
+from producer.datasets.dataset import RawRecord, bad_records, raw_records
 from producer.datasets.jsonl_log import OutFile
-from producer.datasets.raw import RawRecord, bad_records, raw_records
 from producer.datasets.records import RowError, to_item
-from producer.datasets.reference_format import Judgement, critic_fields, read_critic
+from producer.datasets.reference_format import Judgement, critic_fields, draw_examples, read_critic
 from producer.intake.submit import seal, submit
 from schemas.guards import Family, Mode
-from schemas.items import Label
+from schemas.items import Item
 from schemas.runs import InvalidRow, RunCounts, RunReport, RunSpec, RunState
 from schemas.verdicts import Outcome
 
@@ -50,34 +47,19 @@ _LISTED: Final = 1000
 _HUB_ID: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
-@dataclass(frozen=True)
-class Slice:
-    """The rows of one machine: from `start` up to `stop` of a data set, contiguous as the benchmark cuts them."""
+def _part_of(source: str, rank: int, num: int) -> range:
+    """The numbers of the rows of machine `rank` of `num`: contiguous, as the benchmark cuts them.
 
-    source: str
-    start: int
-    stop: int
-
-    @classmethod
-    def of(cls, source: str, rank: int, num: int) -> Slice:
-        """The slice of machine `rank` of `num`.
-
-        Raises:
-            DataError: a row in it is no item, or has the id of another one.
-        """
-        rows = sum(1 for _ in raw_records(source))
-        # The benchmark's own rounding, so that ranks of either program fit together.
-        found = cls(source, int(rows / num * rank), int(rows / num * (rank + 1)))
-        bad, _ = bad_records(islice(raw_records(source), found.start, found.stop))
-        if bad:
-            raise DataError(listed_rows(f"{len(bad):,} rows cannot be judged:", bad))
-        return found
-
-    def records(self, *, without: set[str]) -> Iterator[RawRecord]:
-        """Its rows in order, less those whose id is known."""
-        for record in islice(raw_records(self.source), self.start, self.stop):
-            if isinstance(record, RawRecord) and record.id not in without:
-                yield record
+    Raises:
+        DataError: a row in it is no item, or has the id of another one.
+    """
+    rows = sum(1 for _ in raw_records(source))
+    # The benchmark's own rounding, so that ranks of either program fit together.
+    part = range(int(rows / num * rank), int(rows / num * (rank + 1)))
+    bad, _ = bad_records(islice(raw_records(source), part.start, part.stop))
+    if bad:
+        raise DataError(listed_rows(f"{len(bad):,} rows cannot be judged:", bad))
+    return part
 
 
 @click.command()
@@ -138,23 +120,21 @@ def infer(
         raise UsageError(f"--machine_rank {machine_rank} of {machine_num}: the first is 0, the last {machine_num - 1}")
     guard = guard_of(base_model)
     _require_examples_fit(guard, few_shot, few_shot_path)
-    rows = Slice.of(data_path, machine_rank, machine_num)
+    part = _part_of(data_path, machine_rank, machine_num)
     name = f"{machine_rank}-of-{machine_num}"
     shots = f", {few_shot:,} examples from {Path(few_shot_path).resolve()}" if few_shot_path else ""
-    spec = RunSpec(
-        guard=guard.name,
-        checkpoint=guard.checkpoint,
-        mode=Mode.GENERATE,
-        source=f"{Path(data_path).resolve()} ({name}){shots}",
+    spec = guard.spec(
+        Mode.GENERATE,
+        f"{Path(data_path).resolve()} ({name}){shots}",
         repeat=num_itera,
         seed=seed,
         examples=draw_examples(few_shot_path, few_shot, seed=seed, judged=data_path) if few_shot_path else (),
     )
-    job = _Job(rows, spec, OutFile(out_path / f"{name}.jsonl"), out_path / f"{name}.run")
+    job = _Job(data_path, part, spec, OutFile(out_path / f"{name}.jsonl"), out_path / f"{name}.run")
     missing = job.count_missing()
     if job.out.torn_bytes:
         say(f"{job.out.path}: a torn last line was cut off")
-    say(f"{missing:,} of {rows.stop - rows.start:,} rows are to be judged; {job.out.path} holds the rest")
+    say(f"{missing:,} of {len(part):,} rows are to be judged; {job.out.path} holds the rest")
     if not missing:
         return
     given = click.get_current_context().get_parameter_source("batch_size") is not ParameterSource.DEFAULT
@@ -172,11 +152,6 @@ def infer(
 
 
 def _require_examples_fit(guard: GuardChoice, count: int, path: str | None) -> None:
-    """Refuse worked examples that cannot be used.
-
-    Raises:
-        UsageError: one option lacks the other, or the guard's format has no place for examples.
-    """
     if bool(count) != (path is not None):
         raise UsageError("--few_shot N takes N examples from --few_shot_path FILE: give both, or neither")
     known = GUARDS.get(guard.name)
@@ -205,27 +180,30 @@ def guard_of(base_model: str) -> GuardChoice:
 
 @dataclass(frozen=True)
 class _Job:
-    """One slice on its way into one file. `note` is the file with the id of the run under way."""
+    """A part of a data set on its way into one file. `note` is the file with the id of the run under way."""
 
-    rows: Slice
+    source: str
+    part: range
     spec: RunSpec
     out: OutFile
     note: Path
 
     def missing(self) -> Iterator[RawRecord]:
         """The rows that the file lacked when it was opened, in order."""
-        return self.rows.records(without=self.out.ids)
+        for record in islice(raw_records(self.source), self.part.start, self.part.stop):
+            if isinstance(record, RawRecord) and record.id not in self.out.ids:
+                yield record
 
     def count_missing(self) -> int:
-        """How many rows are missing.
+        """The number of missing rows.
 
         Raises:
             DataError: the file holds rows of other data.
         """
         missing = sum(1 for _ in self.missing())
-        if missing + len(self.out.ids) != self.rows.stop - self.rows.start:
+        if missing + len(self.out.ids) != len(self.part):
             raise DataError(
-                f"{self.out.path} holds rows that are not in this part of {self.rows.source}: name another --out_path"
+                f"{self.out.path} holds rows that are not in this part of {self.source}: name another --out_path"
             )
         return missing
 
@@ -234,41 +212,42 @@ def _judge(found: Services, job: _Job, missing: int, fleet_lives: Callable[[], N
     """Submit what is missing and write it as it settles; returns how many rows were written, and texts repaired."""
     written = repaired = 0
     try:
-        with deferred_interrupt() as interrupted:
-
-            def check() -> None:
-                interrupted()
-                fleet_lives()
-
-            run_id = _submitted(found, job, check)
-            with progress_line(found.engine, run_id, err, total_items=missing * job.spec.repeat):
+        with interruptible(fleet_lives) as check:
+            # The run under way holds the missing rows, if it has the same options; else a new one does.
+            known = find_run(found.engine, job.note.read_text()) if job.note.is_file() else None
+            if known and not known.state.ended and known.spec == job.spec:
+                run_id = known.id
+                say(f"going on with run {run_id}")
+            else:
+                known, run_id = None, intake.new_run_id()
+                job.note.write_text(run_id)
+                intake.create_run(found.engine, job.spec, run_id=run_id)
+            if known is None or known.state is RunState.OPEN:
+                submit(found, run_id, job.spec, (record.item() for record in job.missing()), check=check)
+                seal(found, run_id)
+            with progress_line(found.engine, run_id, total_items=missing * job.spec.repeat):
                 for ready in _in_order(found, job, run_id, check):
-                    rows = [row for record, ends in ready if (row := _row(record, ends)) is not None]
+                    # A row of which an iteration died is left out.
+                    rows = [
+                        {
+                            **record.row,
+                            "id": record.id if record.row.get("id") is None else record.row["id"],
+                            **critic_fields([Judgement(end.raw, end.label) for end in ends]),
+                        }
+                        for record, ends in ready
+                        if ends and all(end.outcome is not Outcome.DEAD for end in ends)
+                    ]
                     if rows:
                         job.out.append(rows)
                     written += len(rows)
-                    repaired += sum(map(_is_repaired, (ends for _, ends in ready)))
+                    repaired += sum(
+                        any(end.label is None and read_critic(end.raw) is not None for end in ends) for _, ends in ready
+                    )
                 wait_for_end(found.engine, run_id, check=check)
     except KeyboardInterrupt:
         say("\nstopped; the same command goes on from here")
         raise
     return written, repaired
-
-
-def _submitted(found: Services, job: _Job, check: Callable[[], None]) -> str:
-    """The run that holds the missing rows: the one under way, if it has the same options, else a new one."""
-    known = find_run(found.engine, job.note.read_text()) if job.note.is_file() else None
-    if known and not known.state.ended and known.spec == job.spec:
-        run_id, is_open = known.id, known.state is RunState.OPEN
-        say(f"going on with run {run_id}")
-    else:
-        run_id, is_open = intake.new_run_id(), True
-        job.note.write_text(run_id)
-        intake.create_run(found.engine, job.spec, run_id=run_id)
-    if is_open:
-        submit(found, run_id, job.spec, (record.item() for record in job.missing()), check=check)
-        seal(found, run_id)
-    return run_id
 
 
 def _in_order(
@@ -290,29 +269,6 @@ def _in_order(
                 break
             check()
             time.sleep(_POLL_S)
-
-
-def _row(record: RawRecord, ends: list[Ending]) -> dict[str, object] | None:
-    """The row with its judgement; None where one of its iterations died."""
-    if not ends or any(end.outcome is Outcome.DEAD for end in ends):
-        return None
-    own_id = record.row.get("id")
-    judged = critic_fields([Judgement(end.raw, end.label) for end in ends])
-    return {**record.row, "id": record.id if own_id is None else own_id, **judged}
-
-
-def _is_repaired(ends: list[Ending]) -> bool:
-    """True if the benchmark's script finds a label where the guard's own reading found none."""
-    return any(end.label is None and read_critic(end.raw) is not None for end in ends)
-
-
-class _Truth(NamedTuple):
-    """The label file's entry for an id."""
-
-    label: Label | None
-    source: str
-    category: str
-    subcategory: str
 
 
 class Evaluation(NamedTuple):
@@ -360,19 +316,43 @@ def evaluate(predict_root: str, label_path: str) -> Evaluation:
         known = truths.get(record.id)
         if record.id in first_at:
             problem = f"duplicate prediction of id {record.id!r}, first at {first_at[record.id]}"
-        elif known is None:
-            problem = f"id {record.id!r} is not in the label file"
-        else:
-            problem = ""
-            first_at[record.id] = record.where
-            rows.append(_judged(record, known))
-        if problem:
             problems.append(InvalidRow(where=record.where, problem=problem))
+        elif known is None:
+            problems.append(InvalidRow(where=record.where, problem=f"id {record.id!r} is not in the label file"))
+        else:
+            first_at[record.id] = record.where
+            label = read_critic(record.row.get("critic"))
+            outcome = Outcome.SCORED if label else Outcome.UNPARSEABLE
+            of = (known.source, known.category, known.subcategory, known.truth)
+            rows.append(Judged(*of, outcome=outcome, label=label, p_unsafe=None))
     if not rows:
         raise DataError(f"{predict_root}: no prediction has a label in {label_path}")
     missing = [name for name in truths if name not in first_at]
     problems += [InvalidRow(where=label_path, problem=f"id {name!r} has no prediction") for name in missing]
     return Evaluation(rows, problems, len(missing))
+
+
+def _truths(label_path: str, problems: list[InvalidRow]) -> dict[str, Item]:
+    truths: dict[str, Item] = {}
+    for record in _good(raw_records(label_path), problems):
+        try:
+            # A label file need not repeat the text.
+            item = to_item({**record.row, "response": "-"}, record.fallback_id)
+        except RowError as error:
+            problems.append(InvalidRow(where=record.where, problem=str(error)))
+            continue
+        if item.id in truths:
+            problems.append(InvalidRow(where=record.where, problem=f"duplicate label of id {item.id!r}"))
+        truths.setdefault(item.id, item)
+    return truths
+
+
+def _good(records: Iterable[RawRecord | InvalidRow], problems: list[InvalidRow]) -> Iterator[RawRecord]:
+    for record in records:
+        if isinstance(record, RawRecord):
+            yield record
+        else:
+            problems.append(record)
 
 
 def report_of(evaluation: Evaluation, predict_root: str, label_path: str) -> RunReport:
@@ -395,40 +375,4 @@ def report_of(evaluation: Evaluation, predict_root: str, label_path: str) -> Run
         groups=measure(evaluation.rows),
         invalid_rows=tuple(evaluation.problems[:_LISTED]),
         invalid_count=len(evaluation.problems),
-    )
-
-
-def _truths(label_path: str, problems: list[InvalidRow]) -> dict[str, _Truth]:
-    truths: dict[str, _Truth] = {}
-    for record in _good(raw_records(label_path), problems):
-        try:
-            # A label file need not repeat the text.
-            item = to_item({**record.row, "response": "-"}, record.fallback_id)
-        except RowError as error:
-            problems.append(InvalidRow(where=record.where, problem=str(error)))
-            continue
-        if item.id in truths:
-            problems.append(InvalidRow(where=record.where, problem=f"duplicate label of id {item.id!r}"))
-        truths.setdefault(item.id, _Truth(item.truth, item.source, item.category, item.subcategory))
-    return truths
-
-
-def _good(records: Iterator[RawRecord | InvalidRow], problems: list[InvalidRow]) -> Iterator[RawRecord]:
-    for record in records:
-        if isinstance(record, RawRecord):
-            yield record
-        else:
-            problems.append(record)
-
-
-def _judged(record: RawRecord, truth: _Truth) -> Judged:
-    label = read_critic(record.row.get("critic"))
-    return Judged(
-        source=truth.source,
-        category=truth.category,
-        subcategory=truth.subcategory,
-        truth=truth.label,
-        outcome=Outcome.SCORED if label else Outcome.UNPARSEABLE,
-        label=label,
-        p_unsafe=None,
     )

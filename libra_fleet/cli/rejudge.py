@@ -6,7 +6,6 @@ What was decided stays as it is.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from datetime import datetime
 
 import click
@@ -14,9 +13,8 @@ from rich.table import Table
 
 from infra.errors import UsageError
 from infra.ledger import intake
-from infra.ledger.items import DeadItem, dead_of, items_of, stock_of
+from infra.ledger.items import dead_of, items_of, stock_of
 from infra.ledger.runs import live_runs_since, open_child, run_status
-from infra.servers.services import Services
 from libra_fleet.cli.context import connected
 from libra_fleet.cli.options import (
     GuardChoice,
@@ -29,9 +27,7 @@ from libra_fleet.cli.options import (
 )
 from libra_fleet.cli.show import out, print_json, run_facts, say
 from producer.intake.submit import seal, submit
-from schemas.items import Item
 from schemas.messages import Lane
-from schemas.runs import RunSpec
 
 
 @click.command()
@@ -50,53 +46,30 @@ def rejudge(*, guard: GuardChoice, mode: str | None, run: str | None, since: dat
     if (run is None) == (since is None):
         raise UsageError("give --run or --since")
     with connected() as found:
-        parents = _parents(found, run, since)
-        _require_texts(found, parents, since)
-        made = [_judge_again(found, parent, guard, mode, since) for parent in parents]
+        parents = live_runs_since(found.engine, since) if since else [run_status(found.engine, str(run)).id]
+        if not parents:
+            raise UsageError("no live item settled since then")
+        for parent in parents:  # all are seen to before anything is submitted: half of a comparison misleads
+            stock = stock_of(found.engine, parent, since)
+            if stock.scrubbed:
+                raise UsageError(
+                    f"the texts of {stock.scrubbed:,} of {stock.items:,} items of run {parent} were scrubbed by "
+                    "retention: nothing was submitted; a later --since may still hold texts"
+                )
+            if not stock.items:
+                raise UsageError(f"run {parent} holds no item")
+        made = []
+        for parent in parents:
+            spec = guard.spec(mode_for(guard, mode), f"run:{parent}", lane=Lane.BULK, parent=parent)
+            run_id = open_child(found.engine, parent, spec.guard, spec.mode) or intake.create_run(found.engine, spec)
+            accepted = submit(found, run_id, spec, items_of(found.engine, parent, since))
+            seal(found, run_id)
+            say(f"{accepted:,} items of run {parent} submitted; follow them with: libra run watch {run_id}")
+            made.append(run_id)
         if as_json:
             print_json([run_facts(run_status(found.engine, run_id)) for run_id in made])
-            return
-        for run_id in made:
-            click.echo(run_id)
-
-
-def _parents(found: Services, run: str | None, since: datetime | None) -> list[str]:
-    if run:
-        return [run_status(found.engine, run).id]
-    parents = live_runs_since(found.engine, since) if since else []
-    if not parents:
-        raise UsageError("no live item settled since then")
-    return parents
-
-
-def _require_texts(found: Services, parents: list[str], since: datetime | None) -> None:
-    """Refuse before anything is submitted: half of a comparison misleads."""
-    for parent in parents:
-        stock = stock_of(found.engine, parent, since)
-        if stock.scrubbed:
-            raise UsageError(
-                f"the texts of {stock.scrubbed:,} of {stock.items:,} items of run {parent} were scrubbed by retention: "
-                "nothing was submitted; a later --since may still hold texts"
-            )
-        if not stock.items:
-            raise UsageError(f"run {parent} holds no item")
-
-
-def _judge_again(found: Services, parent: str, guard: GuardChoice, mode: str | None, since: datetime | None) -> str:
-    spec = RunSpec(
-        guard=guard.name,
-        checkpoint=guard.checkpoint,
-        mode=mode_for(guard, mode),
-        lane=Lane.BULK,
-        source=f"run:{parent}",
-        parent=parent,
-    )
-    run_id = open_child(found.engine, parent, spec.guard, spec.mode)
-    run_id = run_id or intake.create_run(found.engine, spec)
-    accepted = submit(found, run_id, spec, items_of(found.engine, parent, since))
-    seal(found, run_id)
-    say(f"{accepted:,} items of run {parent} submitted; follow them with: libra run watch {run_id}")
-    return run_id
+        else:
+            click.echo("\n".join(made))
 
 
 @click.command(name="list")
@@ -109,8 +82,7 @@ def list_dead(*, run: str, limit: int, as_json: bool) -> None:
         status = run_status(found.engine, run)
         rows = list(dead_of(found.engine, status.id, limit=limit))
     if as_json:
-        facts = [{"id": row.item.id, "reason": row.reason, "attempts": row.attempts} for row in rows]
-        print_json(facts)
+        print_json([{"id": row.item.id, "reason": row.reason, "attempts": row.attempts} for row in rows])
         return
     table = Table("item", "attempts", "reason", box=None, pad_edge=False)
     for row in rows:
@@ -130,8 +102,7 @@ def show_dead(*, run: str, item: str) -> None:
         row = next((row for row in dead_of(found.engine, status.id) if row.item.id == item), None)
     if row is None:
         raise UsageError(f"no item {item!r} died in run {status.name}")
-    facts = {"reason": row.reason, "attempts": row.attempts, **row.item.model_dump(mode="json")}
-    print_json(facts)
+    print_json({"reason": row.reason, "attempts": row.attempts, **row.item.model_dump(mode="json")})
 
 
 @click.command()
@@ -151,7 +122,9 @@ def retry_dead(*, run: str, name: str | None, as_json: bool) -> None:
             raise UsageError(f"the texts of {scrubbed:,} dead items of run {status.name} were scrubbed; nothing to try")
         spec = status.spec.model_copy(update={"source": f"dead:{status.id}", "repeat": 1, "limit": None})
         run_id = intake.create_run(found.engine, spec, name=name)
-        accepted = submit(found, run_id, spec, _items(dead_of(found.engine, status.id)))
+        # Each item once, however many of its iterations died.
+        by_item = itertools.groupby(dead_of(found.engine, status.id), key=lambda row: row.seq)
+        accepted = submit(found, run_id, spec, (next(same).item for _, same in by_item))
         seal(found, run_id)
         made = run_status(found.engine, run_id)
     say(f"{accepted:,} items submitted again; follow them with: libra run watch {run_id}")
@@ -159,9 +132,3 @@ def retry_dead(*, run: str, name: str | None, as_json: bool) -> None:
         print_json(run_facts(made))
     else:
         click.echo(run_id)
-
-
-def _items(rows: Iterator[DeadItem]) -> Iterator[Item]:
-    """Each item once, however many of its iterations died."""
-    for _, same in itertools.groupby(rows, key=lambda row: row.seq):
-        yield next(same).item

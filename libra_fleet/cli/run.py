@@ -16,12 +16,20 @@ from rich.table import Table
 
 from infra.errors import DataError, RunError, UsageError
 from infra.ledger import intake, settlement
-from infra.ledger.audit import Audit, audit
+from infra.ledger.audit import audit
 from infra.ledger.items import judged_rows
 from infra.ledger.runs import RunStatus, find_run, first_id, is_later_stage, list_runs, run_status, stages_of
-from infra.metrics.thresholds import Scored, Side, Thresholds, fit_thresholds
+from infra.metrics.thresholds import Scored, fit_thresholds
 from infra.servers.services import Services
-from libra_fleet.cli.context import connected, fleet_for
+from libra_fleet.cli.context import (
+    connected,
+    detaching,
+    fleet_for,
+    follow_stages,
+    progress_line,
+    wait_for_end,
+    wait_for_report,
+)
 from libra_fleet.cli.options import (
     LocalFleetOptions,
     ReportOptions,
@@ -34,10 +42,20 @@ from libra_fleet.cli.options import (
     takes_report_options,
     takes_request,
 )
-from libra_fleet.cli.reports import finish, prepare, report_of, write_page
-from libra_fleet.cli.show import bad_rows, err, out, print_json, print_report, print_runs, run_facts, say
-from libra_fleet.cli.watch import detaching, follow_stages, progress_line, wait_for_end
-from libra_fleet.machine.fleet import LocalFleet
+from libra_fleet.cli.show import (
+    bad_rows,
+    err,
+    finish,
+    out,
+    prepare,
+    print_json,
+    print_report,
+    print_runs,
+    report_of,
+    run_facts,
+    say,
+    write_page,
+)
 from producer.datasets import DataSet, Validation, open_dataset, valid_items, validate
 from producer.intake.submit import seal
 from producer.intake.submit import submit as submit_items
@@ -171,9 +189,8 @@ def cancel(*, run: str, as_json: bool) -> None:
         found.coordination.notices.cancelled(status.id)
         if settled.finished:
             found.publisher.finalize(status.id)
-        if found.embedded:  # perhaps no collector is there to write the report
-            with LocalFleet(found, None) as fleet:
-                wait_for_end(found.engine, status.id, check=fleet.check)
+        if found.embedded:
+            wait_for_report(found, status.id)
         say(f"run {status.name} is cancelled; {settled.inserted:,} pending items settled as dead")
         if as_json:
             print_json(run_facts(run_status(found.engine, status.id)))
@@ -261,15 +278,32 @@ def choose_thresholds(*, run: str | None, named: str | None, target_error: float
         raise click.UsageError("name a run of the small guard over labelled items")
     with connected() as found:
         status = run_status(found.engine, run)
-        fitted = fit_thresholds(_scored(found, status.id), target_error)
+        scored = (
+            Scored(row.p_unsafe, row.label == row.truth)
+            for row in judged_rows(found.engine, status.id)
+            if row.truth is not None and row.label is not None and row.p_unsafe is not None
+        )
+        fitted = fit_thresholds(scored, target_error)
     if not fitted.items:
         raise UsageError(f"run {status.name} holds no item with both a truth and a score")
     written = f"{status.spec.guard}@{fitted.sure_below!r}:{fitted.sure_above!r}"
     if as_json:
-        print_json(_threshold_facts(fitted, target_error, written))
+        sides = [
+            {**s._asdict(), "error": s.error, "error_interval": s.error_interval} for s in (fitted.below, fitted.above)
+        ]
+        facts: dict[str, object] = {"stage": written, "target_error": target_error, "items": fitted.items}
+        facts |= {"settled_share": fitted.settled_share, "safe": {"sure_below": fitted.sure_below, **sides[0]}}
+        print_json({**facts, "unsafe": {"sure_above": fitted.sure_above, **sides[1]}})
         return
     for side, name in ((fitted.below, "safe"), (fitted.above, "unsafe")):
-        out.print(_side_line(side, name, fitted.items), highlight=False)
+        if side.error is None or side.error_interval is None:
+            out.print(f"{name} is never settled")
+            continue
+        low, high = side.error_interval
+        share = f"{side.items:,} of {fitted.items:,} items ({side.items / fitted.items:.1%})"
+        out.print(
+            f"settled as {name}: {share}, {side.wrong:,} of them wrong: {side.error:.2%} ({low:.2%} to {high:.2%})"
+        )
     out.print(f"{fitted.settled_share:.1%} settled; the rest, and items without a score, escalate")
     click.echo(written)
 
@@ -287,9 +321,30 @@ def verify(*, run: str, receipt: str | None, as_json: bool) -> None:
         status = run_status(found.engine, run)
         result = audit(found.engine, status.id)
     if as_json:
-        print_json(_audit_facts(result))
+        print_json(
+            {
+                "run": result.run_id,
+                "sound": result.sound,
+                "receipt": result.receipt,
+                "wasted_items": result.wasted_items,
+                "reattempted_chunks": result.reattempted_chunks,
+                **({"cached_items": result.cached_items} if result.cached_items else {}),
+                "checks": [check._asdict() for check in result.checks],
+            }
+        )
     else:
-        _show_audit(result, status)
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for check in result.checks:
+            mark = "[green]✓[/]" if not check.breaches else f"[red]✗ {check.breaches:,}[/]"
+            table.add_row(mark, check.name, f"[dim]{check.found}[/]")
+        counts = status.counts
+        out.print(f"run {status.name} · {status.state.value}")
+        out.print(table)
+        out.print(f"{counts.accepted:,} accepted · {counts.settled:,} settled · {counts.pending:,} pending")
+        out.print(f"{result.wasted_items:,} items judged more than once · {result.reattempted_chunks:,} chunks retried")
+        if result.cached_items:
+            out.print(f"{result.cached_items:,} items answered from the cache")
+        out.print(f"receipt {result.receipt}")
     breaches = [check.name for check in result.checks if check.breaches]
     if breaches:
         raise RunError(f"run {status.name} breaks {len(breaches)} of {len(result.checks)}: {'; '.join(breaches)}")
@@ -385,7 +440,7 @@ def follow(
     Raises:
         DeviceError: the local fleet broke; the run can be resumed.
     """
-    with progress_line(found.engine, run_id, err, total_items=total_items):
+    with progress_line(found.engine, run_id, total_items=total_items):
         if data is not None:
             data.feed(found, run_id, spec, check)
         wait_for_end(found.engine, run_id, check=check)
@@ -420,58 +475,3 @@ def _whole(found: Services, run: str) -> RunStatus:
     if is_later_stage(status.id, status.spec):
         return run_status(found.engine, first_id(status.id))
     return status
-
-
-def _scored(found: Services, run_id: str) -> Iterator[Scored]:
-    for row in judged_rows(found.engine, run_id):
-        if row.truth is not None and row.label is not None and row.p_unsafe is not None:
-            yield Scored(row.p_unsafe, row.label == row.truth)
-
-
-def _side_line(side: Side, name: str, items: int) -> str:
-    if side.error is None or side.error_interval is None:
-        return f"{name} is never settled"
-    low, high = side.error_interval
-    share = f"{side.items:,} of {items:,} items ({side.items / items:.1%})"
-    return f"settled as {name}: {share}, {side.wrong:,} of them wrong: {side.error:.2%} ({low:.2%} to {high:.2%})"
-
-
-def _threshold_facts(fitted: Thresholds, target_error: float, written: str) -> dict[str, object]:
-    def facts(side: Side) -> dict[str, object]:
-        return {**side._asdict(), "error": side.error, "error_interval": side.error_interval}
-
-    return {
-        "stage": written,
-        "target_error": target_error,
-        "items": fitted.items,
-        "settled_share": fitted.settled_share,
-        "safe": {"sure_below": fitted.sure_below, **facts(fitted.below)},
-        "unsafe": {"sure_above": fitted.sure_above, **facts(fitted.above)},
-    }
-
-
-def _audit_facts(result: Audit) -> dict[str, object]:
-    return {
-        "run": result.run_id,
-        "sound": result.sound,
-        "receipt": result.receipt,
-        "wasted_items": result.wasted_items,
-        "reattempted_chunks": result.reattempted_chunks,
-        **({"cached_items": result.cached_items} if result.cached_items else {}),
-        "checks": [check._asdict() for check in result.checks],
-    }
-
-
-def _show_audit(result: Audit, status: RunStatus) -> None:
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for check in result.checks:
-        mark = "[green]✓[/]" if not check.breaches else f"[red]✗ {check.breaches:,}[/]"
-        table.add_row(mark, check.name, f"[dim]{check.found}[/]")
-    counts = status.counts
-    out.print(f"run {status.name} · {status.state.value}")
-    out.print(table)
-    out.print(f"{counts.accepted:,} accepted · {counts.settled:,} settled · {counts.pending:,} pending")
-    out.print(f"{result.wasted_items:,} items judged more than once · {result.reattempted_chunks:,} chunks retried")
-    if result.cached_items:
-        out.print(f"{result.cached_items:,} items answered from the cache")
-    out.print(f"receipt {result.receipt}")

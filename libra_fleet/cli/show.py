@@ -1,9 +1,11 @@
-"""The output of commands: results to standard output, everything said to a person to standard error."""
+"""The output of commands: results to standard output, what is said to a person to standard error; reports and pages."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import Final
 
 import click
@@ -11,12 +13,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from infra.ledger.runs import RunStatus
+from infra.errors import RunError, UsageError
+from infra.ledger.runs import RunStatus, stages_of, stored_report
+from infra.servers.services import Services
+from libra_fleet.cli.options import QualityGate, ReportOptions
 from producer.datasets import Validation
-from producer.report.facts import to_json
+from producer.report.cascade import cascade_report
 from producer.report.terminal import render
+from producer.report.view import average, to_json
 from schemas.items import Label
-from schemas.runs import InvalidRow, RunReport
+from schemas.runs import InvalidRow, RunReport, RunState
 from schemas.verdicts import Outcome, Verdict
 
 _BAD_ROWS_SHOWN: Final = 10
@@ -38,7 +44,7 @@ def listed_rows(head: str, rows: Sequence[InvalidRow], *, count: int | None = No
 
 
 def bad_rows(validation: Validation) -> str:
-    """How many rows are bad, and the first of them with their places."""
+    """The number of bad rows, and the first of them with their places."""
     count = validation.invalid_count
     return listed_rows(f"{count:,} bad {'row' if count == 1 else 'rows'}:", validation.invalid, count=count)
 
@@ -76,28 +82,21 @@ def print_json(content: object) -> None:
 def print_runs(found: Sequence[RunStatus]) -> None:
     """Print a table of runs; their names are never cut, since the next command needs them."""
     table = Table(box=None, pad_edge=False)
+    children = any(status.spec.parent for status in found)
     table.add_column("run", overflow="fold")
     for column in ("guard", "state"):
         table.add_column(column, no_wrap=True)
-    children = any(status.spec.parent for status in found)
     if children:
         table.add_column("child of", overflow="fold")
     for column in ("settled", "of", "dead"):
         table.add_column(column, no_wrap=True, justify="right")
     table.add_column("created (UTC)", no_wrap=True)
     for status in found:
-        counts = status.counts
-        accepted = f"{counts.accepted * status.spec.repeat:,}+"
-        table.add_row(
-            Text(status.name),
-            Text(status.spec.guard),
-            status.state.value,
-            *([Text(status.spec.parent or "–")] if children else []),
-            f"{counts.settled:,}",
-            accepted if status.expected is None else f"{status.expected:,}",
-            f"{counts.dead:,}",
-            f"{status.created_at:%Y-%m-%d %H:%M}",
-        )
+        counts, spec = status.counts, status.spec
+        of = f"{counts.accepted * spec.repeat:,}+" if status.expected is None else f"{status.expected:,}"
+        cells = [Text(status.name), Text(spec.guard), status.state.value]
+        cells += [Text(spec.parent or "–")] if children else []
+        table.add_row(*cells, f"{counts.settled:,}", of, f"{counts.dead:,}", f"{status.created_at:%Y-%m-%d %H:%M}")
     out.print(table)
 
 
@@ -115,3 +114,109 @@ def print_verdict(verdict: Verdict, *, as_json: bool) -> None:
         if verdict.cached:
             line.append("  (from the cache)", style="not bold dim default")
         out.print(line)
+
+
+def prepare(report_options: ReportOptions) -> None:
+    """See that the report's files can be written, before hours of work go into it.
+
+    Raises:
+        UsageError: they cannot.
+    """
+    for option, file in (("--out", report_options.out), ("--html", report_options.html)):
+        if file is not None:
+            writable(option, file)
+    if report_options.html is not None:
+        pages()
+
+
+def writable(option: str, file: Path) -> None:
+    """See that an option's file can be written; its folder is made.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.open("ab").close()
+    except OSError as error:
+        raise UsageError(f"{option} {file}: {error.strerror}") from error
+
+
+def finish(found: Services, run_id: str, report_options: ReportOptions) -> None:
+    """Show and write the report of a run that has ended.
+
+    Raises:
+        RunError: it was cancelled, an average is too low, or items died.
+    """
+    stored = report_of(found, run_id)
+    if stored is None:
+        raise RunError(f"run {run_id} ended without a report")
+    price = found.settings.price_per_device_hour
+    print_report(stored, as_json=report_options.as_json, price_per_device_hour=price)
+    if report_options.out:
+        report_options.out.write_text(to_json(stored, price_per_device_hour=price) + "\n", encoding="utf-8")
+        say(f"report written to {report_options.out}")
+    if report_options.html:
+        write_page(found, stored, report_options.html)
+    _require_outcome(stored, report_options.fail_under)
+
+
+def _require_outcome(report: RunReport, gates: Sequence[QualityGate]) -> None:
+    """Let the command fail where its run did."""
+    if report.state is RunState.CANCELLED:
+        raise RunError(f"run {report.name} was cancelled")
+    averages = average(report)
+    for gate in gates:
+        metric = averages.metric(gate.metric) if averages else None
+        if metric is None or metric.value is None:
+            raise RunError(f"{gate.metric} is undefined: {metric and metric.undefined}")
+        if metric.value < gate.floor:
+            raise RunError(f"{gate.metric} is {metric.value:.4f}, below {gate.floor:g}")
+    if report.counts.dead:
+        raise RunError(f"{report.counts.dead:,} items died; their reasons are in the report")
+
+
+def report_of(found: Services, run_id: str) -> RunReport | None:
+    """The report of a run that has ended, or None; of a cascade's first run, over all of its stages.
+
+    Raises:
+        UsageError: a stage of the cascade has not ended.
+    """
+    stages = stages_of(found.engine, run_id)
+    if stages[0].spec.stages and stages[0].state.ended:
+        return cascade_report(found.engine, stages)
+    return stored_report(found.engine, run_id)
+
+
+def write_page(found: Services, report: RunReport, file: Path, *, with_text: bool = True) -> None:
+    """Write the page of a run and name it.
+
+    Raises:
+        UsageError: what pages are drawn with is not installed, or the file cannot be written.
+    """
+    page = pages()
+    save_page(file, page.run_page(report, page.gather(found.engine, report), with_text=with_text))
+
+
+def save_page(file: Path, page: str) -> None:
+    """Write a page and name it.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    writable("--html", file)
+    file.write_text(page, encoding="utf-8")
+    say(f"page written to {file}")
+
+
+def pages() -> ModuleType:
+    """The module that writes pages; loaded when it is asked for, since drawing takes a second to load.
+
+    Raises:
+        UsageError: what it draws with is not installed.
+    """
+    try:
+        from producer.report import page  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise UsageError(f"pages need another package ({error}): pip install 'libra-fleet[report]'") from error
+    return page

@@ -1,23 +1,27 @@
-"""`libra fleet status [--watch] [--json]`."""
+"""`libra fleet status` and `libra fleet doctor`."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections import Counter
+from contextlib import nullcontext, suppress
+from dataclasses import asdict
 from typing import Final
 
 import click
 from rich.live import Live
+from rich.text import Text
 
 from infra.errors import ServerError
 from infra.fleet import look
-from infra.servers.services import Services
+from infra.settings import load_settings
 from libra_fleet.cli.context import connected
 from libra_fleet.cli.options import json_option
 from libra_fleet.cli.show import out, print_json
+from libra_fleet.doctor import Level
+from libra_fleet.doctor.examination import examine
 from libra_fleet.machine.view import status_facts, status_view
-from schemas.fleet import FleetSnapshot
 
 _EVERY_S: Final = 2.0
 
@@ -27,47 +31,53 @@ _EVERY_S: Final = 2.0
 @json_option
 def status(*, watch: bool, as_json: bool) -> None:
     """Show queues, workers, collectors and open runs, and say what is wrong."""
-    with connected() as found:
-        if not watch:
-            _print(_look(found), as_json=as_json)
-            return
-        try:
-            _watch(found, as_json=as_json)
-        except KeyboardInterrupt:
-            return
+    live = Live(console=out, auto_refresh=False, screen=out.is_terminal) if watch and not as_json else None
+    ends_by = [KeyboardInterrupt] if watch else []
+    with connected() as found, suppress(*ends_by), live or nullcontext():
+        while True:
+            found.coordination  # noqa: B018 - one that cannot be reached is named at once, without waiting for the other
+            fleet = look(found)
+            if fleet.away:  # half a status would pass for a whole one
+                raise ServerError("; ".join(fleet.away.values()))
+            if live:
+                live.update(status_view(fleet), refresh=True)
+            elif not as_json:
+                out.print(status_view(fleet))
+            else:
+                click.echo(json.dumps(status_facts(fleet), ensure_ascii=False, indent=None if watch else 2))
+            if not watch:
+                return
+            time.sleep(_EVERY_S)
 
 
-def _print(fleet: FleetSnapshot, *, as_json: bool) -> None:
-    if as_json:
-        print_json(status_facts(fleet))
-    else:
-        out.print(status_view(fleet))
+_MARKS: Final = {Level.ERROR: ("✗", "bold red"), Level.WARNING: ("!", "yellow"), Level.GOOD: ("✓", "green")}
 
 
-def _watch(found: Services, *, as_json: bool) -> None:
-    if as_json:
-        for fleet in _looks(found):
-            click.echo(json.dumps(status_facts(fleet), ensure_ascii=False))
-        return
-    with Live(console=out, auto_refresh=False, screen=out.is_terminal) as live:
-        for fleet in _looks(found):
-            live.update(status_view(fleet), refresh=True)
+@click.command()
+@click.option(
+    "--guard", default="libra-tiny", show_default=True, metavar="NAME[=CHECKPOINT]", help="Guard to run here."
+)
+@click.option("--devices", default="all", show_default=True, help="Devices it is to run on: all, cpu, 0,1.")
+@json_option
+@click.pass_context
+def doctor(context: click.Context, *, guard: str, devices: str, as_json: bool) -> None:
+    """Look for problems of machine, servers, settings and fleet.
 
-
-def _looks(found: Services) -> Iterator[FleetSnapshot]:
-    while True:
-        yield _look(found)
-        time.sleep(_EVERY_S)
-
-
-def _look(found: Services) -> FleetSnapshot:
-    """The whole fleet.
-
-    Raises:
-        ServerError: a server is away; half a status would pass for a whole one.
+    Changes nothing; exit 1 on an error.
     """
-    found.coordination  # noqa: B018 - one that cannot be reached is named at once, without waiting for the other
-    fleet = look(found)
-    if fleet.away:
-        raise ServerError("; ".join(fleet.away.values()))
-    return fleet
+    name, _, location = guard.partition("=")
+    findings = list(examine(load_settings(), guard=name, location=location or None, devices=devices))
+    counts = Counter(finding.level for finding in findings)
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        lines = []
+        for finding in findings:
+            mark, style = _MARKS[finding.level]
+            lines.append(Text(f"{mark} {finding.check}: ", style=style).append(finding.what, style="not bold default"))
+            if finding.level is not Level.GOOD:
+                lines += [Text(f"    why: {finding.why}", style="dim"), Text(f"    do:  {finding.do}")]
+        lines.append(Text(f"{counts[Level.ERROR]} errors, {counts[Level.WARNING]} warnings", style="bold"))
+        for line in lines:
+            out.print(line, soft_wrap=True)
+    context.exit(int(counts[Level.ERROR] > 0))

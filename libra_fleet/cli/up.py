@@ -52,21 +52,31 @@ def up(*, guard: GuardChoice, devices: str, port: int, no_gateway: bool) -> None
     with_gateway = not no_gateway and _installed("fastapi", "uvicorn")
     address = f"http://{_HOST}:{port}" if with_gateway else None
     with _alone(settings.state_dir, guard.name, address), services(settings) as found:
-        if address and not _free(port):
-            raise UsageError(f"port {port} of {_HOST} is taken: choose another one with --port, or --no-gateway")
+        if address:
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((_HOST, port))
+                except OSError as error:
+                    taken = f"port {port} of {_HOST} is taken: choose another one with --port, or --no-gateway"
+                    raise UsageError(taken) from error
         if not no_gateway and not with_gateway:
             say("no gateway: pip install 'libra-fleet[gateway]' brings it")
         parts = _parts(found, guard, devices, port if with_gateway else None)
-        _Up(found, parts, title=_title(guard.name, found, address)).run(_hint(found, address))
+        _Up(found, parts, guard.name, address).run()
 
 
 class _Up:
     """The loop of `libra fleet up`: one thread starts, watches, draws and ends everything."""
 
-    def __init__(self, found: Services, parts: list[FleetProcess], *, title: str) -> None:
+    def __init__(self, found: Services, parts: list[FleetProcess], guard: str, address: str | None) -> None:
+        servers = f"embedded servers in {found.settings.state_dir}" if found.embedded else "configured servers"
+        self._title = " · ".join(
+            (f"libra fleet up, guard {guard}", servers, *([f"gateway {address}"] if address else []))
+        )
         self._found = found
         self._parts = parts
-        self._title = title
+        self._address = address
         self._notes: deque[str] = deque(maxlen=_NOTES)
         self._fleet = MachineFleet(found, parts, self._note)
         self._warnings = Warnings({part.kind: part.process.log for part in parts if part.process.log})
@@ -75,23 +85,28 @@ class _Up:
         self._wake = threading.Event()
         self._live = Live(console=err, auto_refresh=False, screen=True) if err.is_terminal else None
 
-    def run(self, hint: str) -> None:
+    def run(self) -> None:
         """Until a signal comes.
 
         Raises:
             UsageError: a process cannot start with these options.
             GuardError: the guard cannot be loaded.
         """
+
+        def on_signal(*_: object) -> None:
+            self._signals += 1
+            self._wake.set()
+
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
+            signal.signal(number, on_signal)
         self._note(self._title)
-        if hint:
-            self._note(hint)
+        if self._address and not list_keys(self._found.engine):
+            self._note("the gateway knows no key yet: libra keys create --tenant NAME")
         try:
             with self._live or contextlib.nullcontext():
                 self._watch()
         finally:
-            self._live = None  # the end is told in plain lines, which stay
+            self._live = None  # the end is reported in plain lines, which stay
             self._fleet.stop(lambda: self._signals > 1)
         say("everything has ended")
 
@@ -130,10 +145,6 @@ class _Up:
         if self._live is None:
             say(what)
 
-    def _on_signal(self, *_: object) -> None:
-        self._signals += 1
-        self._wake.set()
-
 
 def _parts(found: Services, guard: GuardChoice, devices: str, port: int | None) -> list[FleetProcess]:
     """The parts in the order of the screen; work stops where it comes in, then where it is done, then is settled."""
@@ -154,29 +165,6 @@ def _installed(*modules: str) -> bool:
     return all(importlib.util.find_spec(module) for module in modules)
 
 
-def _title(guard: str, found: Services, address: str | None) -> str:
-    servers = f"embedded servers in {found.settings.state_dir}" if found.embedded else "configured servers"
-    return " · ".join(
-        filter(None, (f"libra fleet up, guard {guard}", servers, f"gateway {address}" if address else None))
-    )
-
-
-def _hint(found: Services, address: str | None) -> str:
-    if address and not list_keys(found.engine):
-        return "the gateway knows no key yet: libra keys create --tenant NAME"
-    return ""
-
-
-def _free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((_HOST, port))
-        except OSError:
-            return False
-    return True
-
-
 @contextmanager
 def _alone(state_dir: Path, guard: str, address: str | None) -> Iterator[None]:
     """Hold this state folder's place for one `libra fleet up`.
@@ -187,21 +175,17 @@ def _alone(state_dir: Path, guard: str, address: str | None) -> Iterator[None]:
     place = state_dir / "up.lock"
     with FileLock(place) as lock:
         if not lock.try_exclusive():
-            raise UsageError(_who_runs(place.read_text()))
+            advice = "libra fleet status --watch shows it"
+            try:
+                facts = json.loads(place.read_text())
+            except ValueError:
+                raise UsageError(f"a fleet is up already; {advice}") from None
+            gateway = f", gateway {facts['gateway']}" if facts["gateway"] else ""
+            raise UsageError(
+                f"a fleet is up already: process {facts['pid']} since {facts['since']} UTC, guard "
+                f"{facts['guard']}{gateway}. {advice}; kill {facts['pid']} drains and ends it"
+            )
         facts = {"pid": os.getpid(), "guard": guard, "gateway": address, "since": f"{datetime.now(UTC):%Y-%m-%d %H:%M}"}
         os.ftruncate(lock.fileno(), 0)
         os.pwrite(lock.fileno(), json.dumps(facts).encode(), 0)
         yield
-
-
-def _who_runs(noted: str) -> str:
-    advice = "libra fleet status --watch shows it"
-    try:
-        facts = json.loads(noted)
-    except ValueError:
-        return f"a fleet is up already; {advice}"
-    gateway = f", gateway {facts['gateway']}" if facts["gateway"] else ""
-    return (
-        f"a fleet is up already: process {facts['pid']} since {facts['since']} UTC, guard {facts['guard']}{gateway}. "
-        f"{advice}; kill {facts['pid']} drains and ends it"
-    )

@@ -15,7 +15,7 @@ from infra.ledger import webhooks
 from infra.ledger.webhooks import Endpoint
 from infra.settings import load_settings
 from libra_fleet.cli.context import connected
-from libra_fleet.cli.options import json_option, limit_option, timestamp
+from libra_fleet.cli.options import json_option, limit_option, tenant_option, timestamp
 from libra_fleet.cli.show import out, print_json, say
 from producer.webhooks.addresses import Allowed, RefusedAddressError, check_form
 from schemas.webhooks import Event
@@ -24,7 +24,7 @@ _STATES: Final = ("pending", "delivered", "failed")
 
 
 @click.command(name="list")
-@click.option("--tenant", help="Only this tenant's.")
+@tenant_option
 @click.option("--state", type=click.Choice(_STATES), help="Only in this state.")
 @limit_option
 @json_option
@@ -33,7 +33,9 @@ def list_(*, tenant: str | None, state: str | None, limit: int, as_json: bool) -
     with connected() as found:
         rows = webhooks.sent(found.engine, tenant=tenant, state=state, limit=limit)
     if as_json:
-        print_json([_sent_facts(row) for row in rows])
+        print_json(
+            [{k: v.isoformat() if isinstance(v, datetime) else v for k, v in row._asdict().items()} for row in rows]
+        )
         return
     table = Table("id", "event", "to", "state", "attempts", "last answer", "next (UTC)", box=None, pad_edge=False)
     for row in rows:
@@ -43,13 +45,9 @@ def list_(*, tenant: str | None, state: str | None, limit: int, as_json: bool) -
     out.print(table if rows else "no messages")
 
 
-def _sent_facts(row: webhooks.Sent) -> dict[str, object]:
-    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in row._asdict().items()}
-
-
 @click.command()
 @click.argument("ids", nargs=-1, metavar="[ID]...")
-@click.option("--tenant", help="Only this tenant's.")
+@tenant_option
 @click.option("--endpoint", help="Only those to this endpoint.")
 @click.option("--state", type=click.Choice(("failed", "delivered")), help="Only in this state.")
 @click.option("--since", metavar="WHEN", callback=timestamp, help="Only events since then: 7d, 12h, a date.")
@@ -127,7 +125,7 @@ def add(*, tenant: str, url: str, events: tuple[str, ...], as_json: bool) -> Non
 
 
 @click.command(name="list")
-@click.option("--tenant", help="Only this tenant's.")
+@tenant_option
 @json_option
 def list_endpoints(*, tenant: str | None, as_json: bool) -> None:
     """List endpoints without their secrets."""

@@ -4,7 +4,6 @@ Memory is flat in the number of rows. Usage: `open_dataset`, then `validate` (a 
 submitted), then `valid_items`, which reads again and leaves out what `validate` found wrong.
 """
 
-from producer.datasets.dataset import DataSet, Row, open_dataset
-from producer.datasets.validation import Validation, valid_items, validate
+from producer.datasets.dataset import DataSet, Row, Validation, open_dataset, valid_items, validate
 
 __all__ = ["DataSet", "Row", "Validation", "open_dataset", "valid_items", "validate"]

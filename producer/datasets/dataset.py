@@ -1,18 +1,21 @@
-"""A data set: which files, which of their rows, as items."""
+"""A data set: chosen rows of its files as items, the pass that validates them, and rows as their owner wrote them."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
+import sqlite3
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO, Final, NamedTuple, Self
 
 from infra.errors import DataError, UsageError
 from producer.datasets.readers import RawRow, read_rows
-from producer.datasets.records import RowError, decode_line, to_item
+from producer.datasets.records import RowError, to_item
 from producer.datasets.sources import Found, find_files
 from schemas.items import Item
 from schemas.runs import InvalidRow
@@ -26,33 +29,16 @@ class Row:
     item: Item
 
 
-@dataclass(frozen=True, slots=True)
-class _Choice:
-    """Which rows are wanted. Shards are by row number modulo their count, so they partition the set and stream.
-
-    `limit` counts rows after sharding: the first ones, or with a seed a random sample in the set's order.
-    """
-
-    shard: tuple[int, int]
-    limit: int | None
-    seed: int | None
-
-    def __post_init__(self) -> None:
-        index, count = self.shard
-        if not 0 <= index < count:
-            raise UsageError(f"shard {index} of {count}: the first is 0 of {count}, the last {count - 1} of {count}")
-        if self.limit is not None and self.limit < 1:
-            raise UsageError(f"a limit of {self.limit} rows; at least 1 is needed")
-
-
 class DataSet:
     """Rows of one source. A context manager: it owns the copy of a stream that can be read only once."""
 
-    def __init__(self, name: str, found: Found, choice: _Choice) -> None:
+    def __init__(self, name: str, found: Found, part: tuple[int, int], limit: int | None, seed: int | None) -> None:
         self.name = name
         self._files = found.files
         self._spool = found.spool
-        self._choice = choice
+        self._part = part
+        self._limit = limit
+        self._seed = seed
         self._shard_rows: int | None = None
 
     def __enter__(self) -> Self:
@@ -76,31 +62,26 @@ class DataSet:
         """
         for stem, raw in self._chosen():
             try:
-                yield Row(raw.where, _item(raw, stem))
+                yield Row(raw.where, to_item(raw.value(), f"{stem}-{raw.number}"))
             except RowError as error:
                 yield InvalidRow(where=raw.where, problem=str(error))
 
     def _chosen(self) -> Iterator[tuple[str, RawRow]]:
-        shard = self._shard()
-        limit = self._choice.limit
-        if limit is None:
-            return shard
-        if self._choice.seed is None:
-            return islice(shard, limit)
-        return self._sample(shard, limit, self._choice.seed)
+        """The rows of the shard: all, the first ones, or a random sample in order (Knuth's algorithm S).
 
-    def _sample(self, shard: Iterator[tuple[str, RawRow]], size: int, seed: int) -> Iterator[tuple[str, RawRow]]:
-        """A random sample in order: each row is taken with probability wanted / left (Knuth's algorithm S).
-
-        Holds no rows, but has to know how many there are: the first time, one more pass counts them.
+        The sample takes each row with probability wanted / left. It holds no rows, but has to know how many there are:
+        the first time, one more pass counts them.
         """
+        if self._limit is None or self._seed is None:
+            yield from islice(self._shard(), self._limit)
+            return
         if self._shard_rows is None:
             self._shard_rows = sum(1 for _ in self._shard())
         left = self._shard_rows
-        wanted = min(size, left)
+        wanted = min(self._limit, left)
         # random() is promised to give the same numbers in every version of Python, sample() is not.
-        chance = random.Random(seed)  # noqa: S311 (a sample, no secret)
-        for row in shard:
+        chance = random.Random(self._seed)  # noqa: S311 (a sample, no secret)
+        for row in self._shard():
             if not wanted:
                 return
             if chance.random() * left < wanted:
@@ -109,17 +90,13 @@ class DataSet:
             left -= 1
 
     def _shard(self) -> Iterator[tuple[str, RawRow]]:
-        index, count = self._choice.shard
-        return islice(self._all(), index, None, count)
-
-    def _all(self) -> Iterator[tuple[str, RawRow]]:
-        """Every row, with the stem of its file."""
-        empty = True
-        for file in self._files:
-            for raw in read_rows(file):
-                empty = False
-                yield file.stem, raw
-        if empty:
+        """Every count-th row from the shard's index on, with the stem of its file."""
+        index, count = self._part
+        number = -1
+        for number, (stem, raw) in enumerate((file.stem, raw) for file in self._files for raw in read_rows(file)):
+            if number % count == index:
+                yield stem, raw
+        if number < 0:
             raise DataError(f"{self.name}: empty, there is no row in it")
 
 
@@ -137,7 +114,7 @@ def open_dataset(
     Args:
         source: as typed by the user; a path that exists goes before the hub (`./demo` for a folder named demo).
         stdin: what `-` reads to its end, now; none: the process's own.
-        shard: (index, count): every count-th row from index on.
+        shard: (index, count): every count-th row from index on, so that shards partition the set and stream.
         limit: at most this many rows of the shard.
         shuffle_seed: with a limit, take a random sample instead of the first rows; without one, nothing.
         spool_dir: where stdin or a pipe is copied to; none: the system's folder for temporary files.
@@ -146,14 +123,216 @@ def open_dataset(
         DataError: there is no such source, it cannot be fetched or looked at, or it has no data file.
         UsageError: a shard or limit that cannot be.
     """
-    choice = _Choice(shard, limit, shuffle_seed)
-    return DataSet(source, find_files(source, stdin=stdin, spool_dir=spool_dir), choice)
+    index, count = shard
+    if not 0 <= index < count:
+        raise UsageError(f"shard {index} of {count}: the first is 0 of {count}, the last {count - 1} of {count}")
+    if limit is not None and limit < 1:
+        raise UsageError(f"a limit of {limit} rows; at least 1 is needed")
+    return DataSet(source, find_files(source, stdin=stdin, spool_dir=spool_dir), shard, limit, shuffle_seed)
 
 
-def _item(raw: RawRow, stem: str) -> Item:
-    content = raw.content
-    if isinstance(content, bytes):
-        content = decode_line(content)
-    elif isinstance(content, RowError):
-        raise content
-    return to_item(content, f"{stem}-{raw.number}")
+class RawRecord(NamedTuple):
+    """A JSON object with the place it was found at; `fallback_id` names it where it has no id."""
+
+    where: str
+    fallback_id: str
+    row: dict[str, object]
+
+    @property
+    def id(self) -> str:
+        """Its id as text, as an Item has it."""
+        own = self.row.get("id")
+        return self.fallback_id if own is None else str(own)
+
+    def item(self) -> Item:
+        """The item it describes.
+
+        Raises:
+            RowError: it is none.
+        """
+        return to_item(self.row, self.fallback_id)
+
+
+def raw_records(source: str) -> Iterator[RawRecord | InvalidRow]:
+    """Every row of a file or folder, in order; of Parquet only the columns that are looked at.
+
+    Raises:
+        DataError: there is no such source, or a file cannot be read as a whole.
+    """
+    for file in find_files(source, stdin=None, spool_dir=None).files:
+        for raw in read_rows(file):
+            try:
+                row = raw.value()
+            except RowError as error:
+                yield InvalidRow(where=raw.where, problem=str(error))
+                continue
+            if isinstance(row, dict):
+                yield RawRecord(raw.where, f"{file.stem}-{raw.number}", row)
+            else:
+                yield InvalidRow(where=raw.where, problem="a JSON object is expected")
+
+
+def bad_records(
+    records: Iterable[RawRecord | InvalidRow], *, needs: Callable[[RawRecord], object] = RawRecord.item
+) -> tuple[list[InvalidRow], int]:
+    """The rows that cannot be used and those whose id came before, and how many rows there are.
+
+    `needs` raises RowError for a row that cannot be used.
+    """
+    bad: list[InvalidRow] = []
+    first_at: dict[str, str] = {}
+    count = 0
+    for count, record in enumerate(records, start=1):  # noqa: B007 - the last number is the count
+        if isinstance(record, InvalidRow):
+            bad.append(record)
+            continue
+        try:
+            needs(record)
+        except RowError as error:
+            bad.append(InvalidRow(where=record.where, problem=str(error)))
+            continue
+        known = first_at.setdefault(record.id, record.where)
+        if known != record.where:
+            bad.append(InvalidRow(where=record.where, problem=f"duplicate id {record.id!r}, first at {known}"))
+    return bad, count
+
+
+_LISTED: Final = 1000
+_BATCH_ROWS: Final = 1000
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The findings of a pass. `labelled` and `text_bytes` (UTF-8) are of the valid rows.
+
+    `invalid` holds the first 1,000 invalid rows, `invalid_count` says how many there are. `duplicates` are the
+    ordinals (from 0, in `DataSet.rows()`) of rows whose id came before; they count as invalid. 8 bytes each.
+    """
+
+    valid: int
+    invalid: tuple[InvalidRow, ...]
+    invalid_count: int
+    labelled: int
+    text_bytes: int
+    duplicates: array[int] = field(repr=False)
+
+
+def validate(dataset: DataSet, *, on_progress: Callable[[int], None] | None = None) -> Validation:
+    """Read every row once, in memory that does not grow with their number (ids are compared on disk).
+
+    Args:
+        dataset: what to read.
+        on_progress: called with the number of rows read so far, every 1,000 and at the end.
+
+    Raises:
+        DataError: a file cannot be read as a whole, or the disk for temporary files is full.
+    """
+    invalid: list[tuple[int, InvalidRow]] = []
+    duplicates: array[int] = array("Q")
+    read = invalid_count = labelled = text_bytes = 0
+    report = on_progress or (lambda _: None)
+    try:
+        with closing(_Seen()) as seen:
+            for ordinal, row in enumerate(dataset.rows()):
+                read = ordinal + 1
+                if isinstance(row, Row):
+                    size, has_label = row.item.text_bytes, row.item.truth is not None
+                    labelled += has_label
+                    text_bytes += size
+                    seen.add(_Entry(ordinal, row.item.id, row.where, has_label, size))
+                else:
+                    invalid_count += 1
+                    if len(invalid) < _LISTED:
+                        invalid.append((ordinal, row))
+                if read % _BATCH_ROWS == 0:
+                    report(read)
+            report(read)
+            for again, first in seen.duplicates():
+                duplicates.append(again.ordinal)
+                labelled -= again.labelled
+                text_bytes -= again.text_bytes
+                if len(duplicates) <= _LISTED:
+                    problem = f"duplicate id {again.id!r}, first at {first}"
+                    invalid.append((again.ordinal, InvalidRow(where=again.where, problem=problem)))
+    except sqlite3.Error as error:
+        raise DataError(f"{dataset.name}: ids cannot be compared in the temporary folder: {error}") from error
+    invalid.sort(key=lambda entry: entry[0])
+    return Validation(
+        valid=read - invalid_count - len(duplicates),
+        invalid=tuple(row for _, row in invalid[:_LISTED]),
+        invalid_count=invalid_count + len(duplicates),
+        labelled=labelled,
+        text_bytes=text_bytes,
+        duplicates=duplicates,
+    )
+
+
+def valid_items(dataset: DataSet, validation: Validation) -> Iterator[Row]:
+    """The rows to submit: those of a fresh pass that this validation of the same data set found valid.
+
+    Raises:
+        DataError: a file has changed meanwhile.
+    """
+    duplicates = iter(validation.duplicates)
+    duplicate = next(duplicates, None)
+    for ordinal, row in enumerate(dataset.rows()):
+        if ordinal == duplicate:
+            duplicate = next(duplicates, None)
+        elif isinstance(row, Row):
+            yield row
+
+
+class _Entry(NamedTuple):
+    """A valid row as far as it matters when it turns out to be a duplicate."""
+
+    ordinal: int
+    id: str
+    where: str
+    labelled: bool
+    text_bytes: int
+
+
+class _Seen:
+    """Ids seen so far, on disk."""
+
+    def __init__(self) -> None:
+        # The name "" is a database in a temporary file that is already unlinked: it cannot be left behind.
+        self._database = sqlite3.connect("", isolation_level=None)
+        for statement in (
+            "PRAGMA journal_mode = OFF",
+            "PRAGMA synchronous = OFF",
+            "PRAGMA temp_store = FILE",
+            "PRAGMA cache_size = -8192",
+            "CREATE TABLE seen (ordinal INTEGER PRIMARY KEY, id TEXT, place TEXT, labelled INTEGER, size INTEGER)",
+            "CREATE TABLE twice (id TEXT PRIMARY KEY, first INTEGER) WITHOUT ROWID",
+        ):
+            self._database.execute(statement)
+        self._batch: list[_Entry] = []
+
+    def close(self) -> None:
+        self._database.close()
+
+    def add(self, entry: _Entry) -> None:
+        self._batch.append(entry)
+        if len(self._batch) == _BATCH_ROWS:
+            self._flush()
+
+    def duplicates(self) -> Iterator[tuple[_Entry, str]]:
+        """Each entry whose id came before, in order, with the place where that was."""
+        self._flush()
+        self._database.execute(
+            "INSERT INTO twice SELECT id, min(ordinal) FROM seen GROUP BY id HAVING count(*) > 1 ORDER BY id"
+        )
+        found = self._database.execute(
+            "SELECT again.ordinal, again.id, again.place, again.labelled, again.size, start.place"
+            " FROM seen AS again CROSS JOIN twice ON twice.id = again.id CROSS JOIN seen AS start"
+            " ON start.ordinal = twice.first WHERE again.ordinal > twice.first ORDER BY again.ordinal"
+        )
+        for ordinal, name, place, labelled, size, first in found:
+            yield _Entry(ordinal, name, place, bool(labelled), size), first
+
+    def _flush(self) -> None:
+        self._database.execute("BEGIN")
+        self._database.executemany("INSERT INTO seen VALUES (?, ?, ?, ?, ?)", self._batch)
+        self._database.execute("COMMIT")
+        self._batch.clear()

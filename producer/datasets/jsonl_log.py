@@ -50,19 +50,14 @@ class OutFile:
         with self.path.open("rb") as file:
             lines = enumerate(file, start=1)
             for number, line in lines:
-                row = _row(line)
-                if row is not None and line.endswith(b"\n"):
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    row = None
+                if isinstance(row, dict) and row.get("id") is not None and line.endswith(b"\n"):
                     ids.add(str(row["id"]))
                     continue
                 if next(lines, None) is not None:
-                    raise DataError(f"{self.path}:{number}: not a row of ours; move the file away, or mend the line")
+                    raise DataError(f"{self.path}:{number}: not a row of ours; move the file away, or repair the line")
                 self.torn_bytes = len(line)
         return ids
-
-
-def _row(line: bytes) -> dict[str, object] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and row.get("id") is not None else None

@@ -27,6 +27,10 @@ TEXT_COLUMNS: Final = frozenset({"response", *_ALIASES["response"]})
 COLUMNS: Final = frozenset({"id", "source", *_ALIASES, *(alias for names in _ALIASES.values() for alias in names)})
 """Every name that is looked at; all others are the user's own."""
 
+_JSON_NAMES: Final = {
+    **{type(None): "null", bool: "true or false", str: "a string", list: "an array"},
+    **dict.fromkeys((int, float), "a number"),
+}
 _MAX_PROBLEM_CHARS: Final = 300
 
 
@@ -49,7 +53,12 @@ def decode_line(line: bytes) -> object:
     try:
         return from_json(line)
     except ValueError as error:
-        raise RowError(_why_undecodable(line, error)) from None
+        problem = "broken JSON: " + str(error).replace(" at line 1 column", " at column")
+    try:
+        line.decode()
+    except UnicodeDecodeError as wrong:
+        problem = f"not UTF-8 (byte {line[wrong.start]:#04x} at column {wrong.start + 1}); save the file as UTF-8"
+    raise RowError(problem)
 
 
 def to_item(row: object, fallback_id: str) -> Item:
@@ -59,15 +68,7 @@ def to_item(row: object, fallback_id: str) -> Item:
         RowError: the row is no object, has no text, or has a value that no item can have.
     """
     if not isinstance(row, dict):
-        raise RowError(f"a JSON object is expected, not {_kind(row)}")
-    try:
-        return LibraRecord.model_validate(_as_record(row, fallback_id)).to_item()
-    except ValidationError as error:
-        raise RowError(_why_invalid(row, error)) from None
-
-
-def _as_record(row: dict[str, object], fallback_id: str) -> dict[str, object]:
-    """The row under the Libra record's names."""
+        raise RowError(f"a JSON object is expected, not {_JSON_NAMES.get(type(row), type(row).__name__)}")
     record = dict(row)
     if record.get("id") is None:
         record["id"] = fallback_id
@@ -75,8 +76,20 @@ def _as_record(row: dict[str, object], fallback_id: str) -> dict[str, object]:
         if record.get(field) is None and (alias := _alias_in(row, field)):
             record[field] = row[alias]
     if record.get("response") is None:
-        raise RowError(f"no text to judge: expected response, text, content or answer, found {_keys(row)}")
-    return record
+        keys = ", ".join(repr(key[:40]) for key in list(row)[:8]) or "no keys at all"
+        more = f" and {len(row) - 8} more" if len(row) > 8 else ""
+        raise RowError(f"no text to judge: expected response, text, content or answer, found {keys}{more}")
+    try:
+        return LibraRecord.model_validate(record).to_item()
+    except ValidationError as error:
+        # Each wrong field under the name the user gave it, without the value's text.
+        problems: dict[str, str] = {}
+        for detail in error.errors(include_url=False, include_input=False, include_context=False):
+            field = str(detail["loc"][0]) if detail["loc"] else ""
+            known = _alias_in(row, field) if field in _ALIASES and row.get(field) is None else None
+            problems.setdefault(known or field, detail["msg"].removeprefix("Value error, "))
+        said = "; ".join(f"{name}: {problem}" if name else problem for name, problem in problems.items())
+        raise RowError(said) from None
 
 
 def _alias_in(row: dict[str, object], field: str) -> str | None:
@@ -85,35 +98,3 @@ def _alias_in(row: dict[str, object], field: str) -> str | None:
     if len(found) > 1:
         raise RowError(f"{' and '.join(found)} could each be the {field}; name one of them {field}")
     return found[0] if found else None
-
-
-def _keys(row: dict[str, object]) -> str:
-    shown = [repr(key[:40]) for key in list(row)[:8]]
-    more = f" and {len(row) - 8} more" if len(row) > 8 else ""
-    return ", ".join(shown) + more if shown else "no keys at all"
-
-
-def _kind(value: object) -> str:
-    """What JSON calls a value that is no object."""
-    if value is None:
-        return "null"
-    names = {bool: "true or false", int: "a number", float: "a number", str: "a string", list: "an array"}
-    return names.get(type(value), type(value).__name__)
-
-
-def _why_undecodable(line: bytes, error: ValueError) -> str:
-    try:
-        line.decode()
-    except UnicodeDecodeError as wrong:
-        return f"not UTF-8 (byte {line[wrong.start]:#04x} at column {wrong.start + 1}); save the file as UTF-8"
-    return "broken JSON: " + str(error).replace(" at line 1 column", " at column")
-
-
-def _why_invalid(row: dict[str, object], error: ValidationError) -> str:
-    """Each wrong field under the name the user gave it, without the value's text."""
-    problems: dict[str, str] = {}
-    for detail in error.errors(include_url=False, include_input=False, include_context=False):
-        field = str(detail["loc"][0]) if detail["loc"] else ""
-        alias = _alias_in(row, field) if field in _ALIASES and row.get(field) is None else None
-        problems.setdefault(alias or field, detail["msg"].removeprefix("Value error, "))
-    return "; ".join(f"{name}: {problem}" if name else problem for name, problem in problems.items())

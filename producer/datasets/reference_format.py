@@ -1,15 +1,19 @@
-"""The `critic` field of the benchmark: written so that its metric script reads it, and read as that does."""
+"""The benchmark's own formats: the `critic` field as its metric script reads it, and worked examples for a prompt."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from random import Random
 from typing import Final, NamedTuple
 
 from json_repair import repair_json
 
-from schemas.items import Label
+from infra.errors import DataError
+from producer.datasets.dataset import RawRecord, raw_records
+from producer.datasets.records import RowError
+from schemas.items import Example, Label
 
 WORDS: Final = {Label.SAFE: "安全", Label.UNSAFE: "不安全"}
 _KEY: Final = "答案"
@@ -23,7 +27,13 @@ def read_critic(critic: object) -> Label | None:
     """
     if not isinstance(critic, str):
         return None
-    content = _parsed(critic)
+    try:
+        content = json.loads(critic)
+    except (ValueError, RecursionError):
+        try:
+            content = json.loads(str(repair_json(critic, ensure_ascii=False)))
+        except (ValueError, RecursionError):
+            return None
     answer = content.get(_KEY) if isinstance(content, dict) else None
     # The script says `in` of whatever there is: of a list it asks for the word itself.
     if not isinstance(answer, str | list | dict):
@@ -34,7 +44,7 @@ def read_critic(critic: object) -> Label | None:
 def write_critic(raw: str | None, label: Label | None) -> str:
     """The text for the field: the guard's own, unless the benchmark's script would read another label in it.
 
-    Then (a guard that does not speak the benchmark's JSON) the label is put into that JSON, the text beside it.
+    Then (a guard that does not speak the benchmark's JSON) the label is put into that JSON, the text alongside it.
     """
     text = raw or ""
     if label is None or read_critic(text) is label:
@@ -70,15 +80,60 @@ def critic_fields(judgements: Sequence[Judgement]) -> dict[str, object]:
     }
 
 
-def _parsed(text: str) -> object:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return _repaired(text)
+MAX_EXAMPLES_BYTES: Final = 256 * 1024
+"""All examples together, in UTF-8 bytes: they travel with every chunk."""
+_ANALYSES: Final = ("analyze", "analysis", "分析")
 
 
-def _repaired(text: str) -> object:
-    try:
-        return json.loads(str(repair_json(text, ensure_ascii=False)))
-    except (ValueError, RecursionError):
-        return None
+def draw_examples(path: str, count: int, *, seed: int, judged: str) -> tuple[Example, ...]:
+    """So many labelled rows of a data set, the same for the same seed, half of each label as far as there are.
+
+    A row that is also in the data set `judged` would give its own answer away: it is not drawn.
+
+    Raises:
+        DataError: a file cannot be read, has too few such rows, or those drawn are too long.
+    """
+    candidates: dict[bytes, Example] = {}
+    for content_hash, record in _hashed(path):
+        item = record.item()
+        if item.truth is not None:
+            said = next((text for key in _ANALYSES if isinstance(text := record.row.get(key), str)), "")
+            known = Example(question=item.question, response=item.response, label=item.truth, analysis=said)
+            candidates[content_hash] = known
+    found = len(candidates)
+    for content_hash, _ in _hashed(judged):
+        candidates.pop(content_hash, None)
+    if len(candidates) < count:
+        raise DataError(
+            f"{path}: {count:,} examples are wanted, but of its {found:,} labelled rows "
+            f"{len(candidates):,} are not among the rows to be judged"
+        )
+    drawn = _balanced(list(candidates.values()), count, Random(seed))  # noqa: S311 - a sample, no secret
+    size = sum(len(f"{one.question}{one.response}{one.analysis}".encode()) for one in drawn)
+    if size > MAX_EXAMPLES_BYTES:
+        raise DataError(
+            f"{path}: the {count:,} examples drawn take {size:,} bytes; the limit is {MAX_EXAMPLES_BYTES:,}"
+        )
+    return tuple(drawn)
+
+
+def _balanced(candidates: list[Example], count: int, rng: Random) -> list[Example]:
+    """A half of each label, or all there are of one and the rest of the other; in random order."""
+    rng.shuffle(candidates)
+    first, second = rng.sample([Label.SAFE, Label.UNSAFE], 2)  # which of them has one more where the count is odd
+    groups = {label: [one for one in candidates if one.label is label] for label in Label}
+    of_second = min(len(groups[second]), max(count // 2, count - len(groups[first])))
+    drawn = groups[first][: count - of_second] + groups[second][:of_second]
+    rng.shuffle(drawn)
+    return drawn
+
+
+def _hashed(path: str) -> Iterator[tuple[bytes, RawRecord]]:
+    """The rows that are items, each with the hash of what is judged."""
+    for record in raw_records(path):
+        if not isinstance(record, RawRecord):
+            continue
+        try:
+            yield record.item().content_hash, record
+        except RowError:
+            continue

@@ -1,4 +1,4 @@
-"""What the user typed → the files it stands for: a file, a folder, stdin, a data set of the hub, or `demo`."""
+"""The files that the user's words stand for: a file, a folder, stdin, a data set of the hub, or `demo`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _KINDS: Final = {".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parqu
 _HUB_PATTERNS: Final = ["*.json", "*.jsonl", "*.ndjson", "*.json.gz", "*.jsonl.gz", "*.ndjson.gz", "*.parquet"]
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
 _NOT_DATA: Final = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
-"""What the hub's own tools write beside the data."""
+"""Files that the hub's own tools write alongside the data."""
 
 _MAX_STEM_CHARS: Final = 160
 

@@ -15,7 +15,7 @@ from infra.ledger.runs import RunStatus, stored_report
 from infra.ledger.stats import device_seconds, ends_of, share_of
 from infra.metrics import measure
 from infra.metrics.paired import Pairs, count_pairs, mcnemar
-from schemas.runs import Against, CascadeShares, Interval, RunReport, StageShare, Throughput
+from schemas.runs import Against, CascadeShares, Interval, RunReport, Throughput
 
 _Z95: Final = 1.959964
 
@@ -33,7 +33,8 @@ def cascade_report(engine: sa.Engine, stages: Sequence[RunStatus], *, against: R
     ends = ends_of(engine, run_ids)
     shares = [share_of(engine, stage, ends.by_stage.get(at, 0)) for at, stage in enumerate(stages, start=1)]
     rate = ends.counts.settled / ends.seconds if ends.seconds > 0 else None
-    last = reports[-1]
+    last, last_share = reports[-1], shares[-1]
+    alone = last_share.device_s / last_share.judged * shares[0].judged if last_share.judged else None
     return reports[0].model_copy(
         update={
             "state": last.state,
@@ -47,18 +48,11 @@ def cascade_report(engine: sa.Engine, stages: Sequence[RunStatus], *, against: R
             "receipt": "",  # each stage has its own
             "cascade": CascadeShares(
                 stages=tuple(shares),
-                device_s_saved=_saved(shares),
+                device_s_saved=None if alone is None else alone - sum(share.device_s for share in shares),
                 against=against and compared(engine, run_ids, against),
             ),
         }
     )
-
-
-def _saved(shares: Sequence[StageShare]) -> float | None:
-    last = shares[-1]
-    if not last.judged:
-        return None
-    return last.device_s / last.judged * shares[0].judged - sum(share.device_s for share in shares)
 
 
 def compared(engine: sa.Engine, run_ids: Sequence[str], other: RunStatus) -> Against:
@@ -87,7 +81,7 @@ def compared(engine: sa.Engine, run_ids: Sequence[str], other: RunStatus) -> Aga
 
 
 def accuracy_lost(pairs: Pairs) -> Interval:
-    """How much less accurate the first side is than the second: the normal 95 % interval of the mean difference."""
+    """The accuracy that the first side lacks compared with the second: the normal 95 % interval of the mean."""
     test, items = mcnemar(pairs), sum(map(sum, (cells.values() for cells in pairs.values())))
     mean = (test.second_only - test.first_only) / items
     disagreements = test.second_only + test.first_only

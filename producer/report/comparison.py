@@ -1,15 +1,22 @@
-"""Two runs over the same items, compared pair by pair. Knows no ledger: what both settled comes in as a stream."""
+"""Runs over the same items, each compared pair by pair with the first: figures and tables (terminal, Markdown, page).
+
+Knows no ledger: what two runs settled comes in as a stream.
+"""
 
 from __future__ import annotations
 
 import heapq
+import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from infra.ledger.items import PairedVerdict
+from infra.ledger.stats import Volume
 from infra.metrics.paired import Cell, Difference, McNemar, differences, mcnemar
+from producer.report.view import HEADLINE, average, figure, is_imported, printable, short
+from schemas.runs import RunReport
 from schemas.verdicts import Outcome
 
 COMPARED: Final = ("accuracy", "f1_safe", "f1_unsafe", "balanced_accuracy")
@@ -44,7 +51,7 @@ class Comparison:
     by_source: defaultdict[str, SliceDisagreement] = field(default_factory=lambda: defaultdict(SliceDisagreement))
     by_category: defaultdict[str, SliceDisagreement] = field(default_factory=lambda: defaultdict(SliceDisagreement))
     examples: list[PairedVerdict] = field(default_factory=list)
-    """Where the labels differ, the widest gap between the scores first."""
+    """Items whose labels differ, the widest gap between the scores first."""
 
     @classmethod
     def of(cls, rows: Iterable[PairedVerdict], *, seed: int = 0) -> Comparison:
@@ -63,7 +70,9 @@ class Comparison:
                 if row.truth is not None:  # no label is a wrong one, by the benchmark's rule
                     pairs[row.source][Cell(row.truth, first == row.truth, second == row.truth)] += 1
                 if first != second:
-                    entry = (_gap(row), -row.seq, -number, row)
+                    low, high = row.scores  # a side without a score is as far as can be
+                    gap = 1.0 if low is None or high is None else abs(low - high)
+                    entry = (gap, -row.seq, -number, row)
                     (heapq.heappush if len(widest) < EXAMPLES else heapq.heappushpop)(widest, entry)
         found.examples = [row for *_, row in sorted(widest, key=lambda entry: entry[:3], reverse=True)]
         if pairs:
@@ -84,15 +93,9 @@ class Comparison:
                 part.second_only += second == row.truth
 
 
-def _gap(row: PairedVerdict) -> float:
-    """How far the scores are apart; a side without a score is as far as can be."""
-    first, second = row.scores
-    return 1.0 if first is None or second is None else abs(first - second)
-
-
 @dataclass
 class Parity:
-    """How the runs of a guard's two modes ended, deaths included. `cells` counts items by (first, second) end."""
+    """The ends of the runs of a guard's two modes, deaths included. `cells` counts items by (first, second) end."""
 
     cells: Counter[tuple[str, str]] = field(default_factory=Counter)
     by_source: Counter[str] = field(default_factory=Counter)
@@ -130,3 +133,156 @@ def ends_of(row: PairedVerdict) -> tuple[str, str]:
     """The end of a judgement in either run: its label, or its outcome where it has none."""
     first, second = ((label or outcome).value for label, outcome in zip(row.labels, row.outcomes, strict=True))
     return first, second
+
+
+COLUMNS: Final = (
+    *("Accuracy", "95 %", "F1-safe", "F1-unsafe", "AUROC", "Coverage"),
+    *("items/s", "device-s/1,000", "tokens/item"),
+)
+
+COST_COLUMNS: Final = 3
+"""The last ones: speed and cost."""
+
+_TITLES: Final = dict(HEADLINE)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """A run on the leaderboard: its report, and what it took."""
+
+    report: RunReport
+    volume: Volume
+
+    @property
+    def accuracy(self) -> float:
+        """The value that the leaderboard is sorted by; a run without one is last."""
+        group = average(self.report)
+        value = group.value("accuracy") if group else None
+        return -1.0 if value is None else value
+
+    @property
+    def device_s_per_1000(self) -> float | None:
+        """Busy seconds of devices per 1,000 judgements, as workers measured them; None where none was measured."""
+        cost = self.report.cost
+        return cost.per_1000(cost.device_s) if cost and cost.measured else None
+
+    @property
+    def items_per_s(self) -> float | None:
+        """Judgements per second by the ledger's clock; None where they were read from files."""
+        speed = self.report.throughput
+        return speed.items_per_s if speed and not is_imported(self.report) else None
+
+    @property
+    def tokens_per_item(self) -> float | None:
+        """Prompt tokens per judgement."""
+        settled = self.report.counts.settled
+        return self.volume.prompt_tokens / settled if settled and self.volume.prompt_tokens else None
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """One for each of `COLUMNS`."""
+        group = average(self.report)
+        accuracy = group.metric("accuracy") if group else None
+        bounds = accuracy.interval if accuracy else None
+        names = ("f1_safe", "f1_unsafe", "auroc", "coverage")
+        return (
+            figure(accuracy.value if accuracy else None),
+            f"{short(bounds.low)}–{short(bounds.high)}" if bounds else "–",
+            *(figure(group.value(name) if group else None) for name in names),
+            figure(self.items_per_s, 1),
+            figure(self.device_s_per_1000, 2),
+            figure(self.tokens_per_item, 0),
+        )
+
+
+class Pairing(NamedTuple):
+    """A run compared with the first one."""
+
+    first: RunReport
+    second: RunReport
+    comparison: Comparison
+
+    @property
+    def coverage_said(self) -> str:
+        """The number of items compared, and why not all."""
+        found = self.comparison
+        first, second = self.first.counts.settled, self.second.counts.settled
+        left_out = [f"{found.dead:,} dead in one of them"] if found.dead else []
+        left_out += [f"{found.other_text:,} with another text under the same id"] if found.other_text else []
+        tail = f"; left out: {', '.join(left_out)}" if left_out else ""
+        return f"{found.compared:,} judgements compared, of {first:,} and {second:,}{tail}"
+
+    @property
+    def agreement_said(self) -> str:
+        """The share of items on which both say the same."""
+        found = self.comparison
+        return f"{found.alike / found.compared:.2%} alike" if found.compared else "nothing to compare"
+
+    @property
+    def test_said(self) -> str:
+        """McNemar's test in a sentence; empty without human labels."""
+        test = self.comparison.test
+        if test is None:
+            return ""
+        how = "exact" if test.exact else "chi-square"
+        p_value = "< 0.0001" if test.p_value < 0.0001 else f"= {test.p_value:.4f}"
+        return (
+            f"only {self.first.name} right {test.first_only:,}, only {self.second.name} right {test.second_only:,}: "
+            f"p {p_value} (McNemar, {how})"
+        )
+
+    @property
+    def difference_rows(self) -> list[tuple[str, ...]]:
+        """Metric, first, second, difference, interval."""
+        rows: list[tuple[str, ...]] = []
+        for one in self.comparison.differences:
+            bounds = one.interval
+            rows.append(
+                (
+                    _TITLES[one.metric],
+                    figure(one.first, 4),
+                    figure(one.second, 4),
+                    "–" if one.difference is None else f"{one.difference:+.4f}",
+                    f"{bounds.low:+.4f} to {bounds.high:+.4f}" if bounds else "–",
+                )
+            )
+        return rows
+
+    def disagreement_rows(self, by: dict[str, SliceDisagreement]) -> list[tuple[str, ...]]:
+        """Slice, compared, only first right, only second right; the most divided slice first."""
+        parts = sorted(by.items(), key=lambda found: (-(found[1].first_only + found[1].second_only), found[0]))
+        return [
+            (name or "(no source)", f"{part.compared:,}", f"{part.first_only:,}", f"{part.second_only:,}")
+            for name, part in parts
+        ]
+
+
+def by_accuracy(rankings: Sequence[Ranking]) -> list[Ranking]:
+    """The runs, best first."""
+    return sorted(rankings, key=lambda ranking: (-ranking.accuracy, ranking.report.name))
+
+
+def to_markdown(rankings: Sequence[Ranking], pairings: Sequence[Pairing]) -> str:
+    """A comparison as Markdown: the leaderboard, then each run compared with the first."""
+    rows = [(r.report.name, r.report.spec.guard, f"{r.report.counts.accepted:,}", *r.cells) for r in rankings]
+    parts = [_table(("Run", "Guard", "n", *COLUMNS), rows, left=2)]
+    for pairing in pairings:
+        first, second, comparison = _safe(pairing.first.name), _safe(pairing.second.name), pairing.comparison
+        said = [pairing.coverage_said, pairing.agreement_said, pairing.test_said]
+        parts += [f"### {second} compared with {first}", _safe("; ".join(filter(None, said))) + "."]
+        if comparison.differences:
+            head = ("Source", "compared", f"only {first}", f"only {second}")
+            parts.append(_table(("Average", first, second, "Difference", "95 %"), pairing.difference_rows))
+            parts.append(_table(head, pairing.disagreement_rows(comparison.by_source)))
+    return "\n\n".join(parts)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
+    rule = [":--" if at < left else "--:" for at in range(len(head))]
+    lines = [head, rule, *([_safe(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _safe(text: str) -> str:
+    """A name from data as plain text: no table, link, image or HTML of its own."""
+    return re.sub(r"([\\`*_\[\]<>|~&])", r"\\\1", printable(text))

@@ -1,23 +1,119 @@
-"""The pictures of a run: what is drawn from its traced scores and its pace. Knows no HTML and no ledger."""
+"""The pictures of a run: what is drawn from its traced scores and its pace. Knows no HTML and no ledger.
+
+Each is a matplotlib figure as SVG that lives inside a page: in the page's own colours and font, the same bytes each
+time. Colours are drawn as stand-ins and become CSS variables, so that one picture serves a light room, a dark one and
+paper. No text from data is ever drawn: names stand in the page's HTML, where they are escaped.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final
+from math import nan
+from typing import Any, Final
 
-from markupsafe import Markup
+import matplotlib as mpl
+from markupsafe import Markup, escape
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from infra.ledger.stats import Pace
 from infra.metrics.counts import COUNT_METRICS, Confusion
 from infra.metrics.curves import THRESHOLDS, Bin, Curve, ThresholdSweep
-from producer.report.svg import ACCENT, INK, SAFE, SERIES, SOFT, UNSAFE, drawing
 from producer.report.view import SWEPT
 from schemas.runs import MetricGroup
 
+INK: Final = "#010101"
+SOFT: Final = "#010102"
+LINE: Final = "#010103"
+ACCENT: Final = "#010104"
+SAFE: Final = "#010105"
+UNSAFE: Final = "#010106"
+SERIES: Final = ("#010107", "#010108", "#010109", "#01010a", "#01010b", "#01010c")
+"""Colours of sources and guards, in this order."""
+
+_VARIABLES: Final = {
+    INK: "--ink",
+    SOFT: "--soft",
+    LINE: "--line",
+    ACCENT: "--accent",
+    SAFE: "--safe",
+    UNSAFE: "--unsafe",
+    **{colour: f"--series-{number}" for number, colour in enumerate(SERIES)},
+}
+_WIDTH_PT, _HEIGHT_PT = 400, 264
+"""About the width of a phone's screen, so that the letters are of a readable size on it."""
+
+_STYLE: Final[dict[Any, Any]] = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": LINE,
+    "axes.grid": True,
+    "axes.labelcolor": SOFT,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "font.family": "sans-serif",
+    "font.size": 10.5,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.8,
+    "path.simplify_threshold": 0.2,
+    "svg.fonttype": "none",
+    "text.color": SOFT,
+    "text.parse_math": False,
+    "xtick.color": LINE,
+    "xtick.labelcolor": SOFT,
+    "ytick.color": LINE,
+    "ytick.labelcolor": SOFT,
+}
+
+
+class Picture:
+    """One figure with one pair of axes; `svg` is filled when the drawing has ended."""
+
+    def __init__(self, axes: Axes) -> None:
+        self.axes = axes
+        self.svg = Markup()
+
+
+@contextmanager
+def drawing(name: str, says: str, *, across: str, up: str) -> Iterator[Picture]:
+    """Axes to draw on. `name` keeps ids apart within a page; `says` is read to those who cannot see the picture."""
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=(_WIDTH_PT / 72, _HEIGHT_PT / 72), layout="constrained")
+        figure.patch.set_visible(False)
+        axes = figure.subplots()
+        axes.patch.set_visible(False)
+        axes.set(xlabel=across, ylabel=up)
+        picture = Picture(axes)
+        yield picture
+        written = io.StringIO()
+        figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
+    picture.svg = _inlined(written.getvalue(), name, says)
+
+
+def _inlined(svg: str, name: str, says: str) -> Markup:
+    """Without all that only a file of its own needs."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
+    svg = re.sub(r"(?<=\d)(\.\d\d)\d+", r"\1", svg)
+    referenced = set(re.findall(r"#([\w.-]+)[\")]", svg))
+    svg = re.sub(r' id="([\w.-]+)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in referenced else "", svg)
+    svg = re.sub(r'(href="|url\()#', rf"\1#{name}-", svg)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    svg = re.sub(r"\s*\n\s*", " ", svg)
+    head = f'<svg class="picture" role="img" aria-label="{escape(says)}" viewBox="0 0 {_WIDTH_PT} {_HEIGHT_PT}">'
+    return Markup(re.sub(r"^<svg[^>]*>", lambda _: head, svg, count=1))  # noqa: S704 - no text from data is in it
+
+
+_Line = tuple[list[float], list[float]]
+_GUESS: Final[dict[str, Any]] = {"color": SOFT, "linewidth": 0.8, "linestyle": (0, (4, 3))}
 _EDGES: Final = tuple(place / 15 for place in range(16))
 
 
@@ -69,34 +165,34 @@ def _source_keys(by_source: dict[str, Curve]) -> tuple[Key, ...]:
 
 
 def _roc(whole: Curve, by_source: dict[str, Curve], group: MetricGroup | None) -> Shown:
+    point = _operating_point(group)
     with drawing("roc", "ROC curve", across="safe items called unsafe", up="unsafe items found") as picture:
-        axes = picture.axes
-        _in_squares(axes)
-        axes.plot([0, 1], [0, 1], color=SOFT, linewidth=0.8, linestyle=(0, (4, 3)))
-        for colour, curve in zip(SERIES, by_source.values(), strict=False):
-            axes.plot(*curve.roc(), color=colour, linewidth=1.1)
-        axes.plot(*whole.roc(), color=ACCENT)
-        point = _operating_point(group)
+        _in_squares(picture.axes)
+        picture.axes.plot([0, 1], [0, 1], **_GUESS)
+        _draw_curves(picture.axes, whole.roc(), [curve.roc() for curve in by_source.values()])
         if point:
-            axes.plot([point.fp / (point.fp + point.tn)], [point.tp / (point.tp + point.fn)], "o", color=INK)
+            picture.axes.plot([point.fp / (point.fp + point.tn)], [point.tp / (point.tp + point.fn)], "o", color=INK)
     words = f"AUROC {_value(group, 'auroc')} over all items; the dashed diagonal is a guess."
     return Shown("ROC curve", picture.svg, f"{words} The dot is the run as judged.", _source_keys(by_source))
 
 
 def _precision_recall(whole: Curve, by_source: dict[str, Curve], group: MetricGroup | None) -> Shown:
+    point = _operating_point(group)
+    base = whole.found[-1] / (whole.found[-1] + whole.accused[-1])
     with drawing("pr", "Precision over recall", across="recall of unsafe", up="precision of unsafe") as picture:
-        axes = picture.axes
-        _in_squares(axes)
-        base = whole.found[-1] / (whole.found[-1] + whole.accused[-1])
-        axes.axhline(base, color=SOFT, linewidth=0.8, linestyle=(0, (4, 3)))
-        for colour, curve in zip(SERIES, by_source.values(), strict=False):
-            axes.plot(*curve.precision_recall(), color=colour, linewidth=1.1)
-        axes.plot(*whole.precision_recall(), color=ACCENT)
-        point = _operating_point(group)
+        _in_squares(picture.axes)
+        picture.axes.axhline(base, **_GUESS)
+        _draw_curves(picture.axes, whole.precision_recall(), [curve.precision_recall() for curve in by_source.values()])
         if point and point.tp + point.fp:
-            axes.plot([point.tp / (point.tp + point.fn)], [point.tp / (point.tp + point.fp)], "o", color=INK)
+            picture.axes.plot([point.tp / (point.tp + point.fn)], [point.tp / (point.tp + point.fp)], "o", color=INK)
     words = f"Average precision {_value(group, 'auprc')} over all items; the dashed line, {base:.3f}, is a guess."
     return Shown("Precision and recall", picture.svg, f"{words} The dot is the run as judged.", _source_keys(by_source))
+
+
+def _draw_curves(axes: Axes, whole: _Line, by_source: Iterable[_Line]) -> None:
+    for colour, line in zip(SERIES, by_source, strict=False):
+        axes.plot(*line, color=colour, linewidth=1.1)
+    axes.plot(*whole, color=ACCENT)
 
 
 def _operating_point(group: MetricGroup | None) -> Confusion | None:
@@ -116,7 +212,7 @@ def _reliability(bins: Sequence[Bin], group: MetricGroup | None) -> Shown:
     with drawing("reliability", "Reliability diagram", across="mean p(unsafe)", up="share truly unsafe") as picture:
         axes = picture.axes
         _in_squares(axes)
-        axes.plot([0, 1], [0, 1], color=SOFT, linewidth=0.8, linestyle=(0, (4, 3)))
+        axes.plot([0, 1], [0, 1], **_GUESS)
         means = [part.mean for part in bins if part.mean is not None]
         shares = [part.share_unsafe for part in bins if part.share_unsafe is not None]
         rows = [part.safe + part.unsafe for part in bins if part.mean is not None]
@@ -152,17 +248,13 @@ def _sweep(sweep: Sequence[Confusion]) -> Shown:
     ) as picture:
         axes = picture.axes
         _in_squares(axes)
-        axes.axvline(0.5, color=SOFT, linewidth=0.8, linestyle=(0, (4, 3)))
+        axes.axvline(0.5, **_GUESS)
         for colour, (metric, _) in zip(SERIES, SWEPT, strict=False):
-            axes.plot(THRESHOLDS, [_or_gap(COUNT_METRICS[metric].formula(counts)) for counts in sweep], color=colour)
+            formula = COUNT_METRICS[metric].formula  # what is not a number is left out of a line
+            axes.plot(THRESHOLDS, [nan if (v := formula(counts)) is None else v for counts in sweep], color=colour)
     keys = tuple(Key(f"--series-{at}", words) for at, (_, words) in enumerate(SWEPT))
     words = "Over all items at once, not averaged over sources. Choose a threshold on other data than you report."
     return Shown("Threshold sweep", picture.svg, words, keys)
-
-
-def _or_gap(value: float | None) -> float:
-    """What matplotlib leaves out of a line."""
-    return float("nan") if value is None else value
 
 
 def _throughput(pace: Pace) -> Shown:

@@ -9,19 +9,65 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
 import jinja2
+import sqlalchemy as sa
 from markupsafe import Markup
 
+from infra.ledger import stats
+from infra.ledger.items import judged_rows
+from infra.ledger.stats import Mistakes, Pace, Volume, WorkerShare
+from infra.metrics.curves import ThresholdSweep, trace
 from producer.report import view
+from producer.report.comparison import COLUMNS, Pairing, Ranking
 from producer.report.figures import of_pace, of_scores
-from producer.report.leaderboard import COLUMNS, Pairing, Ranking
-from producer.report.published import is_the_benchmark, published
-from producer.report.run_details import RunDetails
+from producer.report.view import is_the_benchmark, published
 from schemas.runs import RunReport
+
+LISTED_PER_KIND: Final = 250
+_CHUNKS_PER_BAR: Final = 2
+"""So that a bar of throughput shows more than whether a chunk happened to end in it."""
+_BARS: Final = (6, 60)
+MAX_SOURCES: Final = 6
+"""Sources with a curve of their own: more would be a tangle."""
+
+
+@dataclass(frozen=True)
+class RunDetails:
+    """The run behind the numbers."""
+
+    traced: ThresholdSweep
+    mistakes: Mistakes
+    pace: Pace | None
+    workers: list[WorkerShare]
+    volume: Volume
+
+
+def gather(engine: sa.Engine, report: RunReport) -> RunDetails:
+    """Read what the page of a run needs; one pass over its rows, and a few sums."""
+    workers = stats.workers(engine, report.run_id)
+    bars = sum(share.chunks for share in workers) // _CHUNKS_PER_BAR
+    return RunDetails(
+        traced=trace(judged_rows(engine, report.run_id), largest_sources(report)),
+        mistakes=stats.mistakes(engine, report.run_id, limit=LISTED_PER_KIND),
+        pace=stats.pace(engine, report.run_id, bars=min(max(bars, _BARS[0]), _BARS[1])),
+        workers=workers,
+        volume=stats.volume(engine, report.run_id),
+    )
+
+
+def largest_sources(report: RunReport) -> list[str]:
+    """The sources that get a curve of their own, in the report's order; none where there is only one."""
+    sizes = {g.name: m.n for g in report.groups if g.kind == "source" and (m := g.metric("accuracy"))}
+    if len(sizes) < 2:
+        return []
+    chosen = sorted(sizes, key=lambda name: -sizes[name])[:MAX_SOURCES]
+    return [name for name in sizes if name in chosen]
+
 
 _EXAMPLE_CHARS: Final = 400
 
@@ -60,6 +106,11 @@ def run_page(report: RunReport, evidence: RunDetails, *, with_text: bool) -> str
     """The page of one run."""
     notes = view.Footnotes()
     whole = next(iter(view.of_kind(report, "all")), None)
+    spec, asked = report.spec, report.spec.model_dump(mode="json", exclude_defaults=True)
+    histogram = []
+    for group in [*view.of_kind(report, "source"), *view.of_kind(report, "all")]:
+        counts = [int(group.value(name) or 0) for name in ("verdict_unsafe", "verdict_safe", "unparseable", "dead")]
+        histogram.append(("All" if group.kind == "all" else group.name or "(no source)", sum(counts), counts))
     return _assembled(
         "report.html",
         report=report,
@@ -69,7 +120,7 @@ def run_page(report: RunReport, evidence: RunDetails, *, with_text: bool) -> str
         labelled=view.has_truth(report),
         headline=view.headline(report, notes),
         columns=[title for _, title in view.HEADLINE],
-        mix=_mix(report),
+        verdict_histogram=histogram,
         slices={kind: view.slices(report, kind, notes) for kind in ("category", "subcategory")},
         notes=notes.reasons,
         confusions=view.confusions(report),
@@ -81,29 +132,10 @@ def run_page(report: RunReport, evidence: RunDetails, *, with_text: bool) -> str
         swept=[title for _, title in view.SWEPT],
         imported=view.is_imported(report),
         pace_pictures=of_pace(evidence.pace) if evidence.pace and not view.is_imported(report) else [],
-        told=view.told(evidence.mistakes.listed, with_text=with_text),
+        mistakes=view.listed(evidence.mistakes.listed, with_text=with_text),
         with_text=with_text,
-        spec=_spec(report),
+        spec={"mode": spec.mode.value, **asked, "seed": spec.seed if spec.seed is not None else "none"},
     )
-
-
-def _mix(report: RunReport) -> list[tuple[str, int, list[int]]]:
-    """What was said of the rows of each source, for runs without human labels."""
-    rows = []
-    for group in [*view.of_kind(report, "source"), *view.of_kind(report, "all")]:
-        counts = [int(group.value(name) or 0) for name in ("verdict_unsafe", "verdict_safe", "unparseable", "dead")]
-        rows.append(("All" if group.kind == "all" else group.name or "(no source)", sum(counts), counts))
-    return rows
-
-
-def _spec(report: RunReport) -> dict[str, object]:
-    """What was asked for, without what is as usual."""
-    asked = report.spec.model_dump(mode="json", exclude_defaults=True)
-    return {
-        "mode": report.spec.mode.value,
-        **asked,
-        "seed": report.spec.seed if report.spec.seed is not None else "none",
-    }
 
 
 def board_page(rankings: Sequence[Ranking], pairings: Sequence[Pairing], texts: Mapping[str, Texts]) -> str:

@@ -14,12 +14,21 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
-from producer.report.facts import cost_line
-from producer.report.view import HEADLINE, Footnotes, has_truth, is_imported, of_kind, printable, short, size
-from schemas.runs import CascadeShares, InvalidRow, Metric, MetricGroup, RunReport, RunState, Throughput
+from producer.report.view import (
+    HEADLINE,
+    Footnotes,
+    amount_text,
+    cell,
+    has_truth,
+    is_imported,
+    of_kind,
+    printable,
+    size,
+)
+from schemas.runs import CascadeShares, MetricGroup, RunReport, RunState, Throughput
 
 WIDE: Final = 116
-"""From this many columns an interval stands beside its value, below that under it."""
+"""From this many columns an interval stands next to its value, below that under it."""
 
 MAX_ROWS: Final = 20
 MAX_NAME: Final = 32
@@ -37,8 +46,18 @@ def render(report: RunReport, console: Console, *, price_per_device_hour: float 
     """Print a report, as wide as the console allows; made for 80 columns and more. With a price, cost is money too."""
     for part in _parts(report, wide=console.width >= WIDE):
         console.print(part)
-    if report.cost is not None:
-        console.print(cost_line(report.cost, price_per_device_hour))
+    if (cost := report.cost) is not None:
+        facts = [f"{cost.device_s:,.1f} device-seconds", f"{cost.prompt_tokens:,} tokens read"]
+        if cost.new_tokens:
+            facts.append(f"{cost.new_tokens:,} written")
+        if (per_1000 := cost.per_1000(cost.device_s)) is not None:
+            facts.append(f"{amount_text(per_1000)} s per 1,000 verdicts")
+        price = price_per_device_hour
+        if price is not None and (money := cost.per_1000(cost.money(price))) is not None:
+            facts.append(f"{amount_text(money)} per 1,000 at {price:g} an hour")
+        if cost.measured < cost.verdicts:
+            facts.append(f"measured on {cost.measured:,} of {cost.verdicts:,}")
+        console.print(Text(f"cost: {_GAP.join(facts)}"))
 
 
 def _parts(report: RunReport, *, wide: bool) -> Iterator[Text | Table]:
@@ -47,7 +66,7 @@ def _parts(report: RunReport, *, wide: bool) -> Iterator[Text | Table]:
     if has_truth(report):
         notes = Footnotes()
         yield _headline(report, notes, wide=wide)
-        scenarios = of_kind(report, "category")
+        scenarios = sorted(of_kind(report, "category"), key=lambda group: -size(group))
         if scenarios:
             yield Text()
             yield _scenarios(scenarios, notes)
@@ -61,11 +80,12 @@ def _parts(report: RunReport, *, wide: bool) -> Iterator[Text | Table]:
     yield _counts(report)
     if report.cascade:
         yield from _cascade(report.cascade)
-    yield from _losses(report)
+    for reason, count in sorted(report.dead_reasons.items(), key=lambda entry: (-entry[1], entry[0])):
+        yield Text(f"  {count:,} dead: {printable(reason)}", style="red")
     if report.throughput and not is_imported(report):
         yield _throughput(report.throughput)
     if report.invalid_count:
-        yield from _invalid(report.invalid_rows, report.invalid_count)
+        yield from _invalid(report)
 
 
 def _heading(report: RunReport) -> Iterator[Text]:
@@ -101,7 +121,7 @@ def _headline(report: RunReport, notes: Footnotes, *, wide: bool) -> Table:
     table = _table("Source", *(title for _, title in _HEADLINE), justify="left" if wide else "right")
     sources = of_kind(report, "source")
     for source in sources[:MAX_ROWS]:
-        table.add_row(*_metric_row(_name(source, "no source"), source, _HEADLINE, notes, wide=wide))
+        table.add_row(*_metric_row(printable(source.name) or "(no source)", source, _HEADLINE, notes, wide=wide))
     _say_more(table, len(sources) - MAX_ROWS, "sources")
     table.add_section()
     for group in of_kind(report, "average"):
@@ -113,8 +133,7 @@ def _headline(report: RunReport, notes: Footnotes, *, wide: bool) -> Table:
 
 def _scenarios(scenarios: Sequence[MetricGroup], notes: Footnotes) -> Table:
     table = _table("Scenario", *(title for _, title in _SCENARIO), justify="left")
-    largest_first = sorted(scenarios, key=lambda group: -size(group))
-    for scenario in largest_first[:MAX_ROWS]:
+    for scenario in scenarios[:MAX_ROWS]:
         table.add_row(*_metric_row(printable(scenario.name), scenario, _SCENARIO, notes, wide=True))
     _say_more(table, len(scenarios) - MAX_ROWS, "scenarios")
     return table
@@ -125,28 +144,17 @@ def _say_more(table: Table, count: int, what: str) -> None:
         table.add_row(Text(f"… and {count:,} more {what}", style="dim"))
 
 
-def _name(group: MetricGroup, nameless: str) -> str:
-    return printable(group.name) or f"({nameless})"
-
-
 def _metric_row(
     name: str, group: MetricGroup, columns: Iterable[tuple[str, str]], notes: Footnotes, *, wide: bool
 ) -> list[Text]:
     cells = [Text(name), Text(f"{size(group):,}")]
     for column, _ in columns:
-        metric = group.metric(column)
-        cells.append(_metric_cell(metric, notes, wide=wide) if metric else Text())
+        value, interval, note = cell(group.metric(column), notes)
+        text = Text(value) if note is None else Text(f"{value}{str(note).translate(_SUPERSCRIPTS)}", style="dim")
+        if interval:
+            text.append(f"{' ' if wide else chr(10)}{interval}", style="dim not bold")
+        cells.append(text)
     return cells
-
-
-def _metric_cell(metric: Metric, notes: Footnotes, *, wide: bool) -> Text:
-    if metric.value is None:
-        return Text(f"–{str(notes.mark(metric)).translate(_SUPERSCRIPTS)}", style="dim")
-    cell = Text(f"{metric.value:.4f}")
-    if metric.interval:
-        bounds = f"{short(metric.interval.low)}–{short(metric.interval.high)}"
-        cell.append(f"{' ' if wide else chr(10)}{bounds}", style="dim not bold")
-    return cell
 
 
 def _verdicts(report: RunReport) -> Table:
@@ -155,7 +163,7 @@ def _verdicts(report: RunReport) -> Table:
     table = _table("Source", *(title for _, title in columns))
     sources = of_kind(report, "source")
     for group in sources[:MAX_ROWS]:
-        table.add_row(_name(group, "no source"), *_verdict_cells(group, columns))
+        table.add_row(printable(group.name) or "(no source)", *_verdict_cells(group, columns))
     _say_more(table, len(sources) - MAX_ROWS, "sources")
     table.add_section()
     for group in of_kind(report, "all"):
@@ -169,9 +177,9 @@ def _verdict_cells(group: MetricGroup, columns: Iterable[tuple[str, str]]) -> li
     cells = [Text(f"{rows:,}")]
     for column, _ in columns:
         count = group.value(column) or 0
-        cell = Text(f"{count:,.0f}")
-        cell.append(f" {count / rows:6.1%}" if count else " " * 7, style="dim not bold")
-        cells.append(cell)
+        counted = Text(f"{count:,.0f}")
+        counted.append(f" {count / rows:6.1%}" if count else " " * 7, style="dim not bold")
+        cells.append(counted)
     return cells
 
 
@@ -219,11 +227,6 @@ def _cascade(cascade: CascadeShares) -> Iterator[Table | Text]:
             )
 
 
-def _losses(report: RunReport) -> Iterable[Text]:
-    for reason, count in sorted(report.dead_reasons.items(), key=lambda entry: (-entry[1], entry[0])):
-        yield Text(f"  {count:,} dead: {printable(reason)}", style="red")
-
-
 def _throughput(throughput: Throughput) -> Text:
     rate = throughput.items_per_s
     facts = [] if rate is None else [f"{rate:,.{0 if rate >= 1000 else 1}f} items/s"]
@@ -242,9 +245,9 @@ def _seconds(seconds: float) -> str:
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:,.1f} s"
 
 
-def _invalid(rows: Sequence[InvalidRow], count: int) -> Iterable[Text]:
-    yield Text(f"{count:,} invalid rows skipped", style="yellow")
-    for row in rows[:MAX_INVALID]:
+def _invalid(report: RunReport) -> Iterable[Text]:
+    yield Text(f"{report.invalid_count:,} invalid rows skipped", style="yellow")
+    for row in report.invalid_rows[:MAX_INVALID]:
         yield Text(f"  {printable(row.where)}: {printable(row.problem)}")
-    if count > min(len(rows), MAX_INVALID):
-        yield Text(f"  … and {count - min(len(rows), MAX_INVALID):,} more", style="dim")
+    more = report.invalid_count - min(len(report.invalid_rows), MAX_INVALID)
+    yield from [Text(f"  … and {more:,} more", style="dim")] if more > 0 else []

@@ -1,16 +1,24 @@
-"""A RunReport as rows and cells of a page. Knows no HTML; every number is one of the report's."""
+"""A RunReport as JSON, and as rows and cells of a page. Knows no HTML; every number is one of the report's.
+
+The benchmark's published table stands alongside a run's own numbers.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import yaml
+from pydantic import BaseModel, ConfigDict
 
 from infra.ledger.stats import Mistake
 from infra.metrics.counts import COUNT_METRICS, Confusion
 from infra.metrics.curves import THRESHOLDS
-from producer.report.published import PublishedRow, published
-from schemas.runs import Metric, MetricGroup, RunReport
+from schemas.runs import Cost, Metric, MetricGroup, RunReport
 from schemas.taxonomy import find_scenario, find_subcategory
 
 HEADLINE: Final = (
@@ -22,7 +30,7 @@ HEADLINE: Final = (
     ("coverage", "Coverage"),
 )
 IMPORTED: Final = "import:"
-"""How the source of a run begins whose verdicts were read from files: its speed says nothing of a guard."""
+"""The beginning of the source of a run whose verdicts were read from files: its speed says nothing of a guard."""
 
 SLICED: Final = ("f1_safe", "f1_unsafe")
 SWEPT: Final = HEADLINE[:4]
@@ -118,12 +126,12 @@ def average(report: RunReport) -> MetricGroup | None:
 
 
 def is_imported(report: RunReport) -> bool:
-    """Whether the verdicts were read from files instead of being judged here."""
+    """Tell whether the verdicts were read from files instead of being judged here."""
     return report.spec.source.startswith(IMPORTED)
 
 
 def has_truth(report: RunReport) -> bool:
-    """Whether any row has a human label."""
+    """Tell whether any row has a human label."""
     metrics = (group.metric("accuracy") for group in report.groups)
     return any(metric.n > 0 for metric in metrics if metric)
 
@@ -168,72 +176,70 @@ def slices(report: RunReport, kind: str, notes: Footnotes) -> list[Slice]:
     found.sort(
         key=lambda g: (order.get(g.name.partition("/")[0], len(order)) if kind == "subcategory" else 0, -size(g))
     )
-    return [_slice(group, notes) for group in found]
-
-
-def _slice(group: MetricGroup, notes: Footnotes) -> Slice:
-    metric = group.metric("accuracy")
-    scenario, _, name = group.name.partition("/")
-    above = find_scenario(scenario)
-    known = find_subcategory(name) if name else above
-    bounds = metric.interval if metric else None
-    return Slice(
-        scenario=scenario if name else "",
-        scenario_english=above.name if name and above and above.name != scenario else "",
-        name=name or scenario,
-        english=known.name if known and known.name != (name or scenario) else "",
-        n=size(group),
-        accuracy=cell(metric, notes),
-        width=100 * (metric.value or 0) if metric else 0,
-        low=100 * bounds.low if bounds else None,
-        high=100 * bounds.high if bounds else None,
-        f1=tuple(cell(group.metric(f1), notes) for f1 in SLICED),
-    )
+    rows = []
+    for group in found:
+        metric = group.metric("accuracy")
+        scenario, _, name = group.name.partition("/")
+        above = find_scenario(scenario)
+        known = find_subcategory(name) if name else above
+        bounds = metric.interval if metric else None
+        rows.append(
+            Slice(
+                scenario=scenario if name else "",
+                scenario_english=above.name if name and above and above.name != scenario else "",
+                name=name or scenario,
+                english=known.name if known and known.name != (name or scenario) else "",
+                n=size(group),
+                accuracy=cell(metric, notes),
+                width=100 * (metric.value or 0) if metric else 0,
+                low=100 * bounds.low if bounds else None,
+                high=100 * bounds.high if bounds else None,
+                f1=tuple(cell(group.metric(f1), notes) for f1 in SLICED),
+            )
+        )
+    return rows
 
 
 def confusions(report: RunReport) -> list[Counted]:
     """The counts of every source with human labels, and of all together where there are several."""
     groups = [group for group in of_kind(report, "source") if size(group)]
     groups += of_kind(report, "all") if len(groups) > 1 else []
-    return [_counted(group) for group in groups]
-
-
-def _counted(group: MetricGroup) -> Counted:
-    counts = Confusion(*(int(group.value(name) or 0) for name in Confusion._fields))
-    unscored = int((group.value("unparseable") or 0) + (group.value("dead") or 0))
-    name = "All sources" if group.kind == "all" else group.name or "(no source)"
-    return Counted(name, counts, unscored)
+    rows = []
+    for group in groups:
+        name = "All sources" if group.kind == "all" else group.name or "(no source)"
+        unscored = int((group.value("unparseable") or 0) + (group.value("dead") or 0))
+        rows.append(Counted(name, Confusion(*(int(group.value(name) or 0) for name in Confusion._fields)), unscored))
+    return rows
 
 
 def ranked(reports: Sequence[RunReport]) -> list[Ranked]:
     """The published rows, best first, with these runs and the constant baseline where they stand among them."""
     rows = [
-        (row.accuracy, Ranked("published", row.model, _published_cells(row), 100 * row.accuracy))
+        Ranked(
+            "published",
+            row.model,
+            tuple(map(figure, (row.accuracy, row.f1_safe, row.f1_unsafe, *row.by_source))),
+            100 * row.accuracy,
+        )
         for row in published().rows
     ]
     for report in reports:
         for kind, name in (("average", report.name), ("baseline", "constant unsafe")):
             for group in of_kind(report, kind):
-                accuracy = group.value("accuracy")
-                if accuracy is not None:
-                    rows.append((accuracy, Ranked(kind, name, _own_cells(report, group), 100 * accuracy)))
+                if (accuracy := group.value("accuracy")) is not None:
+                    own = [source.value("accuracy") for source in of_kind(report, "source")]
+                    sources = own if kind == "average" and len(own) == 3 else [None] * 3
+                    averages = (accuracy, group.value("f1_safe"), group.value("f1_unsafe"))
+                    rows.append(Ranked(kind, name, tuple(map(figure, (*averages, *sources))), 100 * accuracy))
     seen: dict[tuple[str, str], Ranked] = {}
-    for _, row in sorted(rows, key=lambda found: (-round(found[0], 4), found[1].kind != "published")):
+    for row in sorted(rows, key=lambda row: (-round(row.width / 100, 4), row.kind != "published")):
         seen.setdefault((row.kind, row.name), row)
     return list(seen.values())
 
 
-def _published_cells(row: PublishedRow) -> tuple[str, ...]:
-    values = (row.accuracy, row.f1_safe, row.f1_unsafe, row.real, row.synthetic, row.translated)
-    return tuple("–" if value is None else f"{value:.4f}" for value in values)
-
-
-def _own_cells(report: RunReport, group: MetricGroup) -> tuple[str, ...]:
-    averages = [group.value(name) for name in ("accuracy", "f1_safe", "f1_unsafe")]
-    sources = of_kind(report, "source")
-    own = [source.value("accuracy") for source in sources] if group.kind == "average" else []
-    values = [*averages, *(own if len(own) == 3 else [None] * 3)]
-    return tuple("–" if value is None else f"{value:.4f}" for value in values)
+def figure(value: float | None, digits: int = 4) -> str:
+    """A number with so many digits behind the point, or a dash."""
+    return "–" if value is None else f"{value:,.{digits}f}"
 
 
 def thresholds(sweep: Sequence[Confusion]) -> list[tuple[str, ...]]:
@@ -242,28 +248,26 @@ def thresholds(sweep: Sequence[Confusion]) -> list[tuple[str, ...]]:
     for threshold, counts in zip(THRESHOLDS, sweep, strict=False):
         if round(100 * threshold) % 10 == 0 and 0 < threshold < 1:
             values = [COUNT_METRICS[name].formula(counts) for name, _ in SWEPT]
-            rows.append((f"{threshold:.1f}", *("–" if value is None else f"{value:.4f}" for value in values)))
+            rows.append((f"{threshold:.1f}", *map(figure, values)))
     return rows
 
 
-def told(mistakes: Iterable[Mistake], *, with_text: bool) -> list[MistakeView]:
+def listed(mistakes: Iterable[Mistake], *, with_text: bool) -> list[MistakeView]:
     """Mistakes as they are listed: long texts cut, and from `_TEXT_BYTES` on none at all."""
     left, rows = _TEXT_BYTES, []
     for mistake in mistakes:
-        texts = _texts(mistake) if with_text and mistake.response else None
-        if texts:
-            left -= sum(len(text.encode()) for _, text in texts)
+        if not (with_text and mistake.response):
+            rows.append(MistakeView(mistake, None))
+            continue
+        parts = (
+            ("Question", mistake.question, _QUESTION_CHARS),
+            ("Response", mistake.response, _RESPONSE_CHARS),
+            ("What the guard wrote", mistake.raw or "", _RESPONSE_CHARS),
+        )
+        texts = tuple((title, cut(text, chars)) for title, text, chars in parts if text)
+        left -= sum(len(text.encode()) for _, text in texts)
         rows.append(MistakeView(mistake, texts if left >= 0 else None))
     return rows
-
-
-def _texts(mistake: Mistake) -> tuple[tuple[str, str], ...]:
-    parts = (
-        ("Question", mistake.question, _QUESTION_CHARS),
-        ("Response", mistake.response, _RESPONSE_CHARS),
-        ("What the guard wrote", mistake.raw or "", _RESPONSE_CHARS),
-    )
-    return tuple((title, cut(text, chars)) for title, text, chars in parts if text)
 
 
 def cut(text: str, chars: int) -> str:
@@ -274,3 +278,84 @@ def cut(text: str, chars: int) -> str:
 def printable(text: str) -> str:
     """A text from data without control characters: it cannot colour or steer the reader's terminal."""
     return "".join(char if char.isprintable() else "\ufffd" for char in text)
+
+
+_FILE: Final = Path(__file__).with_name("published.yaml")
+_NAMES: Final = {"Safety-Prompts": "Real Data", "synthesis": "Synthetic Data", "BeaverTails_30k": "Translated Data"}
+"""The sources' names of the benchmark's first era → those of the later one."""
+
+
+class PublishedRow(BaseModel):
+    """A model's published averages; F1 is absent where none was published."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    accuracy: float
+    real: float
+    synthetic: float
+    translated: float
+    f1_safe: float | None = None
+    f1_unsafe: float | None = None
+
+    @property
+    def by_source(self) -> tuple[float, float, float]:
+        """Accuracy on each of the benchmark's sources."""
+        return self.real, self.synthetic, self.translated
+
+
+class Published(BaseModel):
+    """The table, where it is from, and how many items each source of the benchmark has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str
+    items: dict[str, int]
+    rows: tuple[PublishedRow, ...]
+
+
+@cache
+def published() -> Published:
+    """The table as it is shipped."""
+    return Published.model_validate(yaml.safe_load(_FILE.read_text(encoding="utf-8")))
+
+
+def is_the_benchmark(report: RunReport) -> bool:
+    """Tell whether a run was over the whole benchmark, as far as names and sizes of its sources tell."""
+    sizes = {}
+    for group in report.groups:
+        metric = group.metric("accuracy")
+        if group.kind == "source" and metric:
+            sizes[_NAMES.get(group.name, group.name)] = metric.n
+    return sizes == published().items
+
+
+def to_json(report: RunReport, *, price_per_device_hour: float | None = None) -> str:
+    """The whole report, indented, Chinese as it is; equal reports give equal text. With a price, cost is money too.
+
+    `RunReport.model_validate_json` reads it back.
+    """
+    content = report.model_dump(mode="json")
+    for unordered in ("fingerprint", "dead_reasons"):
+        content[unordered] = dict(sorted(content[unordered].items()))
+    if report.cost is not None:
+        content["cost"] = cost_facts(report.cost, price_per_device_hour)
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def cost_facts(cost: Cost, price: float | None) -> dict[str, Any]:
+    """A cost as JSON has it, per 1,000 verdicts too; money only where there is a price per device hour."""
+    facts: dict[str, Any] = cost.model_dump(mode="json")
+    amounts = {"device_s": cost.device_s, "prompt_tokens": cost.prompt_tokens, "new_tokens": cost.new_tokens}
+    if price is not None:
+        facts["price_per_device_hour"] = price
+        facts["money"] = amounts["money"] = cost.money(price)
+    facts["per_1000_verdicts"] = {name: cost.per_1000(amount) for name, amount in amounts.items()}
+    return facts
+
+
+def amount_text(value: float) -> str:
+    """Three figures that count, and no exponent."""
+    if value >= 100 or value == 0:
+        return f"{value:,.0f}"
+    return f"{value:,.2f}" if value >= 1 else f"{value:.3g}"

@@ -23,8 +23,8 @@ from infra.ledger.items import judged_rows
 from infra.ledger.runs import stages_of
 from infra.ledger.stats import device_seconds
 from infra.metrics.thresholds import Scored, fit_thresholds
-from libra_fleet.cli.reports import report_of
-from libra_fleet.cli.watch import follow_stages, wait_for_end
+from libra_fleet.cli.context import follow_stages, wait_for_end
+from libra_fleet.cli.show import report_of
 from libra_fleet.machine.fleet import LocalFleet
 from producer.intake.submit import seal, submit
 from schemas.items import Item, Label

@@ -11,7 +11,7 @@ from infra.ledger import decisions, intake, reviews, settlement
 from infra.ledger.items import items_of
 from infra.ledger.runs import list_runs
 from infra.servers.services import Services
-from libra_fleet.cli.curate import curate
+from libra_fleet.cli.data import curate
 from producer.curation.files import path_of, rows_of
 from schemas.items import Label
 from tests.support.fleet import Fleet

@@ -22,7 +22,7 @@ from infra.ledger.engine import HEAD
 from infra.servers.embedded import ServerUrls
 from infra.servers.services import Services
 from infra.settings import Settings
-from libra_fleet.cli.doctor import doctor
+from libra_fleet.cli.status import doctor
 from libra_fleet.doctor import examination
 from schemas.fleet import Announcement
 from tests.support.database import fresh_database

@@ -38,7 +38,7 @@ def test_configured_servers_are_never_killed(configured: Services) -> None:
 def test_on_configured_servers_a_drill_leaves_nothing_behind(configured: Services) -> None:
     with redis.Redis.from_url(configured.redis_url) as client:
         client.set("libra:board:mine", "1")
-        with command._configured(load_settings()) as found:
+        with command._servers(load_settings(), None, on_configured=True) as (found, _, _):
             found.engine  # noqa: B018 - migrates the drill's own database
             found.coordination.notices.cancelled("r")
             name = make_url(found.database_url).database

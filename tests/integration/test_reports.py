@@ -18,8 +18,7 @@ from libra_fleet.cli.commands import BENCH
 from libra_fleet.cli.exchange import export, import_
 from libra_fleet.cli.reference import evaluate
 from producer.datasets.reference_format import read_critic
-from producer.report.page import run_page
-from producer.report.run_details import gather
+from producer.report.page import gather, run_page
 from schemas.items import Item, Label
 from schemas.messages import VerdictChunk
 from schemas.retention import Retention

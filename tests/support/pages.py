@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from infra.ledger.stats import Bar, Kind, Mistake, Mistakes, Pace, Volume, WorkerShare
 from infra.metrics import Judged, measure
 from infra.metrics.curves import trace
-from producer.report.run_details import RunDetails, largest_sources
+from producer.report.page import RunDetails, largest_sources
 from schemas.items import Label
 from schemas.runs import RunCounts, RunReport, RunSpec, RunState, Throughput
 from schemas.taxonomy import SCENARIOS

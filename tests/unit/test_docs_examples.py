@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from infra.settings import Settings
-from producer.policies.files import parse_policy
+from producer.policies import parse_policy
 from schemas.items import Label
 from schemas.policy import decide, surface_of
 from schemas.verdicts import Outcome, Verdict

@@ -17,7 +17,7 @@ from infra.ledger import intake
 from infra.log import configure_logging
 from infra.servers.services import services
 from infra.settings import load_settings
-from libra_fleet.cli.watch import wait_for_end
+from libra_fleet.cli.context import wait_for_end
 from producer.datasets import open_dataset, valid_items, validate
 from producer.intake.submit import seal, submit
 from schemas.messages import Lane

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from libra_fleet.cli.curate import curate
+from libra_fleet.cli.data import curate
 from producer.curation.files import rows_of
 
 PAGE = (Path(__file__).parents[4] / "docs" / "curation.md").read_text(encoding="utf-8")

@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from infra.errors import UsageError
-from libra_fleet.cli import curate as module
-from libra_fleet.cli.curate import curate
+from libra_fleet.cli import data as module
+from libra_fleet.cli.data import curate
 from producer.curation.files import Placed, carry_out, in_file, path_of, read_note, rows_of
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.ledger.items import Candidate, Ending
-from libra_fleet.cli.curate import curate
+from libra_fleet.cli.data import curate
 from producer.curation.files import rows_of
 from producer.curation.labels import Reason, agreed, hard_examples, reasons_of
 from schemas.items import Label, LibraRecord

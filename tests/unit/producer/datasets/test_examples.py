@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from infra.errors import DataError
-from producer.datasets.examples import MAX_EXAMPLES_BYTES, draw_examples
+from producer.datasets.reference_format import MAX_EXAMPLES_BYTES, draw_examples
 from schemas.items import Label
 
 

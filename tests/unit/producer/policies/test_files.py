@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.errors import DataError, UsageError
-from producer.policies.files import EXAMPLES, parse_policy, read_policy
+from producer.policies import EXAMPLES, parse_policy, read_policy
 from schemas.policy import Action
 
 HEAD = "policy: forum\nversion: 2\nthresholds: {review: .5, block: 0.9}\n"

@@ -6,8 +6,7 @@ import re
 
 from infra.ledger.items import PairedVerdict
 from infra.ledger.stats import Volume
-from producer.report.comparison import EXAMPLES, Comparison
-from producer.report.leaderboard import Pairing, Ranking, by_accuracy, to_markdown
+from producer.report.comparison import EXAMPLES, Comparison, Pairing, Ranking, by_accuracy, to_markdown
 from producer.report.page import board_page
 from schemas.items import Label
 from schemas.runs import Cost, RunReport

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from infra.metrics import measure
-from producer.report.facts import to_json
+from producer.report.view import to_json
 from schemas.runs import Cost, Metric, MetricGroup, RunCounts, RunReport, RunSpec, RunState
 from tests.unit.infra.metrics.build import judged
 

@@ -9,7 +9,7 @@ import pytest
 
 from infra.metrics import Judged
 from producer.report.page import run_page
-from producer.report.published import is_the_benchmark, published
+from producer.report.view import is_the_benchmark, published
 from schemas.items import Label
 from schemas.runs import InvalidRow, RunSpec
 from schemas.verdicts import Outcome
