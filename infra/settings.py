@@ -14,7 +14,7 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from infra.errors import UsageError
-from schemas.retention import Retention
+from schemas.items import Retention
 
 
 class Settings(BaseSettings):

@@ -21,10 +21,6 @@ class Shared(Frozen):
     model_config = ConfigDict(extra="ignore")
 
 
-def _is_false(value: object) -> bool:
-    return not value
-
-
-ADDED: Final[dict[str, Any]] = {"exclude_if": _is_false}
+ADDED: Final[dict[str, Any]] = {"exclude_if": lambda value: not value}
 """For a field added to a `Shared` model: not written where it is false or zero, so that nothing changes for readers
 older than the field, among them those that refuse what they do not know."""

@@ -31,6 +31,19 @@ class Label(StrEnum):
         return Label.SAFE if self is Label.UNSAFE else Label.UNSAFE
 
 
+class Retention(StrEnum):
+    """The part of an item's text that stays once its verdict is settled: everything, a hash of it, nothing."""
+
+    FULL = "full"
+    HASH = "hash"
+    NONE = "none"
+
+    @property
+    def scrubs(self) -> bool:
+        """True if the text is removed."""
+        return self is not Retention.FULL
+
+
 _LABEL_WORDS: Final = {
     "安全": Label.SAFE,
     "safe": Label.SAFE,

@@ -62,15 +62,10 @@ class Thresholds(Frozen):
     def act(self, verdict: Verdict) -> tuple[Action, float | None]:
         """The action on a scored verdict, and the threshold it met."""
         for action, threshold in ((Action.BLOCK, self.block), (Action.REVIEW, self.review)):
-            if threshold is not None and _meets(verdict, threshold):
+            unsafe, score = verdict.label is Label.UNSAFE, verdict.p_unsafe
+            if threshold is not None and (unsafe if score is None else score >= threshold):
                 return action, threshold
         return Action.PASS, None
-
-
-def _meets(verdict: Verdict, threshold: float) -> bool:
-    if verdict.p_unsafe is None:
-        return verdict.label is Label.UNSAFE
-    return verdict.p_unsafe >= threshold
 
 
 class _Rules(Frozen):
@@ -85,7 +80,7 @@ class _Rules(Frozen):
         for name, rule in value.items():
             code = canonical(name)
             if code == CONTROVERSIAL:
-                raise ValueError("controversial is no category: give it an action beside `categories`")
+                raise ValueError("controversial is no category: give it an action next to `categories`")
             if code in found:
                 raise ValueError(f"{name} and another name here mean the same category {code}")
             found[code] = rule
@@ -150,21 +145,16 @@ def decide(policy: Policy, verdict: Verdict, *, surface: str = "") -> Decision:
     if CONTROVERSIAL in verdict.categories:
         action = own.controversial or policy.controversial
         return Decision(action, "controversial: unsafe only by the strict reading", CONTROVERSIAL)
-    ruled = list(_category_decisions(policy, own, verdict))
+    ruled = []
+    for category in verdict.categories:
+        rules = ((name, own.categories.get(name) or policy.categories.get(name)) for name in _names(category))
+        if found := next(((name, rule) for name, rule in rules if rule), None):
+            action, threshold = found[1].act(verdict)
+            ruled.append(Decision(action, _reason(verdict, threshold, found[0]), found[0]))
     if ruled:
         return max(ruled, key=lambda decision: decision.action.severity)
     action, threshold = (own.thresholds or policy.thresholds).act(verdict)
     return Decision(action, _reason(verdict, threshold))
-
-
-def _category_decisions(policy: Policy, own: SurfaceRules, verdict: Verdict) -> Iterator[Decision]:
-    for category in verdict.categories:
-        for name in _names(category):
-            rule = own.categories.get(name) or policy.categories.get(name)
-            if rule:
-                action, threshold = rule.act(verdict)
-                yield Decision(action, _reason(verdict, threshold, name), name)
-                break
 
 
 def _names(category: str) -> Iterator[str]:

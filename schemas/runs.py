@@ -54,7 +54,7 @@ class RunSpec(Shared):
     `cache`: what a device answered before may be taken again; never where every item is judged several times.
     `verdict_only`: a model may stop writing once its verdict is known.
     `examples` are shown to the guard before each item, in this order.
-    `parent` is the id of the run whose items a child run judges anew.
+    `parent` is the id of the run whose items a child run judges again.
     `tenant` is whose run it is, if it came through the gateway or the live client.
     `stages` of a cascade follow on this run, each as a child run of the one before.
     """

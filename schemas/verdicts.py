@@ -30,7 +30,7 @@ class Verdict(Shared):
     `p_unsafe` and `label_mass` lie in [0, 1] and are absent where the mode gives none.
     `raw` is the guard's own text in generate mode; `windows` counts the prompts it took: the overlapping
     pieces of a long content, times the policies of a guard that is asked about one at a time (the worst wins).
-    `categories` hold the guard's own codes, the project's scenario beside them where there is one
+    `categories` hold the guard's own codes, the project's scenario next to them where there is one
     ("S10:hate_abuse"); "controversial" among them: unsafe by the strict reading, safe by the loose one.
     `cached`: the device gave these answers before, to the same prompts; it did nothing for this item.
     """

@@ -24,7 +24,7 @@ from infra.ledger.tables import (
     submissions,
     verdicts,
 )
-from schemas.retention import Retention
+from schemas.items import Retention
 
 _SCRUB_ITEMS: Final = """
     UPDATE items SET question = '', response = '',

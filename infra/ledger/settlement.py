@@ -19,8 +19,8 @@ from infra.ledger.engine import autocommit, execute
 from infra.ledger.feed import append_to_feeds
 from infra.ledger.retention import scrub_settled
 from infra.ledger.runs import WAITS_FOR_NEXT_STAGE
+from schemas.items import Retention
 from schemas.messages import MessageError, VerdictChunk
-from schemas.retention import Retention
 from schemas.runs import RunReport
 from schemas.verdicts import Fingerprint, Outcome, Verdict
 

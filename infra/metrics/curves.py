@@ -7,7 +7,7 @@ second way: bins are those of ECE, and a threshold's metrics follow from its cou
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from math import inf
 from typing import Final, NamedTuple
 
@@ -97,11 +97,16 @@ def trace(rows: Iterable[Judged], sources: Collection[str] = ()) -> ThresholdSwe
         if row.source in by_source:
             by_source[row.source].add(row.p_unsafe, unsafe=is_unsafe)
     curves = {source: tracing.curve() for source, tracing in by_source.items()}
-    merged = ScoreSums.merged([safe], unsafe=False), ScoreSums.merged([unsafe], unsafe=True)
+    # Merging folds what is still buffered.
+    merged = ScoreSums.merged([safe], unsafe=False).bins(), ScoreSums.merged([unsafe], unsafe=True).bins()
+    bins = []
+    for (low, safe_rows), (high, unsafe_rows) in zip(*merged, strict=True):
+        rows_of_bin = safe_rows + unsafe_rows
+        bins.append(Bin(safe_rows, unsafe_rows, (low + high) / rows_of_bin if rows_of_bin else None))
     return ThresholdSweep(
         whole.curve(),
         {source: curve for source, curve in curves.items() if curve},
-        tuple(_bins(*merged)),
+        tuple(bins),
         sweep.counts() if safe.count + unsafe.count else (),
     )
 
@@ -118,22 +123,18 @@ class _Tracing:
 
     def add(self, score: float, *, unsafe: bool) -> None:
         if begins_tie(score, after=self._score):
-            self._end_tie()
             self._score = score
+            rows = self._found + self._accused
+            if rows - self._kept_at >= self._every:
+                self._points.append((self._found, self._accused))
+                self._kept_at = rows
+                if len(self._points) > MAX_POINTS:
+                    self._points = self._points[1::2]
+                    self._every *= 2
         if unsafe:
             self._found += 1
         else:
             self._accused += 1
-
-    def _end_tie(self) -> None:
-        rows = self._found + self._accused
-        if rows - self._kept_at < self._every:
-            return
-        self._points.append((self._found, self._accused))
-        self._kept_at = rows
-        if len(self._points) > MAX_POINTS:
-            self._points = self._points[1::2]
-            self._every *= 2
 
     def curve(self) -> Curve | None:
         last = self._found, self._accused
@@ -172,9 +173,3 @@ class _Sweep:
             )
             for at in range(len(THRESHOLDS))
         )
-
-
-def _bins(safe: ScoreSums, unsafe: ScoreSums) -> Iterator[Bin]:
-    for (low, safe_rows), (high, unsafe_rows) in zip(safe.bins(), unsafe.bins(), strict=True):
-        rows = safe_rows + unsafe_rows
-        yield Bin(safe_rows, unsafe_rows, (low + high) / rows if rows else None)

@@ -15,13 +15,14 @@ from math import fsum
 from random import Random
 from typing import Final, NamedTuple
 
-from infra.metrics.bootstrap import percentiles, resample
-from infra.metrics.counts import COUNT_METRICS, Confusion, reason_undefined
+from infra.metrics.counts import COUNT_METRICS, Confusion, percentiles, reason_undefined, resample
 from infra.metrics.scores import Ranking, RankSums, auroc_interval, calibration
 from infra.metrics.tally import Judged, Slice, Tally
 from schemas.items import Label
 from schemas.runs import Interval, Metric, MetricGroup
 
+AVERAGED: Final = (*COUNT_METRICS, "auroc", "auprc", "ece", "brier", "coverage", "accuracy_scored")
+"""Metrics of the average over sources."""
 LEVEL: Final = 0.95
 RESAMPLES: Final = 1000
 SOURCE_ORDER: Final = (
@@ -77,43 +78,15 @@ def measure(
     Raises:
         ValueError: a scored row has no label, or a row that is not scored has one; or the order is not as said.
     """
+    if not in_score_order:
+        rows = sorted(rows, key=lambda row: -1.0 if row.p_unsafe is None else row.p_unsafe, reverse=True)
+    # Each row is counted once, in its cell, and ranked in every group that the cell is part of.
+    parts: defaultdict[_Path, _Part] = defaultdict(_Part)
+    cells: dict[tuple[str, str, str], Tally] = {}
     disputed: Counter[tuple[str, Label | None]] = Counter()
-    parts = _parts(_noting(rows if in_score_order else sorted(rows, key=_score, reverse=True), disputed))
-
-    def measured(path: _Path) -> _Measured:
-        kind, name = path[0], "/".join(path[1:])
-        rng = Random(f"{seed}/{kind}/{name}")  # noqa: S311  statistics, not secrets
-        return _measure_slice(kind, name, parts.get(path, _Part()), rng, resamples)
-
-    sources = [measured(path) for path in sorted(_of_kind(parts, "source"), key=_place)]
-    return (
-        _average(sources),
-        *(source.group for source in sources),
-        measured(_ALL).group,
-        *(measured(path).group for path in sorted(_of_kind(parts, "category"))),
-        *(measured(path).group for path in sorted(_of_kind(parts, "subcategory"))),
-        _baseline(sources),
-        *([_loose(sources, disputed)] if disputed else []),
-    )
-
-
-def _score(row: Judged) -> float:
-    return -1.0 if row.p_unsafe is None else row.p_unsafe
-
-
-def _noting(rows: Iterable[Judged], disputed: Counter[tuple[str, Label | None]]) -> Iterator[Judged]:
-    """The rows as they come; those that the loose reading calls safe are counted by source and truth on the way."""
     for row in rows:
         if row.controversial and row.label == Label.UNSAFE:
             disputed[row.source, row.truth] += 1
-        yield row
-
-
-def _parts(rows: Iterable[Judged]) -> dict[_Path, _Part]:
-    """The rows by group: each is counted once, in its cell, and ranked in every group that the cell is part of."""
-    parts: defaultdict[_Path, _Part] = defaultdict(_Part)
-    cells: dict[tuple[str, str, str], Tally] = {}
-    for row in rows:
         cell = row[:3]
         if cell not in cells:
             of_cell = [parts[path] for path in _paths(*cell)]
@@ -121,7 +94,37 @@ def _parts(rows: Iterable[Judged]) -> dict[_Path, _Part]:
             for part in of_cell:
                 part.tallies.append(cells[cell])
         cells[cell].add(row)
-    return parts
+
+    def measured(path: _Path) -> _Measured:
+        kind, name = path[0], "/".join(path[1:])
+        part = parts.get(path, _Part())
+        rows, rank = Tally.sliced(part.tallies), part.ranks.ranking()
+        rng = Random(f"{seed}/{kind}/{name}")  # noqa: S311  statistics, not secrets
+        draws = list(resample(rng, rows.confusion, resamples))
+        replicates = {metric: [rule.formula(draw) for draw in draws] for metric, rule in COUNT_METRICS.items()}
+        metrics = (*_of_counts(rows.confusion, replicates), *_of_scores(rows, rank), *_of_ends(rows))
+        group = MetricGroup(kind=kind, name=name, metrics=metrics)
+        return _Measured(group, rows.confusion, replicates, rank.variance if rank else None)
+
+    def of_kind(kind: str) -> list[_Measured]:
+        # The benchmark's own sources in its order, any others by name.
+        order: dict[_Path, int] = {("source", source): place for place, source in enumerate(SOURCE_ORDER)}
+        paths = sorted((order.get(path, len(order)), path) for path in parts if path[0] == kind)
+        return [measured(path) for _, path in paths]
+
+    sources = of_kind("source")
+    return (
+        # Unweighted; undefined where it is undefined for one of the sources.
+        MetricGroup(
+            kind="average", name="Average", metrics=tuple(_mean_metric(metric, sources) for metric in AVERAGED)
+        ),
+        *(source.group for source in sources),
+        measured(_ALL).group,
+        *(part.group for part in of_kind("category")),
+        *(part.group for part in of_kind("subcategory")),
+        _baseline(sources),
+        *([_loose(sources, disputed)] if disputed else []),
+    )
 
 
 def _paths(source: str, category: str, subcategory: str) -> Iterator[_Path]:
@@ -132,27 +135,6 @@ def _paths(source: str, category: str, subcategory: str) -> Iterator[_Path]:
         yield "category", category
         if subcategory:
             yield "subcategory", category, subcategory
-
-
-def _of_kind(parts: Mapping[_Path, _Part], kind: str) -> list[_Path]:
-    return [path for path in parts if path[0] == kind]
-
-
-def _place(path: _Path) -> tuple[int, str]:
-    """Return the sort key of a source: the benchmark's own in its order, any others by name."""
-    source = path[1]
-    return SOURCE_ORDER.index(source) if source in SOURCE_ORDER else len(SOURCE_ORDER), source
-
-
-def _measure_slice(kind: str, name: str, part: _Part, rng: Random, resamples: int) -> _Measured:
-    rows = Tally.sliced(part.tallies)
-    confusion = rows.confusion
-    draws = list(resample(rng, confusion, resamples))
-    replicates = {metric: [rule.formula(draw) for draw in draws] for metric, rule in COUNT_METRICS.items()}
-    rank = part.ranks.ranking()
-    metrics = (*_of_counts(confusion, replicates), *_of_scores(rows, rank), *_of_ends(rows))
-    group = MetricGroup(kind=kind, name=name, metrics=metrics)
-    return _Measured(group, confusion, replicates, rank.variance if rank else None)
 
 
 def _of_counts(confusion: Confusion, replicates: Mapping[str, Sequence[float | None]]) -> Iterator[Metric]:
@@ -206,16 +188,6 @@ def _metric(name: str, n: int, value: float | None, reason: str) -> Metric:
     return Metric(name=name, n=n, value=value, undefined=reason if value is None else None)
 
 
-AVERAGED: Final = (*COUNT_METRICS, "auroc", "auprc", "ece", "brier", "coverage", "accuracy_scored")
-"""Metrics of the average over sources."""
-
-
-def _average(sources: Sequence[_Measured]) -> MetricGroup:
-    """The unweighted mean over sources; undefined where it is undefined for one of them."""
-    metrics = tuple(_mean_metric(name, sources) for name in AVERAGED)
-    return MetricGroup(kind="average", name="Average", metrics=metrics)
-
-
 def _mean_metric(name: str, sources: Sequence[_Measured]) -> Metric:
     parts = [metric for source in sources for metric in source.group.metrics if metric.name == name]
     n = sum(part.n for part in parts)
@@ -223,13 +195,22 @@ def _mean_metric(name: str, sources: Sequence[_Measured]) -> Metric:
     if not parts or len(values) < len(parts):
         gaps = [(source.group.name, part.undefined) for source, part in zip(sources, parts, strict=True)]
         return Metric(name=name, n=n, undefined=_gaps([(source, why) for source, why in gaps if why]))
+    mean, bounds = fsum(values) / len(values), None
     if name == "auroc":
-        bounds = _mean_auroc_bounds(fsum(values) / len(values), [source.auroc_variance for source in sources])
+        known = [source.auroc_variance for source in sources if source.auroc_variance is not None]
+        if len(known) == len(sources):
+            bounds = auroc_interval(mean, fsum(known) / len(sources) ** 2, LEVEL)
     elif name in COUNT_METRICS:
-        bounds = percentiles(_mean_replicates([source.replicates.get(name, ()) for source in sources]), LEVEL)
-    else:
-        bounds = None
-    return Metric(name=name, n=n, value=fsum(values) / len(values), interval=_interval(bounds))
+        # Sources are resampled apart, as they were collected: the mean of each one's first draw, second draw, …
+        columns = [source.replicates.get(name, ()) for source in sources]
+        bounds = percentiles([_mean(draws) for draws in zip(*columns, strict=True)], LEVEL)
+    return Metric(name=name, n=n, value=mean, interval=_interval(bounds))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean; undefined where one of the values is."""
+    defined = [value for value in values if value is not None]
+    return fsum(defined) / len(defined) if len(defined) == len(values) else None
 
 
 def _gaps(gaps: Sequence[tuple[str, str]]) -> str:
@@ -239,20 +220,6 @@ def _gaps(gaps: Sequence[tuple[str, str]]) -> str:
     named = ", ".join(source or "the unnamed source" for source, _ in gaps[:3])
     more = f" and {len(gaps) - 3} more" if len(gaps) > 3 else ""
     return f"undefined for {named}{more}: {gaps[0][1]}"
-
-
-def _mean_replicates(columns: Sequence[Sequence[float | None]]) -> list[float | None]:
-    """The average of each resample: sources are resampled apart, as they were collected."""
-    means: list[float | None] = []
-    for replicate in zip(*columns, strict=True):
-        values = [value for value in replicate if value is not None]
-        means.append(fsum(values) / len(values) if len(values) == len(replicate) else None)
-    return means
-
-
-def _mean_auroc_bounds(mean: float, variances: Sequence[float | None]) -> tuple[float, float] | None:
-    known = [variance for variance in variances if variance is not None]
-    return auroc_interval(mean, fsum(known) / len(variances) ** 2, LEVEL) if len(known) == len(variances) else None
 
 
 def _baseline(sources: Sequence[_Measured]) -> MetricGroup:

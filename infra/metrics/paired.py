@@ -13,8 +13,7 @@ from math import comb, erfc, fsum, sqrt
 from random import Random
 from typing import Final, NamedTuple
 
-from infra.metrics.bootstrap import binomial, percentiles
-from infra.metrics.counts import COUNT_METRICS, Confusion
+from infra.metrics.counts import COUNT_METRICS, Confusion, binomial, percentiles
 from schemas.items import Label
 from schemas.runs import Interval
 
@@ -74,18 +73,15 @@ def mcnemar(pairs: Pairs) -> McNemar:
     Two-sided and exact, a binomial of chance 1/2, up to `EXACT_UP_TO` disagreements; above, chi-square of one degree
     of freedom with Edwards' correction for continuity.
     """
-    first_only = sum(count for cells in pairs.values() for cell, count in cells.items() if _only(cell, first=True))
-    second_only = sum(count for cells in pairs.values() for cell, count in cells.items() if _only(cell, first=False))
+    counts = [(cell, count) for cells in pairs.values() for cell, count in cells.items()]
+    first_only = sum(count for cell, count in counts if cell.first_right and not cell.second_right)
+    second_only = sum(count for cell, count in counts if cell.second_right and not cell.first_right)
     total = first_only + second_only
     if total > EXACT_UP_TO:
         chi_square = (abs(first_only - second_only) - 1) ** 2 / total
         return McNemar(first_only, second_only, erfc(sqrt(chi_square / 2)), exact=False)
     tail = sum(comb(total, count) for count in range(min(first_only, second_only) + 1))
     return McNemar(first_only, second_only, min(1.0, 2 * tail / 2**total), exact=True)
-
-
-def _only(cell: Cell, *, first: bool) -> bool:
-    return cell.first_right is first and cell.second_right is not first
 
 
 def differences(
@@ -99,7 +95,20 @@ def differences(
     rng = Random(seed)  # noqa: S311  statistics, not secrets
     sources = [[cells.get(cell, 0) for cell in _CELLS] for _, cells in sorted(pairs.items())]
     draws = [[_resampled(rng, counts) for counts in sources] for _ in range(resamples)]
-    return tuple(_difference(metric, sources, draws) for metric in metrics)
+    found = []
+    for metric in metrics:
+        first, second = (_average(metric, sources, first=side) for side in (True, False))
+        if first is None or second is None:
+            found.append(Difference(metric, first, second, None, None))
+            continue
+        replicates = []
+        for draw in draws:
+            one, two = (_average(metric, draw, first=side) for side in (True, False))
+            replicates.append(None if one is None or two is None else two - one)
+        bounds = percentiles(replicates, LEVEL)
+        interval = Interval(low=bounds[0], high=bounds[1], level=LEVEL) if bounds else None
+        found.append(Difference(metric, first, second, second - first, interval))
+    return tuple(found)
 
 
 def _resampled(rng: Random, counts: Sequence[int]) -> list[int]:
@@ -113,32 +122,15 @@ def _resampled(rng: Random, counts: Sequence[int]) -> list[int]:
     return drawn
 
 
-def _difference(metric: str, sources: Sequence[list[int]], draws: Sequence[Sequence[list[int]]]) -> Difference:
-    first, second = (_average(metric, sources, first=side) for side in (True, False))
-    if first is None or second is None:
-        return Difference(metric, first, second, None, None)
-    replicates = []
-    for draw in draws:
-        one, two = (_average(metric, draw, first=side) for side in (True, False))
-        replicates.append(None if one is None or two is None else two - one)
-    bounds = percentiles(replicates, LEVEL)
-    interval = Interval(low=bounds[0], high=bounds[1], level=LEVEL) if bounds else None
-    return Difference(metric, first, second, second - first, interval)
-
-
 def _average(metric: str, sources: Sequence[Sequence[int]], *, first: bool) -> float | None:
-    values = [COUNT_METRICS[metric].formula(_confusion(counts, first=first)) for counts in sources]
+    """The average over sources of one side's metric, from the pairs of each kind; undefined where it is for one."""
+    values = []
+    for counts in sources:
+        found: Counter[tuple[Label, bool]] = Counter()
+        for cell, count in zip(_CELLS, counts, strict=True):
+            found[cell.truth, cell.first_right if first else cell.second_right] += count
+        tp, fn = found[Label.UNSAFE, True], found[Label.UNSAFE, False]
+        fp, tn = found[Label.SAFE, False], found[Label.SAFE, True]
+        values.append(COUNT_METRICS[metric].formula(Confusion(tp, fn, fp, tn)))
     defined = [value for value in values if value is not None]
     return fsum(defined) / len(defined) if defined and len(defined) == len(values) else None
-
-
-def _confusion(counts: Sequence[int], *, first: bool) -> Confusion:
-    found: Counter[tuple[Label, bool]] = Counter()
-    for cell, count in zip(_CELLS, counts, strict=True):
-        found[cell.truth, cell.first_right if first else cell.second_right] += count
-    return Confusion(
-        tp=found[Label.UNSAFE, True],
-        fn=found[Label.UNSAFE, False],
-        fp=found[Label.SAFE, False],
-        tn=found[Label.SAFE, True],
-    )

@@ -23,9 +23,8 @@ from infra.servers.services import Services
 from libra_fleet.cli.commands import BENCH, CASCADE
 from producer.report.cascade import cascade_report
 from schemas.guards import Mode
-from schemas.items import Label
+from schemas.items import Label, Retention
 from schemas.messages import JudgeChunk, Lane, VerdictChunk
-from schemas.retention import Retention
 from schemas.runs import NextStage, RunSpec, RunState
 from schemas.verdicts import Outcome, Timings, Verdict
 from tests.support.fleet import Fleet, kill_tree

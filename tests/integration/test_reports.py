@@ -19,9 +19,8 @@ from libra_fleet.cli.exchange import export, import_
 from libra_fleet.cli.reference import evaluate
 from producer.datasets.reference_format import read_critic
 from producer.report.page import gather, run_page
-from schemas.items import Item, Label
+from schemas.items import Item, Label, Retention
 from schemas.messages import VerdictChunk
-from schemas.retention import Retention
 from schemas.verdicts import Outcome, Timings, Verdict
 from tests.support.fleet import Fleet
 from tests.support.make import FINGERPRINT, spec

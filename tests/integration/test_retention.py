@@ -18,9 +18,8 @@ from infra.servers.services import Services
 from libra_fleet.cli.commands import DEAD
 from libra_fleet.cli.data import purge
 from producer.intake.submit import submit
-from schemas.items import Example, Item, Label
+from schemas.items import Example, Item, Label, Retention
 from schemas.messages import JudgeChunk, Lane, VerdictChunk
-from schemas.retention import Retention
 from tests.support.make import items, spec, verdicts_for
 from worker.collector.tasks import Collector
 

@@ -15,10 +15,9 @@ from infra.ledger.runs import list_runs, run_status
 from infra.servers.services import Services
 from libra_fleet.cli.rejudge import rejudge
 from libra_fleet.cli.run import list_ as list_command
-from schemas.items import Label
+from schemas.items import Label, Retention
 from schemas.messages import JudgeChunk, Lane
 from schemas.policy import Action
-from schemas.retention import Retention
 from tests.support.make import verdicts_for
 from tests.support.submissions import judged, policy_of, submitted
 from worker.collector.tasks import Collector

@@ -26,8 +26,8 @@ from infra.ledger.stats import cached_count, dead_items, dead_reasons, run_cost,
 from infra.log import get_logger
 from infra.metrics import measure
 from infra.retry import ignore_redis_errors, retry
+from schemas.items import Retention
 from schemas.messages import VerdictChunk, decode_chunk
-from schemas.retention import Retention
 from schemas.runs import RunReport, RunState
 from worker.collector.counts import Counts
 

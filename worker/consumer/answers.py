@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Final, NamedTuple
 
 from infra.coordination.cache import Cache
-from schemas.retention import Retention
+from schemas.items import Retention
 from schemas.verdicts import Fingerprint
 from worker.device.client import DeviceClient
 from worker.device.protocol import Answer, DeviceRequest, DeviceResult, Generated, Kind, Scored, pack_ints

@@ -26,9 +26,8 @@ from producer.gateway.problems import ProblemError, field_name
 from producer.gateway.state import Gateway
 from producer.intake.submit import seal, submit
 from schemas.http import ApiRequest, CustomId, ItemRequest
-from schemas.items import Item
+from schemas.items import Item, Retention
 from schemas.messages import Lane
-from schemas.retention import Retention
 from schemas.runs import RunSpec, RunState
 
 log = get_logger(__name__)

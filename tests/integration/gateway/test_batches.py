@@ -17,9 +17,8 @@ from infra.servers.services import Services
 from producer.gateway.app import build_app
 from producer.intake.submit import submit
 from schemas.guards import Mode
-from schemas.items import Item
+from schemas.items import Item, Retention
 from schemas.messages import Lane
-from schemas.retention import Retention
 from schemas.runs import RunSpec
 from schemas.verdicts import Outcome
 from tests.support.settling import settle_pending

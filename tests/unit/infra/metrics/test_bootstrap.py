@@ -4,8 +4,7 @@ from random import Random
 
 import pytest
 
-from infra.metrics.bootstrap import binomial, percentiles, resample
-from infra.metrics.counts import Confusion
+from infra.metrics.counts import Confusion, binomial, percentiles, resample
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.67])

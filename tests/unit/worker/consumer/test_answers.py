@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.items import Retention
 from schemas.messages import Lane
-from schemas.retention import Retention
 from tests.support.make import FINGERPRINT
 from tests.support.store import Store
 from worker.consumer.answers import AnswerCache, keys_of, pack, unpack

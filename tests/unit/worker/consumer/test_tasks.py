@@ -14,9 +14,8 @@ import pytest
 from infra.coordination.leases import Delivery
 from infra.errors import GuardError
 from schemas.guards import Mode
-from schemas.items import Example, Label
+from schemas.items import Example, Label, Retention
 from schemas.messages import ChunkItem, JudgeChunk, Lane, VerdictChunk
-from schemas.retention import Retention
 from schemas.verdicts import Fingerprint, Outcome, Spent
 from tests.support.store import Store
 from worker.consumer.answers import AnswerCache
