@@ -9,7 +9,7 @@ import hashlib
 from array import array
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
-from typing import Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 from infra.errors import GuardError
 from schemas.guards import Mode
@@ -19,6 +19,10 @@ from schemas.verdicts import Verdict
 
 PromptIds: TypeAlias = "array[int]"
 """Token ids of one prompt, as a C int array (typecode "i"): it crosses the device socket as raw bytes."""
+
+
+PROBES: Final = ("", "你", "word", "7", " ", "\n", "“", "，", "(", '"', "!", "😀", "é")
+"""Beginnings of a text, each of which may merge otherwise with the last tokens of what stands before it."""
 
 
 class Guard(Protocol):

@@ -35,10 +35,21 @@ _PROMPT: Final = (
 
 
 def form(card: GuardCard, folder: Path) -> Format:  # noqa: ARG001 - what all families take
-    """The frame around the rules in the checkpoint's folder."""
+    """The frame around the rules in the checkpoint's folder.
+
+    Raises:
+        GuardError: the rules are not there.
+    """
+    try:
+        rules = (folder / "rules.txt").read_text(encoding="utf-8")
+    except OSError as error:
+        raise GuardError(
+            f"{folder} has no rules.txt: ChineseGuard is asked with the rules of zjunlp/ChineseHarm-bench "
+            "infer/single_infer.py, whose licence (CC BY-NC 4.0) keeps them out of this package"
+        ) from error
     messages = (
         ("system", "You are a helpful assistant."),
-        ("user", _PROMPT.format(rules=_rules(folder), text=RESPONSE)),
+        ("user", _PROMPT.format(rules=rules, text=RESPONSE)),
     )
     return Format(
         pair=(Ask(messages),),
@@ -49,16 +60,6 @@ def form(card: GuardCard, folder: Path) -> Format:  # noqa: ARG001 - what all fa
         ),
         max_new_tokens=16,
     )
-
-
-def _rules(folder: Path) -> str:
-    try:
-        return (folder / "rules.txt").read_text(encoding="utf-8")
-    except OSError as error:
-        raise GuardError(
-            f"{folder} has no rules.txt: ChineseGuard is asked with the rules of zjunlp/ChineseHarm-bench "
-            "infer/single_infer.py, whose licence (CC BY-NC 4.0) keeps them out of this package"
-        ) from error
 
 
 def read(text: str, single: bool) -> Answer:  # noqa: ARG001, FBT001 - Format.read

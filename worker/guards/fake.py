@@ -20,7 +20,7 @@ from schemas.messages import ChunkItem
 from schemas.verdicts import Outcome, Verdict
 from worker.device.engines.fake import DIRECTIVES
 from worker.guards.base import PromptIds, no_examples, no_such_mode
-from worker.guards.reading import worst
+from worker.guards.reading import Answer, from_answer, unreadable, worst
 
 _MARKER: Final = re.compile(rf"\[\[fake:({'|'.join(DIRECTIVES)})]]")
 _INT_CODEC: Final = f"utf-32-{sys.byteorder[0]}e"
@@ -48,7 +48,15 @@ class FakeGuard:
         """One prompt per item, whatever its length."""
         if mode not in self.modes:
             raise no_such_mode(self, mode)
-        return [[_ids(f"{item.question}\n{item.response}")] for item in items]
+        prompts = []
+        for item in items:
+            text = f"{item.question}\n{item.response}"
+            marker = _MARKER.search(text) if "[[fake:" in text else None
+            ids = array("i", [DIRECTIVES[marker[1]]] if marker else [])
+            # Each byte as an int: 20 times faster than one by one, and benchmarks are to measure the fleet.
+            ids.frombytes(text.encode().decode("latin-1").encode(_INT_CODEC))
+            prompts.append([ids])
+        return prompts
 
     def with_examples(self, examples: Sequence[Example]) -> FakeGuard:  # noqa: ARG002 - the Guard protocol's signature
         """No format of its kind has a place for examples."""
@@ -62,7 +70,18 @@ class FakeGuard:
         single: bool = False,  # noqa: ARG002
     ) -> Verdict:
         """The worst window's likelier label, or unparseable where both are unlikely."""
-        return worst([_read_score(seq, *window) for window in windows])
+        found = []
+        for window in windows:
+            safe, unsafe = map(math.exp, window)
+            mass = min(1.0, safe + unsafe)
+            if mass < _LOW_MASS:
+                reason = "both labels are unlikely"
+                found.append(Verdict(seq=seq, outcome=Outcome.UNPARSEABLE, label_mass=mass, reason=reason))
+                continue
+            p_unsafe = unsafe / (safe + unsafe)
+            label = Label.UNSAFE if p_unsafe > 0.5 else Label.SAFE
+            found.append(Verdict(seq=seq, outcome=Outcome.SCORED, label=label, p_unsafe=p_unsafe, label_mass=mass))
+        return worst(found)
 
     def read_ids(
         self,
@@ -72,31 +91,10 @@ class FakeGuard:
         single: bool = False,  # noqa: ARG002
     ) -> Verdict:
         """The worst window's label: one of the fake engine's two answers; any other text is unparseable."""
-        return worst([_read_answer(seq, bytes(window).decode(errors="replace")) for window in windows])
-
-
-def _read_score(seq: int, safe_logprob: float, unsafe_logprob: float) -> Verdict:
-    safe, unsafe = math.exp(safe_logprob), math.exp(unsafe_logprob)
-    mass = min(1.0, safe + unsafe)
-    if mass < _LOW_MASS:
-        return Verdict(seq=seq, outcome=Outcome.UNPARSEABLE, label_mass=mass, reason="both labels are unlikely")
-    p_unsafe = unsafe / (safe + unsafe)
-    label = Label.UNSAFE if p_unsafe > 0.5 else Label.SAFE
-    return Verdict(seq=seq, outcome=Outcome.SCORED, label=label, p_unsafe=p_unsafe, label_mass=mass)
-
-
-def _read_answer(seq: int, raw: str) -> Verdict:
-    label = _LABELS_BY_ANSWER.get(raw)
-    if label is None:
-        return Verdict(seq=seq, outcome=Outcome.UNPARSEABLE, raw=raw, reason="not one of the two answers")
-    return Verdict(seq=seq, outcome=Outcome.SCORED, label=label, raw=raw)
-
-
-def _ids(text: str) -> PromptIds:
-    marker = _MARKER.search(text) if "[[fake:" in text else None
-    ids = array("i")
-    # Each byte as an int: 20 times faster than one by one, and benchmarks are to measure the fleet.
-    ids.frombytes(text.encode().decode("latin-1").encode(_INT_CODEC))
-    if marker:
-        ids.insert(0, DIRECTIVES[marker[1]])
-    return ids
+        found = []
+        for window in windows:
+            raw = bytes(window).decode(errors="replace")
+            label = _LABELS_BY_ANSWER.get(raw)
+            answer = Answer(label) if label else unreadable("not one of the two answers")
+            found.append(from_answer(seq, answer, raw))
+        return worst(found)

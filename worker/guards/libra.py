@@ -20,8 +20,7 @@ from schemas.guards import Mode
 from schemas.items import Example, Label
 from schemas.messages import ChunkItem
 from schemas.verdicts import Outcome, Verdict
-from worker.guards.base import PromptIds, common_length, digest_of, no_such_mode, without_extensions
-from worker.guards.chat import ChatTokenizer
+from worker.guards.base import PROBES, PromptIds, common_length, digest_of, no_such_mode, without_extensions
 from worker.guards.checkpoint import (
     calibration_mark,
     context_tokens_of,
@@ -29,8 +28,9 @@ from worker.guards.checkpoint import (
     generation_stop_ids,
     temperature_of,
 )
-from worker.guards.reading import shares, worst
-from worker.guards.windows import fitting_windows
+from worker.guards.prompt import ChatTokenizer
+from worker.guards.reading import MIN_LABEL_MASS, Answer, from_answer, shares, unreadable, worst
+from worker.guards.windows import MIN_ROOM, fitting_windows
 
 INSTRUCTION: Final = """# 背景\x20
 您是一位文本安全专家，具有很强的语言分析能力。您正在帮助评估一段对话是否不安全。
@@ -60,16 +60,7 @@ _OPENINGS: Final = (PREFILL, '{"答案": "', '{"答案":"', '{\n"答案": "', '{
 _CLOSINGS: Final = (",", ",\n", "，", "\n", "}", "\n}")
 """The beginning of an answer in the exact form, and the text after its word's closing quote that confirms it."""
 
-MIN_LABEL_MASS: Final = 0.5
-"""Below it something other than the two words is likelier than both together: the model did not answer."""
-MAX_RAW: Final = 2_000
-"""Characters kept of a generated text."""
 _MAX_NEW_TOKENS: Final = 256
-_MIN_ROOM: Final = 64
-"""Tokens of content that a prompt must have room for; below, windows would judge scraps of sentences."""
-
-# What a text may begin with changes how the instruction's last tokens merge.
-_PROBES: Final = ("", "你", "word", "7", " ", "\n", "“", "，", "(", '"', "!", "😀", "é")
 
 _STRING: Final = r'"(?:[^"\\]|\\.)*"|“[^”]*”|＂[^＂]*＂|\'[^\']*\''
 _KEY: Final = re.compile(rf"\s*(?P<key>{_STRING})\s*[:：]\s*")
@@ -93,13 +84,18 @@ class LibraGuard:
         self._chat = ChatTokenizer(folder)
         context = context_tokens_of(folder, context_tokens)
         self.max_new_tokens = min(generation_budget(folder, _MAX_NEW_TOKENS), context // 4)
-        score_tail, self.label_ids = self._labels()
+        # Both answers begin with the same ids after the user's text; each goes on with its label.
+        answers = [self._chat.tail_ids(f'{PREFILL}{word}"') for word in WORDS.values()]
+        shared = common_length(answers)
+        score_tail, self.label_ids = answers[0][:shared], tuple(tuple(answer[shared:]) for answer in answers)
+        if not all(self.label_ids):
+            raise GuardError(f"the tokenizer of {name} cannot tell 安全 from 不安全")
         self._tails: dict[Mode, PromptIds] = {Mode.SCORE: score_tail, Mode.GENERATE: self._chat.tail_ids("")}
         answer_tokens = {Mode.SCORE: max(map(len, self.label_ids)), Mode.GENERATE: self.max_new_tokens}
         self._limits = {mode: context - tokens for mode, tokens in answer_tokens.items()}
         self._examples: tuple[Example, ...] = ()
         self._rooms = self._rooms_left()
-        if min(self._rooms.values()) < _MIN_ROOM:
+        if min(self._rooms.values()) < MIN_ROOM:
             raise GuardError(f"{folder}: a context of {context:,} tokens is too short for the instruction and a text")
         self.stop_ids = tuple(dict.fromkeys([*self._chat.stop_ids, *generation_stop_ids(folder)]))
         self.verdict_ids = self._verdicts()
@@ -119,9 +115,9 @@ class LibraGuard:
         other = copy(self)
         other._examples = tuple(examples)
         other._rooms = other._rooms_left()
-        if min(other._rooms.values()) < _MIN_ROOM:
+        if min(other._rooms.values()) < MIN_ROOM:
             raise GuardError(
-                f"{self.name}: {len(examples)} examples are too long; beside them its context leaves no room for a text"
+                f"{self.name}: {len(examples)} examples are too long; after them its context leaves no room for a text"
             )
         other.prompt_digest = digest_of(self.prompt_digest, *map(example_block, examples))
         return other
@@ -130,7 +126,7 @@ class LibraGuard:
         """The ids that prompts share whatever their text begins with."""
         if mode not in self.modes:
             return array("i")
-        prompts = self._encode([(probe, "") for probe in _PROBES], mode)
+        prompts = self._encode([(probe, "") for probe in PROBES], mode)
         return prompts[0][: common_length(prompts)]
 
     def render(self, items: Sequence[ChunkItem], mode: Mode) -> list[list[PromptIds]]:
@@ -147,7 +143,7 @@ class LibraGuard:
                 lambda pairs: self._encode(pairs, mode),
                 limit=limit,
                 room=self._rooms[mode],
-                token_starts=self._chat.token_starts,
+                token_starts=self._chat.words.token_starts,
                 name=self.name,
             )
             for item, prompt in zip(items, prompts, strict=True)
@@ -161,7 +157,17 @@ class LibraGuard:
         single: bool = False,  # noqa: ARG002 - Libra asks about both alike
     ) -> Verdict:
         """The worst window's verdict; `windows` holds (safe, unsafe) log-probabilities."""
-        return worst([_read_score(seq, *logprobs, temperature=self.temperature) for logprobs in windows])
+        found = []
+        for safe, unsafe in windows:
+            mass = min(1.0, math.exp(safe) + math.exp(unsafe))
+            if mass < MIN_LABEL_MASS:
+                reason = f"neither word is likely: together {mass:.2f} of the probability"
+                found.append(Verdict(seq=seq, outcome=Outcome.UNPARSEABLE, label_mass=mass, reason=reason))
+                continue
+            _, p_unsafe = shares([safe, unsafe], self.temperature)
+            label = Label.UNSAFE if p_unsafe > 0.5 else Label.SAFE
+            found.append(Verdict(seq=seq, outcome=Outcome.SCORED, label=label, p_unsafe=p_unsafe, label_mass=mass))
+        return worst(found)
 
     def read_ids(
         self,
@@ -171,16 +177,13 @@ class LibraGuard:
         single: bool = False,  # noqa: ARG002
     ) -> Verdict:
         """The worst window's verdict, parsed from what the model wrote."""
-        return worst([_read_text(seq, self._chat.decode(ids)) for ids in windows])
-
-    def _labels(self) -> tuple[PromptIds, tuple[tuple[int, ...], ...]]:
-        """The ids that both answers begin with after the user's text, and what each goes on with."""
-        answers = [self._chat.tail_ids(f'{PREFILL}{word}"') for word in WORDS.values()]
-        shared = common_length(answers)
-        labels = tuple(tuple(answer[shared:]) for answer in answers)
-        if not all(labels):
-            raise GuardError(f"the tokenizer of {self.name} cannot tell 安全 from 不安全")
-        return answers[0][:shared], labels
+        unread = unreadable("the guard wrote no JSON object with a 答案 of 安全 or 不安全")
+        found = []
+        for ids in windows:
+            text = self._chat.words.decode(ids)
+            label = read_answer(text)
+            found.append(from_answer(seq, Answer(label) if label else unread, text))
+        return worst(found)
 
     def _verdicts(self) -> tuple[tuple[int, ...], ...]:
         """The ids of every exact beginning of an answer, up to what shows that its word has ended."""
@@ -189,7 +192,7 @@ class LibraGuard:
         for answer in (f'{opening}{word}"' for opening in _OPENINGS for word in WORDS.values()):
             # Quote and what follows are one token or two, as the model likes.
             rows += [self._chat.tail_ids(answer + end) for end in _CLOSINGS]
-            rows += [self._chat.tail_ids(answer) + self._chat.text_ids(end) for end in _CLOSINGS]
+            rows += [self._chat.tail_ids(answer) + self._chat.words.text_ids(end) for end in _CLOSINGS]
         # Where the turn's last token merges with the answer's first, a model's own answer has other ids.
         return without_extensions(row[len(asked) :] for row in rows if row[: len(asked)] == asked)
 
@@ -237,7 +240,14 @@ def _decoded(text: str, at: int) -> tuple[Any, int] | None:
 def _tolerant_answer(text: str, at: int) -> str | None:
     """The answer among the members from here on, in whatever quotes, as far as the text goes."""
     while key := _KEY.match(text, at):
-        value, at = _member_value(text, key.end())
+        start = key.end()
+        if text[start : start + 1] in ("[", "{"):
+            # A whole object or array is one value, of which nothing is asked.
+            nested = _decoded(text, start)
+            value, at = ("", nested[1]) if nested else (None, start)
+        else:
+            found = _VALUE.match(text, start)
+            value, at = (found[0], found.end()) if found else (None, start)
         end = _END.match(text, at)
         if value is None or end is None:
             return None
@@ -247,36 +257,8 @@ def _tolerant_answer(text: str, at: int) -> str | None:
     return None
 
 
-def _member_value(text: str, at: int) -> tuple[str | None, int]:
-    """A member's value as written, and where it ends; a whole object or array counts as one value."""
-    if text[at : at + 1] in ("[", "{"):
-        nested = _decoded(text, at)
-        return ("", nested[1]) if nested else (None, at)
-    found = _VALUE.match(text, at)
-    return (found[0], found.end()) if found else (None, at)
-
-
 def _unquoted(written: str) -> str:
     if written.startswith('"'):
         whole = _decoded(written, 0)
         return str(whole[0]) if whole else written[1:-1]
     return written.strip("“”＂'")
-
-
-def _read_score(seq: int, safe: float, unsafe: float, *, temperature: float) -> Verdict:
-    mass = min(1.0, math.exp(safe) + math.exp(unsafe))
-    if mass < MIN_LABEL_MASS:
-        reason = f"neither word is likely: together {mass:.2f} of the probability"
-        return Verdict(seq=seq, outcome=Outcome.UNPARSEABLE, label_mass=mass, reason=reason)
-    _, p_unsafe = shares([safe, unsafe], temperature)
-    label = Label.UNSAFE if p_unsafe > 0.5 else Label.SAFE
-    return Verdict(seq=seq, outcome=Outcome.SCORED, label=label, p_unsafe=p_unsafe, label_mass=mass)
-
-
-def _read_text(seq: int, text: str) -> Verdict:
-    label = read_answer(text)
-    raw = text.replace("\0", "")[:MAX_RAW]  # Postgres stores no NUL
-    if label is None:
-        reason = "the guard wrote no JSON object with a 答案 of 安全 or 不安全"
-        return Verdict(seq=seq, outcome=Outcome.UNPARSEABLE, reason=reason, raw=raw)
-    return Verdict(seq=seq, outcome=Outcome.SCORED, label=label, raw=raw)

@@ -75,8 +75,11 @@ def _ask(conversation: str) -> Ask:
 def read(text: str, single: bool) -> Answer:  # noqa: FBT001 - Format.read
     """The rating of the response, or of the user's message where there is no response."""
     key = "User Safety" if single else "Response Safety"
-    found = _object(text)
-    rating = found.get(key)
+    try:
+        found: Any = json.JSONDecoder(strict=False).raw_decode(text.strip())[0]
+    except (ValueError, RecursionError):
+        found = None
+    rating = found.get(key) if isinstance(found, dict) else None
     if rating not in ("safe", "unsafe"):
         return unreadable(f"no JSON object with {key!r} of safe or unsafe")
     if rating == "safe":
@@ -84,11 +87,3 @@ def read(text: str, single: bool) -> Answer:  # noqa: FBT001 - Format.read
     listed = found.get("Safety Categories")
     names = [name.strip() for name in listed.split(",")] if isinstance(listed, str) else []
     return unsafe(*(coded(name, CATEGORIES) for name in names if name in CATEGORIES))
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        found: Any = json.JSONDecoder(strict=False).raw_decode(text.strip())[0]
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}

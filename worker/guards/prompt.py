@@ -6,15 +6,18 @@ text, a whole stretch at a time, so that no text can yield a control token's id.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
 from infra.errors import GuardError
 from worker.guards.base import PromptIds
+from worker.guards.checkpoint import tokenizer_file
 from worker.guards.vocabulary import Vocabulary
 
 QUESTION: Final = "LibraQuestionText"
@@ -67,66 +70,105 @@ class Prompt:
             self.rendered, self._trims = ask.raw, dict.fromkeys(_FIELDS, (False, False))
         else:
             self.rendered, self._trims = _render(ask, words.loaded, folder)
-        self._pieces = words.split(self.rendered)
-        filled = [at for at, piece in enumerate(self._pieces) if _PLACEHOLDER.search(piece)]
-        self.separates = filled[-1] < len(self._pieces) - 1
-        self.turn_end: str | None = self._pieces[filled[-1] + 1] if self.separates else None
+        self.pieces = words.split(self.rendered)
+        """Text and control tokens in turn: odd places are control tokens."""
+        self.last_text = max(at for at, piece in enumerate(self.pieces) if _PLACEHOLDER.search(piece))
+        """The place of the last piece that holds a text of the dialogue."""
+        self.separates = self.last_text < len(self.pieces) - 1
+        self.turn_end: str | None = self.pieces[self.last_text + 1] if self.separates else None
         """The control token that ends the user's turn."""
-        self._check_against_own_tokenizer(folder)
+        theirs = words.full.encode(self.fill(self.rendered, _SAMPLE), add_special_tokens=False).ids
+        if self.encode([_SAMPLE])[0].tolist() != theirs:
+            raise GuardError(
+                f"the tokenizer of {folder} reads text next to its control tokens in a way that is not supported "
+                "(it strips, prefixes or replaces it); the ids would not be those the model was trained on"
+            )
 
     def encode(self, dialogues: Sequence[Dialogue], answer: str = "") -> list[PromptIds]:
         """Prompt ids of each dialogue, up to and including `answer` in the model's turn."""
+        # The answer is our own text: where it names a control token, it is one.
+        pieces = [*self.pieces[:-1], *self._words.split(self.pieces[-1] + answer)] if answer else self.pieces
         prompts = [array("i") for _ in dialogues]
-        for piece in self._with_answer(answer):
+        for piece in pieces:
             if piece in self._words.controls:
                 rows = [array("i", [self._words.controls[piece]])] * len(prompts)
             elif _PLACEHOLDER.search(piece):
-                rows = self._words.batch_ids([self._fill(piece, dialogue) for dialogue in dialogues])
+                rows = self._words.batch_ids([self.fill(piece, dialogue) for dialogue in dialogues])
             else:
                 rows = [self._words.text_ids(piece)] * len(prompts)
             for prompt, row in zip(prompts, rows, strict=True):
                 prompt.extend(row)
         return prompts
 
-    def _with_answer(self, answer: str) -> list[str]:
-        # The answer is our own text: where it names a control token, it is one.
-        return [*self._pieces[:-1], *self._words.split(self._pieces[-1] + answer)] if answer else self._pieces
-
-    def _fill(self, piece: str, dialogue: Dialogue) -> str:
+    def fill(self, piece: str, dialogue: Dialogue) -> str:
+        """A piece with the texts in their places, trimmed where the template would."""
         texts = dict(zip(_FIELDS, dialogue, strict=True))
         parts = _PLACEHOLDER.split(piece)
-        parts[1::2] = [_trimmed(texts[name], *self._trims[name]) for name in parts[1::2]]
+        for at in range(1, len(parts), 2):
+            left, right = self._trims[parts[at]]
+            text = texts[parts[at]].lstrip() if left else texts[parts[at]]
+            parts[at] = text.rstrip() if right else text
         return "".join(parts)
 
-    def _check_against_own_tokenizer(self, folder: Path) -> None:
-        theirs = self._words.full.encode(self._fill(self.rendered, _SAMPLE), add_special_tokens=False).ids
-        if self.encode([_SAMPLE])[0].tolist() != theirs:
+
+class ChatTokenizer:
+    """One user turn in a checkpoint's chat template, encoded in halves: up to the user's text, and what follows it.
+
+    Unlike `Prompt.encode` it takes the answer for text too: no answer can yield a control token's id. Thread-safe.
+
+    Raises:
+        GuardError: no tokenizer, no chat template, or a template that cannot keep user text apart.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.words = Vocabulary(folder)
+        self._turn = Prompt(Ask((("user", QUESTION),)), self.words, folder)
+        pieces, at = self._turn.pieces, self._turn.last_text
+        if not self._turn.separates:
             raise GuardError(
-                f"the tokenizer of {folder} reads text beside its control tokens in a way that is not supported "
-                "(it strips, prefixes or replaces it); the ids would not be those the model was trained on"
+                f"the chat template of {folder} has no control token after the user's text, "
+                "so a text could pretend to be the answer; use a checkpoint with one, such as ChatML"
             )
+        self._head, self._text = self.words.fixed(pieces[:at]), pieces[at]
+        self._tail, self._answer_lead = self.words.fixed(pieces[at + 1 : -1]), pieces[-1]
+        eos = self.words.loaded.eos_token_id
+        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys([*([] if eos is None else [eos]), self._tail[0]]))
+        """Ids that end the assistant's turn: the tokenizer's own end of text, the template's end of turn."""
+        digest = hashlib.blake2b(digest_size=8)
+        for part in (*map(str.encode, self._turn.rendered.split(QUESTION)), tokenizer_file(folder).read_bytes()):
+            digest.update(len(part).to_bytes(8, "big") + part)
+        self.digest = digest.hexdigest()
+        """16 hex characters over the template as rendered and the tokenizer file."""
+
+    def encode_users(self, contents: Sequence[str]) -> list[PromptIds]:
+        """Prompt ids up to the end of each user's text, without the control token that ends the turn."""
+        texts = [self._turn.fill(self._text, (content, "")) for content in contents]
+        return [self._head + ids for ids in self.words.batch_ids(texts)]
+
+    def tail_ids(self, prefill: str) -> PromptIds:
+        """Ids from the end of the user's text to the end of `prefill` in the assistant's turn."""
+        return self._tail + self.words.text_ids(self._answer_lead + prefill)
 
 
 def _render(ask: Ask, loaded: Any, folder: Path) -> tuple[str, dict[str, tuple[bool, bool]]]:  # noqa: ANN401 - transformers has no types
     """The template's text around the placeholders, and at which ends it trims each text."""
     if not loaded.chat_template:
-        raise GuardError(f"{folder} has no chat template; put the model's own as chat_template.jinja beside its files")
+        raise GuardError(f"{folder} has no chat template; put the model's own as chat_template.jinja next to its files")
     used = [name for name in _FIELDS if any(name in content for _, content in ask.messages)]
     # Some templates want each content as a list of typed parts.
     for in_parts in (False, True):
         rendered = _apply(ask, loaded, folder, in_parts=in_parts)
-        if all(rendered.count(name) == 1 for name in used):
-            return rendered, {name: _trim(name, ask, loaded, folder, in_parts=in_parts) for name in used}
-    raise GuardError(f"the chat template of {folder} does not repeat a user's text once and unchanged")
-
-
-def _trim(name: str, ask: Ask, loaded: Any, folder: Path, *, in_parts: bool) -> tuple[bool, bool]:  # noqa: ANN401
-    plain = _apply(ask, loaded, folder, in_parts=in_parts)
-    spaced = _apply(ask, loaded, folder, in_parts=in_parts, spaced=name)
-    for left in (False, True):
-        for right in (False, True):
-            if spaced == plain.replace(name, ("" if left else "\n") + name + ("" if right else "\n")):
-                return left, right
+        if any(rendered.count(name) != 1 for name in used):
+            continue
+        trims: dict[str, tuple[bool, bool]] = {}
+        for name in used:
+            spaced = _apply(ask, loaded, folder, in_parts=in_parts, spaced=name)
+            for left, right in product((False, True), repeat=2):
+                if spaced == rendered.replace(name, ("" if left else "\n") + name + ("" if right else "\n")):
+                    trims.setdefault(name, (left, right))
+        if len(trims) == len(used):
+            return rendered, trims
+        break
     raise GuardError(f"the chat template of {folder} does not repeat a user's text once and unchanged")
 
 
@@ -149,8 +191,3 @@ def _apply(ask: Ask, loaded: Any, folder: Path, *, in_parts: bool, spaced: str =
         if not in_parts:
             return ""
         raise GuardError(f"the chat template of {folder} fails: {error}") from error
-
-
-def _trimmed(text: str, left: bool, right: bool) -> str:  # noqa: FBT001 - unpacked from one pair
-    text = text.lstrip() if left else text
-    return text.rstrip() if right else text

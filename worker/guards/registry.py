@@ -46,15 +46,16 @@ def load_guard(name: str, location: str | None = None, *, weights: bool = True) 
     folder = resolve_checkpoint(name, location, weights=weights)
     known: dict[str, Any] = {
         "name": name,
-        "model": _model_name(name, location),
+        "model": (card and card.hub_id) or name,
         "context_tokens": card.context_tokens if card else None,
     }
+    if location is not None:
+        known["model"] = folder.name if Path(location).expanduser().is_dir() else location
     # Each brings transformers' tokenizers along: seconds that the fake guard needs not pay.
     if is_generator(name):
-        from worker.guards import generator  # noqa: PLC0415
-        from worker.guards.template_guard import TemplateGuard  # noqa: PLC0415
+        from worker.guards.template_guard import GENERATOR, TemplateGuard  # noqa: PLC0415
 
-        return TemplateGuard(folder, generator.form(), **known)
+        return TemplateGuard(folder, GENERATOR, **known)
     if family is Family.SEQUENCE_CLASSIFIER or (card is None and _has_classes(folder)):
         from worker.guards.sequence_classifier import SequenceClassifierGuard  # noqa: PLC0415
 
@@ -115,13 +116,6 @@ def _family(name: str, location: str | None) -> Family:
         hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(GUARDS)}."
         raise GuardError(f"no guard named {name!r}; {hint} Your own: {name}=FOLDER or {name}=OWNER/MODEL")
     return Family.LIBRA
-
-
-def _model_name(name: str, location: str | None) -> str:
-    if location is None:
-        return GUARDS[name].hub_id or name
-    folder = Path(location).expanduser()
-    return folder.resolve().name if folder.is_dir() else location
 
 
 def cached_checkpoint(card: GuardCard) -> str | None:

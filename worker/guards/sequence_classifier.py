@@ -66,7 +66,10 @@ class SequenceClassifierGuard:
         self._multi_label = is_multi_label(config)
         self._safe = _safe_classes(self._classes, safe_labels, folder, multi_label=self._multi_label)
         self._head, self._tail = self._special_ids(folder)
-        self._limit = _usable_context(config, context_tokens_of(folder, context_tokens))
+        # RoBERTa's positions begin after its padding id.
+        roberta = str(config.get("model_type", "")) in ("roberta", "xlm-roberta", "camembert")
+        unusable = int(config.get("pad_token_id", 1)) + 1 if roberta else 0
+        self._limit = context_tokens_of(folder, context_tokens) - unusable
         self._temperature = temperature_of(folder)
         self.prompt_digest = digest_of(
             self._words.digest,
@@ -84,7 +87,20 @@ class SequenceClassifierGuard:
         """The response between the tokenizer's own special tokens, in windows where it is long."""
         if mode not in self.modes:
             raise no_such_mode(self, mode)
-        return [self._render(item.model_copy(update={"question": ""})) for item in items]
+        found = []
+        for item in items:
+            prompts = self._encode([("", item.response)])
+            if len(prompts[0]) > self._limit:
+                prompts = fitting_windows(
+                    item.model_copy(update={"question": ""}),
+                    self._encode,
+                    limit=self._limit,
+                    room=self._limit - len(self._head) - len(self._tail),
+                    token_starts=self._words.token_starts,
+                    name=self.name,
+                )
+            found.append(prompts)
+        return found
 
     def with_examples(self, examples: Sequence[Example]) -> SequenceClassifierGuard:  # noqa: ARG002 - the Guard protocol's signature
         """No format of its kind has a place for examples."""
@@ -98,7 +114,19 @@ class SequenceClassifierGuard:
         single: bool = False,  # noqa: ARG002 - one text is all it judges
     ) -> Verdict:
         """The worst window's verdict; `windows` holds log-probabilities of the classes."""
-        return worst([self._read(seq, self._probabilities(row)) for row in windows])
+        found = []
+        for row in windows:
+            unsafe = {at: p for at, p in enumerate(self._probabilities(row)) if at not in self._safe}
+            p_unsafe = min(1.0, max(unsafe.values()) if self._multi_label else sum(unsafe.values()))
+            label, named = Label.SAFE, []
+            if p_unsafe > _UNSAFE_FROM:
+                likeliest = max(unsafe, key=lambda at: unsafe[at])
+                claimed = [at for at, p in unsafe.items() if p > _UNSAFE_FROM]
+                label, named = Label.UNSAFE, claimed if self._multi_label else [likeliest]
+            categories = tuple(self._classes[at] for at in named)
+            verdict = Verdict(seq=seq, outcome=Outcome.SCORED, label=label, p_unsafe=p_unsafe, categories=categories)
+            found.append(verdict)
+        return worst(found)
 
     def read_ids(self, seq: int, windows: Sequence[Sequence[int]], *, single: bool = False) -> Verdict:
         """A classifier writes nothing.
@@ -107,19 +135,6 @@ class SequenceClassifierGuard:
             GuardError: always.
         """
         raise GuardError(f"{self.name} classifies; it cannot have written {len(windows)} texts ({seq=}, {single=})")
-
-    def _render(self, item: ChunkItem) -> list[PromptIds]:
-        (whole,) = self._encode([("", item.response)])
-        if len(whole) <= self._limit:
-            return [whole]
-        return fitting_windows(
-            item,
-            self._encode,
-            limit=self._limit,
-            room=self._limit - len(self._head) - len(self._tail),
-            token_starts=self._words.token_starts,
-            name=self.name,
-        )
 
     def _encode(self, dialogues: Sequence[tuple[str, str]]) -> list[PromptIds]:
         return [self._head + row + self._tail for row in self._words.batch_ids([text for _, text in dialogues])]
@@ -137,24 +152,11 @@ class SequenceClassifierGuard:
         if self._temperature == 1:
             return [math.exp(value) for value in logprobs]
         if self._multi_label:
-            # Each class stands against its own absence.
-            return [shares([value, _log_not(value)], self._temperature)[0] for value in logprobs]
+            # Each class stands against its own absence, log(1 - p).
+            absent = [math.log(-math.expm1(value)) if value < 0 else -math.inf for value in logprobs]
+            pairs = zip(logprobs, absent, strict=True)
+            return [shares(pair, self._temperature)[0] for pair in pairs]
         return shares(logprobs, self._temperature)
-
-    def _read(self, seq: int, probabilities: Sequence[float]) -> Verdict:
-        unsafe = {at: p for at, p in enumerate(probabilities) if at not in self._safe}
-        p_unsafe = min(1.0, max(unsafe.values()) if self._multi_label else sum(unsafe.values()))
-        if p_unsafe <= _UNSAFE_FROM:
-            return Verdict(seq=seq, outcome=Outcome.SCORED, label=Label.SAFE, p_unsafe=p_unsafe)
-        named = [at for at, p in unsafe.items() if p > _UNSAFE_FROM] if self._multi_label else []
-        named = named or [max(unsafe, key=lambda at: unsafe[at])]
-        categories = tuple(self._classes[at] for at in named)
-        return Verdict(seq=seq, outcome=Outcome.SCORED, label=Label.UNSAFE, p_unsafe=p_unsafe, categories=categories)
-
-
-def _log_not(logprob: float) -> float:
-    """log(1 - p) of a log p."""
-    return math.log(-math.expm1(logprob)) if logprob < 0 else -math.inf
 
 
 def is_multi_label(config: dict[str, Any]) -> bool:
@@ -188,9 +190,3 @@ def _safe_classes(
             "name it in id2label, for example as 'safe'"
         )
     return safe
-
-
-def _usable_context(config: dict[str, Any], tokens: int) -> int:
-    """RoBERTa's positions begin after its padding id."""
-    roberta = str(config.get("model_type", "")) in ("roberta", "xlm-roberta", "camembert")
-    return tokens - (int(config.get("pad_token_id", 1)) + 1 if roberta else 0)

@@ -26,20 +26,16 @@ def describe(name: str, location: str | None = None) -> str:
         return _NO_PROMPT if card.family is Family.UNKNOWN else f"{_QUESTION}\n{_RESPONSE}"
     place = location or (str(BUNDLED[name]) if name in BUNDLED else card and cached_checkpoint(card))
     if place and Path(place).is_dir():
-        return _rendered(name, place)
+        from worker.guards.vocabulary import Vocabulary  # noqa: PLC0415 - brings transformers along
+
+        guard = load_guard(name, place)
+        item = ChunkItem(seq=0, question=_QUESTION, response=_RESPONSE)
+        words = Vocabulary(resolve_checkpoint(name, place))
+        prompts = guard.render([item], guard.modes[0])[0]
+        return "\n\n".join(words.decode(ids.tolist(), keep_controls=True) for ids in prompts)
     return "(the checkpoint is not here; this is the family's format)\n\n" + (
         _placeholders(card) if card else _NO_PROMPT
     )
-
-
-def _rendered(name: str, place: str) -> str:
-    from worker.guards.vocabulary import Vocabulary  # noqa: PLC0415 - brings transformers along
-
-    guard = load_guard(name, place)
-    item = ChunkItem(seq=0, question=_QUESTION, response=_RESPONSE)
-    words = Vocabulary(resolve_checkpoint(name, place))
-    prompts = guard.render([item], guard.modes[0])[0]
-    return "\n\n".join(words.decode(ids.tolist(), keep_controls=True) for ids in prompts)
 
 
 def _placeholders(card: GuardCard) -> str:

@@ -17,7 +17,15 @@ from schemas.guards import Mode
 from schemas.items import Example, Label
 from schemas.messages import ChunkItem
 from schemas.verdicts import Verdict
-from worker.guards.base import PromptIds, common_length, digest_of, no_examples, no_such_mode, without_extensions
+from worker.guards.base import (
+    PROBES,
+    PromptIds,
+    common_length,
+    digest_of,
+    no_examples,
+    no_such_mode,
+    without_extensions,
+)
 from worker.guards.checkpoint import (
     calibration_mark,
     context_tokens_of,
@@ -25,14 +33,10 @@ from worker.guards.checkpoint import (
     generation_stop_ids,
     temperature_of,
 )
-from worker.guards.prompt import Ask, Dialogue, Prompt
-from worker.guards.reading import Answer, Choice, from_answer, from_logprobs, worst
+from worker.guards.prompt import RESPONSE, Ask, Dialogue, Prompt
+from worker.guards.reading import Answer, Choice, from_answer, from_logprobs, unreadable, worst
 from worker.guards.vocabulary import Vocabulary
-from worker.guards.windows import fitting_windows
-
-MIN_ROOM: Final = 64
-"""Tokens of content that a prompt must have room for; below, windows would judge scraps of sentences."""
-_PROBES: Final = ("", "你", "word", "7", " ", "\n", "“", "，", "(", '"', "!", "😀", "é")
+from worker.guards.windows import MIN_ROOM, fitting_windows
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,15 @@ class Format:
         return (Mode.SCORE, Mode.GENERATE) if self.choices else (Mode.GENERATE,)
 
 
+GENERATOR: Final = Format(
+    pair=(Ask((("user", RESPONSE),)),),
+    read=lambda text, single: unreadable("a generator gives text, no verdict"),  # noqa: ARG005 - Format.read
+    max_new_tokens=512,
+)
+"""The format of a generative model, for `libra data curate`: asked with the item's text as it stands, its answer is the
+raw text of an unparseable verdict. So what it writes is settled exactly once, on any device, and moderates nothing."""
+
+
 class TemplateGuard:
     """One checkpoint asked in its family's format.
 
@@ -94,7 +107,11 @@ class TemplateGuard:
         self._limits = {mode: context - answers[mode] for mode in self.modes}
         if min(limit - self._overhead(mode) for mode, limit in self._limits.items()) < MIN_ROOM:
             raise GuardError(f"{folder}: a context of {context:,} tokens is too short for the instruction and a text")
-        self.stop_ids = self._stops(folder, prompts)
+        eos = self._words.loaded.eos_token_id
+        ends = {prompt.turn_end for prompt in prompts if prompt.turn_end} if form.turn_end_stops else set()
+        turn_ends = [self._words.controls[end] for end in sorted(ends)]
+        stops = [*([] if eos is None else [eos]), *turn_ends, *generation_stop_ids(folder)]
+        self.stop_ids = tuple(dict.fromkeys(stops))
         self.verdict_ids = self._verdicts(prompts)
         self._temperature = temperature_of(folder)
         texts = [prompt.rendered + "\0" + prompt.ask.prefill for prompt in prompts]
@@ -110,14 +127,29 @@ class TemplateGuard:
         """The ids that prompts share whatever their text begins with."""
         if mode not in self.modes:
             return array("i")
-        rows = [row for prompt in self._asks[False] for row in self._encode(prompt, [(p, p) for p in _PROBES], mode)]
+        rows = [row for prompt in self._asks[False] for row in self._encode(prompt, [(p, p) for p in PROBES], mode)]
         return rows[0][: common_length(rows)]
 
     def render(self, items: Sequence[ChunkItem], mode: Mode) -> list[list[PromptIds]]:
         """Per item one prompt per policy and window; nothing is cut off."""
         if mode not in self.modes:
             raise no_such_mode(self, mode)
-        return [self._render(item, mode) for item in items]
+        limit = self._limits[mode]
+        found = []
+        for item in items:
+            ask = partial(self._ask_all, not item.question, mode)
+            prompts = ask([(item.question, item.response)])
+            if max(map(len, prompts)) > limit:
+                prompts = fitting_windows(
+                    item,
+                    ask,
+                    limit=limit,
+                    room=limit - self._overhead(mode),
+                    token_starts=self._words.token_starts,
+                    name=self.name,
+                )
+            found.append(prompts)
+        return found
 
     def with_examples(self, examples: Sequence[Example]) -> TemplateGuard:  # noqa: ARG002 - the Guard protocol's signature
         """No format of its kind has a place for examples."""
@@ -153,20 +185,6 @@ class TemplateGuard:
             found.append(verdict)
         return worst(found)
 
-    def _render(self, item: ChunkItem, mode: Mode) -> list[PromptIds]:
-        single, limit = not item.question, self._limits[mode]
-        prompts = self._ask_all(single, mode, [(item.question, item.response)])
-        if max(map(len, prompts)) <= limit:
-            return prompts
-        return fitting_windows(
-            item,
-            partial(self._ask_all, single, mode),
-            limit=limit,
-            room=limit - self._overhead(mode),
-            token_starts=self._words.token_starts,
-            name=self.name,
-        )
-
     def _ask_all(self, single: bool, mode: Mode, dialogues: Sequence[Dialogue]) -> list[PromptIds]:  # noqa: FBT001 - bound by partial
         """All policies of the first window, then of the second: their place says which policy it was."""
         by_policy = [self._encode(prompt, dialogues, mode) for prompt in self._asks[single]]
@@ -193,7 +211,7 @@ class TemplateGuard:
             return ()
         seen = set()
         for prompt in prompts:
-            for probe in _PROBES[:1] if prompt.separates else _PROBES:
+            for probe in PROBES[:1] if prompt.separates else PROBES:
                 texts = [prompt.ask.prefill + choice.text for choice in self._form.choices]
                 rows = [prompt.encode([(probe, probe)], text)[0] for text in texts]
                 shared = common_length(rows)
@@ -215,9 +233,3 @@ class TemplateGuard:
                 if row[: len(asked)] == asked:
                     rows.append(row[len(asked) :])
         return without_extensions(rows)
-
-    def _stops(self, folder: Path, prompts: Sequence[Prompt]) -> tuple[int, ...]:
-        eos = self._words.loaded.eos_token_id
-        ends = {prompt.turn_end for prompt in prompts} if self._form.turn_end_stops else set()
-        turn_ends = [self._words.controls[end] for end in sorted(end for end in ends if end)]
-        return tuple(dict.fromkeys([*([] if eos is None else [eos]), *turn_ends, *generation_stop_ids(folder)]))

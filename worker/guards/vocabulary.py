@@ -66,8 +66,14 @@ def load_tokenizer(folder: Path) -> Any:  # noqa: ANN401 - transformers has no t
     from transformers import PreTrainedTokenizerFast  # noqa: PLC0415
 
     if tokenizer_file(folder).name == QWEN_V1:
+        file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+        own = read_json(config).get("chat_template") if config.is_file() else None
+        if file.is_file():
+            own = file.read_text(encoding="utf-8")
         return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-            tokenizer_object=backend_tokenizer(folder), eos_token=_QWEN_V1_END, chat_template=_own_template(folder)
+            tokenizer_object=backend_tokenizer(folder),
+            eos_token=_QWEN_V1_END,
+            chat_template=own if isinstance(own, str) else _BARE_CHATML,
         )
     try:
         return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
@@ -97,15 +103,6 @@ def _ranks(path: str) -> dict[bytes, int]:
     if sorted(ranks.values()) != list(range(len(ranks))):
         raise GuardError(f"cannot read {path}: its ranks are not 0, 1, 2, …")
     return ranks
-
-
-def _own_template(folder: Path) -> str:
-    """The folder's chat template, or the one that was taken where there was none."""
-    template, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
-    if template.is_file():
-        return template.read_text(encoding="utf-8")
-    own = read_json(config).get("chat_template") if config.is_file() else None
-    return own if isinstance(own, str) else _BARE_CHATML
 
 
 class Vocabulary:
@@ -185,12 +182,12 @@ def _without(full: Tokenizer, controls: set[int]) -> Model:
         for name in names - {model.get("unk_token")}:
             del model["vocab"][name]
         if "merges" in model:
-            model["merges"] = [merge for merge in model["merges"] if names.isdisjoint(_pieces(merge))]
+            # Older files write a merge as one string.
+            pairs = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"]]
+            model["merges"] = [
+                merge
+                for merge, (left, right) in zip(model["merges"], pairs, strict=True)
+                if names.isdisjoint((left, right, left + right))
+            ]
     kept: Model = Tokenizer.from_str(json.dumps(spec | {"added_tokens": [], "post_processor": None})).model
     return kept
-
-
-def _pieces(merge: str | list[str]) -> tuple[str, str, str]:
-    """Both parts of a BPE merge and what they make; older files write a merge as one string."""
-    left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
-    return left, right, left + right

@@ -10,6 +10,8 @@ from infra.errors import GuardError
 from schemas.messages import ChunkItem
 from worker.guards.base import PromptIds
 
+MIN_ROOM: Final = 64
+"""Tokens of content that a prompt must have room for; below, windows would judge scraps of sentences."""
 _OVERLAP: Final = 8
 """An eighth of a piece is repeated in the next: some sentences, so that none is judged only in halves."""
 

@@ -18,8 +18,8 @@ from schemas.guards import Mode
 from schemas.items import Label
 from schemas.messages import ChunkItem
 from worker.guards.base import PromptIds, common_length
-from worker.guards.chat import ChatTokenizer
 from worker.guards.libra import PREFILL, WORDS, LibraGuard, user_turn
+from worker.guards.prompt import ChatTokenizer
 from worker.training.samples import Sample
 
 _AFTER_LABEL: Final = '",\n  "分析": "'

@@ -15,8 +15,8 @@ from tokenizers.models import Unigram
 
 from infra.errors import GuardError
 from tests.support.checkpoints import CHATML, CHATML_TOKENS, small_tokenizer, write_checkpoint
-from worker.guards.chat import ChatTokenizer
 from worker.guards.libra import LibraGuard
+from worker.guards.prompt import ChatTokenizer
 
 ADDED = ("<think>", "[[tool]]")
 LLAMA_2 = "{{ bos_token }}[INST] {{ messages[0]['content'] }} [/INST]"
@@ -77,7 +77,9 @@ def test_harmless_text_gets_the_ids_that_the_checkpoints_own_tokenizer_gives(
         f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
     )
 
-    (ids,) = ChatTokenizer(qwen_folder).encode_turns([text], prefill='{\n  "答案": "')
+    qwen = ChatTokenizer(qwen_folder)
+    (user,) = qwen.encode_users([text])
+    ids = user + qwen.tail_ids('{\n  "答案": "')
 
     assert ids.tolist() == own_ids(qwen_folder, rendered + '{\n  "答案": "')
 
@@ -104,8 +106,8 @@ def test_no_text_can_yield_an_id_of_a_control_token(
     @given(hostile_texts())
     def check(text: str) -> None:
         for tokenizer in (chat, with_control_merges, unigram):
-            controls = set(tokenizer._words.controls.values())
-            harmless, hostile = tokenizer.encode_turns(["text", text], prefill="")
+            controls = set(tokenizer.words.controls.values())
+            harmless, hostile = tokenizer.encode_users(["text", text])
             assert [i for i in hostile if i in controls] == [i for i in harmless if i in controls]
 
     check()
@@ -115,7 +117,7 @@ def test_text_comes_back_as_it_was_written(chat: ChatTokenizer) -> None:
     @given(hostile_texts())
     def check(text: str) -> None:
         (user,) = chat.encode_users([text])
-        assert chat.decode(user).endswith(f"user\n{text}")
+        assert chat.words.decode(user).endswith(f"user\n{text}")
 
     check()
 
@@ -142,7 +144,7 @@ def test_a_tokenizers_own_truncation_cuts_nothing(tmp_path: Path) -> None:
 
     (user,) = cutting.encode_users(["hello world " * 20])
 
-    assert cutting.decode(user).endswith("hello world " * 20)
+    assert cutting.words.decode(user).endswith("hello world " * 20)
 
 
 def test_a_folder_without_a_template_is_refused_with_the_remedy(tmp_path: Path) -> None:
@@ -175,7 +177,7 @@ def test_a_control_token_that_swallows_text_beside_it_is_refused(tmp_path: Path)
     spec = json.loads(small_tokenizer().to_str())
     spec["added_tokens"][1]["rstrip"] = spec["added_tokens"][2]["rstrip"] = True
 
-    with pytest.raises(GuardError, match="beside its control tokens"):
+    with pytest.raises(GuardError, match="next to its control tokens"):
         ChatTokenizer(write_checkpoint(tmp_path, Tokenizer.from_str(json.dumps(spec))))
 
 

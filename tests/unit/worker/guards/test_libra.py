@@ -17,7 +17,8 @@ from schemas.items import Example, Label
 from schemas.messages import ChunkItem
 from schemas.verdicts import Outcome
 from tests.support.checkpoints import small_tokenizer, write_checkpoint
-from worker.guards.libra import MAX_RAW, MIN_LABEL_MASS, PREFILL, LibraGuard, example_block, read_answer, user_turn
+from worker.guards.libra import PREFILL, LibraGuard, example_block, read_answer, user_turn
+from worker.guards.reading import MAX_RAW, MIN_LABEL_MASS
 from worker.guards.vocabulary import Vocabulary
 
 GOLDEN_TURN = (
@@ -141,7 +142,8 @@ def test_prompt_and_label_are_the_ids_of_the_whole_answer(name: str, request: py
     turn = user_turn(ITEM.question, ITEM.response)
 
     for word, label in zip(("安全", "不安全"), guard.label_ids, strict=True):
-        (whole,) = guard._chat.encode_turns([turn], prefill=f'{PREFILL}{word}"')
+        (user,) = guard._chat.encode_users([turn])
+        whole = user + guard._chat.tail_ids(f'{PREFILL}{word}"')
         assert [*prompt, *label] == whole.tolist()
 
 
