@@ -149,7 +149,7 @@ class _EngineBench:
                     peak = max(_product_rate(self._device, self._sizes) for _ in range(3))
                     took_s = seconds_of(partial(self._engine.score, batch, self._guard.label_ids))
                     possible, seconds = possible + peak * took_s, seconds + took_s
-            useful = sum(len(prompt) - self._engine.prefix_tokens for prompt in self._prompts)
+            useful = sum(len(prompt) - self._engine.info.prefix_tokens for prompt in self._prompts)
             shares.append(self._operations() / possible)
             rates.append(len(self._prompts) / seconds)
             padding.append(1 - useful / ran[0])
@@ -161,7 +161,7 @@ class _EngineBench:
 
     def _operations(self) -> float:
         """Multiplications and additions that the prompts need once the shared prefix is known."""
-        prefix, layers = self._engine.prefix_tokens, SHAPE["num_hidden_layers"]
+        prefix, layers = self._engine.info.prefix_tokens, SHAPE["num_hidden_layers"]
         own = [len(prompt) - prefix for prompt in self._prompts]
         linear = sum(2 * layer.in_features * layer.out_features for layer in self._linear) * sum(own)
         attention = sum(4 * SHAPE["hidden_size"] * layers * (n * prefix + n * (n + 1) / 2) for n in own)

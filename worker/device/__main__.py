@@ -21,7 +21,7 @@ from infra.process import die_with_parent
 from infra.settings import load_settings
 from schemas.guards import Mode
 from schemas.messages import ChunkItem
-from worker.device.engines.base import DeviceLost, Engine
+from worker.device.engines.base import DeviceLost, Engine, LoadOptions
 from worker.device.server import serve
 from worker.device.spec import DeviceSpec, ServerSpec
 
@@ -35,7 +35,9 @@ def main(arguments: list[str]) -> int:
     """Load and serve; returns the exit code."""
     # Ctrl-C reaches the whole terminal group; the supervisor decides when this process ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    report = _take_stdout()
+    # Stdout is for our one line; whatever a library prints goes to stderr from now on.
+    report = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     try:
         settings = load_settings()
         die_with_parent(parent_pid=settings.parent_pid)
@@ -51,7 +53,22 @@ def main(arguments: list[str]) -> int:
         engine = load_engine(spec, settings.state_dir / "budgets")
     except Exception as error:  # noqa: BLE001 - torch, transformers and safetensors each raise their own
         return _fail(report, GuardError(f"cannot load {spec.guard}: {type(error).__name__}: {error}"))
-    return _serve(spec, engine, report)
+    try:
+        serve(
+            spec.socket_path,
+            engine,
+            heartbeat_path=spec.heartbeat_path,
+            pid=os.getpid(),
+            batch_deadline_s=spec.batch_deadline_s,
+            on_ready=lambda: _say(report, {"ready": True, "pid": os.getpid(), "guard": spec.guard}),
+        )
+    except DeviceLost:
+        log.exception("accelerator_lost")
+        # A broken CUDA context can hang the interpreter's own way out.
+        os._exit(DeviceError.exit_code)
+    except LibraError as error:
+        return _fail(report, error)
+    return 0
 
 
 def load_engine(spec: DeviceSpec, budgets_folder: Path | None = None) -> Engine:
@@ -71,7 +88,7 @@ def load_engine(spec: DeviceSpec, budgets_folder: Path | None = None) -> Engine:
         raise GuardError(f"{card.name} brings its own code, which is not run without --trust-remote-code ({card.note})")
     guard = load_guard(spec.guard, spec.location)
     checkpoint = resolve_checkpoint(spec.guard, spec.location)
-    options: dict[str, Any] = {
+    options: LoadOptions = {
         "device": spec.device,
         "dtype": spec.dtype,
         "spread": spec.devices_per_worker > 1,
@@ -117,26 +134,6 @@ def _on_server(spec: DeviceSpec, server: ServerSpec) -> Engine:
     )
 
 
-def _serve(spec: DeviceSpec, engine: Engine, report: TextIO) -> int:
-    ready: dict[str, Any] = {"ready": True, "pid": os.getpid(), "guard": spec.guard}
-    try:
-        serve(
-            spec.socket_path,
-            engine,
-            heartbeat_path=spec.heartbeat_path,
-            pid=os.getpid(),
-            batch_deadline_s=spec.batch_deadline_s,
-            on_ready=lambda: _say(report, ready),
-        )
-    except DeviceLost:
-        log.exception("accelerator_lost")
-        # A broken CUDA context can hang the interpreter's own way out.
-        os._exit(DeviceError.exit_code)
-    except LibraError as error:
-        return _fail(report, error)
-    return 0
-
-
 def _fail(report: TextIO, error: LibraError) -> int:
     message = " ".join(str(error).split())
     sys.stderr.write(f"{message}\n")
@@ -147,13 +144,6 @@ def _fail(report: TextIO, error: LibraError) -> int:
 def _say(report: TextIO, line: dict[str, Any]) -> None:
     report.write(json.dumps(line) + "\n")
     report.flush()
-
-
-def _take_stdout() -> TextIO:
-    """Stdout for our one line; whatever a library prints goes to stderr from now on."""
-    report = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    return report
 
 
 if __name__ == "__main__":

@@ -108,7 +108,11 @@ class Waiting(Generic[T]):
         `max_tokens` bounds the batch's size; `bulk_cut_tokens` bounds a bulk batch further, for as
         long as live items wait or arrived lately.
         """
-        anchor = self._choose()
+        live, bulk = self._oldest(Lane.LIVE), self._oldest(Lane.BULK)
+        if live is None or (bulk is not None and self._live_streak >= LIVE_STREAK):
+            self._live_streak, anchor = 0, bulk
+        else:
+            self._live_streak, anchor = self._live_streak + 1 if bulk is not None else 0, live
         if anchor is None:
             return []
         if anchor.lane is Lane.BULK and bulk_cut_tokens is not None:
@@ -117,15 +121,6 @@ class Waiting(Generic[T]):
         bounds = _Bounds(max_tokens, max_items, self._packs)
         start, stop = _nearest(queue, (anchor.tokens, anchor.ticket), bounds)
         return self._cut(anchor.lane, anchor.key, start, stop)
-
-    def _choose(self) -> Entry[T] | None:
-        """The oldest entry of the lane whose turn it is."""
-        live, bulk = self._oldest(Lane.LIVE), self._oldest(Lane.BULK)
-        if live is None or (bulk is not None and self._live_streak >= LIVE_STREAK):
-            self._live_streak = 0
-            return bulk
-        self._live_streak = self._live_streak + 1 if bulk is not None else 0
-        return live
 
     def _oldest(self, lane: Lane) -> Entry[T] | None:
         arrivals = self._arrivals[lane]

@@ -82,8 +82,34 @@ class DeviceClient:
         todo = [_Group(range(len(request.prompts)), alone=request.isolate)]
         while todo:
             group = todo.pop()
-            if group.missing and not self._exchange(request, group, ledger):
+            if not group.missing:
+                continue
+            connection = self._connected()
+            header = Request(
+                id=next(self._ids),
+                kind=request.kind,
+                lane=request.lane,
+                alone=group.alone,
+                prompts=len(group.indexes),
+                labels=request.labels,
+                stop_ids=request.stop_ids,
+                max_new_tokens=request.max_new_tokens,
+                verdict_ids=request.verdict_ids,
+                iteration=request.iteration,
+                traceparent=tracing.traceparent(),
+            )
+            try:
+                connection.send(header, pack_rows([request.prompts[index] for index in group.indexes]))
+                while group.missing:
+                    ledger.take(group, *connection.read())
+            except OSError as error:
+                self._forget(connection)
+                ledger.lost(group, error)
                 todo.extend(ledger.regroup(group, self._max_deaths))
+            except BaseException:
+                # The answers still under way would be taken for those of the next request.
+                self._forget(connection)
+                raise
         return ledger.result(len(request.prompts))
 
     def close(self) -> None:
@@ -94,46 +120,26 @@ class DeviceClient:
                 connection.close()
             self._connections.clear()
 
-    def _exchange(self, request: DeviceRequest, group: _Group, ledger: _Ledger) -> bool:
-        """Send a group and take in its answers; false if the device process was lost on the way."""
-        connection = self._connected()
-        request_id = next(self._ids)
-        prompts = pack_rows([request.prompts[index] for index in group.indexes])
-        try:
-            connection.send(_header(request, request_id, group), prompts)
-            while group.missing:
-                ledger.take(group, *connection.read())
-        except OSError as error:
-            self._forget(connection)
-            ledger.lost(group, error)
-            return False
-        except BaseException:
-            # The answers still under way would be taken for those of the next request.
-            self._forget(connection)
-            raise
-        return True
-
     def _connected(self) -> _Connection:
+        """This thread's connection; opened where it has none, which waits for a device process that is loading."""
         connection: _Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = self._connect()
-            self._local.connection = connection
-            with self._lock:
-                self._connections.add(connection)
-        return connection
-
-    def _connect(self) -> _Connection:
         deadline = time.monotonic() + self._reconnect_timeout_s
-        while not self._closed.is_set():
+        while connection is None:
+            if self._closed.is_set():
+                raise DeviceError("the device client is closed")
             try:
-                return _Connection(self._socket_path)
+                connection = _Connection(self._socket_path)
             except OSError as error:
                 if time.monotonic() >= deadline:
                     raise DeviceError(
                         f"no device process on {self._socket_path} for {self._reconnect_timeout_s:g} s: {error}"
                     ) from error
-            self._closed.wait(RETRY_S)
-        raise DeviceError("the device client is closed")
+                self._closed.wait(RETRY_S)
+                continue
+            self._local.connection = connection
+            with self._lock:
+                self._connections.add(connection)
+        return connection
 
     def _forget(self, connection: _Connection) -> None:
         connection.close()
@@ -150,10 +156,14 @@ class _Connection:
         try:
             self._socket.connect(str(socket_path))
             self._stream = self._socket.makefile("rb")
-            self.info = _greeted(self.read()[0])
+            hello, _ = self.read()
         except BaseException:
             self._socket.close()
             raise
+        if not isinstance(hello, Hello) or hello.version != PROTOCOL_VERSION:
+            self._socket.close()
+            raise DeviceError(f"the device process speaks another protocol than version {PROTOCOL_VERSION}")
+        self.info = hello.info
 
     def send(self, header: Header, payload: bytes) -> None:
         send_frame(self._socket, header, payload)
@@ -166,12 +176,6 @@ class _Connection:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
-
-
-def _greeted(hello: Header) -> EngineInfo:
-    if not isinstance(hello, Hello) or hello.version != PROTOCOL_VERSION:
-        raise DeviceError(f"the device process speaks another protocol than version {PROTOCOL_VERSION}")
-    return hello.info
 
 
 class _Group:
@@ -238,19 +242,16 @@ class _Ledger:
     def regroup(self, group: _Group, max_deaths: int) -> list[_Group]:
         """Return the groups to send again after a death; the last one, which is beyond suspicion, goes first."""
         suspects = group.started & group.missing
-        if group.alone:
-            # Only here is it certain who did it: in a mixed batch it may have been a stranger's prompt.
-            suspects = {suspect for suspect in suspects if not self._died(suspect, max_deaths)}
+        # Only alone is it certain who did it: in a mixed batch it may have been a stranger's prompt.
+        for suspect in sorted(suspects) if group.alone else ():
+            self._deaths[suspect] += 1
+            attempts = self._deaths[suspect]
+            if attempts >= max_deaths:
+                reason = "the prompt killed the device process, or outlived its deadline"
+                self._answers[suspect] = Dead(reason, attempts)
+                suspects.discard(suspect)
         beyond = group.missing - group.started
         return [_Group(sorted(suspects), alone=True), _Group(sorted(beyond), alone=group.alone)]
-
-    def _died(self, suspect: int, max_deaths: int) -> bool:
-        """Note that a prompt killed the device process alone; true if that makes it dead."""
-        self._deaths[suspect] += 1
-        attempts = self._deaths[suspect]
-        if attempts >= max_deaths:
-            self._answers[suspect] = Dead("the prompt killed the device process, or outlived its deadline", attempts)
-        return attempts >= max_deaths
 
     def result(self, prompts: int) -> DeviceResult:
         """The request's result, once every prompt has its answer."""
@@ -268,19 +269,3 @@ class _Ledger:
         self._answers.update(answers)
         group.missing.difference_update(answers)
         self._fruitless_losses = 0
-
-
-def _header(request: DeviceRequest, request_id: int, group: _Group) -> Request:
-    return Request(
-        id=request_id,
-        kind=request.kind,
-        lane=request.lane,
-        alone=group.alone,
-        prompts=len(group.indexes),
-        labels=request.labels,
-        stop_ids=request.stop_ids,
-        max_new_tokens=request.max_new_tokens,
-        verdict_ids=request.verdict_ids,
-        iteration=request.iteration,
-        traceparent=tracing.traceparent(),
-    )

@@ -8,11 +8,12 @@ from __future__ import annotations
 import mmap
 import struct
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Final
 
 _LAYOUT: Final = struct.Struct("<8d")
+"""The fields of a `Pulse` in their order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,31 +48,19 @@ class Heartbeat:
         """A batch starts that should end by `deadline` (CLOCK_MONOTONIC seconds)."""
         struct.pack_into("<d", self._memory, 0, deadline)
 
-    def end(
-        self,
-        *,
-        items: int = 0,
-        rows: int = 0,
-        tokens: int = 0,
-        padded_tokens: int = 0,
-        busy_s: float = 0.0,
-        budget_tokens: int = 0,
-    ) -> None:
-        """The batch ended; one without items failed and counts by its time only."""
+    def end(self, batch: Pulse) -> None:
+        """The batch ended, having done this much; one without items failed and counts by its time only."""
         done = self._done
-        beat = self._done = Pulse(
-            0.0,
-            done.batches + bool(items),
-            done.items + items,
-            done.rows + rows,
-            done.tokens + tokens,
-            done.padded_tokens + padded_tokens,
-            done.busy_s + busy_s,
-            budget_tokens or done.budget_tokens,
+        self._done = Pulse(
+            batches=done.batches + bool(batch.items),
+            items=done.items + batch.items,
+            rows=done.rows + batch.rows,
+            tokens=done.tokens + batch.tokens,
+            padded_tokens=done.padded_tokens + batch.padded_tokens,
+            busy_s=done.busy_s + batch.busy_s,
+            budget_tokens=batch.budget_tokens or done.budget_tokens,
         )
-        beat = self._done
-        counts = (beat.batches, beat.items, beat.rows, beat.tokens, beat.padded_tokens)
-        _LAYOUT.pack_into(self._memory, 0, 0.0, *counts, beat.busy_s, beat.budget_tokens)
+        _LAYOUT.pack_into(self._memory, 0, *astuple(self._done))
 
 
 def read_pulse(path: Path) -> Pulse:

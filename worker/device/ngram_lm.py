@@ -54,7 +54,7 @@ _OUTSIDE, _QUESTION, _ANSWER, _REPLY = range(4)
 
 
 class Field(NamedTuple):
-    """Return the part and the prompt number of each id of (rows, T); a reply is an answer that follows a question."""
+    """The part and the prompt number of each id, (rows, T) each; a reply is an answer that follows a question."""
 
     number: torch.Tensor
     prompt: torch.Tensor
@@ -110,8 +110,8 @@ class NgramQwen2ForCausalLM(Qwen2ForCausalLM):  # type: ignore[no-untyped-call]
         # Both together keep their share of all tokens; only its division between them changes.
         both = torch.logaddexp(safe, unsafe)
         for token, own, sign in ((config.safe_id, safe, -1), (config.unsafe_id, unsafe, 1)):
-            anew = both + nn.functional.logsigmoid(sign * margin)
-            logits[..., token] = torch.where(asked, anew, own).to(logits.dtype)
+            weighed = both + nn.functional.logsigmoid(sign * margin)
+            logits[..., token] = torch.where(asked, weighed, own).to(logits.dtype)
         return logits
 
 

@@ -13,8 +13,7 @@ import struct
 import threading
 import time
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -25,7 +24,7 @@ from infra.log import get_logger
 from schemas.messages import Lane
 from worker.device.batching import Entry, Waiting, size_tokens
 from worker.device.engines.base import DeviceLost, Engine, OutOfMemory, PartlyAnswered
-from worker.device.heartbeat import Heartbeat
+from worker.device.heartbeat import Heartbeat, Pulse
 from worker.device.protocol import (
     Answers,
     Failed,
@@ -224,15 +223,13 @@ class Server:
             self._changed.wait_for(lambda: self._stopping or bool(self.waiting))
             if self._stopping:
                 return []
+            bulk_cut: int | None = None
+            if self.waiting.waits(Lane.LIVE) or time.monotonic() <= self._live_expected_until:
+                # The tokens that run in one time slice.
+                bulk_cut = int(max(self._bulk_tokens_per_s * BULK_SLICE_S, self._info.max_batch_tokens * SMALLEST_CUT))
             return self.waiting.take(
-                max_tokens=self._budget, max_items=self._info.max_batch_items, bulk_cut_tokens=self._bulk_cut()
+                max_tokens=self._budget, max_items=self._info.max_batch_items, bulk_cut_tokens=bulk_cut
             )
-
-    def _bulk_cut(self) -> int | None:
-        """Tokens that run in one time slice, while live items wait or are expected."""
-        if not self.waiting.waits(Lane.LIVE) and time.monotonic() > self._live_expected_until:
-            return None
-        return max(int(self._bulk_tokens_per_s * BULK_SLICE_S), int(self._info.max_batch_tokens * SMALLEST_CUT))
 
     def _run(self, batch: _Batch) -> list[_Batch]:
         """Run one batch and answer it; returns the smaller batches to run in its place if it failed."""
@@ -243,18 +240,26 @@ class Server:
         self._heartbeat.begin(started + self._batch_deadline_s)
         reasons: Mapping[int, str] = {}
         try:
-            with _traced(batch, asks):
+            # Linked to those who asked: a batch runs for many traces at once and is part of none.
+            with tracing.batch(
+                "libra.device.batch",
+                (ask.request.traceparent for ask in asks),
+                lane=batch[0].lane.value,
+                items=sum(len(entry.items) for entry in batch),
+                rows=len(batch),
+                tokens=sum(entry.tokens for entry in batch),
+            ):
                 rows = self._infer(batch)
         except PartlyAnswered as partly:
             rows, reasons = partly.answers, partly.reasons
         except (OutOfMemory, MemoryError):
-            self._heartbeat.end(busy_s=time.monotonic() - started)
+            self._heartbeat.end(Pulse(busy_s=time.monotonic() - started))
             return self._after_out_of_memory(batch)
         except DeviceLost:
             raise
         except Exception as error:  # whatever an engine raises, every prompt must get an answer
             log.exception("batch_failed", rows=len(batch))
-            self._heartbeat.end(busy_s=time.monotonic() - started)
+            self._heartbeat.end(Pulse(busy_s=time.monotonic() - started))
             return _alone(batch, f"the engine failed: {type(error).__name__}: {error}"[:MAX_REASON])
         infer_s = time.monotonic() - started
         self._account(batch, infer_s)
@@ -293,15 +298,15 @@ class Server:
             )
         full = self._info.max_batch_tokens
         self._budget = min(full, self._budget + full // BUDGET_STEPS + 1)
-        items, tokens = sum(len(entry.items) for entry in batch), sum(entry.tokens for entry in batch)
-        self._heartbeat.end(
-            items=items,
+        done = Pulse(
+            items=sum(len(entry.items) for entry in batch),
             rows=len(batch),
-            tokens=tokens,
+            tokens=sum(entry.tokens for entry in batch),
             padded_tokens=padded,
             busy_s=infer_s,
             budget_tokens=self._budget,
         )
+        self._heartbeat.end(done)
 
     def _answer(
         self, batch: _Batch, asks: dict[_Ask, list[_Place]], rows: Sequence[Sequence[float]], infer_s: float
@@ -341,18 +346,6 @@ def _by_ask(batch: _Batch) -> dict[_Ask, list[_Place]]:
         for prompt in entry.items:
             asks.setdefault(prompt.ask, []).append((prompt.index, row))
     return asks
-
-
-def _traced(batch: _Batch, asks: Iterable[_Ask]) -> AbstractContextManager[None]:
-    """A span for the batch, linked to those who asked: it runs for many traces at once and is part of none."""
-    return tracing.batch(
-        "libra.device.batch",
-        (ask.request.traceparent for ask in asks),
-        lane=batch[0].lane.value,
-        items=sum(len(entry.items) for entry in batch),
-        rows=len(batch),
-        tokens=sum(entry.tokens for entry in batch),
-    )
 
 
 def _alone(batch: _Batch, reason: str) -> list[_Batch]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, TypedDict
 
 from infra.errors import DeviceError
 
@@ -50,6 +51,22 @@ class EngineInfo:
     device_name: str = ""
 
 
+class LoadOptions(TypedDict, total=False):
+    """How to load a checkpoint; what is absent is the engine's own choice.
+
+    `spread` lets accelerate place the layers over all visible devices, the rest in `offload_folder`.
+    """
+
+    device: str
+    dtype: str
+    spread: bool
+    offload_folder: Path | None
+    trust_remote_code: bool
+    revision: str | None
+    max_batch_tokens: int | None
+    max_batch_items: int | None
+
+
 class Engine(Protocol):
     """One loaded model on one device (or spread over several by accelerate)."""
 
@@ -64,6 +81,7 @@ class Engine(Protocol):
             OutOfMemory: the batch is too large for the device.
             PartlyAnswered: some prompts will never have an answer.
             DeviceLost: the process must end.
+            ValueError: an id is outside the vocabulary, the answer is not a number, or the model cannot do it.
         """
 
     def generate(
@@ -82,6 +100,7 @@ class Engine(Protocol):
             OutOfMemory: the batch is too large for the device.
             PartlyAnswered: some prompts will never have an answer.
             DeviceLost: the process must end.
+            ValueError: an id is outside the vocabulary, the answer is not a number, or the model cannot do it.
         """
 
     def classify(self, prompts: Sequence[array[int]]) -> list[tuple[float, ...]]:
@@ -90,5 +109,5 @@ class Engine(Protocol):
         Raises:
             OutOfMemory: the batch is too large for the device.
             DeviceLost: the process must end.
-            ValueError: the model has no such head.
+            ValueError: an id is outside the vocabulary, the answer is not a number, or the model has no such head.
         """

@@ -52,17 +52,14 @@ def lay_out(model: Any) -> int:  # noqa: ANN401 - transformers has no types
     replaced = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear and child is not head and _is_eligible(child):
+            if type(child) is not nn.Linear or child is head or hasattr(child, "_hf_hook"):
+                continue
+            if child.weight.device.type == "cpu" and child.weight.dtype is torch.bfloat16:
                 replaced += _replace(parent, name, child)
         if all(hasattr(parent, part) for part in ("gate_proj", "up_proj", "down_proj", "act_fn")):
             replaced += _gate_in_place(parent)
     log.info("laid_out", parts=replaced)
     return replaced
-
-
-def _is_eligible(linear: nn.Linear) -> bool:
-    weight = linear.weight
-    return weight.device.type == "cpu" and weight.dtype is torch.bfloat16 and not hasattr(linear, "_hf_hook")
 
 
 @torch.inference_mode()

@@ -59,7 +59,7 @@ class FakeEngine:
         self._batch_s = batch_s
         self._item_s = item_s
         self._error = error
-        self._info = EngineInfo(
+        self.info = EngineInfo(
             engine="fake",
             dtype="none",
             device="cpu",
@@ -69,11 +69,6 @@ class FakeEngine:
             max_batch_items=max_batch_items,
             context_tokens=context_tokens,
         )
-
-    @property
-    def info(self) -> EngineInfo:
-        """Facts fixed at load time."""
-        return self._info
 
     def score(
         self,

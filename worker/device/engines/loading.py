@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 import worker.device.ngram_lm  # noqa: F401 - registers this project's own architecture
 from infra.errors import GuardError
-from worker.device.engines.base import DeviceLost, OutOfMemory
+from worker.device.engines.base import DeviceLost, EngineInfo, LoadOptions, OutOfMemory
 
 CPU_BUDGET: Final = (1_024, 64)
 CUDA_BUDGET: Final = (16_384, 1_024)
@@ -54,50 +54,46 @@ def checkpoint_digest(checkpoint: Path) -> str:
     return digest.hexdigest()
 
 
-def load_model(
-    auto: Any,  # noqa: ANN401 - transformers has no types
-    checkpoint: Path,
-    *,
-    dtype: torch.dtype,
-    device_map: str | dict[str, str],
-    offload_folder: Path | None,
-    trust_remote_code: bool,
-) -> Any:  # noqa: ANN401
-    """The checkpoint's model by this auto class, ready to run.
+def load_model(auto: Any, checkpoint: Path, engine: str, options: LoadOptions) -> tuple[Any, EngineInfo]:  # noqa: ANN401 - transformers has no types
+    """The checkpoint's model by this auto class, ready to run, and the facts about it.
 
     Raises:
-        GuardError: the folder holds no safetensors, or they cannot be loaded.
+        GuardError: the folder holds no safetensors, or they cannot be loaded; or the dtype is none to run in.
+        OutOfMemory: the weights do not fit.
     """
-    if not any(checkpoint.glob("*.safetensors")):
-        raise GuardError(f"{checkpoint} holds no safetensors files")
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        model: Any = auto.from_pretrained(
-            checkpoint,
-            dtype=dtype,
-            device_map=device_map,
-            offload_folder=offload_folder,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            local_files_only=True,
-        )
-    except (OSError, ValueError) as error:
-        raise GuardError(f"cannot load {checkpoint}: {error}") from error
-    return model.eval()
-
-
-def dtype_of(name: str, *, on_cuda: bool) -> torch.dtype:
-    """The dtype of this name; auto is bfloat16 on CUDA and float32 elsewhere.
-
-    Raises:
-        GuardError: not one that an engine runs in.
-    """
-    if name == "auto":
-        return torch.bfloat16 if on_cuda else torch.float32
-    dtype = getattr(torch, name)
+    digest = checkpoint_digest(checkpoint)
+    device = options.get("device", "cpu")
+    on_cuda = torch.device(device).type == "cuda"
+    name = options.get("dtype", "auto")
+    dtype = (torch.bfloat16 if on_cuda else torch.float32) if name == "auto" else getattr(torch, name)
     if dtype not in TOLERANCE:
         raise GuardError(f"dtype {name} is none of float32, bfloat16, float16")
-    return dtype  # type: ignore[no-any-return]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        with device_errors():
+            model: Any = auto.from_pretrained(
+                checkpoint,
+                dtype=dtype,
+                device_map="auto" if options.get("spread") else {"": device},
+                offload_folder=options.get("offload_folder"),
+                use_safetensors=True,
+                trust_remote_code=options.get("trust_remote_code", False),
+                local_files_only=True,
+            )
+    except (OSError, ValueError) as error:
+        raise GuardError(f"cannot load {checkpoint}: {error}") from error
+    tokens, items = CUDA_BUDGET if on_cuda else CPU_BUDGET
+    info = EngineInfo(
+        engine=engine,
+        dtype=str(dtype).removeprefix("torch."),
+        device=device,
+        device_name=device_name_of(device),
+        revision=options.get("revision") or digest,
+        max_batch_tokens=options.get("max_batch_tokens") or tokens,
+        max_batch_items=options.get("max_batch_items") or items,
+        context_tokens=int(getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", 2048)),
+    )
+    return model.eval(), info
 
 
 def device_name_of(device: str) -> str:
@@ -108,11 +104,6 @@ def device_name_of(device: str) -> str:
     lines = described.read_text(errors="replace").splitlines() if described.is_file() else []
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     return f"{name or platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-
-
-def context_tokens_of(config: Any) -> int:  # noqa: ANN401 - transformers has no types
-    """The longest prompt that the model's positions allow."""
-    return int(getattr(config.get_text_config(decoder=True), "max_position_embeddings", 2048))
 
 
 def check_ids(rows: Sequence[Sequence[int]], vocabulary: int) -> None:

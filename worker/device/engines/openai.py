@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -36,7 +37,7 @@ RowT = TypeVar("RowT", tuple[float, ...], tuple[int, ...])
 
 
 class OpenAIEngine:
-    """Asks an `Endpoint` in its `Dialect`. One thread at a time."""
+    """Asks an `Endpoint` in its `Dialect`. One thread at a time. `DeviceLost` means that the server is away."""
 
     def __init__(
         self,
@@ -52,7 +53,7 @@ class OpenAIEngine:
         self._dialect = dialect
         self._text = text
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="openai")
-        self._info = EngineInfo(
+        self.info = EngineInfo(
             engine=f"openai-{dialect.scoring}",
             dtype="the server's",
             device=endpoint.url,
@@ -63,20 +64,11 @@ class OpenAIEngine:
             context_tokens=dialect.context_tokens or _UNKNOWN_CONTEXT,
         )
 
-    @property
-    def info(self) -> EngineInfo:
-        """Facts fixed at load time."""
-        return self._info
-
     def score(self, prompts: Sequence[array[int]], labels: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
         """Log-probability of each label after each prompt.
 
         A token that is not among the server's candidates counts as impossible. Without log-probabilities
         the label that the model writes is certain and all others are impossible; if it writes none, all are.
-
-        Raises:
-            PartlyAnswered: the server will never answer some of the prompts.
-            DeviceLost: the server is away.
         """
         ask = self._logprobs if self._dialect.top else self._chosen
         return self._each(prompts, partial(ask, labels=labels))
@@ -89,18 +81,22 @@ class OpenAIEngine:
         stop_ids: Sequence[int],
         verdict_ids: Sequence[Sequence[int]] = (),  # noqa: ARG002 - a server knows the end of a text, not of a verdict
     ) -> list[tuple[int, ...]]:
-        """Greedy continuation of each prompt, without the stop id; cut-off text becomes ids again where it must.
-
-        Raises:
-            PartlyAnswered: the server will never answer some of the prompts.
-            DeviceLost: the server is away.
-        """
+        """Greedy continuation of each prompt, without the stop id; a text without ids becomes ids again."""
         options: dict[str, object] = {"max_tokens": max_new_tokens}
         if stop_ids:
             options["stop"] = [self._text.of([stop]) for stop in stop_ids[:_MAX_STOPS]]
         if stop_ids and self._dialect.extras:
             options["stop_token_ids"] = list(stop_ids)
-        return self._each(prompts, partial(self._written, stops=frozenset(stop_ids), options=options))
+        stops = frozenset(stop_ids)
+
+        def write(prompt: array[int]) -> tuple[int, ...]:
+            choice = self._complete(prompt, **options)
+            ids = choice.get("token_ids")
+            if not isinstance(ids, list):
+                ids = self._text.ids(str(choice.get("text", "")))
+            return tuple(takewhile(lambda token: token not in stops, ids))
+
+        return self._each(prompts, write)
 
     def classify(self, prompts: Sequence[array[int]]) -> list[tuple[float, ...]]:
         """No completions server runs a classification head.
@@ -108,7 +104,7 @@ class OpenAIEngine:
         Raises:
             ValueError: always.
         """
-        raise ValueError(f"{self._info.device} completes texts and has no classes for {len(prompts)} prompts")
+        raise ValueError(f"{self.info.device} completes texts and has no classes for {len(prompts)} prompts")
 
     def close(self) -> None:
         """Let the threads go."""
@@ -143,16 +139,16 @@ class OpenAIEngine:
         likely = self._next(prompt)
         if len(firsts) == len(labels):
             return tuple(self._of(likely, label[0]) for label in labels)
-        return tuple(self._of_whole(prompt, label, likely) for label in labels)
-
-    def _of_whole(self, prompt: array[int], label: Sequence[int], likely: Mapping[int | str, float]) -> float:
-        """Of a label that shares its first token with another: the sum over its tokens."""
-        total = self._of(likely, label[0])
-        for step in range(1, len(label)):
-            if total <= IMPOSSIBLE:
-                break
-            total += self._of(self._next(prompt + array("i", label[:step])), label[step])
-        return max(total, IMPOSSIBLE)
+        # Labels that share a first token: the sum over each one's tokens.
+        totals = []
+        for label in labels:
+            total = self._of(likely, label[0])
+            for step in range(1, len(label)):
+                if total <= IMPOSSIBLE:
+                    break
+                total += self._of(self._next(prompt + array("i", label[:step])), label[step])
+            totals.append(max(total, IMPOSSIBLE))
+        return tuple(totals)
 
     def _next(self, prompt: array[int]) -> dict[int | str, float]:
         return candidates(self._complete(prompt, max_tokens=1, logprobs=self._dialect.top))
@@ -168,16 +164,6 @@ class OpenAIEngine:
         # One word may begin with another.
         word = max((word for word in words if written.startswith(word)), key=len, default=None)
         return tuple(0.0 if label == word else IMPOSSIBLE for label in words)
-
-    # Texts.
-
-    def _written(self, prompt: array[int], *, stops: frozenset[int], options: Mapping[str, object]) -> tuple[int, ...]:
-        choice = self._complete(prompt, **options)
-        ids = choice.get("token_ids")
-        if not isinstance(ids, list):
-            ids = self._text.ids(str(choice.get("text", "")))
-        end = next((at for at, token in enumerate(ids) if token in stops), len(ids))
-        return tuple(ids[:end])
 
 
 def connect(
@@ -203,8 +189,13 @@ def connect(
         GuardError: nobody answers there, or nobody that can run this guard.
     """
     text = PromptText(folder)
+    path = server.api_key_file
+    try:
+        api_key = path.read_text(encoding="utf-8").strip() if path else None
+    except OSError as error:
+        raise GuardError(f"the API key cannot be read from {path}: {error.strerror}") from error
     options: dict[str, Any] = {
-        "api_key": _read_key(server.api_key_file),
+        "api_key": api_key,
         "connections": server.concurrency,
         "timeout_s": server.request_timeout_s,
     }
@@ -224,10 +215,3 @@ def connect(
         max_batch_tokens=max_batch_tokens,
         max_batch_items=max_batch_items,
     )
-
-
-def _read_key(path: Path | None) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8").strip() if path else None
-    except OSError as error:
-        raise GuardError(f"the API key cannot be read from {path}: {error.strerror}") from error

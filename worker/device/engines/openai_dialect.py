@@ -147,14 +147,11 @@ def candidates(choice: Mapping[str, Any]) -> dict[int | str, float]:
         listed = [(entry.get("id", entry["token"]), entry["logprob"]) for entry in found["content"][0]["top_logprobs"]]
     else:
         listed = list(((found.get("top_logprobs") or [{}])[0] or {}).items())
-    return {_token(name): float(logprob) for name, logprob in listed}
-
-
-def _token(name: int | str) -> int | str:
-    if isinstance(name, int):
-        return name
-    numbered = _TOKEN_ID.fullmatch(name)
-    return int(numbered[1]) if numbered else name
+    likely: dict[int | str, float] = {}
+    for name, logprob in listed:
+        numbered = _TOKEN_ID.fullmatch(name) if isinstance(name, str) else None
+        likely[int(numbered[1]) if numbered else name] = float(logprob)
+    return likely
 
 
 def _served(endpoint: Endpoint, model: str | None) -> Dialect:
@@ -207,16 +204,13 @@ def _top(
             found = candidates(first_choice(endpoint.ask("/completions", body)))
         except Refused:
             continue
-        by_id = bool(found) and all(isinstance(name, int) for name in found)
-        return top if len(found) > 1 and (by_id or _told_apart(labels, text)) else 0
+        # By text, every token of the labels must have one of its own (a token may be part of a character).
+        by_id = all(isinstance(name, int) for name in found)
+        tokens = {token for label in labels for token in label}
+        texts = {text.of([token]) for token in tokens}
+        distinct = len(texts) == len(tokens) and not any(_BROKEN_CHARACTER in word for word in texts)
+        return top if len(found) > 1 and (by_id or distinct) else 0
     return 0
-
-
-def _told_apart(labels: Sequence[Sequence[int]], text: PromptText) -> bool:
-    """True if every token of the labels has a text of its own (a token may be part of a character)."""
-    tokens = sorted({token for label in labels for token in label})
-    texts = {text.of([token]) for token in tokens}
-    return len(texts) == len(tokens) and not any(_BROKEN_CHARACTER in word for word in texts)
 
 
 def _bound(endpoint: Endpoint, dialect: Dialect, text: PromptText, probe: array[int]) -> str | None:

@@ -1,9 +1,8 @@
 """One OpenAI-compatible server over HTTP: bounded connections, time-outs, retries.
 
-Failures are distinguished by their possible cause: the prompt, or the server.
-A prompt is given up after a few answers that may
-be its own doing (500, a time-out, a broken answer), at once where the server refuses it. A server that is
-away, overloaded or refuses *us* costs no prompt: after a while the device counts as lost.
+Failures are distinguished by their possible cause: the prompt, or the server. A prompt is given up after a few answers
+that it may have caused (500, a time-out, a broken answer), at once where the server refuses it. A server that is away,
+overloaded or refuses *us* costs no prompt: after a while the device counts as lost.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ FIRST_PAUSE_S: Final = 0.25
 LONGEST_PAUSE_S: Final = 15.0
 CONNECT_TIMEOUT_S: Final = 5.0
 
-_SERVERS_DOING: Final = frozenset({429, 502, 503, 504})
-_MAYBE_PROMPTS_DOING: Final = frozenset({408, 500})
-_REFUSES_US: Final = frozenset({401, 403, 404})
+_RETRYABLE: Final = frozenset({429, 502, 503, 504})
+_POSSIBLY_PROMPT_CAUSED: Final = frozenset({408, 500})
+_AUTH_OR_CONFIG: Final = frozenset({401, 403, 404})
 _MAX_MESSAGE: Final = 200
 
 Answer = dict[str, Any]
@@ -54,7 +53,7 @@ class _Trouble:
     """An attempt that failed and may be repeated."""
 
     reason: str
-    maybe_prompts_doing: bool
+    possibly_prompt_caused: bool
     retry_after_s: float = 0.0
 
 
@@ -97,13 +96,24 @@ class Endpoint:
         blamed = 0
         waited_s = 0.0
         for attempt in itertools.count(1):
-            outcome = self._attempt(path, body)
+            try:
+                response = self._http.request("GET" if body is None else "POST", f"{self.url}{path}", json=body)
+                outcome = self._read(response)
+            except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
+                outcome = _Trouble(f"no connection: {error or type(error).__name__}", possibly_prompt_caused=False)
+            except httpx2.TimeoutException:
+                outcome = _Trouble("no answer in time", possibly_prompt_caused=True)
+            except httpx2.TransportError as error:
+                reason = f"the connection broke: {error or type(error).__name__}"
+                outcome = _Trouble(reason, possibly_prompt_caused=True)
             if not isinstance(outcome, _Trouble):
                 return outcome
-            blamed += outcome.maybe_prompts_doing
+            blamed += outcome.possibly_prompt_caused
             if blamed >= ATTEMPTS:
                 raise Unanswered(f"{outcome.reason}; {attempt} attempts")
-            pause_s = self._pause_s(attempt, outcome)
+            # Doubling, between half and the whole of it at random; never before the server wants to be asked again.
+            backoff_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(attempt - 1, 16))
+            pause_s = max(outcome.retry_after_s, 0.0) + backoff_s * self._random.uniform(0.5, 1.0)
             if max(waited_s, time.monotonic() - began) + pause_s > self.outage_s:
                 raise DeviceLost(f"{self.url}: {outcome.reason}; {attempt} attempts")
             log.info("request_repeated", reason=outcome.reason, attempt=attempt, pause_s=round(pause_s, 2))
@@ -111,22 +121,11 @@ class Endpoint:
             waited_s += pause_s
         raise AssertionError("unreachable")
 
-    def _attempt(self, path: str, body: Mapping[str, object] | None) -> Answer | _Trouble:
-        try:
-            response = self._http.request("GET" if body is None else "POST", f"{self.url}{path}", json=body)
-        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
-            return _Trouble(f"no connection: {error or type(error).__name__}", maybe_prompts_doing=False)
-        except httpx2.TimeoutException:
-            return _Trouble("no answer in time", maybe_prompts_doing=True)
-        except httpx2.TransportError as error:
-            return _Trouble(f"the connection broke: {error or type(error).__name__}", maybe_prompts_doing=True)
-        return self._read(response)
-
     def _read(self, response: httpx2.Response) -> Answer | _Trouble:
         status = response.status_code
-        if status in _SERVERS_DOING or status in _MAYBE_PROMPTS_DOING:
-            return _Trouble(_message(response), status in _MAYBE_PROMPTS_DOING, _retry_after_s(response))
-        if status in _REFUSES_US:
+        if status in _RETRYABLE or status in _POSSIBLY_PROMPT_CAUSED:
+            return _Trouble(_message(response), status in _POSSIBLY_PROMPT_CAUSED, _retry_after_s(response))
+        if status in _AUTH_OR_CONFIG:
             raise DeviceLost(f"{self.url}: {_message(response)}")
         if not response.is_success:
             raise Refused(_message(response))
@@ -135,13 +134,8 @@ class Endpoint:
         except ValueError:
             answer = None
         if not isinstance(answer, dict):
-            return _Trouble("the answer is no JSON object", maybe_prompts_doing=True)
+            return _Trouble("the answer is no JSON object", possibly_prompt_caused=True)
         return answer
-
-    def _pause_s(self, attempt: int, trouble: _Trouble) -> float:
-        """Doubling, between half and the whole of it at random; never before the server wants to be asked again."""
-        backoff_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(attempt - 1, 16))
-        return max(trouble.retry_after_s, 0.0) + backoff_s * self._random.uniform(0.5, 1.0)
 
 
 def _message(response: httpx2.Response) -> str:
@@ -162,11 +156,9 @@ def _retry_after_s(response: httpx2.Response) -> float:
     """Retry-After, which is a number of seconds or a date; 0 where there is none."""
     value: str = response.headers.get("retry-after", "0").strip()
     try:
-        return float(value) if value[:1].isdigit() else _seconds_until(value)
+        if value[:1].isdigit():
+            return float(value)
+        at: datetime = parsedate_to_datetime(value)
+        return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - datetime.now(UTC).timestamp()
     except ValueError:
         return 0.0
-
-
-def _seconds_until(date: str) -> float:
-    at: datetime = parsedate_to_datetime(date)
-    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - datetime.now(UTC).timestamp()

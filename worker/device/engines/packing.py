@@ -60,22 +60,15 @@ class Pack:
         keys, values = key[0].transpose(0, 1), value[0].transpose(0, 1)
         if not self._prefix:
             return keys, values
-        before = [states[0].transpose(0, 1) for states in self._prefix[layer]]
-        sources = self._row_sources(key.device)
-        return torch.cat([before[0], keys])[sources], torch.cat([before[1], values])[sources]
-
-    def _row_sources(self, device: torch.device) -> torch.Tensor:
-        """For each place of such a row, which one of the prefix and the prompts behind it is copied there."""
         if self._sources is None:
-            first, ends = self.prefix_tokens, list(accumulate(self.lengths))
-            prefix = torch.arange(first)
-            pieces = [
-                piece
-                for end, n in zip(ends, self.lengths, strict=True)
-                for piece in (prefix, torch.arange(first + end - n, first + end))
-            ]
-            self._sources = torch.cat(pieces).to(device)
-        return self._sources
+            # For each place of such a row, which one of the prefix and the prompts behind it is copied there.
+            first = self.prefix_tokens
+            pieces = []
+            for end, n in zip(accumulate(self.lengths), self.lengths, strict=True):
+                pieces += [torch.arange(first), torch.arange(first + end - n, first + end)]
+            self._sources = torch.cat(pieces).to(key.device)
+        before = [states[0].transpose(0, 1) for states in self._prefix[layer]]
+        return torch.cat([before[0], keys])[self._sources], torch.cat([before[1], values])[self._sources]
 
     def mask(self, n: int, like: torch.Tensor, window: int | None) -> torch.Tensor:
         """0 where an id may look, -inf elsewhere: (n, P + n). The same for all layers of a kind."""

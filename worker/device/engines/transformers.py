@@ -11,28 +11,18 @@ from array import array
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, StoppingCriteria
 
 from infra.log import get_logger
-from worker.device.engines.base import EngineInfo
+from worker.device.engines.base import LoadOptions
 from worker.device.engines.budget import BudgetBook, fastest_budget
 from worker.device.engines.cpu import lay_out
-from worker.device.engines.loading import (
-    CPU_BUDGET,
-    CUDA_BUDGET,
-    TOLERANCE,
-    check_ids,
-    checkpoint_digest,
-    context_tokens_of,
-    device_errors,
-    device_name_of,
-    dtype_of,
-    load_model,
-)
+from worker.device.engines.loading import TOLERANCE, check_ids, device_errors, load_model
 from worker.device.engines.packing import PACKED, Pack
 
 log = get_logger(__name__)
@@ -63,21 +53,13 @@ class TransformersEngine:
         self,
         checkpoint: Path,
         *,
-        device: str = "cpu",
-        dtype: str = "auto",
-        spread: bool = False,
-        offload_folder: Path | None = None,
-        trust_remote_code: bool = False,
-        revision: str | None = None,
         prefix_ids: Sequence[int] = (),
         deterministic: bool = False,
         budgets: BudgetBook | None = None,
-        max_batch_tokens: int | None = None,
-        max_batch_items: int | None = None,
+        **options: Unpack[LoadOptions],
     ) -> None:
         """Load the checkpoint.
 
-        `spread` lets accelerate place the layers over all visible devices, the rest in `offload_folder`.
         `deterministic`: batches have fixed shapes, so that no prompt's score depends on its neighbours.
         Without `max_batch_tokens` the budget is looked up in `budgets` or found by trying; without both, a constant.
 
@@ -85,18 +67,10 @@ class TransformersEngine:
             GuardError: the folder holds no safetensors, or they cannot be loaded.
             OutOfMemory: the weights do not fit.
         """
-        on_cuda = torch.device(device).type == "cuda"
-        self._dtype = dtype_of(dtype, on_cuda=on_cuda)
-        with device_errors():
-            self._model = load_model(
-                AutoModelForCausalLM,
-                checkpoint,
-                dtype=self._dtype,
-                device_map="auto" if spread else {"": device},
-                offload_folder=offload_folder,
-                trust_remote_code=trust_remote_code,
-            )
-        self._device = torch.device(device)
+        name = "transformers-fixed-shapes" if deterministic else "transformers"
+        self._model, self.info = load_model(AutoModelForCausalLM, checkpoint, name, options)
+        self._device = torch.device(self.info.device)
+        self._tolerance = TOLERANCE[getattr(torch, self.info.dtype)]
         self._head = self._model.get_output_embeddings()
         self._vocabulary = int(self._model.get_input_embeddings().weight.shape[0])
         self._own_attention: str = self._model.config._attn_implementation
@@ -104,41 +78,20 @@ class TransformersEngine:
         self._packs = self._one_row = False
         self._prefix = array("i")
         self._prefix_states: list[tuple[torch.Tensor, torch.Tensor]] = []
-        tokens, items = CUDA_BUDGET if on_cuda else CPU_BUDGET
-        self._info = EngineInfo(
-            engine="transformers-fixed-shapes" if deterministic else "transformers",
-            dtype=str(self._dtype).removeprefix("torch."),
-            device=device,
-            device_name=device_name_of(device),
-            revision=revision or checkpoint_digest(checkpoint),
-            max_batch_tokens=max_batch_tokens or tokens,
-            max_batch_items=max_batch_items or items,
-            context_tokens=context_tokens_of(self._model.config),
-        )
         self._take_short_cuts(array("i", prefix_ids))
-        if budgets is not None and max_batch_tokens is None and not deterministic:
-            found = budgets.recall(self._budget_key(), self._fastest_budget)
-            self._info = replace(self._info, max_batch_tokens=found)
-
-    @property
-    def info(self) -> EngineInfo:
-        """Facts fixed at load time."""
-        return self._info
-
-    @property
-    def prefix_tokens(self) -> int:
-        """Length of the shared prefix whose KV cache is in use; 0: none."""
-        return len(self._prefix)
+        if budgets is not None and options.get("max_batch_tokens") is None and not deterministic:
+            hardware = f"{platform.machine()}-{torch.get_num_threads()}"
+            if self._device.type == "cuda":
+                hardware = torch.cuda.get_device_name(self._device)
+            # All that the fastest budget depends on.
+            facts = (self.info, hardware, torch.__version__, len(self._prefix))
+            key = hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()
+            self.info = replace(self.info, max_batch_tokens=budgets.recall(key, self._fastest_budget))
 
     def score(self, prompts: Sequence[array[int]], labels: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
         """Log-probability of each label after each prompt, over the whole vocabulary: n x len(labels).
 
         Labels are distinguished by their first ids; where two share one, whole labels are scored instead.
-
-        Raises:
-            OutOfMemory: the batch is too large for the device.
-            DeviceLost: the process must end.
-            ValueError: an id is outside the vocabulary, or the model's answer is not a number.
         """
         self._check_ids([*prompts, *labels])
         firsts = [label[0] for label in labels]
@@ -146,7 +99,15 @@ class TransformersEngine:
             if len(set(firsts)) == len(firsts):
                 table = self._next_logprobs(prompts)[:, firsts]
             else:
-                table = torch.stack([self._label_logprobs(prompts, label) for label in labels], dim=1)
+                # Per label the sum of the log-probabilities of its ids, one forward for each: (n,).
+                columns = []
+                for label in labels:
+                    steps = []
+                    for step, token in enumerate(label):
+                        continued = [prompt + array("i", label[:step]) for prompt in prompts]
+                        steps.append(self._next_logprobs(continued)[:, token])
+                    columns.append(torch.stack(steps).sum(dim=0))
+                table = torch.stack(columns, dim=1)
             rows: list[list[float]] = table.double().cpu().tolist()
         if not table.isfinite().all():
             raise ValueError("the model's log-probabilities are not finite")
@@ -163,11 +124,6 @@ class TransformersEngine:
         """Greedy continuation of each prompt, without the stop id: Hugging Face's own generate.
 
         It ends with the first of the sequences `verdict_ids` in it, if any.
-
-        Raises:
-            OutOfMemory: the batch is too large for the device.
-            DeviceLost: the process must end.
-            ValueError: an id is outside the vocabulary.
         """
         self._check_ids(prompts)
         self._attend_by(self._own_attention)
@@ -189,7 +145,8 @@ class TransformersEngine:
             )
             rows: list[list[int]] = output[:, longest:].cpu().tolist()
         stops = set(stop_ids)
-        return [tuple(until_verdict(_until(row, stops), verdict_ids)) for row in rows]
+        ended = [list(takewhile(lambda token: token not in stops, row)) for row in rows]
+        return [tuple(until_verdict(row, verdict_ids)) for row in ended]
 
     def classify(self, prompts: Sequence[array[int]]) -> list[tuple[float, ...]]:
         """Not with a causal language model.
@@ -204,7 +161,12 @@ class TransformersEngine:
     def _next_logprobs(self, prompts: Sequence[array[int]]) -> torch.Tensor:
         """Log-probabilities of the id after each prompt: (n, V), float32."""
         cached = len(self._prefix)
-        inside = [at for at, prompt in enumerate(prompts) if cached and self._begins_with_prefix(prompt)]
+        # At least one id must be left behind the prefix: its hidden state is what is read.
+        inside = [
+            at
+            for at, prompt in enumerate(prompts)
+            if cached and len(prompt) > cached and prompt[:cached] == self._prefix
+        ]
         outside = sorted(set(range(len(prompts))) - set(inside))
         parts = []
         if inside:
@@ -215,18 +177,6 @@ class TransformersEngine:
         if inside and outside:
             logits = logits[torch.tensor(inside + outside, device=logits.device).argsort()]
         return logits.float().log_softmax(dim=-1)
-
-    def _label_logprobs(self, prompts: Sequence[array[int]], label: Sequence[int]) -> torch.Tensor:
-        """Sum of the log-probabilities of a label's ids after each prompt: (n,)."""
-        steps = []
-        for step, token in enumerate(label):
-            continued = [prompt + array("i", label[:step]) for prompt in prompts]
-            steps.append(self._next_logprobs(continued)[:, token])
-        return torch.stack(steps).sum(dim=0)
-
-    def _begins_with_prefix(self, prompt: array[int]) -> bool:
-        # At least one id must be left: its hidden state is what is read.
-        return len(prompt) > len(self._prefix) and prompt[: len(self._prefix)] == self._prefix
 
     @torch.inference_mode()
     def _last_logits(self, prompts: Sequence[array[int]], prefix_states: _States) -> torch.Tensor:
@@ -286,7 +236,7 @@ class TransformersEngine:
             by_length.setdefault(-(-len(prompt) // _FIXED_STEP) * _FIXED_STEP, []).append(at)
         filler = array("i", [_PAD])
         for length, places in by_length.items():
-            rows = max(1, min(self._info.max_batch_items, self._info.max_batch_tokens // length))
+            rows = max(1, min(self.info.max_batch_items, self.info.max_batch_tokens // length))
             for first in range(0, len(places), rows):
                 mine = places[first : first + rows]
                 batch = [prompts[at] for at in mine] + [filler] * (rows - len(mine))
@@ -319,18 +269,20 @@ class TransformersEngine:
             self._packs = not self._deterministic
             self._packs = self._packs and self._agrees("prompts packed into one row", prompts, plain)
             if not self._packs:
-                self._take_padded_short_cuts(prompts, plain)
+                if not self._agrees("batches padded on the right", prompts, plain):
+                    self.info = replace(self.info, max_batch_items=1)
+                # Set first: it is what the comparison runs.
+                self._one_row = getattr(self._model, "head_alone", True)
+                self._one_row = self._one_row and self._agrees("LM head on one row", prompts, plain)
             if prefix:
-                self._prefix, self._prefix_states = prefix, self._states(prefix)
+                self._attend_by(self._own_attention)
+                ids = torch.tensor([list(prefix)], device=self._device)
+                cache = self._model.base_model(input_ids=ids, use_cache=True).past_key_values
+                self._prefix = prefix
+                self._prefix_states = [(layer.keys, layer.values) for layer in cache.layers]
                 if not self._agrees("shared prefix", prompts, plain):
                     self._prefix, self._prefix_states = array("i"), []
-        self._info = replace(self._info, packs=self._packs, prefix_tokens=len(self._prefix))
-
-    def _take_padded_short_cuts(self, prompts: Sequence[array[int]], plain: torch.Tensor) -> None:
-        if not self._agrees("batches padded on the right", prompts, plain):
-            self._info = replace(self._info, max_batch_items=1)
-        self._one_row = getattr(self._model, "head_alone", True)
-        self._one_row = self._one_row and self._agrees("LM head on one row", prompts, plain)
+        self.info = replace(self.info, packs=self._packs, prefix_tokens=len(self._prefix))
 
     def _agrees(self, name: str, prompts: Sequence[array[int]], plain: torch.Tensor) -> bool:
         try:
@@ -339,18 +291,10 @@ class TransformersEngine:
             log.warning("short_cut_off", name=name, error=f"{type(error).__name__}: {error}")
             return False
         distance = float((mine - plain).square().mean().sqrt() / plain.std())
-        agrees = distance <= TOLERANCE[self._dtype]
+        agrees = distance <= self._tolerance
         if not agrees:
-            log.warning("short_cut_off", name=name, distance=distance, allowed=TOLERANCE[self._dtype])
+            log.warning("short_cut_off", name=name, distance=distance, allowed=self._tolerance)
         return agrees
-
-    @torch.inference_mode()
-    def _states(self, prefix: array[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Keys and values of the prefix, per layer: (1, heads, P, head size)."""
-        self._attend_by(self._own_attention)
-        ids = torch.tensor([list(prefix)], device=self._device)
-        cache = self._model.base_model(input_ids=ids, use_cache=True).past_key_values
-        return [(layer.keys, layer.values) for layer in cache.layers]
 
     def _fastest_budget(self) -> int:
         smallest, largest, patience_s = _CUDA_PROBES if self._device.type == "cuda" else _CPU_PROBES
@@ -362,22 +306,8 @@ class TransformersEngine:
 
         return fastest_budget(run, smallest=smallest, largest=largest, patience_s=patience_s)
 
-    def _budget_key(self) -> str:
-        """Return all that the fastest budget depends on."""
-        on_cuda = self._device.type == "cuda"
-        name = (
-            torch.cuda.get_device_name(self._device) if on_cuda else f"{platform.machine()}-{torch.get_num_threads()}"
-        )
-        facts = (self._info, name, torch.__version__, len(self._prefix))
-        return hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()
-
     def _synthetic(self, tokens: int) -> array[int]:
         return array("i", [(7919 * step + 31 * tokens) % self._vocabulary for step in range(1, tokens + 1)])
-
-
-def _until(row: list[int], stops: set[int]) -> list[int]:
-    """The ids before the first stop id."""
-    return row[: next((at for at, token in enumerate(row) if token in stops), len(row))]
 
 
 class VerdictKnown(StoppingCriteria):

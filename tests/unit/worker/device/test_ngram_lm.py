@@ -66,7 +66,7 @@ def engine(checkpoint: Path) -> TransformersEngine:
     """Packs prompts and keeps the states of their common prefix."""
     engine = TransformersEngine(checkpoint, prefix_ids=HEAD)
     assert engine.info.packs
-    assert engine.prefix_tokens == len(HEAD)
+    assert engine.info.prefix_tokens == len(HEAD)
     return engine
 
 

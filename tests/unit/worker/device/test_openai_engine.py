@@ -207,6 +207,7 @@ def test_a_refused_prompt_is_not_repeated(tiny: TinyServer, guard: LibraGuard) -
 def test_an_answer_that_does_not_come_in_time_is_given_up(tiny: TinyServer, guard: LibraGuard) -> None:
     engine, pauses = unhurried(tiny, guard, timeout_s=0.3)
     tiny.gate.clear()
+    pauses.clear()  # on a busy machine the first questions to the server may have waited too
     with pytest.raises(PartlyAnswered) as caught:
         engine.score(prompts_of(guard)[:1], guard.label_ids)
     assert caught.value.reasons == {0: "no answer in time; 3 attempts"}

@@ -67,7 +67,7 @@ def plain_logprobs(model: Callable[..., object], ids: Sequence[int]) -> torch.Te
 @pytest.mark.parametrize("seed", range(3))
 def test_scores_equal_a_plain_forward(checkpoint: Path, model: Any, seed: int, prefix: bool) -> None:
     engine = TransformersEngine(checkpoint, prefix_ids=PREFIX if prefix else ())
-    assert engine.prefix_tokens == (len(PREFIX) if prefix else 0)
+    assert engine.info.prefix_tokens == (len(PREFIX) if prefix else 0)
     prompts = ragged(seed, prefix=prefix) + ragged(seed + 50, prefix=False)
     random.Random(seed).shuffle(prompts)
     for prompt, row in zip(prompts, engine.score(prompts, LABELS), strict=True):
@@ -118,7 +118,7 @@ def test_generation_equals_hugging_face_one_by_one(checkpoint: Path, model: Any)
 def test_half_precision_keeps_its_short_cuts(checkpoint: Path) -> None:
     engine = TransformersEngine(checkpoint, dtype="bfloat16", prefix_ids=PREFIX)
     assert engine.info.dtype == "bfloat16"
-    assert engine.prefix_tokens == len(PREFIX)
+    assert engine.info.prefix_tokens == len(PREFIX)
 
 
 def test_accelerate_may_place_the_layers(checkpoint: Path, tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ LOOSE = st.builds(
 @given(EXACT | LOOSE, st.integers(0, 40))
 def test_an_answer_that_stops_at_its_verdict_is_read_as_the_whole_one(qwen: LibraGuard, text: str, seam: int) -> None:
     # A model may also write in two tokens what the tokenizer would merge.
-    whole = [token for piece in (text[:seam], text[seam:]) for token in qwen._chat.text_ids(piece)]
+    whole = [token for piece in (text[:seam], text[seam:]) for token in qwen._chat.words.text_ids(piece)]
 
     cut = until_verdict(whole, qwen.verdict_ids)
 
@@ -152,9 +152,9 @@ def test_an_answer_that_stops_at_its_verdict_is_read_as_the_whole_one(qwen: Libr
 @pytest.mark.parametrize("word", ["安全", "不安全"])
 @pytest.mark.parametrize("end", ['",\n  "分析": "', '"\n}', '"}'])
 def test_the_reference_form_is_cut_right_after_its_word(qwen: LibraGuard, word: str, end: str) -> None:
-    cut = until_verdict(qwen._chat.text_ids(f'{PREFILL}{word}{end}这段回答没有问题。"'), qwen.verdict_ids)
+    cut = until_verdict(qwen._chat.words.text_ids(f'{PREFILL}{word}{end}这段回答没有问题。"'), qwen.verdict_ids)
 
-    assert qwen._chat.decode(cut).rstrip() in (f'{PREFILL}{word}",', f'{PREFILL}{word}"', f'{PREFILL}{word}"}}')
+    assert qwen._chat.words.decode(cut).rstrip() in (f'{PREFILL}{word}",', f'{PREFILL}{word}"', f'{PREFILL}{word}"}}')
 
 
 def test_labels_of_the_demo_set_are_those_of_the_whole_texts() -> None:
