@@ -111,11 +111,7 @@ class AsyncClient:
         return await self._judge(item, self._timeout_s if timeout_s is None else timeout_s)
 
     async def judge_all(self, items: Sequence[ItemRequest]) -> list[ItemVerdict]:
-        """The settled verdicts on items, in the order given.
-
-        Raises:
-            VerdictTimeoutError, BadRequestError, AuthenticationError, GatewayTimeoutError: as `judge`.
-        """
+        """The settled verdicts on items, in the order given; it raises what `judge` raises."""
         return await asyncio.gather(*(self._judge(item, self._timeout_s) for item in items))
 
     async def _judge(self, item: ItemRequest, timeout_s: float) -> ItemVerdict:
@@ -208,11 +204,7 @@ class AsyncClient:
 
 
 def _refusal(answer: httpx2.Response) -> str:
-    """The reason of a refusal that a retry can help.
-
-    Raises:
-        AuthenticationError, BadRequestError: it cannot.
-    """
+    """The reason of a refusal that a retry can help."""
     try:
         detail, kind = str(answer.json()["detail"]), str(answer.json()["type"])
     except (ValueError, KeyError, TypeError):  # not from a gateway but from what stands before it

@@ -131,11 +131,7 @@ class _Measured(NamedTuple):
 
 
 def _measured(found: Services, run: str | None, guard: str | None) -> _Measured:
-    """The rate of one device in a run: the one that is named, or the newest bulk run that measured enough.
-
-    Raises:
-        UsageError: not measured.
-    """
+    """The rate of one device in a run: the one that is named, or the newest bulk run that measured enough."""
     if run:
         status = run_status(found.engine, run)
         return _rate_of(found.engine, status.id, status.name, status.spec.guard, run_cost(found.engine, status.id))

@@ -328,9 +328,6 @@ def _generate(
     """Carry out a stage whose rows the grammar or generators write; each generator's answers are a run of the fleet.
 
     `requests`: what generators are asked of the rows of `made_of`. `make`: the stage's rows, from their answers.
-
-    Raises:
-        UsageError: a server is named, and no local worker is wanted that could ask it.
     """
 
     def rows() -> Iterator[Placed]:
@@ -375,10 +372,6 @@ def _ask(
     """The id of an ended run in which the guard answered all items; they are read twice.
 
     A run of this name that is there already is followed, not repeated.
-
-    Raises:
-        RunError: somebody cancelled the run.
-        DeviceError: the local fleet broke; the same command resumes.
     """
     spec = guard.spec(mode or mode_for(guard, None), "curate", lane=Lane.BULK)
     count, name = run_name(spec, items())

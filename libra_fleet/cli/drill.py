@@ -102,10 +102,6 @@ def _servers(
     """Servers that hold nothing else, a folder for logs and data, and the state folder of servers of our own.
 
     On configured servers the drill has a namespace and a database of its own, which are gone afterwards.
-
-    Raises:
-        UsageError: servers are configured and nobody said that they may be drilled on, or the other way round.
-        ServerError: the database user may not create a database.
     """
     with tempfile.TemporaryDirectory(prefix="libra-drill-") as temporary:
         folder = state_dir or Path(temporary)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import groupby, islice
 from pathlib import Path
-from typing import IO, Any, Final, NamedTuple, TypeVar
+from typing import IO, Any, Final, TypeVar
 
 import click
 
@@ -79,11 +79,7 @@ def export(*, run: str, file: str, form: str | None, text: bool, errors: bool) -
 
 @contextmanager
 def _sink(file: str) -> Iterator[IO[bytes]]:
-    """Open the place where the rows go; a file gets its name when it is whole.
-
-    Raises:
-        UsageError: it cannot be written.
-    """
+    """Open the place where the rows go; a file gets its name when it is whole."""
     if file == "-":
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
@@ -131,11 +127,7 @@ def _critic_rows(rows: Iterable[Row]) -> Iterator[Row]:
 
 
 def _parquet_writer() -> Callable[[Iterable[Row], IO[bytes]], int]:
-    """The function that writes Parquet, a row group at a time.
-
-    Raises:
-        UsageError: pyarrow is not installed.
-    """
+    """The function that writes Parquet, a row group at a time."""
     try:
         import pyarrow as pa  # noqa: PLC0415 (an extra)
         from pyarrow import parquet  # noqa: PLC0415
@@ -164,13 +156,6 @@ def _parquet_writer() -> Callable[[Iterable[Row], IO[bytes]], int]:
     return write
 
 
-class Result(NamedTuple):
-    """An item, and the text that was written about it."""
-
-    item: Item
-    critic: str
-
-
 @click.command(name="import")
 @click.argument("results", type=click.Path(exists=True, path_type=Path))
 @click.option("--guard", required=True, metavar="NAME", help="Name of the guard whose results these are.")
@@ -183,7 +168,7 @@ def import_(*, results: Path, guard: str, name: str | None, report_options: Repo
     inference.py writes them.
     """
     prepare(report_options)
-    bad, count = bad_records(raw_records(str(results)), needs=lambda record: _result(record).item)
+    bad, count = bad_records(raw_records(str(results)), needs=lambda record: _result(record)[0])
     if bad:  # a run of half the results would mislead
         raise DataError(listed_rows(f"{len(bad):,} bad rows; nothing was imported:", bad))
     if not count:
@@ -193,12 +178,12 @@ def import_(*, results: Path, guard: str, name: str | None, report_options: Repo
         run_id = intake.create_run(found.engine, spec, name=name)
         rows = (_result(record) for record in raw_records(str(results)) if isinstance(record, RawRecord))
         for batch in _batches(rows, _CHUNK_ITEMS):  # nothing is queued, and nothing is left to be found lost
-            (chunk,) = intake.accept(found.engine, run_id, spec, [[row.item for row in batch]])
+            (chunk,) = intake.accept(found.engine, run_id, spec, [[item for item, _ in batch]])
             verdicts = []
-            for item, row in zip(chunk.items, batch, strict=True):
-                label = read_critic(row.critic)
+            for item, (_, critic) in zip(chunk.items, batch, strict=True):
+                label = read_critic(critic)
                 outcome = Outcome.SCORED if label else Outcome.UNPARSEABLE
-                verdicts.append(Verdict(seq=item.seq, outcome=outcome, label=label, raw=row.critic))
+                verdicts.append(Verdict(seq=item.seq, outcome=outcome, label=label, raw=critic))
             settled = VerdictChunk(
                 run_id=chunk.run_id,
                 chunk_no=chunk.chunk_no,
@@ -214,16 +199,12 @@ def import_(*, results: Path, guard: str, name: str | None, report_options: Repo
         finish(found, run_id, report_options)
 
 
-def _result(record: RawRecord) -> Result:
-    """The item of a row and its `critic`.
-
-    Raises:
-        RowError: the row is no item, or has no such field.
-    """
+def _result(record: RawRecord) -> tuple[Item, str]:
+    """The item of a row and its `critic`."""
     critic = record.row.get("critic")
     if not isinstance(critic, str):
         raise RowError("no text in the field critic")
-    return Result(record.item(), critic)
+    return record.item(), critic
 
 
 def _batches(rows: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -26,7 +26,7 @@ from schemas.guards import Mode
 from schemas.messages import Lane
 
 if TYPE_CHECKING:
-    from worker.device.spec import EngineName, ServerSpec
+    from worker.device.spec import EngineName
 
 _SPEC_OPTIONS: Final = (
     *("dtype", "devices_per_worker", "trust_remote_code"),
@@ -87,7 +87,9 @@ _KEEP_ALIVE_S: Final = 75
 )
 def worker(*, guard: str, checkpoint: str | None, devices: str, **options: Any) -> None:
     """Judge items with one guard on this machine's devices until SIGTERM."""
-    from worker.device.spec import DeviceSpec, longest_batch_s  # noqa: PLC0415 - keeps `libra --help` quick
+    from pydantic import ValidationError  # noqa: PLC0415 - keeps `libra --help` quick
+
+    from worker.device.spec import DeviceSpec, ServerSpec, longest_batch_s  # noqa: PLC0415
     from worker.guards.registry import is_fake  # noqa: PLC0415
     from worker.supervisor import choose_devices, run_worker  # noqa: PLC0415
 
@@ -98,7 +100,20 @@ def worker(*, guard: str, checkpoint: str | None, devices: str, **options: Any) 
         raise UsageError(f"no guard named {name!r} (`libra guards` lists them; NAME=FOLDER runs your own)")
     settings = load_settings()
     folder = options["offload_folder"]
-    server = _server_spec(options)
+    fields = ("base_url", "model", "api_key_file", "concurrency", "request_timeout_s")
+    given = {field: options[field] for field in fields if options[field] is not None}
+    server: ServerSpec | None = None
+    if options["engine"] == "openai":
+        if "base_url" not in given:
+            raise UsageError("--engine openai needs --base-url, such as http://gpu1:8000/v1")
+        try:
+            server = ServerSpec(**given)
+        except ValidationError as error:
+            raise UsageError(
+                f"--base-url {given['base_url']!r}: expected an address such as http://gpu1:8000/v1"
+            ) from error
+    elif given:
+        raise UsageError(f"--{next(iter(given)).replace('_', '-')} goes with --engine openai")
     local: EngineName = "fake" if is_fake(name, location or None) else "transformers"
     spec = DeviceSpec(
         guard=name,
@@ -121,28 +136,6 @@ def worker(*, guard: str, checkpoint: str | None, devices: str, **options: Any) 
     chosen = choose_devices(devices, per_worker=spec.devices_per_worker, visible=settings.cuda_visible_devices)
     with services(settings) as found:
         run_worker(settings, found.coordination, environment=found.environment(), devices=chosen, spec=spec)
-
-
-def _server_spec(options: dict[str, Any]) -> ServerSpec | None:
-    """The server that the model runs on, if it does."""
-    from pydantic import ValidationError  # noqa: PLC0415 - keeps `libra --help` quick
-
-    from worker.device.spec import ServerSpec  # noqa: PLC0415
-
-    fields = ("base_url", "model", "api_key_file", "concurrency", "request_timeout_s")
-    given = {field: options[field] for field in fields if options[field] is not None}
-    if options["engine"] != "openai":
-        if given:
-            raise UsageError(f"--{next(iter(given)).replace('_', '-')} goes with --engine openai")
-        return None
-    if "base_url" not in given:
-        raise UsageError("--engine openai needs --base-url, such as http://gpu1:8000/v1")
-    try:
-        return ServerSpec(**given)
-    except ValidationError as error:
-        raise UsageError(
-            f"--base-url {given['base_url']!r}: expected an address such as http://gpu1:8000/v1"
-        ) from error
 
 
 @click.command()

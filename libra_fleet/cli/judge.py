@@ -6,7 +6,7 @@ import itertools
 import json
 import sys
 from collections.abc import Iterator
-from typing import Any, BinaryIO, Final
+from typing import BinaryIO, Final
 
 import click
 from pydantic import ValidationError
@@ -116,7 +116,16 @@ def submit(
         with Client(url, key.get_secret_value(), guard=guard, timeout_s=timeout_s) as client:
             items = _items(source, defaults)
             while window := list(itertools.islice(items, _WINDOW_ITEMS)):
-                for line in _answers(client, window, wait=wait):
+                if wait:
+                    shown = {"outcome", "label", "p_unsafe", "categories", "reason"}
+                    lines = [
+                        {"id": one.id, "custom_id": one.custom_id, **one.model_dump(mode="json", include=shown)}
+                        for one in client.judge_all(window)
+                    ]
+                else:
+                    accepted = zip(window, client.submit(window), strict=True)
+                    lines = [{"id": item_id, "custom_id": item.custom_id} for item, item_id in accepted]
+                for line in lines:
                     click.echo(json.dumps(line, ensure_ascii=False))
                 count += len(window)
     except api.ClientError as error:
@@ -138,16 +147,3 @@ def _items(source: BinaryIO, defaults: dict[str, str | None]) -> Iterator[ItemRe
         except ValidationError as error:
             detail = error.errors(include_input=False, include_url=False)[0]
             raise DataError(f"line {number}: {'.'.join(map(str, detail['loc']))}: {detail['msg']}") from None
-
-
-def _answers(client: Client, window: list[ItemRequest], *, wait: bool) -> Iterator[dict[str, Any]]:
-    if not wait:
-        for item, item_id in zip(window, client.submit(window), strict=True):
-            yield {"id": item_id, "custom_id": item.custom_id}
-        return
-    for verdict in client.judge_all(window):
-        yield {
-            "id": verdict.id,
-            "custom_id": verdict.custom_id,
-            **verdict.model_dump(mode="json", include={"outcome", "label", "p_unsafe", "categories", "reason"}),
-        }

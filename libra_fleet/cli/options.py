@@ -90,11 +90,7 @@ class ReportOptions(NamedTuple):
 
 
 def guard_named(value: str) -> GuardChoice:
-    """The guard that NAME or NAME=CHECKPOINT stands for.
-
-    Raises:
-        click.BadParameter: it has no card and no checkpoint.
-    """
+    """The guard that NAME or NAME=CHECKPOINT stands for."""
     name, _equals, checkpoint = value.partition("=")
     if not name or (name not in GUARDS and not checkpoint):
         hint = _did_you_mean(name, GUARDS)
@@ -105,11 +101,7 @@ def guard_named(value: str) -> GuardChoice:
 
 
 def mode_for(guard: GuardChoice, mode: str | None) -> Mode:
-    """The mode asked for, or the guard's usual one; one that its card does not have would only make dead items.
-
-    Raises:
-        click.UsageError: the guard cannot be run, or has no such mode.
-    """
+    """The mode asked for, or the guard's usual one; one that its card does not have would only make dead items."""
     card = GUARDS.get(guard.name)
     if card is None:
         return Mode(mode or Mode.SCORE)
@@ -123,11 +115,7 @@ def mode_for(guard: GuardChoice, mode: str | None) -> Mode:
 
 
 def scoring_mode(guard: GuardChoice) -> Mode:
-    """The first of a guard's modes that gives a score: without one a stage can accept nothing.
-
-    Raises:
-        click.UsageError: it has none.
-    """
+    """The first of a guard's modes that gives a score: without one a stage can accept nothing."""
     card = GUARDS.get(guard.name)
     if card is None:
         return Mode.SCORE
@@ -172,11 +160,7 @@ def _age(value: str) -> timedelta | None:
 
 
 def parse_stages(value: str) -> list[StageSpec]:
-    """The stages of a cascade as written: `cascade:small@0.02:0.98>large=CHECKPOINT`.
-
-    Raises:
-        click.BadParameter: fewer than two stages, an unknown guard, or thresholds that are none.
-    """
+    """The stages of a cascade as written: `cascade:small@0.02:0.98>large=CHECKPOINT`."""
     written = []
     for text in value.removeprefix(CASCADE).split(">"):
         head, equals, checkpoint = text.strip().partition("=")
@@ -199,11 +183,7 @@ def parse_stages(value: str) -> list[StageSpec]:
 
 
 def next_stages(written: list[StageSpec], default: tuple[float, float]) -> tuple[NextStage, ...]:
-    """The stages after the first; `default` are the thresholds of stages that name none.
-
-    Raises:
-        click.UsageError: thresholds out of order or range.
-    """
+    """The stages after the first; `default` are the thresholds of stages that name none."""
     stages = []
     for before, after in itertools.pairwise(written):
         below, above = before.thresholds or default
@@ -375,11 +355,7 @@ def run_request(
     cache: bool,
     analysis: bool,
 ) -> RunRequest:
-    """The run that the options of `libra run start` ask for.
-
-    Raises:
-        click.UsageError: some of them exclude each other.
-    """
+    """The run that the options of `libra run start` ask for."""
     if seed is not None and limit is None:
         raise click.UsageError("--seed chooses the sample that --limit takes: give both, or neither")
     if cache and repeat > 1:

@@ -47,21 +47,6 @@ _LISTED: Final = 1000
 _HUB_ID: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
-def _part_of(source: str, rank: int, num: int) -> range:
-    """The numbers of the rows of machine `rank` of `num`: contiguous, as the benchmark cuts them.
-
-    Raises:
-        DataError: a row in it is no item, or has the id of another one.
-    """
-    rows = sum(1 for _ in raw_records(source))
-    # The benchmark's own rounding, so that ranks of either program fit together.
-    part = range(int(rows / num * rank), int(rows / num * (rank + 1)))
-    bad, _ = bad_records(islice(raw_records(source), part.start, part.stop))
-    if bad:
-        raise DataError(listed_rows(f"{len(bad):,} rows cannot be judged:", bad))
-    return part
-
-
 @click.command()
 @click.option("--base_model", required=True, help="A guard by name, a checkpoint folder, or a hub id.")
 @click.option("--data_path", required=True, help="JSON, JSONL or Parquet file, or a folder of these.")
@@ -120,7 +105,12 @@ def infer(
         raise UsageError(f"--machine_rank {machine_rank} of {machine_num}: the first is 0, the last {machine_num - 1}")
     guard = guard_of(base_model)
     _require_examples_fit(guard, few_shot, few_shot_path)
-    part = _part_of(data_path, machine_rank, machine_num)
+    count = sum(1 for _ in raw_records(data_path))
+    # The benchmark's own rounding, so that ranks of either program fit together.
+    part = range(int(count / machine_num * machine_rank), int(count / machine_num * (machine_rank + 1)))
+    bad, _ = bad_records(islice(raw_records(data_path), part.start, part.stop))
+    if bad:
+        raise DataError(listed_rows(f"{len(bad):,} rows cannot be judged:", bad))
     name = f"{machine_rank}-of-{machine_num}"
     shots = f", {few_shot:,} examples from {Path(few_shot_path).resolve()}" if few_shot_path else ""
     spec = guard.spec(
@@ -160,11 +150,7 @@ def _require_examples_fit(guard: GuardChoice, count: int, path: str | None) -> N
 
 
 def guard_of(base_model: str) -> GuardChoice:
-    """The guard that a model's name, folder or hub id means; any other causal model is asked in Libra Guard's words.
-
-    Raises:
-        UsageError: it is none of these, or a guard that writes no text.
-    """
+    """The guard that a model's name, folder or hub id means; any other causal model is asked in Libra Guard's words."""
     folder = Path(base_model).expanduser()
     known = GUARDS.get(base_model) or next((card for card in GUARDS.values() if card.hub_id == base_model), None)
     if known:
@@ -195,11 +181,7 @@ class _Job:
                 yield record
 
     def count_missing(self) -> int:
-        """The number of missing rows.
-
-        Raises:
-            DataError: the file holds rows of other data.
-        """
+        """The number of missing rows."""
         missing = sum(1 for _ in self.missing())
         if missing + len(self.out.ids) != len(self.part):
             raise DataError(
@@ -303,13 +285,19 @@ def metrics(*, predict_root: Path, label_path: Path, as_json: bool) -> None:
 
 
 def evaluate(predict_root: str, label_path: str) -> Evaluation:
-    """Join predictions with labels by id.
-
-    Raises:
-        DataError: a file cannot be read, or no prediction has a label.
-    """
+    """Join predictions with labels by id."""
     problems: list[InvalidRow] = []
-    truths = _truths(label_path, problems)
+    truths: dict[str, Item] = {}
+    for record in _good(raw_records(label_path), problems):
+        try:
+            # A label file need not repeat the text.
+            item = to_item({**record.row, "response": "-"}, record.fallback_id)
+        except RowError as error:
+            problems.append(InvalidRow(where=record.where, problem=str(error)))
+            continue
+        if item.id in truths:
+            problems.append(InvalidRow(where=record.where, problem=f"duplicate label of id {item.id!r}"))
+        truths.setdefault(item.id, item)
     rows: list[Judged] = []
     first_at: dict[str, str] = {}
     for record in _good(raw_records(predict_root), problems):
@@ -330,21 +318,6 @@ def evaluate(predict_root: str, label_path: str) -> Evaluation:
     missing = [name for name in truths if name not in first_at]
     problems += [InvalidRow(where=label_path, problem=f"id {name!r} has no prediction") for name in missing]
     return Evaluation(rows, problems, len(missing))
-
-
-def _truths(label_path: str, problems: list[InvalidRow]) -> dict[str, Item]:
-    truths: dict[str, Item] = {}
-    for record in _good(raw_records(label_path), problems):
-        try:
-            # A label file need not repeat the text.
-            item = to_item({**record.row, "response": "-"}, record.fallback_id)
-        except RowError as error:
-            problems.append(InvalidRow(where=record.where, problem=str(error)))
-            continue
-        if item.id in truths:
-            problems.append(InvalidRow(where=record.where, problem=f"duplicate label of id {item.id!r}"))
-        truths.setdefault(item.id, item)
-    return truths
 
 
 def _good(records: Iterable[RawRecord | InvalidRow], problems: list[InvalidRow]) -> Iterator[RawRecord]:

@@ -244,11 +244,7 @@ def cascade_report(*, run: str, against: str | None, as_json: bool) -> None:
 
 
 def _against(found: Services, run: str, against: str | None) -> RunReport:
-    """The report of a cascade, of which RUN may be any stage.
-
-    Raises:
-        UsageError: it is no cascade, or its last stage has not ended.
-    """
+    """The report of a cascade, of which RUN may be any stage."""
     first = run_status(found.engine, first_id(run_status(found.engine, run).id))
     if not first.spec.stages:
         raise UsageError(f"run {first.name} is no cascade")
@@ -374,11 +370,7 @@ class Checked(NamedTuple):
 
 @contextmanager
 def checked(source: str, spec: RunSpec) -> Iterator[Checked]:
-    """Open a data set and read it once.
-
-    Raises:
-        DataError: it cannot be read, has bad rows without --skip-invalid, or holds nothing to judge.
-    """
+    """Open a data set and read it once."""
     opened = open_dataset(
         source,
         stdin=sys.stdin.buffer if source == "-" else None,
@@ -399,11 +391,7 @@ def checked(source: str, spec: RunSpec) -> Iterator[Checked]:
 
 
 def known_run(found: Services, request: RunRequest) -> RunStatus | None:
-    """The run that this very request was given for before, by its name.
-
-    Raises:
-        UsageError: the name belongs to a run with other options.
-    """
+    """The run that this very request was given for before, by its name."""
     known = find_run(found.engine, request.name) if request.name else None
     if known is None:
         return None
@@ -435,11 +423,7 @@ def follow(
     data: Checked | None,
     total_items: int | None,
 ) -> None:
-    """Feed a run what it lacks, then follow it and a cascade's later stages to their end.
-
-    Raises:
-        DeviceError: the local fleet broke; the run can be resumed.
-    """
+    """Feed a run what it lacks, then follow it and a cascade's later stages to their end."""
     with progress_line(found.engine, run_id, total_items=total_items):
         if data is not None:
             data.feed(found, run_id, spec, check)
@@ -454,12 +438,7 @@ def _go_on(
     report_options: ReportOptions,
     data: Checked | None = None,
 ) -> None:
-    """Follow a run to its end, after feeding it what it lacks, and show the report.
-
-    Raises:
-        UsageError: the run is live traffic.
-        RunError: the run ended other than asked.
-    """
+    """Follow a run to its end, after feeding it what it lacks, and show the report."""
     if run.spec.lane is Lane.LIVE:
         raise UsageError(f"{run.name} is live traffic, which has no end: `libra run show` shows its state")
     ended = stages_of(found.engine, run.id)[-1].state.ended

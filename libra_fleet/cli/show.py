@@ -117,11 +117,7 @@ def print_verdict(verdict: Verdict, *, as_json: bool) -> None:
 
 
 def prepare(report_options: ReportOptions) -> None:
-    """See that the report's files can be written, before hours of work go into it.
-
-    Raises:
-        UsageError: they cannot.
-    """
+    """See that the report's files can be written, before hours of work go into it."""
     for option, file in (("--out", report_options.out), ("--html", report_options.html)):
         if file is not None:
             writable(option, file)
@@ -130,11 +126,7 @@ def prepare(report_options: ReportOptions) -> None:
 
 
 def writable(option: str, file: Path) -> None:
-    """See that an option's file can be written; its folder is made.
-
-    Raises:
-        UsageError: it cannot.
-    """
+    """See that an option's file can be written; its folder is made."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.open("ab").close()
@@ -143,11 +135,7 @@ def writable(option: str, file: Path) -> None:
 
 
 def finish(found: Services, run_id: str, report_options: ReportOptions) -> None:
-    """Show and write the report of a run that has ended.
-
-    Raises:
-        RunError: it was cancelled, an average is too low, or items died.
-    """
+    """Show and write the report of a run that has ended."""
     stored = report_of(found, run_id)
     if stored is None:
         raise RunError(f"run {run_id} ended without a report")
@@ -177,11 +165,7 @@ def _require_outcome(report: RunReport, gates: Sequence[QualityGate]) -> None:
 
 
 def report_of(found: Services, run_id: str) -> RunReport | None:
-    """The report of a run that has ended, or None; of a cascade's first run, over all of its stages.
-
-    Raises:
-        UsageError: a stage of the cascade has not ended.
-    """
+    """The report of a run that has ended, or None; of a cascade's first run, over all of its stages."""
     stages = stages_of(found.engine, run_id)
     if stages[0].spec.stages and stages[0].state.ended:
         return cascade_report(found.engine, stages)
@@ -189,32 +173,20 @@ def report_of(found: Services, run_id: str) -> RunReport | None:
 
 
 def write_page(found: Services, report: RunReport, file: Path, *, with_text: bool = True) -> None:
-    """Write the page of a run and name it.
-
-    Raises:
-        UsageError: what pages are drawn with is not installed, or the file cannot be written.
-    """
+    """Write the page of a run and name it."""
     page = pages()
     save_page(file, page.run_page(report, page.gather(found.engine, report), with_text=with_text))
 
 
 def save_page(file: Path, page: str) -> None:
-    """Write a page and name it.
-
-    Raises:
-        UsageError: it cannot be written.
-    """
+    """Write a page and name it."""
     writable("--html", file)
     file.write_text(page, encoding="utf-8")
     say(f"page written to {file}")
 
 
 def pages() -> ModuleType:
-    """The module that writes pages; loaded when it is asked for, since drawing takes a second to load.
-
-    Raises:
-        UsageError: what it draws with is not installed.
-    """
+    """The module that writes pages; loaded when it is asked for, since drawing takes a second to load."""
     try:
         from producer.report import page  # noqa: PLC0415 - an extra
     except ImportError as error:

@@ -86,12 +86,7 @@ class _Up:
         self._live = Live(console=err, auto_refresh=False, screen=True) if err.is_terminal else None
 
     def run(self) -> None:
-        """Until a signal comes.
-
-        Raises:
-            UsageError: a process cannot start with these options.
-            GuardError: the guard cannot be loaded.
-        """
+        """Until a signal comes."""
 
         def on_signal(*_: object) -> None:
             self._signals += 1
@@ -167,11 +162,7 @@ def _installed(*modules: str) -> bool:
 
 @contextmanager
 def _alone(state_dir: Path, guard: str, address: str | None) -> Iterator[None]:
-    """Hold this state folder's place for one `libra fleet up`.
-
-    Raises:
-        UsageError: another one has it; the message says what runs.
-    """
+    """Hold this state folder's place for one `libra fleet up`."""
     place = state_dir / "up.lock"
     with FileLock(place) as lock:
         if not lock.try_exclusive():

@@ -271,11 +271,7 @@ def check_checkpoint(guard: str, location: str | None) -> Iterator[Finding]:
 
 
 def _tensor_parameters(path: Path) -> int:
-    """Numbers in a safetensors file, by its header (u64 length, then JSON), which needs no library of the worker's.
-
-    Raises:
-        ValueError: the file is not whole.
-    """
+    """Numbers in a safetensors file, by its header (u64 length, then JSON), which needs no library of the worker's."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)

@@ -100,7 +100,21 @@ def check_postgres(engine: sa.Engine, *, embedded: bool) -> Iterator[Finding]:
             for name in ("fsync", "synchronous_commit", "full_page_writes")
         }
     yield good("postgres", f"Postgres {running} answers in {near_s * 1000:.1f} ms")
-    yield from _postgres_version(running)
+    major = int(running.replace(".", " ").split(maxsplit=1)[0])
+    if major < _OLDEST_POSTGRES:
+        yield error(
+            "postgres version",
+            f"Postgres {major} is older than {_OLDEST_POSTGRES}",
+            why="the ledger uses features of later versions",
+            do=f"upgrade to Postgres {_TESTED_POSTGRES}",
+        )
+    elif major > _TESTED_POSTGRES:
+        yield warning(
+            "postgres version",
+            f"Postgres {major} is newer than the tested version ({_TESTED_POSTGRES})",
+            why="the fleet has not been run on it",
+            do="run make test with it, and report the result",
+        )
     for name, value in durable.items():
         if value == "off":
             yield error(
@@ -122,24 +136,6 @@ def check_postgres(engine: sa.Engine, *, embedded: bool) -> Iterator[Finding]:
             f"the ledger is at revision {revision or 'none'}, this version needs {HEAD}",
             why="every process refuses to start on a ledger of another revision",
             do="install the version that migrated it" if newer else "libra fleet migrate",
-        )
-
-
-def _postgres_version(running: str) -> Iterator[Finding]:
-    major = int(running.replace(".", " ").split(maxsplit=1)[0])
-    if major < _OLDEST_POSTGRES:
-        yield error(
-            "postgres version",
-            f"Postgres {major} is older than {_OLDEST_POSTGRES}",
-            why="the ledger uses features of later versions",
-            do=f"upgrade to Postgres {_TESTED_POSTGRES}",
-        )
-    elif major > _TESTED_POSTGRES:
-        yield warning(
-            "postgres version",
-            f"Postgres {major} is newer than the tested version ({_TESTED_POSTGRES})",
-            why="the fleet has not been run on it",
-            do="run make test with it, and report the result",
         )
 
 

@@ -112,11 +112,7 @@ class Drill:
         self._last_injected: dict[Fault, float] = {}
 
     def run(self) -> DrillReport:
-        """Drill and report.
-
-        Raises:
-            RunError: the fleet did not come up at all.
-        """
+        """Drill and report."""
         self._services.engine  # noqa: B018 - migrated before a process asks
         self._live_run = intake.create_run(self._services.engine, self._live, name="drill-live")
         started = self._ledger.now()
@@ -138,7 +134,32 @@ class Drill:
         finally:
             self._faults.resume()
             self._fleet.stop(_GRACE_S)
-        return self._report(started, whole=whole)
+        totals, ends = self._ledger.totals(), self._ledger.ends()
+        options = self._options
+        breaches = [] if whole else [f"{totals.accepted - totals.settled:,} items did not settle, or a run did not end"]
+        runs = self._ledger.runs()
+        for run in runs:
+            result = audit(self._services.engine, run)
+            breaches += [f"run {run}: {check.name} ({check.found})" for check in result.checks if check.breaches]
+        breaches += broken_bounds(self._injected, ends, lease_s=options.lease_s)
+        if totals.dead:
+            breaches.append(f"{totals.dead:,} items died, though none of them was poisonous")
+        lines = lines_of(self._injected, ends, started)
+        return DrillReport(
+            seed=options.seed,
+            lease_s=options.lease_s,
+            cores=os.cpu_count() or 1,
+            seconds=round(self._now() - started, 1),
+            runs=len(runs),
+            items=totals.accepted,
+            settled=totals.settled,
+            faults=tuple(lines),
+            worst_recovery_s=max((line.recovery_s or 0.0 for line in lines), default=0.0),
+            in_flight_items=sum(line.in_flight_items for line in lines),
+            tried_again_items=sum(end.size * (end.attempt - 1) for end in ends.values()),
+            wasted_items=sum(end.wasted for end in ends.values()),
+            breaches=tuple(breaches),
+        )
 
     def _add(self, kind: str, *command: str) -> SupervisedProcess:
         """Take on a process of the fleet, which dies with the drill; the youngest ends first."""
@@ -273,31 +294,3 @@ class Drill:
     def _now(self) -> float:
         """The ledger's clock without asking it."""
         return time.time() + self._skew_s
-
-    def _report(self, started: float, *, whole: bool) -> DrillReport:
-        totals, ends = self._ledger.totals(), self._ledger.ends()
-        options = self._options
-        breaches = [] if whole else [f"{totals.accepted - totals.settled:,} items did not settle, or a run did not end"]
-        runs = self._ledger.runs()
-        for run in runs:
-            result = audit(self._services.engine, run)
-            breaches += [f"run {run}: {check.name} ({check.found})" for check in result.checks if check.breaches]
-        breaches += broken_bounds(self._injected, ends, lease_s=options.lease_s)
-        if totals.dead:
-            breaches.append(f"{totals.dead:,} items died, though none of them was poisonous")
-        lines = lines_of(self._injected, ends, started)
-        return DrillReport(
-            seed=options.seed,
-            lease_s=options.lease_s,
-            cores=os.cpu_count() or 1,
-            seconds=round(self._now() - started, 1),
-            runs=len(runs),
-            items=totals.accepted,
-            settled=totals.settled,
-            faults=tuple(lines),
-            worst_recovery_s=max((line.recovery_s or 0.0 for line in lines), default=0.0),
-            in_flight_items=sum(line.in_flight_items for line in lines),
-            tried_again_items=sum(end.size * (end.attempt - 1) for end in ends.values()),
-            wasted_items=sum(end.wasted for end in ends.values()),
-            breaches=tuple(breaches),
-        )

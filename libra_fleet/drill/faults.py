@@ -72,11 +72,7 @@ def plan(seed: int, mix: Mix) -> Iterator[Planned]:
 
 
 def parse_mix(text: str) -> Mix:
-    """A mix such as `worker=3,valkey=1`; a name alone counts once.
-
-    Raises:
-        UsageError: an unknown fault, or a weight that is no positive number.
-    """
+    """A mix such as `worker=3,valkey=1`; a name alone counts once."""
     mix: Mix = {}
     for part in text.split(","):
         name, _, weight = part.strip().partition("=")
@@ -98,11 +94,7 @@ _PROCESSES: Final = {Fault.WORKER: "worker", Fault.COLLECTOR: "collector", Fault
 
 
 class FaultInjector:
-    """Do what the plan says to a process that a seeded choice falls on.
-
-    Raises:
-        UsageError: psutil is not installed.
-    """
+    """Do what the plan says to a process that a seeded choice falls on."""
 
     def __init__(self, services: Services, fleet: Supervisor, state_dir: Path | None, chance: random.Random) -> None:
         try:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from infra.broker.app import queue_of
 from libra_fleet.machine.fleet import FleetProcess
-from schemas.fleet import READY, Announcement, FleetSnapshot, OpenRun, ready
+from schemas.fleet import READY, FleetSnapshot, OpenRun, ready
 from schemas.messages import Lane
 
 _WINDOW_S: Final = 60.0
@@ -37,15 +37,9 @@ _PACE: Final = ("busy_share", "items_per_s", "tokens_per_s", "padding_share", "b
 
 def troubles(fleet: FleetSnapshot) -> list[str]:
     """A sentence for each thing that is wrong, with what would help; the worst first."""
-    return [*_unserved(fleet), *_unsettled(fleet), *_idle(fleet), *_dead_letters(fleet)]
-
-
-def _unserved(fleet: FleetSnapshot) -> list[str]:
     found = []
-    for queue in fleet.queues:
+    for queue in (queue for queue in fleet.queues if queue.waiting):
         states = {worker.state for worker in fleet.of_kind("worker") if worker.guard == queue.guard}
-        if not queue.waiting:
-            continue
         count = "1 chunk waits" if queue.waiting == 1 else f"{queue.waiting:,} chunks wait"
         chunks = f"{count} on {queue_of(queue.guard, queue.lane)}"
         if not states:
@@ -54,28 +48,16 @@ def _unserved(fleet: FleetSnapshot) -> list[str]:
             found.append(f"{chunks} and every worker of {queue.guard} is {' or '.join(sorted(states))}")
         elif queue.lane is Lane.LIVE and (queue.oldest_s or 0) > _OLD_S:
             found.append(f"{chunks}, the oldest for {queue.oldest_s:.0f} s: {queue.guard} needs more workers")
-    return found
-
-
-def _unsettled(fleet: FleetSnapshot) -> list[str]:
-    pending = sum(run.pending for run in fleet.runs)
-    finished = [run for run in fleet.runs if run.expected is not None and not run.pending]
-    if not fleet.of_kind("collector") and (pending or finished or fleet.verdicts_waiting):
-        waiting = (
-            f"{fleet.verdicts_waiting:,} judged chunks wait to be settled"
-            if fleet.verdicts_waiting
-            else "runs are open"
-        )
-        return [f"{waiting} and no collector runs: libra fleet collector"]
-    if fleet.verdicts_waiting > _BEHIND_CHUNKS:
-        return [f"{fleet.verdicts_waiting:,} judged chunks wait to be settled: the collectors do not keep up"]
-    return []
-
-
-def _idle(fleet: FleetSnapshot) -> list[str]:
-    """A device that has nothing to do while its queue is deep is held up by something else."""
+    unsettled = f"{fleet.verdicts_waiting:,} judged chunks wait to be settled"
+    open_ = any(run.pending or run.expected is not None for run in fleet.runs)
+    if not fleet.of_kind("collector") and (open_ or fleet.verdicts_waiting):
+        waiting = unsettled if fleet.verdicts_waiting else "runs are open"
+        found.append(f"{waiting} and no collector runs: libra fleet collector")
+    elif fleet.verdicts_waiting > _BEHIND_CHUNKS:
+        found.append(f"{unsettled}: the collectors do not keep up")
+    # A device that has nothing to do while its queue is deep is held up by something else.
     deep = {queue.guard: queue_of(queue.guard, queue.lane) for queue in fleet.queues if queue.waiting >= _DEEP_CHUNKS}
-    return [
+    found += [
         f"{worker.id} is busy {worker.busy_share:.0%} of the time though chunks wait on {deep[worker.guard]}"
         for worker in ready(fleet.announced, "worker")
         if worker.guard in deep
@@ -83,13 +65,10 @@ def _idle(fleet: FleetSnapshot) -> list[str]:
         and worker.busy_share is not None
         and worker.busy_share < _IDLE_SHARE
     ]
-
-
-def _dead_letters(fleet: FleetSnapshot) -> list[str]:
-    if not fleet.dead_letters:
-        return []
-    count = "1 message is" if fleet.dead_letters == 1 else f"{fleet.dead_letters:,} messages are"
-    return [f"{count} in the dead-letter queue: no process here could read them; the logs say why (*_parked)"]
+    if fleet.dead_letters:
+        count = "1 message is" if fleet.dead_letters == 1 else f"{fleet.dead_letters:,} messages are"
+        found.append(f"{count} in the dead-letter queue: no process here could read them; the logs say why (*_parked)")
+    return found
 
 
 def status_facts(fleet: FleetSnapshot) -> dict[str, Any]:
@@ -134,7 +113,22 @@ def status_view(fleet: FleetSnapshot, *, left_s: Mapping[str, float] | None = No
             table.add_row(queue.guard, queue.lane.value, f"{queue.waiting:,}", f"{queue.held:,}", age)
         parts += [Text(), table]
     if workers := fleet.of_kind("worker"):
-        parts += [Text(), _workers(workers)]
+        table = _table("worker", "guard", "on", "state", "busy", "items/s", "tok/s", "padding", "budget", numbers=5)
+        for worker in workers[:_WORKERS_SHOWN]:
+            table.add_row(
+                _short(worker.id, 14),
+                _short(worker.guard or "?", 12),
+                _short(worker.device or "?", 6),
+                worker.state,
+                _share(worker.busy_share),
+                _number(worker.items_per_s),
+                _number(worker.tokens_per_s),
+                _share(worker.padding_share),
+                _number(worker.budget_tokens),
+            )
+        if len(workers) > _WORKERS_SHOWN:
+            table.add_row(Text(f"… {len(workers) - _WORKERS_SHOWN:,} more", style="dim"))
+        parts += [Text(), table]
     if fleet.runs:
         parts += [Text(), _runs(fleet.runs, left_s)]
     found = [Text(f"! {trouble}", style="bold red") for trouble in troubles(fleet)]
@@ -153,25 +147,6 @@ def _table(*headings: str, numbers: int) -> Table:
         table.add_column(
             heading, justify="right" if is_number else "left", no_wrap=True, overflow="ellipsis", max_width=22
         )
-    return table
-
-
-def _workers(workers: Sequence[Announcement]) -> Table:
-    table = _table("worker", "guard", "on", "state", "busy", "items/s", "tok/s", "padding", "budget", numbers=5)
-    for worker in workers[:_WORKERS_SHOWN]:
-        table.add_row(
-            _short(worker.id, 14),
-            _short(worker.guard or "?", 12),
-            _short(worker.device or "?", 6),
-            worker.state,
-            _share(worker.busy_share),
-            _number(worker.items_per_s),
-            _number(worker.tokens_per_s),
-            _share(worker.padding_share),
-            _number(worker.budget_tokens),
-        )
-    if len(workers) > _WORKERS_SHOWN:
-        table.add_row(Text(f"… {len(workers) - _WORKERS_SHOWN:,} more", style="dim"))
     return table
 
 
