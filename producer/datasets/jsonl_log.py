@@ -21,10 +21,23 @@ class OutFile:
         """
         self.path = path
         self.torn_bytes = 0
+        self.ids: set[str] = set()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-            self.ids = self._read()
+            with path.open("rb") as file:
+                lines = enumerate(file, start=1)
+                for number, line in lines:
+                    try:
+                        row = json.loads(line)
+                    except ValueError:
+                        row = None
+                    if isinstance(row, dict) and row.get("id") is not None and line.endswith(b"\n"):
+                        self.ids.add(str(row["id"]))
+                        continue
+                    if next(lines, None) is not None:
+                        raise DataError(f"{path}:{number}: not a row of ours; move the file away, or repair the line")
+                    self.torn_bytes = len(line)
             if self.torn_bytes:
                 os.truncate(path, path.stat().st_size - self.torn_bytes)
         except OSError as error:
@@ -44,20 +57,3 @@ class OutFile:
                 os.fsync(file.fileno())
         except OSError as error:
             raise DataError(f"{self.path}: {error.strerror}") from error
-
-    def _read(self) -> set[str]:
-        ids: set[str] = set()
-        with self.path.open("rb") as file:
-            lines = enumerate(file, start=1)
-            for number, line in lines:
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    row = None
-                if isinstance(row, dict) and row.get("id") is not None and line.endswith(b"\n"):
-                    ids.add(str(row["id"]))
-                    continue
-                if next(lines, None) is not None:
-                    raise DataError(f"{self.path}:{number}: not a row of ours; move the file away, or repair the line")
-                self.torn_bytes = len(line)
-        return ids

@@ -11,7 +11,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from json import JSONDecodeError
 from pathlib import Path
@@ -162,19 +162,15 @@ def _read_parquet(file: DataFile) -> Iterator[RawRow]:
         raise DataError(f"{file.label}: not readable as Parquet: {error}") from error
 
 
-def _batch_rows(batch: pyarrow.RecordBatch) -> Iterable[object]:
+def _batch_rows(batch: pyarrow.RecordBatch) -> Sequence[object]:
+    """The rows; where one is not UTF-8, one by one."""
     try:
         rows: list[object] = batch.to_pylist()
-    except UnicodeDecodeError:
-        return [_single_row(batch.slice(at, 1)) for at in range(batch.num_rows)]
-    return rows
-
-
-def _single_row(batch: pyarrow.RecordBatch) -> object:
-    try:
-        return batch.to_pylist()[0]
     except UnicodeDecodeError as error:
-        return RowError(f"not UTF-8 ({error.reason})")
+        if batch.num_rows == 1:
+            return [RowError(f"not UTF-8 ({error.reason})")]
+        return [row for at in range(batch.num_rows) for row in _batch_rows(batch.slice(at, 1))]
+    return rows
 
 
 _CHUNK_BYTES: Final = 1 << 16

@@ -108,24 +108,20 @@ def draw_examples(path: str, count: int, *, seed: int, judged: str) -> tuple[Exa
             f"{path}: {count:,} examples are wanted, but of its {found:,} labelled rows "
             f"{len(candidates):,} are not among the rows to be judged"
         )
-    drawn = _balanced(list(candidates.values()), count, Random(seed))  # noqa: S311 - a sample, no secret
+    rng = Random(seed)  # noqa: S311 - a sample, no secret
+    shuffled = list(candidates.values())
+    rng.shuffle(shuffled)
+    first, second = rng.sample([Label.SAFE, Label.UNSAFE], 2)  # which of them has one more where the count is odd
+    groups = {label: [one for one in shuffled if one.label is label] for label in Label}
+    of_second = min(len(groups[second]), max(count // 2, count - len(groups[first])))
+    drawn = groups[first][: count - of_second] + groups[second][:of_second]
+    rng.shuffle(drawn)
     size = sum(len(f"{one.question}{one.response}{one.analysis}".encode()) for one in drawn)
     if size > MAX_EXAMPLES_BYTES:
         raise DataError(
             f"{path}: the {count:,} examples drawn take {size:,} bytes; the limit is {MAX_EXAMPLES_BYTES:,}"
         )
     return tuple(drawn)
-
-
-def _balanced(candidates: list[Example], count: int, rng: Random) -> list[Example]:
-    """A half of each label, or all there are of one and the rest of the other; in random order."""
-    rng.shuffle(candidates)
-    first, second = rng.sample([Label.SAFE, Label.UNSAFE], 2)  # which of them has one more where the count is odd
-    groups = {label: [one for one in candidates if one.label is label] for label in Label}
-    of_second = min(len(groups[second]), max(count // 2, count - len(groups[first])))
-    drawn = groups[first][: count - of_second] + groups[second][:of_second]
-    rng.shuffle(drawn)
-    return drawn
 
 
 def _hashed(path: str) -> Iterator[tuple[bytes, RawRecord]]:

@@ -8,7 +8,6 @@ import re
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -111,29 +110,26 @@ def _single(path: Path, source: str) -> DataFile:
 
 
 def _in_folder(root: Path, source: str) -> tuple[DataFile, ...]:
-    names = sorted(_data_names(root))
+    """The data files below a folder by their names; hidden ones and unknown kinds left out."""
+    names: list[str] = []
+    for folder, folders, found in os.walk(root, onerror=_raise):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in found:
+            path = Path(folder, name)
+            # The hub's cache is made of links; a dangling one must be an error later, not silently less data.
+            wanted = not name.startswith(".") and _kind(name) and name not in _NOT_DATA
+            if wanted and (path.is_file() or path.is_symlink()):
+                names.append(path.relative_to(root).as_posix())
     if not names:
         raise DataError(f"{source}: a folder without data; {', '.join(_KINDS)} are read, the JSON ones also with .gz")
     same_stem = Counter(_without_suffix(name) for name in names)
     files = []
-    for name in names:
+    for name in sorted(names):
         stem = _without_suffix(name)
         path = root / name
         unique = _id_stem(stem if same_stem[stem] == 1 else name)
         files.append(DataFile(path, _printable(name), unique, _kind(name) or "json", _stamp(path)))
     return tuple(files)
-
-
-def _data_names(root: Path) -> Iterator[str]:
-    """Data files below a folder, relative to it with forward slashes; hidden ones and unknown kinds left out."""
-    for folder, folders, names in os.walk(root, onerror=_raise):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            path = Path(folder, name)
-            # The hub's cache is made of links; a dangling one must be an error later, not silently less data.
-            wanted = not name.startswith(".") and _kind(name) and name not in _NOT_DATA
-            if wanted and (path.is_file() or path.is_symlink()):
-                yield path.relative_to(root).as_posix()
 
 
 def _from_hub(source: str) -> Path:

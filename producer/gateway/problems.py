@@ -43,7 +43,6 @@ _TYPE: Final = "urn:libra-fleet:problem:"
 _ERRORS_SHOWN: Final = 20
 _SHOWN_CHARS: Final = 300
 _RETRY: Final = {"Retry-After": "2"}
-_NOT_JSON: Final = "not valid JSON"
 
 log = get_logger(__name__)
 
@@ -116,7 +115,7 @@ def _problem_of(error: Exception) -> ProblemError:
         case ProblemError():
             return error
         case RequestValidationError():
-            return _invalid([_field_error(detail) for detail in error.errors()[:_ERRORS_SHOWN]])
+            return _invalid(error.errors()[:_ERRORS_SHOWN])
         case HTTPException(status_code=status):
             kinds = {400: "invalid-json", 404: "not-found", 405: "method-not-allowed", 413: "too-large"}
             field = "body" if status in {400, 413} else None
@@ -133,21 +132,18 @@ def _problem_of(error: Exception) -> ProblemError:
     return ProblemError(500, "internal", "an internal error; the log has its class, under this request's id")
 
 
-def _invalid(errors: Sequence[Mapping[str, str]]) -> ProblemError:
-    first = errors[0]
-    if first["detail"] == _NOT_JSON:
+def _invalid(details: Sequence[Mapping[str, Any]]) -> ProblemError:
+    if details[0]["type"] == "json_invalid":
         return ProblemError(400, "invalid-json", "the body is not valid JSON", field="body")
-    detail = f"{first['field']}: {first['detail']}"
-    return ProblemError(422, "invalid-field", detail, field=first["field"], errors=errors)
-
-
-def _field_error(detail: Mapping[str, Any]) -> dict[str, str]:
-    if detail["type"] == "json_invalid":
-        return {"field": "body", "detail": _NOT_JSON}
-    if detail["type"] == "model_attributes_type" and tuple(detail["loc"]) == ("body",):
-        return {"field": "body", "detail": "not a JSON object sent with Content-Type: application/json"}
-    message = str(detail["msg"]).removeprefix("Value error, ")[:_SHOWN_CHARS]
-    return {"field": field_name(detail["loc"]), "detail": message}
+    errors = []
+    for detail in details:
+        field, message = field_name(detail["loc"]), str(detail["msg"]).removeprefix("Value error, ")[:_SHOWN_CHARS]
+        if detail["type"] == "model_attributes_type" and tuple(detail["loc"]) == ("body",):
+            field, message = "body", "not a JSON object sent with Content-Type: application/json"
+        errors.append({"field": field, "detail": message})
+    first = errors[0]
+    said = f"{first['field']}: {first['detail']}"
+    return ProblemError(422, "invalid-field", said, field=first["field"], errors=errors)
 
 
 def field_name(location: Sequence[object]) -> str:

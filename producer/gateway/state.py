@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Annotated, Concatenate, Final, NamedTuple, ParamSpec, TypeVar
@@ -77,7 +77,7 @@ class Gateway:
         self.intake: Final = LiveIntake(
             services,
             self.threads,
-            admit=self._admit,
+            admit=lambda spec, sizes: self.admission.admit(str(spec.tenant), spec.guard, sizes),
             committed=self._count,
             gather_s=settings.gateway_gather_ms / 1_000,
             later=self._later,
@@ -132,9 +132,6 @@ class Gateway:
     def announced(self) -> list[Announcement]:
         """The processes of the fleet. In a thread; does not wait for a broker that is away."""
         return self.services.coordination_at_once.presence.announced()
-
-    def _admit(self, spec: RunSpec, sizes: Sequence[int]) -> list[ProblemError | None]:
-        return self.admission.admit(str(spec.tenant), spec.guard, sizes)
 
     def _count(self, spec: RunSpec, items: int) -> None:
         self.metrics.commit_items.observe(items)

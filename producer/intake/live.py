@@ -80,13 +80,6 @@ class _Line:
     busy: bool = False
     next_at: float = 0.0
 
-    def take(self) -> list[_Request]:
-        """Remove the first requests, as many as fit into a commit (at least one)."""
-        totals = itertools.accumulate(len(request.items) for request in self.waiting)
-        count = max(1, sum(total <= _MOST_ITEMS for total in totals))
-        taken, self.waiting = self.waiting[:count], self.waiting[count:]
-        return taken
-
 
 class LiveIntake:
     """Accepts live items, and knows who waits for their verdicts. Thread-safe; its work is done in `executor`.
@@ -179,7 +172,9 @@ class LiveIntake:
         """Commit what waits; where more has come meanwhile, queue again behind the other specs' commits."""
         with self._lock:
             line.next_at = time.monotonic() + self._gather_s
-            taken = line.take()
+            totals = itertools.accumulate(len(request.items) for request in line.waiting)
+            count = max(1, sum(total <= _MOST_ITEMS for total in totals))
+            taken, line.waiting = line.waiting[:count], line.waiting[count:]
         self._commit(spec, taken)
         with self._lock:
             more = line.busy = bool(line.waiting)

@@ -93,11 +93,7 @@ def drawing(name: str, says: str, *, across: str, up: str) -> Iterator[Picture]:
         yield picture
         written = io.StringIO()
         figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
-    picture.svg = _inlined(written.getvalue(), name, says)
-
-
-def _inlined(svg: str, name: str, says: str) -> Markup:
-    """Without all that only a file of its own needs."""
+    svg = written.getvalue()  # without all that only a file of its own needs
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
@@ -109,7 +105,7 @@ def _inlined(svg: str, name: str, says: str) -> Markup:
         svg = svg.replace(colour, f"var({variable})")
     svg = re.sub(r"\s*\n\s*", " ", svg)
     head = f'<svg class="picture" role="img" aria-label="{escape(says)}" viewBox="0 0 {_WIDTH_PT} {_HEIGHT_PT}">'
-    return Markup(re.sub(r"^<svg[^>]*>", lambda _: head, svg, count=1))  # noqa: S704 - no text from data is in it
+    picture.svg = Markup(re.sub(r"^<svg[^>]*>", lambda _: head, svg, count=1))  # noqa: S704 - no text from data is in it
 
 
 _Line = tuple[list[float], list[float]]
@@ -139,17 +135,59 @@ def of_scores(traced: ThresholdSweep, whole: MetricGroup | None) -> list[Shown]:
     """The pictures over p_unsafe, as far as they can be drawn."""
     shown = []
     if traced.whole:
-        shown += [_roc(traced.whole, traced.by_source, whole), _precision_recall(traced.whole, traced.by_source, whole)]
+        shown += _curves(traced.whole, traced.by_source, whole)
     if any(part.safe or part.unsafe for part in traced.bins):
-        shown += [_reliability(traced.bins, whole), _histogram(traced.bins)]
+        shown += _distributions(traced.bins, whole)
     if traced.sweep:
-        shown.append(_sweep(traced.sweep))
+        with drawing(
+            "sweep", "Metrics over the threshold", across="called unsafe from p(unsafe)", up="all items together"
+        ) as picture:
+            axes = picture.axes
+            _in_squares(axes)
+            axes.axvline(0.5, **_GUESS)
+            for colour, (metric, _) in zip(SERIES, SWEPT, strict=False):
+                formula = COUNT_METRICS[metric].formula  # what is not a number is left out of a line
+                values = [nan if (v := formula(counts)) is None else v for counts in traced.sweep]
+                axes.plot(THRESHOLDS, values, color=colour)
+        keys = tuple(Key(f"--series-{at}", words) for at, (_, words) in enumerate(SWEPT))
+        words = "Over all items at once, not averaged over sources. Choose a threshold on other data than you report."
+        shown.append(Shown("Threshold sweep", picture.svg, words, keys))
     return shown
 
 
 def of_pace(pace: Pace) -> list[Shown]:
     """Throughput and latency over the time of a run."""
-    return [_throughput(pace), *([_latency(pace)] if any(bar.device_p50_s is not None for bar in pace.bars) else [])]
+    across = "seconds since the first verdict"
+    with drawing("throughput", "Throughput over time", across=across, up="items/s") as picture:
+        axes = picture.axes
+        axes.grid(visible=False, axis="x")
+        starts = [bar.begins_s for bar in pace.bars]
+        rates = [bar.settled / pace.bar_s for bar in pace.bars]
+        axes.bar(starts, rates, width=pace.bar_s * 0.9, align="edge", color=ACCENT, linewidth=0)
+        axes.set_xlim(0, pace.bar_s * len(pace.bars))
+    words = f"Items settled in stretches of {pace.bar_s:,.3g} s. They settle chunk by chunk, which makes steps."
+    shown = [Shown("Throughput", picture.svg, words)]
+    if all(bar.device_p50_s is None for bar in pace.bars):
+        return shown
+    series = (
+        ("queue_p50_s", "--series-0", "queue, median"),
+        ("queue_p95_s", "--series-1", "queue, 95 %"),
+        ("device_p50_s", "--series-2", "device, median"),
+        ("device_p95_s", "--series-3", "device, 95 %"),
+    )
+    with drawing("latency", "Latency over time", across=across, up="seconds") as picture:
+        axes = picture.axes
+        for colour, (field, _, _) in zip(SERIES, series, strict=False):
+            points = [(bar.begins_s + pace.bar_s / 2, getattr(bar, field)) for bar in pace.bars]
+            known = [(at, value) for at, value in points if value is not None]
+            axes.plot(
+                [at for at, _ in known], [value for _, value in known], ".-", color=colour, linewidth=1.1, markersize=4
+            )
+        axes.set_xlim(0, pace.bar_s * len(pace.bars))
+        axes.set_ylim(bottom=0)
+    keys = tuple(Key(variable, words) for _, variable, words in series)
+    words = "Of chunks: how long they waited in the queue, and on the device."
+    return [*shown, Shown("Latency", picture.svg, words, keys)]
 
 
 def _in_squares(axes: Axes) -> None:
@@ -157,27 +195,17 @@ def _in_squares(axes: Axes) -> None:
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xticks=ticks, yticks=ticks)
 
 
-def _source_keys(by_source: dict[str, Curve]) -> tuple[Key, ...]:
-    return (
-        Key("--accent", "all items"),
-        *(Key(f"--series-{at}", source or "(no source)") for at, source in enumerate(by_source)),
-    )
-
-
-def _roc(whole: Curve, by_source: dict[str, Curve], group: MetricGroup | None) -> Shown:
-    point = _operating_point(group)
-    with drawing("roc", "ROC curve", across="safe items called unsafe", up="unsafe items found") as picture:
-        _in_squares(picture.axes)
-        picture.axes.plot([0, 1], [0, 1], **_GUESS)
-        _draw_curves(picture.axes, whole.roc(), [curve.roc() for curve in by_source.values()])
+def _curves(whole: Curve, by_source: dict[str, Curve], group: MetricGroup | None) -> list[Shown]:
+    """ROC and precision over recall, with a dot for the run's own counts where both classes are there."""
+    point = None if group is None else Confusion(*(int(group.value(name) or 0) for name in Confusion._fields))
+    if point is not None and not (point.tp + point.fn and point.fp + point.tn):
+        point = None
+    with drawing("roc", "ROC curve", across="safe items called unsafe", up="unsafe items found") as roc:
+        _in_squares(roc.axes)
+        roc.axes.plot([0, 1], [0, 1], **_GUESS)
+        _draw_curves(roc.axes, whole.roc(), [curve.roc() for curve in by_source.values()])
         if point:
-            picture.axes.plot([point.fp / (point.fp + point.tn)], [point.tp / (point.tp + point.fn)], "o", color=INK)
-    words = f"AUROC {_value(group, 'auroc')} over all items; the dashed diagonal is a guess."
-    return Shown("ROC curve", picture.svg, f"{words} The dot is the run as judged.", _source_keys(by_source))
-
-
-def _precision_recall(whole: Curve, by_source: dict[str, Curve], group: MetricGroup | None) -> Shown:
-    point = _operating_point(group)
+            roc.axes.plot([point.fp / (point.fp + point.tn)], [point.tp / (point.tp + point.fn)], "o", color=INK)
     base = whole.found[-1] / (whole.found[-1] + whole.accused[-1])
     with drawing("pr", "Precision over recall", across="recall of unsafe", up="precision of unsafe") as picture:
         _in_squares(picture.axes)
@@ -185,8 +213,14 @@ def _precision_recall(whole: Curve, by_source: dict[str, Curve], group: MetricGr
         _draw_curves(picture.axes, whole.precision_recall(), [curve.precision_recall() for curve in by_source.values()])
         if point and point.tp + point.fp:
             picture.axes.plot([point.tp / (point.tp + point.fn)], [point.tp / (point.tp + point.fp)], "o", color=INK)
-    words = f"Average precision {_value(group, 'auprc')} over all items; the dashed line, {base:.3f}, is a guess."
-    return Shown("Precision and recall", picture.svg, f"{words} The dot is the run as judged.", _source_keys(by_source))
+    sources = (Key(f"--series-{at}", source or "(no source)") for at, source in enumerate(by_source))
+    keys = (Key("--accent", "all items"), *sources)
+    auroc = f"AUROC {_value(group, 'auroc')} over all items; the dashed diagonal is a guess."
+    auprc = f"Average precision {_value(group, 'auprc')} over all items; the dashed line, {base:.3f}, is a guess."
+    return [
+        Shown("ROC curve", roc.svg, f"{auroc} The dot is the run as judged.", keys),
+        Shown("Precision and recall", picture.svg, f"{auprc} The dot is the run as judged.", keys),
+    ]
 
 
 def _draw_curves(axes: Axes, whole: _Line, by_source: Iterable[_Line]) -> None:
@@ -195,22 +229,14 @@ def _draw_curves(axes: Axes, whole: _Line, by_source: Iterable[_Line]) -> None:
     axes.plot(*whole, color=ACCENT)
 
 
-def _operating_point(group: MetricGroup | None) -> Confusion | None:
-    """The run's own counts, where both classes are there."""
-    if group is None:
-        return None
-    point = Confusion(*(int(group.value(name) or 0) for name in Confusion._fields))
-    return point if point.tp + point.fn and point.fp + point.tn else None
-
-
 def _value(group: MetricGroup | None, name: str) -> str:
     value = group.value(name) if group else None
     return "–" if value is None else f"{value:.4f}"
 
 
-def _reliability(bins: Sequence[Bin], group: MetricGroup | None) -> Shown:
-    with drawing("reliability", "Reliability diagram", across="mean p(unsafe)", up="share truly unsafe") as picture:
-        axes = picture.axes
+def _distributions(bins: Sequence[Bin], group: MetricGroup | None) -> list[Shown]:
+    with drawing("reliability", "Reliability diagram", across="mean p(unsafe)", up="share truly unsafe") as reliability:
+        axes = reliability.axes
         _in_squares(axes)
         axes.plot([0, 1], [0, 1], **_GUESS)
         means = [part.mean for part in bins if part.mean is not None]
@@ -223,10 +249,6 @@ def _reliability(bins: Sequence[Bin], group: MetricGroup | None) -> Shown:
         f"ECE {_value(group, 'ece')}, Brier {_value(group, 'brier')}. On the diagonal a score means what it says; "
         "above it the guard is too mild, below it too strict. Large dots hold many items."
     )
-    return Shown("Reliability", picture.svg, words)
-
-
-def _histogram(bins: Sequence[Bin]) -> Shown:
     with drawing("scores", "Histogram of p(unsafe) by truth", across="p(unsafe)", up="items") as picture:
         axes = picture.axes
         axes.grid(visible=False, axis="x")
@@ -239,60 +261,7 @@ def _histogram(bins: Sequence[Bin]) -> Shown:
         axes.yaxis.set_major_formatter(lambda count, _: f"{abs(count):,.0f}")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     keys = Key("--unsafe", "truly unsafe, upwards"), Key("--safe", "truly safe, downwards")
-    return Shown("Scores", picture.svg, "A good guard's upper bars lean right, its lower ones left.", keys)
-
-
-def _sweep(sweep: Sequence[Confusion]) -> Shown:
-    with drawing(
-        "sweep", "Metrics over the threshold", across="called unsafe from p(unsafe)", up="all items together"
-    ) as picture:
-        axes = picture.axes
-        _in_squares(axes)
-        axes.axvline(0.5, **_GUESS)
-        for colour, (metric, _) in zip(SERIES, SWEPT, strict=False):
-            formula = COUNT_METRICS[metric].formula  # what is not a number is left out of a line
-            axes.plot(THRESHOLDS, [nan if (v := formula(counts)) is None else v for counts in sweep], color=colour)
-    keys = tuple(Key(f"--series-{at}", words) for at, (_, words) in enumerate(SWEPT))
-    words = "Over all items at once, not averaged over sources. Choose a threshold on other data than you report."
-    return Shown("Threshold sweep", picture.svg, words, keys)
-
-
-def _throughput(pace: Pace) -> Shown:
-    with drawing(
-        "throughput", "Throughput over time", across="seconds since the first verdict", up="items/s"
-    ) as picture:
-        axes = picture.axes
-        axes.grid(visible=False, axis="x")
-        starts = [bar.begins_s for bar in pace.bars]
-        axes.bar(
-            starts,
-            [bar.settled / pace.bar_s for bar in pace.bars],
-            width=pace.bar_s * 0.9,
-            align="edge",
-            color=ACCENT,
-            linewidth=0,
-        )
-        axes.set_xlim(0, pace.bar_s * len(pace.bars))
-    words = f"Items settled in stretches of {pace.bar_s:,.3g} s. They settle chunk by chunk, which makes steps."
-    return Shown("Throughput", picture.svg, words)
-
-
-def _latency(pace: Pace) -> Shown:
-    series = (
-        ("queue_p50_s", "--series-0", "queue, median"),
-        ("queue_p95_s", "--series-1", "queue, 95 %"),
-        ("device_p50_s", "--series-2", "device, median"),
-        ("device_p95_s", "--series-3", "device, 95 %"),
-    )
-    with drawing("latency", "Latency over time", across="seconds since the first verdict", up="seconds") as picture:
-        axes = picture.axes
-        for colour, (field, _, _) in zip(SERIES, series, strict=False):
-            points = [(bar.begins_s + pace.bar_s / 2, getattr(bar, field)) for bar in pace.bars]
-            known = [(at, value) for at, value in points if value is not None]
-            axes.plot(
-                [at for at, _ in known], [value for _, value in known], ".-", color=colour, linewidth=1.1, markersize=4
-            )
-        axes.set_xlim(0, pace.bar_s * len(pace.bars))
-        axes.set_ylim(bottom=0)
-    keys = tuple(Key(variable, words) for _, variable, words in series)
-    return Shown("Latency", picture.svg, "Of chunks: how long they waited in the queue, and on the device.", keys)
+    return [
+        Shown("Reliability", reliability.svg, words),
+        Shown("Scores", picture.svg, "A good guard's upper bars lean right, its lower ones left.", keys),
+    ]

@@ -6,7 +6,7 @@ named by somebody else cannot colour or steer the reader's terminal.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from rich import box
@@ -64,16 +64,7 @@ def _parts(report: RunReport, *, wide: bool) -> Iterator[Text | Table]:
     yield from _heading(report)
     yield Text()
     if has_truth(report):
-        notes = Footnotes()
-        yield _headline(report, notes, wide=wide)
-        scenarios = sorted(of_kind(report, "category"), key=lambda group: -size(group))
-        if scenarios:
-            yield Text()
-            yield _scenarios(scenarios, notes)
-        yield Text()
-        for reason, number in notes.reasons.items():
-            yield Text(f"{str(number).translate(_SUPERSCRIPTS)} {printable(reason)}", style="dim")
-        yield Text(f"{_RULES.get(report.rule, report.rule)}; intervals at 95 %", style="dim")
+        yield from _labelled(report, wide=wide)
     else:
         yield _verdicts(report)
         yield Text()
@@ -85,7 +76,11 @@ def _parts(report: RunReport, *, wide: bool) -> Iterator[Text | Table]:
     if report.throughput and not is_imported(report):
         yield _throughput(report.throughput)
     if report.invalid_count:
-        yield from _invalid(report)
+        yield Text(f"{report.invalid_count:,} invalid rows skipped", style="yellow")
+        for row in report.invalid_rows[:MAX_INVALID]:
+            yield Text(f"  {printable(row.where)}: {printable(row.problem)}")
+        more = report.invalid_count - min(len(report.invalid_rows), MAX_INVALID)
+        yield from [Text(f"  … and {more:,} more", style="dim")] if more > 0 else []
 
 
 def _heading(report: RunReport) -> Iterator[Text]:
@@ -117,7 +112,9 @@ def _table(first: str, *others: str, justify: JustifyMethod = "right") -> Table:
     return table
 
 
-def _headline(report: RunReport, notes: Footnotes, *, wide: bool) -> Table:
+def _labelled(report: RunReport, *, wide: bool) -> Iterator[Text | Table]:
+    """The benchmark's table, that of scenarios, and the footnotes of both."""
+    notes = Footnotes()
     table = _table("Source", *(title for _, title in _HEADLINE), justify="left" if wide else "right")
     sources = of_kind(report, "source")
     for source in sources[:MAX_ROWS]:
@@ -128,15 +125,19 @@ def _headline(report: RunReport, notes: Footnotes, *, wide: bool) -> Table:
         table.add_row(*_metric_row("Average", group, _HEADLINE, notes, wide=wide), style="bold")
     for group in [*of_kind(report, "loose"), *of_kind(report, "baseline")]:
         table.add_row(*_metric_row(printable(group.name), group, _HEADLINE, notes, wide=wide), style="dim")
-    return table
-
-
-def _scenarios(scenarios: Sequence[MetricGroup], notes: Footnotes) -> Table:
-    table = _table("Scenario", *(title for _, title in _SCENARIO), justify="left")
-    for scenario in scenarios[:MAX_ROWS]:
-        table.add_row(*_metric_row(printable(scenario.name), scenario, _SCENARIO, notes, wide=True))
-    _say_more(table, len(scenarios) - MAX_ROWS, "scenarios")
-    return table
+    yield table
+    scenarios = sorted(of_kind(report, "category"), key=lambda group: -size(group))
+    if scenarios:
+        yield Text()
+        table = _table("Scenario", *(title for _, title in _SCENARIO), justify="left")
+        for scenario in scenarios[:MAX_ROWS]:
+            table.add_row(*_metric_row(printable(scenario.name), scenario, _SCENARIO, notes, wide=True))
+        _say_more(table, len(scenarios) - MAX_ROWS, "scenarios")
+        yield table
+    yield Text()
+    for reason, number in notes.reasons.items():
+        yield Text(f"{str(number).translate(_SUPERSCRIPTS)} {printable(reason)}", style="dim")
+    yield Text(f"{_RULES.get(report.rule, report.rule)}; intervals at 95 %", style="dim")
 
 
 def _say_more(table: Table, count: int, what: str) -> None:
@@ -243,11 +244,3 @@ def _throughput(throughput: Throughput) -> Text:
 
 def _seconds(seconds: float) -> str:
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:,.1f} s"
-
-
-def _invalid(report: RunReport) -> Iterable[Text]:
-    yield Text(f"{report.invalid_count:,} invalid rows skipped", style="yellow")
-    for row in report.invalid_rows[:MAX_INVALID]:
-        yield Text(f"  {printable(row.where)}: {printable(row.problem)}")
-    more = report.invalid_count - min(len(report.invalid_rows), MAX_INVALID)
-    yield from [Text(f"  … and {more:,} more", style="dim")] if more > 0 else []

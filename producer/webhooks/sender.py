@@ -106,7 +106,13 @@ class Sender:
         with ExitStack() as subscription:
             async with http:
                 while not stop.is_set():
-                    taken = await self._take(self._connections - len(running))
+                    limit, lease_s = self._connections - len(running), self._timeout_s + _GRACE_S
+                    try:
+                        taken = await asyncio.to_thread(webhooks.take_due, self._engine, limit=limit, lease_s=lease_s)
+                    except sa.exc.SQLAlchemyError as error:
+                        log.warning("ledger_away", error=str(error.__cause__ or error).strip())
+                        await asyncio.sleep(_LEDGER_AWAY_S)
+                        taken = []
                     for delivery in taken:
                         task = asyncio.create_task(self._deliver(http, delivery))
                         running.add(task)
@@ -141,15 +147,6 @@ class Sender:
             subscription.close()
             self._channel = None
             stop.wait(max(0.0, until - time.monotonic()))
-
-    async def _take(self, limit: int) -> list[Delivery]:
-        lease_s = self._timeout_s + _GRACE_S
-        try:
-            return await asyncio.to_thread(webhooks.take_due, self._engine, limit=limit, lease_s=lease_s)
-        except sa.exc.SQLAlchemyError as error:
-            log.warning("ledger_away", error=str(error.__cause__ or error).strip())
-            await asyncio.sleep(_LEDGER_AWAY_S)
-            return []
 
     async def _deliver(self, http: httpx2.AsyncClient, delivery: Delivery) -> None:
         answer = await self._attempt(http, delivery)

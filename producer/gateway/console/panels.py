@@ -171,18 +171,6 @@ class Fleet:
         # What is pending of other tenants on lanes that no worker serves is not this visitor's to see.
         guards |= {str(worker.guard) for worker in fleet.of_kind("worker")}
         shown = sorted((q for q in fleet.queues if q.guard in guards), key=lambda q: (q.guard, q.lane is Lane.BULK))
-        settings = self._gateway.settings
-        return FleetFacts(
-            queues=shown,
-            limit_s={Lane.LIVE: settings.live_high_water_age_s, Lane.BULK: settings.high_water_age_s},
-            verdict_chunks=fleet.verdicts_waiting,
-            processes=sorted(fleet.announced, key=lambda one: (one.kind != "worker", one.guard or "", one.id)),
-            chart=self._chart(tenant),
-            runs=runs,
-            now=datetime.now(UTC),
-        )
-
-    def _chart(self, tenant: str | None) -> Chart | None:
         until, chart = self._charts.get(tenant, (0.0, None))
         if time.monotonic() >= until:
             try:
@@ -190,7 +178,16 @@ class Fleet:
             except OperationalError:  # it took too long, and would again
                 chart = None
             self._charts[tenant] = (time.monotonic() + _CHART_KEPT_S, chart)
-        return chart
+        settings = self._gateway.settings
+        return FleetFacts(
+            queues=shown,
+            limit_s={Lane.LIVE: settings.live_high_water_age_s, Lane.BULK: settings.high_water_age_s},
+            verdict_chunks=fleet.verdicts_waiting,
+            processes=sorted(fleet.announced, key=lambda one: (one.kind != "worker", one.guard or "", one.id)),
+            chart=chart,
+            runs=runs,
+            now=datetime.now(UTC),
+        )
 
     def _run(self, status: RunStatus) -> RunFacts:
         counts = status.counts
