@@ -6,9 +6,8 @@ It lies below producer and worker because both ask it: the one whether a name is
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import yaml
 
@@ -17,18 +16,16 @@ from schemas.guards import GuardCard
 _FILE: Final = Path(__file__).with_suffix(".yaml")
 
 
-def _cards(groups: list[dict[str, Any]]) -> Iterator[GuardCard]:
-    for group in groups:
+def _load() -> dict[str, GuardCard]:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # a tenth of the time where libyaml is there
+    cards = {}
+    for group in yaml.load(_FILE.read_text(encoding="utf-8"), Loader=loader):  # noqa: S506 - a safe loader, both of them
         shared = {field: value for field, value in group.items() if field != "guards"}
         for own in group["guards"]:
             # By way of JSON, from which a strict model takes lists for tuples and words for enumerations.
-            yield GuardCard.model_validate_json(json.dumps({**shared, **own}))
-
-
-def _load() -> dict[str, GuardCard]:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # a tenth of the time where libyaml is there
-    groups = yaml.load(_FILE.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506 - a safe loader, both of them
-    return {card.name: card for card in _cards(groups)}
+            card = GuardCard.model_validate_json(json.dumps({**shared, **own}))
+            cards[card.name] = card
+    return cards
 
 
 GUARDS: Final[dict[str, GuardCard]] = _load()

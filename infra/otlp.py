@@ -18,7 +18,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
-from opentelemetry.trace import Link, Span, Status, StatusCode
+from opentelemetry.trace import Link, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 _QUEUE_SPANS: Final = 2048
@@ -82,7 +82,7 @@ class Tracer:
     @contextmanager
     def batch(self, name: str, asked_by: Iterable[str | None], attributes: Attributes) -> Iterator[None]:
         """See `infra.tracing.batch`."""
-        asking = [_span_of(traceparent).get_span_context() for traceparent in asked_by]
+        asking = [trace.get_current_span(_context_of(traceparent)).get_span_context() for traceparent in asked_by]
         links = [Link(asker) for asker in asking if asker.trace_flags.sampled]
         if not links:
             yield
@@ -124,7 +124,3 @@ def _ours(attributes: Attributes) -> dict[str, str | int]:
 
 def _context_of(traceparent: str | None) -> Context:
     return _W3C.extract({"traceparent": traceparent} if traceparent else {}, Context())
-
-
-def _span_of(traceparent: str | None) -> Span:
-    return trace.get_current_span(_context_of(traceparent))

@@ -41,14 +41,7 @@ def queue_of(guard: str, lane: Lane) -> str:
 
 def make_app(redis_url: str, settings: Settings) -> Celery:
     """A Celery application on this broker. It declares no task: entry points register what they run."""
-    _register_serializer()
-    app = Celery("libra", broker=broker_url(redis_url), set_as_current=False)
-    app.conf.update(_delivery(settings))
-    return app
-
-
-def _delivery(settings: Settings) -> dict[str, Any]:
-    return {
+    delivery: dict[str, Any] = {
         "task_serializer": _SERIALIZER,
         "accept_content": [_SERIALIZER],  # JSON only, never pickle
         "task_ignore_result": True,  # verdicts travel by queue, the ledger is the truth
@@ -74,16 +67,10 @@ def _delivery(settings: Settings) -> dict[str, Any]:
             "health_check_interval": 25,
         },
     }
-
-
-def _register_serializer() -> None:
-    kombu.serialization.register(
-        _SERIALIZER,
-        to_json,
-        json.loads,
-        content_type=CONTENT_TYPE,
-        content_encoding="utf-8",
-    )
+    kombu.serialization.register(_SERIALIZER, to_json, json.loads, content_type=CONTENT_TYPE, content_encoding="utf-8")
+    app = Celery("libra", broker=broker_url(redis_url), set_as_current=False)
+    app.conf.update(delivery)
+    return app
 
 
 def to_json(content: object) -> str:

@@ -93,13 +93,8 @@ class _DeadLetterConsumer(Consumer):  # type: ignore[misc]
 
     def _put_aside(self, queue: str, reason: str, body: object) -> None:
         log.error("message_parked", queue=queue, reason=reason)
-        self.put(queue, reason, _text(body))
-
-
-def _text(body: object) -> str:
-    if not isinstance(body, bytes):
-        return str(body)
-    try:
-        return body.decode()
-    except UnicodeDecodeError:
-        return base64.b64encode(body).decode()
+        try:
+            text = body.decode() if isinstance(body, bytes) else str(body)
+        except UnicodeDecodeError:
+            text = base64.b64encode(cast("bytes", body)).decode()
+        self.put(queue, reason, text)

@@ -15,7 +15,8 @@ import json
 import math
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final, Protocol, cast
 
 import redis
@@ -112,24 +113,20 @@ class Queues:
         if not chunk_ids:
             return 0
         unacked, index = f"{self._prefix}unacked", f"{self._prefix}unacked_index"
-        found = list(self._unacknowledged(unacked, queue, frozenset(chunk_ids)))
-        requeued = [
-            self._redis.eval(_REQUEUE, 3, unacked, index, self._prefix + queue, tag, message) for tag, message in found
-        ]
-        return sum(map(int, cast("list[int]", requeued)))
-
-    def _unacknowledged(self, unacked: str, queue: str, chunk_ids: frozenset[str]) -> Iterator[tuple[str, str]]:
-        """Delivery tag and message of what a queue has delivered of some chunks, marked as delivered before."""
+        wanted = frozenset(chunk_ids)
+        found: dict[str, str] = {}
         for tag, entry in self._redis.hscan_iter(unacked, count=100):
-            try:
+            with suppress(*MALFORMED):
                 message, _, routing_key = json.loads(entry)
-                chunk_id = str(message["headers"]["id"]).rpartition("/")[0]
-                if routing_key == queue and chunk_id in chunk_ids:
+                if routing_key == queue and str(message["headers"]["id"]).rpartition("/")[0] in wanted:
                     message["headers"]["redelivered"] = True
                     message["properties"]["delivery_info"]["redelivered"] = True
-                    yield str(tag), json.dumps(message)
-            except MALFORMED:
-                continue
+                    found[str(tag)] = json.dumps(message)
+        requeued = [
+            self._redis.eval(_REQUEUE, 3, unacked, index, self._prefix + queue, tag, message)
+            for tag, message in found.items()
+        ]
+        return sum(map(int, cast("list[int]", requeued)))
 
 
 def enqueued_at(message: str) -> float:

@@ -133,7 +133,10 @@ def audit(engine: sa.Engine, run_id: str) -> Audit:
     # All checks look at one snapshot: a run that is still going on must not be caught between two of them.
     with engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
         disable_nested_loops(connection)
-        checks = [_count(connection, name, statement, status.id) for name, statement in _COUNTS.items()]
+        checks = []
+        for name, statement in _COUNTS.items():
+            row = connection.execute(sa.text(statement), {"run_id": status.id}).one_or_none()
+            checks.append(Check(name, int(row.breaches), row.found) if row else Check(name, 0, "nothing yet"))
     altered, scrubbed, fresh = _recompute(engine, status.id)
     found = f"{altered} differ from their hash" + (f", {scrubbed} scrubbed" if scrubbed else "")
     checks.append(Check("no item's content was altered", altered, found))
@@ -150,11 +153,6 @@ def audit(engine: sa.Engine, run_id: str) -> Audit:
 def receipt(engine: sa.Engine, run_id: str) -> str:
     """SHA-256 over (item id, content hash, iteration, outcome, label) of every verdict, in item order."""
     return _recompute(engine, run_id)[2]
-
-
-def _count(connection: sa.Connection, name: str, statement: str, run_id: str) -> Check:
-    row = connection.execute(sa.text(statement), {"run_id": run_id}).one_or_none()
-    return Check(name, int(row.breaches), row.found) if row else Check(name, 0, "nothing yet")
 
 
 def _compare(name: str, stored: object, found: object) -> Check:

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
-from infra.ledger.engine import Row, execute, fetch_all, fetch_one, fetch_value
+from infra.ledger.engine import Row, execute, fetch_all, fetch_one, fetch_value, named
 from infra.ledger.intake import IdempotencyKey, make_once
 from infra.ledger.runs import counts_of
 from infra.ledger.tables import batches, files
@@ -188,21 +188,6 @@ def _update(batch_id: str, **values: object) -> sa.Update:
 
 
 def _batch(row: Row) -> Batch:
-    return Batch(
-        id=row.id,
-        tenant=row.tenant,
-        input_file_id=row.input_file_id,
-        endpoint=row.endpoint,
-        metadata=row.metadata,
-        run_id=row.run_id,
-        errors=tuple(LineError(**error) for error in row.errors or ()),
-        cancelling_at=row.cancelling_at,
-        failed_at=row.failed_at,
-        submitted_at=row.submitted_at,
-        created_at=row.created_at,
-        state=RunState(row.state) if row.state else None,
-        counts=counts_of(row) if row.state else None,
-        run_at=row.run_at,
-        settled_at=row.settled_at,
-        completed_at=row.completed_at,
-    )
+    errors = tuple(LineError(**error) for error in row.errors or ())
+    run = {"state": RunState(row.state), "counts": counts_of(row)} if row.state else {"state": None, "counts": None}
+    return Batch(**{**named(Batch, row), "errors": errors, **run})

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from sqlalchemy.dialects.postgresql import insert
 
 from infra.errors import PolicyNotFoundError, TakenError
-from infra.ledger.engine import Row, execute, fetch_all, stream
+from infra.ledger.engine import Row, execute, fetch_all, named, stream
 from infra.ledger.items import verdict_from
 from infra.ledger.tables import policies, tenant_policies
 from infra.ledger.webhooks import WebhookMessage, exported_metadata, post
@@ -291,27 +291,6 @@ def apply_changes(engine: sa.Engine, found: Iterator[Change]) -> Iterator[Change
 
     A change takes no effect where somebody else, a human above all, decided meanwhile.
     """
-    while batch := list(itertools.islice(found, _BATCH)):
-        with engine.begin() as connection:
-            done = _apply(connection, batch)
-        yield from done
-
-
-def _apply(connection: sa.Connection, batch: Sequence[Change]) -> list[Change]:
-    untouched = _without_human(connection, batch)
-    superseded = _supersede(connection, [change.decision_id for change in untouched if change.decision_id])
-    fresh = [change for change in untouched if change.decision_id is None or change.decision_id in superseded]
-    inserted = _insert(connection, [(change.subject, change.judged, change.ruling) for change in fresh])
-    done = [change for change in fresh if _key(change.subject, change.judged) in inserted]
-    moved = [change for change in done if change.moves]
-    for run_id, group in itertools.groupby(moved, key=lambda change: change.subject.run_id):
-        messages = [_message(c.subject, c.judged, c.ruling, previous=c.before) for c in group]
-        post(connection, run_id, Event.REDECIDED, messages)
-    return done
-
-
-def _without_human(connection: sa.Connection, batch: Sequence[Change]) -> list[Change]:
-    """Those of the batch that no human has decided; none can until this transaction ends."""
     lock = sa.text(
         """
         SELECT i.run_id, i.seq FROM items i
@@ -325,23 +304,32 @@ def _without_human(connection: sa.Connection, batch: Sequence[Change]) -> list[C
         JOIN unnest(CAST(:run_ids AS text[]), CAST(:seqs AS bigint[])) AS w(run_id, seq) USING (run_id, seq)
         """
     )
-    keys = {
-        "run_ids": [change.subject.run_id for change in batch],
-        "seqs": [change.subject.seq for change in batch],
-    }
-    connection.execute(lock, keys)  # a review locks its item as well, and decides before this transaction or after it
-    decided = {(row.run_id, row.seq) for row in connection.execute(reviewed, keys)}
-    return [change for change in batch if (change.subject.run_id, change.subject.seq) not in decided]
-
-
-def _supersede(connection: sa.Connection, decision_ids: Sequence[int]) -> set[int]:
-    statement = sa.text(
+    supersede = sa.text(
         """
         UPDATE decisions SET superseded_at = now()
         WHERE id = ANY(CAST(:ids AS bigint[])) AND superseded_at IS NULL RETURNING id
         """
     )
-    return set(connection.scalars(statement, {"ids": list(decision_ids)}))
+    while batch := list(itertools.islice(found, _BATCH)):
+        keys = {
+            "run_ids": [change.subject.run_id for change in batch],
+            "seqs": [change.subject.seq for change in batch],
+        }
+        with engine.begin() as connection:
+            # A review locks its item as well, and decides before this transaction or after it.
+            connection.execute(lock, keys)
+            human = {(row.run_id, row.seq) for row in connection.execute(reviewed, keys)}
+            untouched = [change for change in batch if (change.subject.run_id, change.subject.seq) not in human]
+            former = [change.decision_id for change in untouched if change.decision_id]
+            superseded = set(connection.scalars(supersede, {"ids": former}))
+            fresh = [change for change in untouched if change.decision_id is None or change.decision_id in superseded]
+            inserted = _insert(connection, [(change.subject, change.judged, change.ruling) for change in fresh])
+            done = [c for c in fresh if (c.subject.run_id, c.subject.seq, c.judged.iteration) in inserted]
+            moved = [change for change in done if change.moves]
+            for run_id, group in itertools.groupby(moved, key=lambda change: change.subject.run_id):
+                messages = [_message(c.subject, c.judged, c.ruling, previous=c.before) for c in group]
+                post(connection, run_id, Event.REDECIDED, messages)
+        yield from done
 
 
 def _insert(
@@ -361,10 +349,6 @@ def _insert(
         "reasons": [ruling.decision.reason for _, _, ruling in rulings],
     }
     return {(row.run_id, row.seq, row.iteration) for row in connection.execute(_INSERT, columns)}
-
-
-def _key(subject: Subject, judged: StoredVerdict) -> tuple[str, int, int]:
-    return subject.run_id, subject.seq, judged.iteration
 
 
 def _message(
@@ -394,17 +378,7 @@ def _message(
 
 def _subject(row: Row) -> Subject:
     metadata = exported_metadata(row.metadata)
-    return Subject(
-        run_id=row.run_id,
-        seq=row.seq,
-        tenant=row.tenant,
-        custom_id=row.custom_id,
-        policy=row.policy,
-        callback_url=row.callback_url,
-        metadata=metadata,
-        item_id=row.item_id,
-        surface=surface_of(metadata, row.source),
-    )
+    return Subject(**{**named(Subject, row), "metadata": metadata}, surface=surface_of(metadata, row.source))
 
 
 def stored_verdict(row: Row) -> StoredVerdict:

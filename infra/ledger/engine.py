@@ -29,6 +29,11 @@ Values = Mapping[str, Any]
 Row = sa.Row[*tuple[Any, ...]]
 
 
+def named(kind: type[Any], row: Row) -> dict[str, Any]:
+    """The columns of a row that a named tuple has fields for."""
+    return {name: row._mapping[name] for name in kind._fields if name in row._mapping}
+
+
 def open_ledger(database_url: str, *, pool_size: int = 4, wait_s: float = 0) -> sa.Engine:
     """An engine on the ledger's database that has answered once.
 
@@ -169,8 +174,13 @@ def _replace_dead_connections(engine: sa.Engine) -> None:
 
     def check(connection: psycopg.Connection, record: Any, _: object) -> None:  # noqa: ANN401
         used_at = record.info.get("used_at")
-        if used_at is None or (time.monotonic() < used_at + _PING_AFTER_S and _is_silent(connection)):
+        if used_at is None:
             return
+        if time.monotonic() < used_at + _PING_AFTER_S and not connection.closed:
+            poll = select.poll()
+            poll.register(connection.pgconn.socket, select.POLLIN)
+            if not poll.poll(0):  # nothing came unasked: neither the server's last words nor the end of the stream
+                return
         try:
             engine.dialect.do_ping(cast("Any", connection))
         except psycopg.Error as error:
@@ -178,15 +188,6 @@ def _replace_dead_connections(engine: sa.Engine) -> None:
 
     sa.event.listen(engine, "checkin", note_use)
     sa.event.listen(engine, "checkout", check)
-
-
-def _is_silent(connection: psycopg.Connection) -> bool:
-    """True where the server has sent nothing unasked: its last words, or the end of the stream."""
-    if connection.closed:
-        return False
-    poll = select.poll()
-    poll.register(connection.pgconn.socket, select.POLLIN)
-    return not poll.poll(0)
 
 
 def _send_lists_binary(connection: psycopg.Connection, _: object) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
-from infra.ledger.engine import Row, fetch_all, stream
+from infra.ledger.engine import Row, fetch_all, named, stream
 from infra.ledger.items import verdict_from
 from schemas.policy import Action
 from schemas.verdicts import Verdict
@@ -125,17 +125,5 @@ def _item(row: Row) -> SubmittedItem:
     decided = None
     if row.action:
         decided = Decided(Action(row.action), row.by_human, row.decided_by, row.policy_version, row.decision_reason)
-    return SubmittedItem(
-        run_id=row.run_id,
-        seq=row.seq,
-        tenant=row.tenant,
-        custom_id=row.custom_id,
-        policy=row.policy,
-        metadata=row.metadata,
-        created_at=row.created_at,
-        guard=row.guard,
-        verdict=verdict_from(row) if row.outcome else None,
-        fingerprint=row.fingerprint,
-        settled_at=row.settled_at,
-        decided=decided,
-    )
+    verdict = verdict_from(row) if row.outcome else None
+    return SubmittedItem(**named(SubmittedItem, row), verdict=verdict, decided=decided)

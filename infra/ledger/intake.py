@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final, NamedTuple
 
@@ -124,24 +124,12 @@ def accept(
         RunError: the run is not open.
         DataError: an item id is in the run already.
     """
-    columns = {"run_id": run_id, **_item_columns(groups), **_chunk_columns(groups, spec.repeat), **(submitted or {})}
-    try:
-        # One statement needs no transaction of its own, and saves two round trips; more than one does.
-        level = "AUTOCOMMIT" if also is None else "READ COMMITTED"
-        with engine.connect().execution_options(isolation_level=level) as connection, connection.begin():
-            row = connection.execute(_ACCEPT if submitted is None else _ACCEPT_SUBMITTED, columns).one_or_none()
-            if row is not None and also is not None:
-                also(connection, row.first_seq)
-    except IntegrityError as error:
-        raise DataError(f"an item id is in run {run_id} already: {_detail(error)}") from error
-    if row is None:
-        raise RunError(f"run {run_id} takes no more items: it is sealed, cancelled or gone")
-    return list(_cut(run_id, spec, groups, row))
-
-
-def _item_columns(groups: Sequence[Sequence[Item]]) -> dict[str, object]:
     batch = [item for group in groups for item in group]
-    return {
+    # A chunk per group and iteration; `starts` count from the first item accepted now.
+    starts = itertools.accumulate(map(len, groups), initial=0)
+    chunks = [(n, start, len(group)) for start, group in zip(starts, groups, strict=False) for n in range(spec.repeat)]
+    columns = {
+        "run_id": run_id,
         "item_count": len(batch),
         "ids": [item.id for item in batch],
         "questions": [item.question for item in batch],
@@ -151,43 +139,31 @@ def _item_columns(groups: Sequence[Sequence[Item]]) -> dict[str, object]:
         "categories": [item.category for item in batch],
         "subcategories": [item.subcategory for item in batch],
         "hashes": [item.content_hash for item in batch],
-    }
-
-
-def _chunk_columns(groups: Sequence[Sequence[Item]], repeat: int) -> dict[str, object]:
-    """A chunk per group and iteration; `starts` count from the first item accepted now."""
-    starts = [0, *itertools.accumulate(map(len, groups))][: len(groups)]
-    chunks = [
-        (iteration, start, len(group))
-        for start, group in zip(starts, groups, strict=True)
-        for iteration in range(repeat)
-    ]
-    return {
         "chunk_count": len(chunks),
         "iterations": [iteration for iteration, _, _ in chunks],
         "starts": [start for _, start, _ in chunks],
         "sizes": [size for _, _, size in chunks],
+        **(submitted or {}),
     }
-
-
-def _cut(
-    run_id: str, spec: RunSpec, groups: Sequence[Sequence[Item]], place: sa.Row[tuple[int, int, float]]
-) -> Iterator[JudgeChunk]:
-    first_seq, chunk_no = place.first_seq, place.first_chunk
+    try:
+        # One statement needs no transaction of its own, and saves two round trips; more than one does.
+        level = "AUTOCOMMIT" if also is None else "READ COMMITTED"
+        with engine.connect().execution_options(isolation_level=level) as connection, connection.begin():
+            row = connection.execute(_ACCEPT if submitted is None else _ACCEPT_SUBMITTED, columns).one_or_none()
+            if row is not None and also is not None:
+                also(connection, row.first_seq)
+    except IntegrityError as error:
+        detail = getattr(getattr(error.orig, "diag", None), "message_detail", None) or error.orig
+        raise DataError(f"an item id is in run {run_id} already: {str(detail).strip()}") from error
+    if row is None:
+        raise RunError(f"run {run_id} takes no more items: it is sealed, cancelled or gone")
+    seqs, chunk_nos = itertools.count(row.first_seq), itertools.count(row.first_chunk)
+    accepted = []
     for group in groups:
-        wire = tuple(
-            ChunkItem(seq=first_seq + offset, question=item.question, response=item.response)
-            for offset, item in enumerate(group)
-        )
+        wire = tuple(ChunkItem(seq=next(seqs), question=item.question, response=item.response) for item in group)
         for iteration in range(spec.repeat):
-            yield spec.chunk(run_id, chunk_no, wire, iteration=iteration, enqueued_at=place.enqueued_at)
-            chunk_no += 1
-        first_seq += len(group)
-
-
-def _detail(error: IntegrityError) -> str:
-    diagnostic = getattr(error.orig, "diag", None)
-    return str(getattr(diagnostic, "message_detail", None) or error.orig).strip()
+            accepted.append(spec.chunk(run_id, next(chunk_nos), wire, iteration=iteration, enqueued_at=row.enqueued_at))
+    return accepted
 
 
 def seal(engine: sa.Engine, run_id: str, *, invalid_count: int = 0, invalid_rows: Sequence[InvalidRow] = ()) -> bool:

@@ -107,17 +107,17 @@ def purge(engine: sa.Engine, older_than: timedelta, *, delete: bool = False) -> 
     scrubbed = 0
     ended = [row.id for row in fetch_all(engine, sa.text(_ENDED), {"age": older_than})]
     for run_id in ended:
-        scrubbed += _delete(engine, run_id) if delete else scrub_run(engine, run_id, Retention.HASH)
+        if not delete:
+            scrubbed += scrub_run(engine, run_id, Retention.HASH)
+            continue
+        with engine.begin() as connection:
+            of_run = [sa.delete(table).where(table.c.run_id == run_id) for table in _OF_A_RUN]
+            gone = [connection.execute(statement).rowcount for statement in of_run]
+            connection.execute(sa.delete(runs).where(runs.c.id == run_id))
+        scrubbed += gone[0]
     with engine.begin() as connection:
         scrubbed += connection.execute(sa.text(_SETTLED_LIVE), {"age": older_than}).rowcount
         connection.execute(sa.text(_RAW_OF_LIVE), {"age": older_than})
         connection.execute(sa.text(_FILES), {"age": older_than})
         connection.execute(sa.text(_NOTIFIED), {"age": older_than})
     return Purged(len(ended), scrubbed)
-
-
-def _delete(engine: sa.Engine, run_id: str) -> int:
-    with engine.begin() as connection:
-        gone = [connection.execute(sa.delete(table).where(table.c.run_id == run_id)).rowcount for table in _OF_A_RUN]
-        connection.execute(sa.delete(runs).where(runs.c.id == run_id))
-    return gone[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Final, NamedTuple
@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 import sqlalchemy as sa
 
 from infra.errors import ItemNotFoundError, UsageError
-from infra.ledger.engine import Row, autocommit, disable_nested_loops, fetch_all
+from infra.ledger.engine import Row, autocommit, disable_nested_loops, fetch_all, named
 from infra.ledger.items import verdict_from
 from infra.ledger.tables import decisions, disagreements, reviews
 from infra.ledger.webhooks import WebhookMessage, exported_metadata, post
@@ -181,37 +181,18 @@ def _with_texts(connection: sa.Connection, queue: Mapping[_Key, Why]) -> list[Re
     judgements: dict[_Key, list[Judgement]] = {key: [] for key in queue}
     for row in connection.execute(_JUDGED, places):
         verdict = verdict_from(row)
-        judgements[row.run_id, row.seq].append(
-            Judgement(
-                guard=row.guard,
-                outcome=verdict.outcome,
-                label=verdict.label,
-                p_unsafe=verdict.p_unsafe,
-                categories=verdict.categories,
-                fingerprint=row.fingerprint,
-            )
+        said = {"outcome": verdict.outcome, "label": verdict.label, "categories": verdict.categories}
+        judgements[row.run_id, row.seq].append(Judgement(**{**named(Judgement, row), **said}))
+    return [
+        ReviewItem(
+            **{**named(ReviewItem, row), "action": Action(row.action) if row.action else None},
+            surface=surface_of(exported_metadata(row.metadata), row.source),
+            why=queue[key],
+            submitted_at=row.created_at,
+            judgements=tuple(judgements[key]),
         )
-    return [_review_item(rows[key], why, judgements[key]) for key, why in queue.items() if key in rows]
-
-
-def _review_item(row: Row, why: Why, judgements: Sequence[Judgement]) -> ReviewItem:
-    return ReviewItem(
-        run_id=row.run_id,
-        seq=row.seq,
-        item_id=row.item_id,
-        tenant=row.tenant,
-        custom_id=row.custom_id,
-        surface=surface_of(exported_metadata(row.metadata), row.source),
-        why=why,
-        action=Action(row.action) if row.action else None,
-        policy=row.policy,
-        policy_version=row.policy_version,
-        reason=row.reason,
-        question=row.question,
-        response=row.response,
-        submitted_at=row.created_at,
-        judgements=tuple(judgements),
-    )
+        for key, row in ((key, rows[key]) for key in queue if key in rows)
+    ]
 
 
 _LOCK: Final = sa.text(
@@ -282,16 +263,7 @@ def review_history(engine: sa.Engine, run_id: str, seq: int) -> list[Review]:
 
 
 def _review(row: Row) -> Review:
-    return Review(
-        id=row.id,
-        run_id=row.run_id,
-        seq=row.seq,
-        label=Label(row.label),
-        action=Action(row.action),
-        moderator=row.moderator,
-        note=row.note,
-        decided_at=row.decided_at,
-    )
+    return Review(**{**named(Review, row), "label": Label(row.label), "action": Action(row.action)})
 
 
 def note_disagreements(engine: sa.Engine, child_run_id: str, parent: str) -> int:

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 import sqlalchemy as sa
 
 from infra.errors import RunNotFoundError
-from infra.ledger.engine import Row, autocommit, fetch_all, fetch_value
+from infra.ledger.engine import Row, autocommit, fetch_all, fetch_value, named
 from infra.ledger.intake import open_run
 from infra.ledger.items import item_of
 from infra.ledger.tables import fingerprints, runs
@@ -92,35 +92,15 @@ def list_runs(engine: sa.Engine, *, limit: int = 20, tenant: str | None = None) 
 def _runs(engine: sa.Engine, clauses: str, **values: object) -> list[RunStatus]:
     rows = fetch_all(engine, sa.text(f"SELECT {_COLUMNS} FROM runs {clauses}"), values)  # noqa: S608 - no user text in it
     return [
-        RunStatus(
-            id=row.id,
-            name=row.name,
-            state=RunState(row.state),
-            spec=RunSpec.model_validate(row.spec, strict=False),
-            counts=counts_of(row),
-            expected=row.expected,
-            cancelled=row.cancelled,
-            invalid_count=row.invalid_count,
-            seconds=row.seconds,
-            created_at=row.created_at,
-            sealed_at=row.sealed_at,
-            completed_at=row.completed_at,
-            fingerprint=row.fingerprint,
-        )
+        RunStatus(**{**named(RunStatus, row), "state": RunState(row.state), "spec": spec, "counts": counts_of(row)})
         for row in rows
+        for spec in (RunSpec.model_validate(row.spec, strict=False),)
     ]
 
 
 def counts_of(row: Row) -> RunCounts:
     """The counters in a row of `runs`, with what is pending."""
-    return RunCounts(
-        accepted=row.accepted,
-        settled=row.settled,
-        scored=row.scored,
-        unparseable=row.unparseable,
-        dead=row.dead,
-        pending=row.pending,
-    )
+    return RunCounts(**{name: row._mapping[name] for name in RunCounts.model_fields})
 
 
 def stored_report(engine: sa.Engine, run_id: str) -> RunReport | None:

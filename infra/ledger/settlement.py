@@ -200,22 +200,26 @@ def _settle_together(engine: sa.Engine, chunks: Sequence[VerdictChunk], retentio
         fresh = connection.execute(_INSERT_VERDICTS, _columns(chunks, submitted, keep_raw=not retention.scrubs)).all()
         for chunk, row in zip(chunks, fresh, strict=True):
             if row.seqs:
-                decisions.decide_settled(connection, chunk.run_id, _new_verdicts(chunk, row.seqs))
+                seqs, digest = set(row.seqs), chunk.fingerprint.digest if chunk.fingerprint else None
+                news = [decisions.StoredVerdict(v, chunk.iteration, digest) for v in chunk.verdicts if v.seq in seqs]
+                decisions.decide_settled(connection, chunk.run_id, news)
+        # The runs in an order that all share, for their rows are locked in it.
+        places_of: dict[str, list[int]] = {}
+        for place, chunk in sorted(enumerate(chunks), key=lambda pair: (pair[1].run_id, pair[0])):
+            places_of.setdefault(chunk.run_id, []).append(place)
         finished: dict[int, bool] = {}
-        for run_id, places in _places_by_run(chunks).items():
-            news = [place for place in places if fresh[place].inserted]
-            if news:
-                run = _count_in(
-                    connection,
-                    run_id,
-                    _Fresh.total([fresh[place] for place in news]),
-                    {chunks[place].fingerprint for place in news},
-                )
-                finished[places[-1]] = bool(run.finished)
-                seqs = [verdict.seq for place in news for verdict in chunks[place].verdicts]
-                scrub_settled(connection, run_id, seqs, retention)
-                if any(submitted[place] for place in news):
-                    append_to_feeds(connection, run_id, seqs)
+        for run_id, all_places in places_of.items():
+            places = [place for place in all_places if fresh[place].inserted]
+            if places:
+                rows = [fresh[place] for place in places]
+                scored, unparseable = sum(row.scored for row in rows), sum(row.unparseable for row in rows)
+                settled = _Fresh(scored, unparseable, dead=sum(row.dead for row in rows))
+                run = _count_in(connection, run_id, settled, {chunks[place].fingerprint for place in places})
+                finished[all_places[-1]] = bool(run.finished)
+                judged = [verdict.seq for place in places for verdict in chunks[place].verdicts]
+                scrub_settled(connection, run_id, judged, retention)
+                if any(submitted[place] for place in places):
+                    append_to_feeds(connection, run_id, judged)
     return [
         Settled(
             inserted=row.inserted,
@@ -284,21 +288,6 @@ def _lock(connection: sa.Connection, chunks: Sequence[VerdictChunk]) -> list[_Ow
     return [rows[chunk.run_id, chunk.chunk_no] for chunk in chunks]
 
 
-def _new_verdicts(chunk: VerdictChunk, seqs: Sequence[int]) -> list[decisions.StoredVerdict]:
-    """The verdicts of a chunk that were new."""
-    fresh = set(seqs)
-    fingerprint = chunk.fingerprint.digest if chunk.fingerprint else None
-    return [decisions.StoredVerdict(v, chunk.iteration, fingerprint) for v in chunk.verdicts if v.seq in fresh]
-
-
-def _places_by_run(chunks: Sequence[VerdictChunk]) -> dict[str, list[int]]:
-    """Positions of each run's chunks; the runs in an order that all share, for their rows are locked in it."""
-    places: dict[str, list[int]] = {}
-    for place, chunk in sorted(enumerate(chunks), key=lambda pair: (pair[1].run_id, pair[0])):
-        places.setdefault(chunk.run_id, []).append(place)
-    return places
-
-
 def _columns(chunks: Sequence[VerdictChunk], submitted: list[bool], *, keep_raw: bool) -> dict[str, object]:
     placed = [(place, verdict) for place, chunk in enumerate(chunks, start=1) for verdict in chunk.verdicts]
     verdicts = [verdict for _, verdict in placed]
@@ -344,11 +333,6 @@ class _Fresh(NamedTuple):
     scored: int = 0
     unparseable: int = 0
     dead: int = 0
-
-    @classmethod
-    def total(cls, rows: Sequence[sa.Row[tuple[str, int, int, int, int]]]) -> _Fresh:
-        """The sum over some chunks."""
-        return cls(sum(row.scored for row in rows), sum(row.unparseable for row in rows), sum(row.dead for row in rows))
 
 
 def _count_in(

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
-from infra.ledger.engine import Row, fetch_all, fetch_one, fetch_value, ledger_now, stream
+from infra.ledger.engine import Row, fetch_all, fetch_one, fetch_value, ledger_now, named, stream
 from infra.ledger.items import FINAL
 from infra.ledger.recovery import LaneKey
 from infra.ledger.runs import RunStatus, run_status
@@ -174,19 +174,7 @@ def mistakes(engine: sa.Engine, run_id: str, *, limit: int) -> Mistakes:
     """The judgements that went wrong: all counted, of each kind the `limit` gravest listed."""
     found = list(stream(engine, _MISTAKES, {"run_id": run_id, "limit": limit}, whole_run=True))
     listed = [
-        Mistake(
-            kind=Kind(row.kind),
-            item_id=row.item_id,
-            source=row.source,
-            category=row.category,
-            subcategory=row.subcategory,
-            truth=Label(row.truth) if row.truth else None,
-            p_unsafe=row.p_unsafe,
-            reason=row.reason,
-            question=row.question,
-            response=row.response,
-            raw=row.raw,
-        )
+        Mistake(**{**named(Mistake, row), "kind": Kind(row.kind), "truth": Label(row.truth) if row.truth else None})
         for row in found
     ]
     return Mistakes({Kind(row.kind): row.of_kind for row in found}, listed)
@@ -227,11 +215,7 @@ def pace(engine: sa.Engine, run_id: str, *, bars: int) -> Pace | None:
     if not rows:
         return None
     bar_s = rows[0].seconds / bars
-    found = [
-        Bar(row.bar * bar_s, row.settled, row.queue_p50_s, row.queue_p95_s, row.device_p50_s, row.device_p95_s)
-        for row in rows
-    ]
-    return Pace(bar_s, found)
+    return Pace(bar_s, [Bar(**named(Bar, row), begins_s=row.bar * bar_s) for row in rows])
 
 
 def workers(engine: sa.Engine, run_id: str) -> list[WorkerShare]:
@@ -297,20 +281,14 @@ def run_costs(engine: sa.Engine, *, tenant: str | None = None, since: datetime |
         """  # noqa: S608 - no user text in it
     )
     return [
-        RunCost(row.id, row.name, row.guard, row.lane, row.tenant, row.created_at, _cost(row))
+        RunCost(**named(RunCost, row), run_id=row.id, cost=_cost(row))
         for row in fetch_all(engine, statement, {"tenant": tenant, "since": since})
     ]
 
 
 def _cost(row: Row) -> Cost:
-    return Cost(
-        verdicts=row.verdicts,
-        measured=row.measured,
-        device_s=row.device_s,
-        prompt_tokens=row.prompt_tokens,
-        new_tokens=row.new_tokens,
-        devices=tuple(sorted(row.devices)),
-    )
+    figures = {name: row._mapping[name] for name in Cost.model_fields}
+    return Cost(**{**figures, "devices": tuple(sorted(row.devices))})
 
 
 def device_seconds(engine: sa.Engine, run_id: str) -> float:
@@ -490,15 +468,9 @@ def read_backlog(engine: sa.Engine, *, within_s: float | None = None) -> Backlog
         if within_s is not None:
             connection.execute(sa.text(f"SET LOCAL statement_timeout = {round(1000 * within_s)}"))
         found = connection.execute(_BACKLOG).one()
-    return Backlog(
-        now=found.now,
-        pending={
-            LaneKey(lane["guard"], Lane(lane["lane"])): PendingItems(lane["items"], lane["oldest_s"])
-            for lane in found.pending
-        },
-        runs=tuple(OpenRun.model_validate(run, strict=False) for run in found.runs),
-        dead_items=found.dead_items,
-        webhooks_pending=found.webhooks_pending,
-        webhooks_due=found.webhooks_due,
-        webhooks_due_s=found.webhooks_due_s,
-    )
+    pending = {
+        LaneKey(lane["guard"], Lane(lane["lane"])): PendingItems(lane["items"], lane["oldest_s"])
+        for lane in found.pending
+    }
+    runs = tuple(OpenRun.model_validate(run, strict=False) for run in found.runs)
+    return Backlog(**{**named(Backlog, found), "pending": pending, "runs": runs})

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from infra.errors import EndpointNotFoundError
-from infra.ledger.engine import Row, execute, fetch_all, fetch_value
+from infra.ledger.engine import Row, execute, fetch_all, fetch_value, named
 from infra.ledger.tables import outbox, webhook_endpoints, webhook_secrets
 from schemas.webhooks import Envelope, Event, HumanReview, JudgedItem
 
@@ -130,13 +130,9 @@ def take_due(engine: sa.Engine, *, limit: int, lease_s: float) -> list[Delivery]
     """Take due messages, each for at most `lease_s` seconds; other senders see none of them meanwhile."""
     return [
         Delivery(
-            row.id,
-            row.tenant,
-            row.endpoint_id,
-            row.endpoint_url or row.callback_url,
-            tuple(row.secrets),
-            row.body,
-            row.attempts,
+            **{**named(Delivery, row), "secrets": tuple(row.secrets)},
+            url=row.endpoint_url or row.callback_url,
+            attempt=row.attempts,
         )
         for row in fetch_all(engine, _TAKE, {"limit": limit, "lease_s": lease_s})
     ]
@@ -244,16 +240,7 @@ def endpoints(engine: sa.Engine, tenant: str | None = None) -> list[Endpoint]:
 
 
 def _endpoint(row: Row) -> Endpoint:
-    return Endpoint(
-        id=row.id,
-        tenant=row.tenant,
-        url=row.url,
-        secrets=tuple(row.secrets),
-        events=tuple(row.events),
-        created_at=row.created_at,
-        disabled_at=row.disabled_at,
-        reason=row.reason,
-    )
+    return Endpoint(**{**named(Endpoint, row), "secrets": tuple(row.secrets), "events": tuple(row.events)})
 
 
 def remove_endpoint(engine: sa.Engine, endpoint_id: str) -> None:

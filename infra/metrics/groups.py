@@ -193,8 +193,14 @@ def _mean_metric(name: str, sources: Sequence[_Measured]) -> Metric:
     n = sum(part.n for part in parts)
     values = [part.value for part in parts if part.value is not None]
     if not parts or len(values) < len(parts):
-        gaps = [(source.group.name, part.undefined) for source, part in zip(sources, parts, strict=True)]
-        return Metric(name=name, n=n, undefined=_gaps([(source, why) for source, why in gaps if why]))
+        # The sources that lack the metric, and the reason of the first.
+        reasons = [(source.group.name, part.undefined) for source, part in zip(sources, parts, strict=True)]
+        gaps = [(source, why) for source, why in reasons if why]
+        if not gaps:
+            return Metric(name=name, n=n, undefined=_NO_ROWS)
+        named = ", ".join(source or "the unnamed source" for source, _ in gaps[:3])
+        more = f" and {len(gaps) - 3} more" if len(gaps) > 3 else ""
+        return Metric(name=name, n=n, undefined=f"undefined for {named}{more}: {gaps[0][1]}")
     mean, bounds = fsum(values) / len(values), None
     if name == "auroc":
         known = [source.auroc_variance for source in sources if source.auroc_variance is not None]
@@ -211,15 +217,6 @@ def _mean(values: Sequence[float | None]) -> float | None:
     """The mean; undefined where one of the values is."""
     defined = [value for value in values if value is not None]
     return fsum(defined) / len(defined) if len(defined) == len(values) else None
-
-
-def _gaps(gaps: Sequence[tuple[str, str]]) -> str:
-    """Name the sources that lack a metric, and the reason of the first."""
-    if not gaps:
-        return _NO_ROWS
-    named = ", ".join(source or "the unnamed source" for source, _ in gaps[:3])
-    more = f" and {len(gaps) - 3} more" if len(gaps) > 3 else ""
-    return f"undefined for {named}{more}: {gaps[0][1]}"
 
 
 def _baseline(sources: Sequence[_Measured]) -> MetricGroup:

@@ -75,7 +75,12 @@ class Reconciler:
         if self._coordination.queues.verdicts_waiting() > _BEHIND_CHUNKS:
             recovery.restart_leases(connection)
         for key in recovery.lanes_with_pending(connection):
-            lost = self._lost(connection, key)
+            now = connection.scalar(NOW)  # before the queue is read: what is enqueued later is not overtaken
+            oldest = self._coordination.queues.oldest_enqueued_at(key.guard, key.lane)
+            held = self._coordination.leases.held(queue_of(key.guard, key.lane))
+            recovery.note_overtaken(connection, key, watermark=now if oldest is None else oldest, held=held)
+            lease_s = self._settings.live_lease_s if key.lane is Lane.LIVE else self._settings.bulk_lease_s
+            lost = recovery.overdue(connection, key, lease_s=lease_s)
             if lost:  # read only now: verdicts that still wait are as good as settled, and few by the rule above
                 judged = self._coordination.queues.judged()
                 missing = [chunk for chunk in lost if chunk.chunk_id not in judged]
@@ -91,14 +96,6 @@ class Reconciler:
             log.warning("reconciled", requeued=requeued, given_up=given_up)
         return Reconciled(requeued, given_up, len(unfinished))
 
-    def _lost(self, connection: sa.Connection, key: LaneKey) -> list[OverdueChunk]:
-        now = connection.scalar(NOW)  # before the queue is read: what is enqueued later is not overtaken
-        oldest = self._coordination.queues.oldest_enqueued_at(key.guard, key.lane)
-        held = self._coordination.leases.held(queue_of(key.guard, key.lane))
-        recovery.note_overtaken(connection, key, watermark=now if oldest is None else oldest, held=held)
-        lease_s = self._settings.live_lease_s if key.lane is Lane.LIVE else self._settings.bulk_lease_s
-        return recovery.overdue(connection, key, lease_s=lease_s)
-
     def _recover(
         self, connection: sa.Connection, key: LaneKey, lost: list[OverdueChunk], tally: Tally
     ) -> tuple[int, int]:
@@ -113,18 +110,15 @@ class Reconciler:
                 self._publisher.judge(again)
                 requeued += 1
         for run_id, chunk_nos in hopeless.items():
-            died = self._give_up(run_id, chunk_nos)
-            tally.add(counters.ITEMS_SETTLED, *key, Outcome.DEAD.value, counters.NO_LABEL, by=died)
+            reason = f"lost {self._settings.max_attempts} times between queue and verdict"
+            retention = self._settings.retention
+            settled = settlement.settle_dead(self._engine, run_id, chunk_nos, reason, retention=retention)
+            log.error("chunks_given_up", run=run_id, chunks=chunk_nos, items=settled.inserted)
+            self._coordination.notices.ended(run_id)
+            if settled.finished:
+                self._publisher.finalize(run_id)
+            tally.add(counters.ITEMS_SETTLED, *key, Outcome.DEAD.value, counters.NO_LABEL, by=settled.inserted)
         given_up = sum(map(len, hopeless.values()))
         tally.add(counters.RECONCILED, *key, counters.REQUEUED, by=requeued)
         tally.add(counters.RECONCILED, *key, counters.GIVEN_UP, by=given_up)
         return requeued, given_up
-
-    def _give_up(self, run_id: str, chunk_nos: list[int]) -> int:
-        reason = f"lost {self._settings.max_attempts} times between queue and verdict"
-        settled = settlement.settle_dead(self._engine, run_id, chunk_nos, reason, retention=self._settings.retention)
-        log.error("chunks_given_up", run=run_id, chunks=chunk_nos, items=settled.inserted)
-        self._coordination.notices.ended(run_id)
-        if settled.finished:
-            self._publisher.finalize(run_id)
-        return settled.inserted

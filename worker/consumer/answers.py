@@ -56,7 +56,9 @@ class AnswerCache:
         Raises:
             infra.errors.DeviceError: the device process did not come back in time.
         """
-        if not self._may_keep(request.kind):
+        # A generation is a text, a key is a hash of one.
+        whole, some = self._retention is Retention.FULL, self._retention is not Retention.NONE
+        if not (whole or (some and request.kind is not Kind.GENERATE)):
             return Answered.uncached(device.run(request))
         keys = keys_of(fingerprint, request)
         found = [unpack(value, request) for value in self._cache.get(keys)]
@@ -71,12 +73,6 @@ class AnswerCache:
             fresh={key: value for key, value in packed.items() if value is not None},
             share_s=result.share_s,
         )
-
-    def _may_keep(self, kind: Kind) -> bool:
-        """A generation is a text, a key is a hash of one."""
-        if self._retention is Retention.NONE:
-            return False
-        return kind is not Kind.GENERATE or self._retention is Retention.FULL
 
 
 def keys_of(fingerprint: Fingerprint, request: DeviceRequest) -> list[bytes]:

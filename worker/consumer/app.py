@@ -22,7 +22,7 @@ from infra import tracing
 from infra.broker.app import JUDGE, TRACEPARENT, make_app, queue_of, worker_queues
 from infra.broker.dead_letters import DeadLetters, dead_letter_consumer
 from infra.broker.queues import Unacked
-from infra.coordination.cache import Cache, open_cache
+from infra.coordination.cache import open_cache
 from infra.coordination.store import open_coordination
 from infra.errors import DeviceError
 from infra.log import configure_logging, get_logger
@@ -35,7 +35,6 @@ from worker.consumer.answers import AnswerCache
 from worker.consumer.deliveries import Deliveries
 from worker.consumer.tasks import Judge
 from worker.device.client import DeviceClient
-from worker.device.engines.base import EngineInfo
 from worker.guards.base import Guard
 from worker.guards.registry import load_guard
 
@@ -107,16 +106,6 @@ def _fingerprints_beside(device_socket: Path) -> Path:
     return device_socket.with_suffix(".fingerprints")
 
 
-def _open_cache(redis_url: str, settings: Settings, info: EngineInfo) -> Cache | None:
-    """The cache in front of this device; None where it is switched off, or where the model can change under its name.
-
-    A server's model is known by its name alone.
-    """
-    if not settings.cache_ttl_s or info.engine.startswith("openai"):
-        return None
-    return open_cache(redis_url, settings)
-
-
 def register_judge(app: Celery, judge: Judge, dead_letters: DeadLetters, queue: str) -> None:
     """Make `judge` the task that this consumer runs."""
 
@@ -145,7 +134,9 @@ def run_consumer(spec: ConsumerSpec, settings: Settings) -> None:
     fingerprints = fingerprints_of(guard, device)
     leave_fingerprints(Path(spec.device_socket), fingerprints)
     queue = queue_of(spec.guard, spec.lane)
-    cache = _open_cache(redis_url, settings, device.info)
+    # A server's model is known by its name alone, and can change under it.
+    cached = settings.cache_ttl_s and not device.info.engine.startswith("openai")
+    cache = open_cache(redis_url, settings) if cached else None
     deliveries = Deliveries(coordination, queue=queue, worker_id=spec.worker_id, cache=cache)
     judge = Judge(
         guard=guard,
@@ -181,7 +172,7 @@ def run_celery(
 ) -> None:
     """Consume queues with a pool of threads until SIGTERM; what cannot be read goes to the dead-letter queue."""
     app.conf.task_queues = worker_queues(*queues)
-    setup_logging.connect(_keep_our_logging, weak=False)
+    setup_logging.connect(lambda **_: None, weak=False)  # unless somebody answers, Celery configures logging itself
     warnings.simplefilter("ignore", SecurityWarning)  # it warns root of pickle, which is not accepted here
     worker = app.Worker(
         consumer_cls=dead_letter_consumer(dead_letters.put, unacked),
@@ -197,10 +188,6 @@ def run_celery(
         optimization="fair",
     )
     worker.start()
-
-
-def _keep_our_logging(**_: object) -> None:
-    """Celery configures logging itself unless somebody answers this signal."""
 
 
 def main() -> None:

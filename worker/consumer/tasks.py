@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final
 
 import structlog
 
@@ -35,14 +35,6 @@ _EXAMPLE_SETS: Final = 8
 _NO_NUMBER: Final = "the model's scores are not numbers (NaN): its arithmetic overflowed"
 
 log = get_logger(__name__)
-
-
-class _Rendered(NamedTuple):
-    """Prompts per item, why an item has none, and by which guard exactly they are asked."""
-
-    windows: list[list[PromptIds]]
-    refused: dict[int, str]
-    fingerprint: Fingerprint
 
 
 def _about(chunk: JudgeChunk) -> dict[str, str | int]:
@@ -117,6 +109,8 @@ class Judge:
             for item, item_prompts in zip(chunk.items, windows, strict=True)
         )
         device_s = time.perf_counter() - rendered
+        asked = [at for at, known in enumerate(answered.known) if not known]  # what was known before cost nothing
+        written = (answered.answers[at] for at in asked)
         judged = VerdictChunk(
             run_id=chunk.run_id,
             chunk_no=chunk.chunk_no,
@@ -126,46 +120,46 @@ class Judge:
             fingerprint=fingerprint,
             timings=Timings(queue_s=queue_s, render_s=rendered - started, device_s=device_s),
             verdicts=verdicts,
-            spent=self._spent(prompts, answered),
+            spent=Spent(
+                device=self._device_name,
+                device_s=answered.share_s * self._devices,
+                prompt_tokens=sum(len(prompts[at]) for at in asked),
+                new_tokens=sum(len(answer.ids) for answer in written if isinstance(answer, Generated)),
+            ),
         )
         return judged, answered.fresh
-
-    def _spent(self, prompts: Sequence[PromptIds], answered: Answered) -> Spent:
-        """What a chunk cost: nothing for what was known before."""
-        asked = [at for at, known in enumerate(answered.known) if not known]
-        written = (answered.answers[at] for at in asked)
-        return Spent(
-            device=self._device_name,
-            device_s=answered.share_s * self._devices,
-            prompt_tokens=sum(len(prompts[at]) for at in asked),
-            new_tokens=sum(len(answer.ids) for answer in written if isinstance(answer, Generated)),
-        )
 
     def _ask(self, chunk: JudgeChunk, prompts: list[PromptIds], fingerprint: Fingerprint, *, isolate: bool) -> Answered:
         if not prompts:
             return Answered.uncached(DeviceResult([]))
-        request = self._request(chunk, prompts, isolate=isolate)
+        guard = self._guard
+        request = DeviceRequest(Kind(chunk.mode.value), chunk.lane, prompts, iteration=chunk.iteration, isolate=isolate)
+        if chunk.mode is Mode.SCORE:
+            request = replace(request, labels=guard.label_ids)
+        elif chunk.mode is not Mode.CLASSIFY:
+            verdict_ids = guard.verdict_ids if chunk.verdict_only else ()
+            request = replace(
+                request, stop_ids=guard.stop_ids, max_new_tokens=guard.max_new_tokens, verdict_ids=verdict_ids
+            )
         if chunk.cache and self._cache is not None:
             return self._cache.run(self._device, request, fingerprint)
         return Answered.uncached(self._device.run(request))
 
-    def _render(self, chunk: JudgeChunk) -> _Rendered:
-        """The chunk's prompts, after its examples if it has some."""
-        fingerprint = self._fingerprints[chunk.mode]
-        if not chunk.examples:
-            return _Rendered(*self._prompts(self._guard, chunk), fingerprint)
-        try:
-            guard = self._with_examples(chunk.examples)
-        except GuardError as error:
-            log.warning("examples_refused", reason=str(error))
-            return _Rendered([[] for _ in chunk.items], {item.seq: str(error) for item in chunk.items}, fingerprint)
-        fingerprint = fingerprint.model_copy(update={"prompt": guard.prompt_digest})
-        return _Rendered(*self._prompts(guard, chunk), fingerprint)
+    def _render(self, chunk: JudgeChunk) -> tuple[list[list[PromptIds]], dict[int, str], Fingerprint]:
+        """Prompts per item, why an item has none, and by which guard exactly they are asked.
 
-    def _prompts(self, guard: Guard, chunk: JudgeChunk) -> tuple[list[list[PromptIds]], dict[int, str]]:
-        """Prompts per item, and why an item has none. One item that cannot be asked must not cost its neighbours."""
+        One item that cannot be asked must not cost its neighbours.
+        """
+        guard, fingerprint = self._guard, self._fingerprints[chunk.mode]
+        if chunk.examples:
+            try:
+                guard = self._with_examples(chunk.examples)
+            except GuardError as error:
+                log.warning("examples_refused", reason=str(error))
+                return [[] for _ in chunk.items], {item.seq: str(error) for item in chunk.items}, fingerprint
+            fingerprint = fingerprint.model_copy(update={"prompt": guard.prompt_digest})
         try:
-            return guard.render(chunk.items, chunk.mode), {}
+            return guard.render(chunk.items, chunk.mode), {}, fingerprint
         except GuardError as error:
             log.warning("chunk_rendered_singly", reason=str(error))
         windows: list[list[PromptIds]] = []
@@ -176,21 +170,7 @@ class Judge:
             except GuardError as error:
                 windows.append([])
                 refused[item.seq] = str(error)
-        return windows, refused
-
-    def _request(self, chunk: JudgeChunk, prompts: list[PromptIds], *, isolate: bool) -> DeviceRequest:
-        guard = self._guard
-        request = DeviceRequest(Kind(chunk.mode.value), chunk.lane, prompts, iteration=chunk.iteration, isolate=isolate)
-        if chunk.mode is Mode.SCORE:
-            return replace(request, labels=guard.label_ids)
-        if chunk.mode is Mode.CLASSIFY:
-            return request
-        return replace(
-            request,
-            stop_ids=guard.stop_ids,
-            max_new_tokens=guard.max_new_tokens,
-            verdict_ids=guard.verdict_ids if chunk.verdict_only else (),
-        )
+        return windows, refused, fingerprint
 
     def _read(self, item: ChunkItem, prompts: Sequence[PromptIds], answered: Sequence[tuple[Answer, bool]]) -> Verdict:
         """An item's verdict from its prompts' answers, each with whether it was known before."""
