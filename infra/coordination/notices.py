@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import redis
 from redis.client import PubSub
@@ -42,20 +42,16 @@ class Notices:
         """A subscription to what settles in a run: JSON lists of item numbers, empty when the run has ended."""
         channel: PubSub = self._redis.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
         channel.subscribe(self._channel(run_id))
-        try:
+        with closing(channel):
             yield channel
-        finally:
-            channel.close()
 
     @contextmanager
     def watching_all(self) -> Iterator[PubSub]:
         """A subscription to what settles in any run; `run_of` names the run."""
         channel: PubSub = self._redis.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
         channel.psubscribe(self._channel("*"))
-        try:
+        with closing(channel):
             yield channel
-        finally:
-            channel.close()
 
     def run_of(self, channel_name: str) -> str:
         """The run that a message of `watching_all` is about."""

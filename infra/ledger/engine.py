@@ -48,7 +48,8 @@ def open_ledger(database_url: str, *, pool_size: int = 4, wait_s: float = 0) -> 
         hide_parameters=True,  # an error's text goes to logs, and parameters are user text
         connect_args={"connect_timeout": 5, "keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3},
     )
-    sa.event.listen(engine, "connect", _send_lists_binary)
+    # Arrays in binary form: for the text form psycopg looks for quotes in every text, ten times the work.
+    sa.event.listen(engine, "connect", lambda made, _: made.adapters.register_dumper(list, ListBinaryDumper))
     _replace_dead_connections(engine)
     deadline = time.monotonic() + wait_s
     while True:
@@ -188,11 +189,6 @@ def _replace_dead_connections(engine: sa.Engine) -> None:
 
     sa.event.listen(engine, "checkin", note_use)
     sa.event.listen(engine, "checkout", check)
-
-
-def _send_lists_binary(connection: psycopg.Connection, _: object) -> None:
-    """Arrays in binary form: for the text form psycopg looks for quotes in every text, ten times the work."""
-    connection.adapters.register_dumper(list, ListBinaryDumper)
 
 
 def _parse(database_url: str) -> sa.URL:

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
-from infra.ledger.engine import Row, fetch_all, fetch_one, stream
+from infra.ledger.engine import Row, fetch_all, fetch_one, named, stream
 from infra.ledger.tables import items, verdicts
 from infra.metrics import Judged
 from schemas.items import Item, Label
@@ -284,12 +284,7 @@ def both_settled(
     values = {"run_id": first, "run_ids": [first, *later_stages], "second": second}
     for row in stream(engine, statement, values, whole_run=True):
         yield PairedVerdict(
-            seq=row.seq,
-            item_id=row.item_id,
-            source=row.source,
-            category=row.category,
-            truth=label_of(row.truth),
-            same_text=row.same_text,
+            **{**named(PairedVerdict, row), "truth": label_of(row.truth)},
             outcomes=(Outcome(row.outcome), Outcome(row.other_outcome)),
             labels=(label_of(row.label), label_of(row.other_label)),
             scores=(row.p_unsafe, row.other_p_unsafe),

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from infra.errors import LibraError, RunEndedError
 from infra.ledger import decisions
-from infra.ledger.engine import autocommit, execute
+from infra.ledger.engine import Row, autocommit, execute, named
 from infra.ledger.feed import append_to_feeds
 from infra.ledger.retention import scrub_settled
 from infra.ledger.runs import WAITS_FOR_NEXT_STAGE
@@ -51,7 +51,6 @@ class FingerprintMismatchError(LibraError):
 
 # The first statement of a settling transaction: makes the fingerprints known and locks the chunks, in the order of
 # their keys, so that two collectors with the same chunks never wait for each other in a circle.
-_OwnPlace = sa.Row[tuple[str, int, int, int, int, bool, str, str]]
 _LOCK_CHUNKS: Final = sa.text(
     """
     WITH known AS (
@@ -221,18 +220,8 @@ def _settle_together(engine: sa.Engine, chunks: Sequence[VerdictChunk], retentio
                 if any(submitted[place] for place in places):
                     append_to_feeds(connection, run_id, judged)
     return [
-        Settled(
-            inserted=row.inserted,
-            finished=finished.get(place, False),
-            guard=own[place].guard,
-            lane=own[place].lane,
-            scored=row.scored,
-            unsafe=row.unsafe,
-            unparseable=row.unparseable,
-            dead=row.dead,
-            cached=row.cached,
-        )
-        for place, row in enumerate(fresh)
+        Settled(**named(Settled, row), finished=finished.get(place, False), guard=chunk.guard, lane=chunk.lane)
+        for place, (chunk, row) in enumerate(zip(own, fresh, strict=True))
     ]
 
 
@@ -265,7 +254,7 @@ def settle_dead(
     return Settled(died.dead, bool(run.finished), run.guard, run.lane, dead=died.dead)
 
 
-def _lock(connection: sa.Connection, chunks: Sequence[VerdictChunk]) -> list[_OwnPlace]:
+def _lock(connection: sa.Connection, chunks: Sequence[VerdictChunk]) -> list[Row]:
     """Lock the chunks, and see that they hold the items they bring verdicts on.
 
     Gives of each its run's guard and lane, and whether some of its items were submitted through the gateway.

@@ -113,6 +113,9 @@ def measure(
         return [measured(path) for _, path in paths]
 
     sources = of_kind("source")
+    # A guard that calls everything unsafe is what any guard has to beat.
+    truths = [source.confusion for source in sources]
+    constant = [Confusion(tp=truth.tp + truth.fn, fp=truth.fp + truth.tn) for truth in truths]
     return (
         # Unweighted; undefined where it is undefined for one of the sources.
         MetricGroup(
@@ -122,7 +125,7 @@ def measure(
         measured(_ALL).group,
         *(part.group for part in of_kind("category")),
         *(part.group for part in of_kind("subcategory")),
-        _baseline(sources),
+        _average_of_counts("baseline", "constant unsafe", sources, constant),
         *([_loose(sources, disputed)] if disputed else []),
     )
 
@@ -217,13 +220,6 @@ def _mean(values: Sequence[float | None]) -> float | None:
     """The mean; undefined where one of the values is."""
     defined = [value for value in values if value is not None]
     return fsum(defined) / len(defined) if len(defined) == len(values) else None
-
-
-def _baseline(sources: Sequence[_Measured]) -> MetricGroup:
-    """The average of a guard that calls everything unsafe: what any guard has to beat."""
-    truths = [source.confusion for source in sources]
-    constant = [Confusion(tp=truth.tp + truth.fn, fp=truth.fp + truth.tn) for truth in truths]
-    return _average_of_counts("baseline", "constant unsafe", sources, constant)
 
 
 def _loose(sources: Sequence[_Measured], disputed: Mapping[tuple[str, Label | None], int]) -> MetricGroup:

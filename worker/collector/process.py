@@ -11,7 +11,6 @@ from celery.worker import state as celery_state
 from infra import tracing
 from infra.broker.app import FINALIZE, FINALIZING, SETTLE, TRACEPARENT, VERDICTS, make_app
 from infra.coordination.presence import announced
-from infra.coordination.store import CoordinationStore
 from infra.log import get_logger
 from infra.servers.services import Services
 from schemas.messages import MessageError
@@ -41,7 +40,25 @@ def run_collector(services: Services) -> None:
         retention=settings.retention,
         stopping=lambda: bool(celery_state.should_stop or celery_state.should_terminate),
     )
-    _register(app, collector, coordination)
+
+    @app.task(name=SETTLE, bind=True)  # type: ignore[untyped-decorator]
+    def settle(task: Task, body: str) -> None:
+        try:
+            with tracing.following(task.request.get(TRACEPARENT)):
+                collector.settle(body)
+        except MessageError as error:
+            log.error("verdicts_parked", reason=str(error))
+            coordination.dead_letters.put(VERDICTS, str(error), body)
+        except ShuttingDownError as error:
+            raise Reject(str(error), requeue=True) from error
+
+    @app.task(name=FINALIZE)  # type: ignore[untyped-decorator]
+    def finalize(run_id: str) -> None:
+        try:
+            collector.finalize(run_id)
+        except ShuttingDownError as error:
+            raise Reject(str(error), requeue=True) from error
+
     stop = threading.Event()
     with announced(coordination.presence, "collector") as worker_id:
         reconciler = Reconciler(engine, coordination, publisher, settings)
@@ -62,23 +79,3 @@ def without_record(app: Celery) -> None:
     (docs/decisions/0031).
     """
     app.conf.broker_transport_options = {**app.conf.broker_transport_options, "ack_emulation": False}
-
-
-def _register(app: Celery, collector: Collector, coordination: CoordinationStore) -> None:
-    @app.task(name=SETTLE, bind=True)  # type: ignore[untyped-decorator]
-    def settle(task: Task, body: str) -> None:
-        try:
-            with tracing.following(task.request.get(TRACEPARENT)):
-                collector.settle(body)
-        except MessageError as error:
-            log.error("verdicts_parked", reason=str(error))
-            coordination.dead_letters.put(VERDICTS, str(error), body)
-        except ShuttingDownError as error:
-            raise Reject(str(error), requeue=True) from error
-
-    @app.task(name=FINALIZE)  # type: ignore[untyped-decorator]
-    def finalize(run_id: str) -> None:
-        try:
-            collector.finalize(run_id)
-        except ShuttingDownError as error:
-            raise Reject(str(error), requeue=True) from error
