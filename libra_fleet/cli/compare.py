@@ -30,7 +30,7 @@ from libra_fleet.cli.options import (
     seed_option,
     takes_fleet,
 )
-from libra_fleet.cli.run import Checked, checked, follow
+from libra_fleet.cli.run import checked, follow
 from libra_fleet.cli.show import out, pages, print_json, save_page, say, writable
 from producer.report.comparison import (
     COLUMNS,
@@ -45,7 +45,7 @@ from producer.report.comparison import (
 )
 from producer.report.view import average, figure, printable
 from schemas.guards import Mode
-from schemas.runs import RunReport, RunSpec
+from schemas.runs import RunReport
 
 _EXAMPLES_SHOWN: Final = 10
 _MODES: Final = (Mode.SCORE, Mode.GENERATE)
@@ -188,9 +188,6 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     return table
 
 
-# Two modes of one guard
-
-
 @click.command()
 @click.argument("source")
 @guard_option
@@ -220,7 +217,20 @@ def parity(
         raise UsageError(f"{guard.name} has not both modes, score and generate")
     specs = [guard.spec(mode, source, limit=limit, seed=seed) for mode in _MODES]
     with connected() as found, checked(source, specs[0]) as data:
-        reports = _judged_in_both_modes(found, specs, data, fleet)
+        found.coordination  # noqa: B018 - servers that cannot be reached are said before anything starts
+        found.engine  # noqa: B018
+        reports = []
+        with fleet_for(found, specs[0], fleet) as fleet_lives:  # one fleet judges both runs, one after the other
+            for spec in specs:
+                run_id = intake.new_run_id()
+                with detaching(found, run_id, fleet_lives) as check:
+                    intake.create_run(found.engine, spec, run_id=run_id)
+                    say(f"run {run_id} in mode {spec.mode}")
+                    follow(found, run_id, spec, check, data=data, total_items=data.validation.valid)
+                report = stored_report(found.engine, run_id)
+                if report is None:
+                    raise RunError(f"run {run_id} ended without a report")
+                reports.append(report)
         score_run, generate_run = (report.run_id for report in reports)
         compared = Parity.of(both_settled(found.engine, score_run, generate_run))
         ids = [row.item_id for row in compared.examples]
@@ -256,27 +266,6 @@ def parity(
         _show_parity(compared, reports, examples)
     if require is not None and compared.agreement < require:
         raise RunError(f"score and generate agree on {compared.agreement:.4f} of the items, below {require:g}")
-
-
-def _judged_in_both_modes(
-    found: Services, specs: list[RunSpec], data: Checked, choice: LocalFleetOptions
-) -> list[RunReport]:
-    """The reports of both runs, which one fleet judges one after the other."""
-    reports = []
-    found.coordination  # noqa: B018 - servers that cannot be reached are said before anything starts
-    found.engine  # noqa: B018
-    with fleet_for(found, specs[0], choice) as fleet_lives:
-        for spec in specs:
-            run_id = intake.new_run_id()
-            with detaching(found, run_id, fleet_lives) as check:
-                intake.create_run(found.engine, spec, run_id=run_id)
-                say(f"run {run_id} in mode {spec.mode}")
-                follow(found, run_id, spec, check, data=data, total_items=data.validation.valid)
-            report = stored_report(found.engine, run_id)
-            if report is None:
-                raise RunError(f"run {run_id} ended without a report")
-            reports.append(report)
-    return reports
 
 
 def _show_parity(compared: Parity, reports: list[RunReport], examples: list[dict[str, object]]) -> None:

@@ -30,11 +30,7 @@ SERVERS_WAIT_S: Final = 3.0
 
 @contextmanager
 def connected() -> Iterator[Services]:
-    """Open the servers for a command that a person waits for.
-
-    Raises:
-        ServerError: one of them cannot be reached, or went away meanwhile.
-    """
+    """Open the servers for a command that a person waits for; one that is or goes away is a ServerError."""
     settings = load_settings()
     if "wait_for_servers_s" not in settings.model_fields_set:
         settings = settings.model_copy(update={"wait_for_servers_s": SERVERS_WAIT_S})
@@ -56,10 +52,7 @@ def fleet_for(
     needed: bool = True,
     worker_options: Sequence[str] = (),
 ) -> Iterator[Callable[[], None]]:
-    """A local fleet where one is wanted, or a hint where a worker is missing; yields a check on the fleet.
-
-    A cascade has a worker for each of its guards.
-    """
+    """A local fleet where one is wanted, or a hint where a worker is missing; yields a check on the fleet."""
     guards = [GuardChoice(spec.guard, spec.checkpoint), *(GuardChoice(s.guard, s.checkpoint) for s in spec.stages)]
     is_local = needed and (choice.local or (choice.local is None and found.embedded))
     with ExitStack() as stack:

@@ -117,9 +117,6 @@ def _show(first: str, rows: Iterable[tuple[tuple[str, str], Cost]], price: float
     say(_SHARED)
 
 
-# The devices that a rate needs
-
-
 class _Measured(NamedTuple):
     """Items that one busy device judged in a second, by one run."""
 

@@ -168,7 +168,8 @@ def queries(*, folder: Path, per_combination: int, **chosen: Any) -> None:
 
     By a generative model over the fleet if one is given, else by the built-in grammar.
     """
-    _at_most_one(chosen, "one --generator writes the queries; several answer them in `libra data curate responses`")
+    if len(chosen["generators"]) > 1:
+        raise UsageError("one --generator writes the queries; several answer them in `libra data curate responses`")
     source = partial(rows_of, folder, "combinations")
 
     def make(generators: dict[Generator, Texts]) -> Iterable[Row]:
@@ -201,7 +202,8 @@ def queries(*, folder: Path, per_combination: int, **chosen: Any) -> None:
 @_takes_generators("generator=CHECKPOINT")
 def augment(*, folder: Path, variants: int, similarity: float, seed: int, **chosen: Any) -> None:
     """Reword and disguise queries, then leave out near-duplicates; a generator, if one is given, rewords each too."""
-    _at_most_one(chosen, "one --generator rewords the queries")
+    if len(chosen["generators"]) > 1:
+        raise UsageError("one --generator rewords the queries")
 
     def make(generators: dict[Generator, Texts]) -> Iterable[Row]:
         rows = rows_of(folder, "queries")
@@ -307,11 +309,6 @@ def select(
         say(f"  {reason}: {count:,}")
 
 
-def _at_most_one(chosen: dict[str, Any], problem: str) -> None:
-    if len(chosen["generators"]) > 1:
-        raise UsageError(problem)
-
-
 def _generate(
     folder: Path,
     stage: str,
@@ -369,10 +366,7 @@ def _ask(
     mode: Mode | None = None,
     worker_options: Sequence[str] = (),
 ) -> str:
-    """The id of an ended run in which the guard answered all items; they are read twice.
-
-    A run of this name that is there already is followed, not repeated.
-    """
+    """The id of an ended run, new or known by its name, in which the guard answered all items; they are read twice."""
     spec = guard.spec(mode or mode_for(guard, None), "curate", lane=Lane.BULK)
     count, name = run_name(spec, items())
     known = find_run(found.engine, name)

@@ -99,10 +99,7 @@ def drill(
 def _servers(
     settings: Settings, state_dir: Path | None, *, on_configured: bool
 ) -> Iterator[tuple[Services, Path, Path | None]]:
-    """Servers that hold nothing else, a folder for logs and data, and the state folder of servers of our own.
-
-    On configured servers the drill has a namespace and a database of its own, which are gone afterwards.
-    """
+    """Servers that hold nothing else, a folder for logs and data, and the state folder of servers of our own."""
     with tempfile.TemporaryDirectory(prefix="libra-drill-") as temporary:
         folder = state_dir or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import groupby, islice
 from pathlib import Path
-from typing import IO, Any, Final, TypeVar
+from typing import IO, Any, Final
 
 import click
 
@@ -38,7 +38,6 @@ from schemas.verdicts import Outcome, Timings, Verdict
 _ROW_GROUP: Final = 5_000
 _CHUNK_ITEMS: Final = 64
 
-T = TypeVar("T")
 Row = dict[str, Any]
 
 
@@ -146,9 +145,9 @@ def _parquet_writer() -> Callable[[Iterable[Row], IO[bytes]], int]:
     )
 
     def write(rows: Iterable[Row], sink: IO[bytes]) -> int:
-        written = 0
+        written, remaining = 0, iter(rows)
         with parquet.ParquetWriter(sink, schema, compression="zstd") as writer:
-            for rows_of_group in _batches(rows, _ROW_GROUP):
+            while rows_of_group := list(islice(remaining, _ROW_GROUP)):
                 writer.write_table(pa.Table.from_pylist(rows_of_group, schema=schema))
                 written += len(rows_of_group)
         return written
@@ -177,7 +176,7 @@ def import_(*, results: Path, guard: str, name: str | None, report_options: Repo
     with connected() as found:
         run_id = intake.create_run(found.engine, spec, name=name)
         rows = (_result(record) for record in raw_records(str(results)) if isinstance(record, RawRecord))
-        for batch in _batches(rows, _CHUNK_ITEMS):  # nothing is queued, and nothing is left to be found lost
+        while batch := list(islice(rows, _CHUNK_ITEMS)):  # nothing is queued, and nothing is left to be found lost
             (chunk,) = intake.accept(found.engine, run_id, spec, [[item for item, _ in batch]])
             verdicts = []
             for item, (_, critic) in zip(chunk.items, batch, strict=True):
@@ -205,8 +204,3 @@ def _result(record: RawRecord) -> tuple[Item, str]:
     if not isinstance(critic, str):
         raise RowError("no text in the field critic")
     return record.item(), critic
-
-
-def _batches(rows: Iterable[T], size: int) -> Iterator[list[T]]:
-    remaining = iter(rows)
-    return iter(lambda: list(islice(remaining, size)), [])

@@ -86,9 +86,6 @@ class ReportOptions(NamedTuple):
     fail_under: tuple[QualityGate, ...] = ()
 
 
-# Values
-
-
 def guard_named(value: str) -> GuardChoice:
     """The guard that NAME or NAME=CHECKPOINT stands for."""
     name, _equals, checkpoint = value.partition("=")
@@ -232,9 +229,6 @@ def _name(_: click.Context, __: click.Parameter, value: str | None) -> str | Non
     if value is None or (0 < len(value) <= _LONGEST_NAME and value.isprintable() and value == value.strip()):
         return value
     raise click.BadParameter(f"1 to {_LONGEST_NAME} printable characters, no space at either end")
-
-
-# Options
 
 
 def stacked(command: Command[R], *options: Callable[[Command[R]], Command[R]]) -> Command[R]:

@@ -21,7 +21,6 @@ from producer.policies import read_policy
 from schemas.policy import Action, Decision, Policy, decide
 
 _EXAMPLES: Final = 3
-_SAMPLE: Final = 1_000
 
 
 @dataclass

@@ -1,7 +1,4 @@
-"""Judging stored items again: by another guard as child runs, or the dead items of a run once more.
-
-What was decided stays as it is.
-"""
+"""Judging stored items again: by another guard as child runs, or the dead items of a run once more."""
 
 from __future__ import annotations
 

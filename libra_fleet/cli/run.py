@@ -216,14 +216,10 @@ def report(
 ) -> None:
     """Print the report of a run that has ended, and write it as a page."""
     with connected() as found:
-        if against:
-            stored = _against(found, run, against)
-        else:
-            status = run_status(found.engine, run)
-            ended = report_of(found, status.id)
-            if ended is None:
-                raise UsageError(f"run {status.name} is {status.state}: its report comes when it has ended")
-            stored = ended
+        status = run_status(found.engine, run)
+        stored = _against(found, run, against) if against else report_of(found, status.id)
+        if stored is None:
+            raise UsageError(f"run {status.name} is {status.state}: its report comes when it has ended")
         price = found.settings.price_per_device_hour if price_per_device_hour is None else price_per_device_hour
         print_report(stored, as_json=as_json, price_per_device_hour=price)
         if html:
@@ -355,12 +351,7 @@ class Checked(NamedTuple):
     validation: Validation
 
     def feed(self, found: Services, run_id: str, spec: RunSpec, check: Callable[[], None]) -> None:
-        """Submit what the run does not hold yet, then seal it; `check` may raise to stop in between.
-
-        Raises:
-            RunError: the run was cancelled meanwhile, or is sealed and lacks items.
-            DataError: the run holds an item with another content, or items that are not in the data set.
-        """
+        """Submit what the run does not hold yet, then seal it; `check` may raise to stop in between."""
         submit_items(found, run_id, spec, (row.item for row in valid_items(self.dataset, self.validation)), check=check)
         held = run_status(found.engine, run_id).counts.accepted
         if held != self.validation.valid:

@@ -62,7 +62,17 @@ def up(*, guard: GuardChoice, devices: str, port: int, no_gateway: bool) -> None
                     raise UsageError(taken) from error
         if not no_gateway and not with_gateway:
             say("no gateway: pip install 'libra-fleet[gateway]' brings it")
-        parts = _parts(found, guard, devices, port if with_gateway else None)
+        # In the order of the screen; work stops where it comes in, then where it is done, then is settled.
+        parts = [
+            collector_process(found),
+            worker_process(found, guard.name, "--devices", devices, checkpoint=guard.checkpoint),
+        ]
+        if with_gateway:
+            named = f"{guard.name}={guard.checkpoint}" if guard.checkpoint else guard.name
+            command = ["gateway", "--host", _HOST, "--port", str(port), "--guard", named, "--no-local"]
+            parts.append(fleet_process(found, "gateway", command, stage=0))
+            if _installed("httpx2"):
+                parts.append(fleet_process(found, "webhooks", ["webhooks", "send"], stage=2))
         _Up(found, parts, guard.name, address).run()
 
 
@@ -139,21 +149,6 @@ class _Up:
         self._notes.append(f"{datetime.now(UTC):%H:%M:%S} {what}")
         if self._live is None:
             say(what)
-
-
-def _parts(found: Services, guard: GuardChoice, devices: str, port: int | None) -> list[FleetProcess]:
-    """The parts in the order of the screen; work stops where it comes in, then where it is done, then is settled."""
-    parts = [
-        collector_process(found),
-        worker_process(found, guard.name, "--devices", devices, checkpoint=guard.checkpoint),
-    ]
-    if port is not None:
-        named = f"{guard.name}={guard.checkpoint}" if guard.checkpoint else guard.name
-        command = ["gateway", "--host", _HOST, "--port", str(port), "--guard", named, "--no-local"]
-        parts.append(fleet_process(found, "gateway", command, stage=0))
-        if _installed("httpx2"):
-            parts.append(fleet_process(found, "webhooks", ["webhooks", "send"], stage=2))
-    return parts
 
 
 def _installed(*modules: str) -> bool:

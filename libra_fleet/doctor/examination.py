@@ -87,15 +87,12 @@ def _examine_servers(services: Services) -> Iterator[Finding]:
 
 
 def check_settings(settings: Settings, slowest_chunk_s: float | None = None) -> Iterator[Finding]:
-    """Findings on settings that contradict each other, or the slowest chunk of the last day (seconds; None: unknown).
-
-    Each of them is allowed by itself.
-    """
-    found = [*_contradictions(settings), *_too_short(settings, slowest_chunk_s or 0.0)]
+    """Findings on settings that contradict each other or the slowest chunk of the last day (seconds; None: unknown)."""
+    found = list(_contradictions(settings, slowest_chunk_s or 0.0))
     yield from found or [good("settings", "no two of them contradict each other")]
 
 
-def _contradictions(settings: Settings) -> Iterator[Finding]:
+def _contradictions(settings: Settings, slowest_chunk_s: float) -> Iterator[Finding]:
     if settings.visibility_timeout_s <= settings.batch_deadline_s:
         yield error(
             "settings",
@@ -129,9 +126,6 @@ def _contradictions(settings: Settings) -> Iterator[Finding]:
             why="an overloaded gateway answers every request with 202 long before it answers one with 429",
             do=f"LIBRA_LIVE_HIGH_WATER_AGE_S={settings.gateway_wait_s / 2:g}",
         )
-
-
-def _too_short(settings: Settings, slowest_chunk_s: float) -> Iterator[Finding]:
     for name, seconds, why in (
         ("VISIBILITY_TIMEOUT", settings.visibility_timeout_s, "Celery delivers such a chunk again while it is judged"),
         ("BULK_LEASE", settings.bulk_lease_s, "if Redis loses its data, such a chunk counts as lost and is run twice"),

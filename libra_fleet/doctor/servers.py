@@ -51,18 +51,7 @@ def check_redis(client: redis.Redis) -> Iterator[Finding]:
         )
     if near_s > _NEAR_S:
         yield _far("redis latency", name, near_s)
-    yield from _redis_settings(client, name)
-    used, limit = int(facts.get("used_memory", 0)), int(facts.get("maxmemory", 0))
-    if limit and used / limit > _FULL:
-        yield warning(
-            "redis memory",
-            f"{name} uses {used / limit:.0%} of its {limit / 2**20:,.0f} MiB",
-            why="once it is full, all producers wait",
-            do="give it more memory, or lower LIBRA_HIGH_WATER_CHUNKS and LIBRA_CACHE_TTL_S",
-        )
-
-
-def _redis_settings(client: redis.Redis, name: str) -> Iterator[Finding]:
+    settings: dict[str, str] | None = None
     try:
         settings = cast("dict[str, str]", client.config_get("maxmemory-policy", "appendonly"))
     except redis.ResponseError:
@@ -72,8 +61,7 @@ def _redis_settings(client: redis.Redis, name: str) -> Iterator[Finding]:
             why="an eviction policy other than noeviction drops queued chunks silently",
             do="check in your provider's console that maxmemory-policy is noeviction and appendonly is on",
         )
-        return
-    if (policy := settings.get("maxmemory-policy")) != "noeviction":
+    if settings is not None and (policy := settings.get("maxmemory-policy")) != "noeviction":
         yield error(
             "redis eviction",
             f"maxmemory-policy is {policy}",
@@ -81,12 +69,20 @@ def _redis_settings(client: redis.Redis, name: str) -> Iterator[Finding]:
             "after a lease",
             do="redis-cli CONFIG SET maxmemory-policy noeviction (and in redis.conf)",
         )
-    if settings.get("appendonly") != "yes":
+    if settings is not None and settings.get("appendonly") != "yes":
         yield warning(
             "redis persistence",
             "appendonly is off",
             why="a restart empties the queues; the reconciler fills them again from the ledger after a lease",
             do="redis-cli CONFIG SET appendonly yes (and in redis.conf: appendfsync everysec)",
+        )
+    used, limit = int(facts.get("used_memory", 0)), int(facts.get("maxmemory", 0))
+    if limit and used / limit > _FULL:
+        yield warning(
+            "redis memory",
+            f"{name} uses {used / limit:.0%} of its {limit / 2**20:,.0f} MiB",
+            why="once it is full, all producers wait",
+            do="give it more memory, or lower LIBRA_HIGH_WATER_CHUNKS and LIBRA_CACHE_TTL_S",
         )
 
 

@@ -77,10 +77,7 @@ class DrillOptions:
 
 
 class Drill:
-    """One drill on servers that hold nothing else. Use it from one thread, which must outlive it.
-
-    `state_dir`: of the embedded servers, where the drill may kill them.
-    """
+    """One drill on servers that hold nothing else. Use it from one thread, which must outlive it."""
 
     def __init__(
         self,

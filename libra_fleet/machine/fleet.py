@@ -83,10 +83,7 @@ def worker_process(services: Services, guard: str, *options: str, checkpoint: st
 
 @dataclass
 class MachineFleet:
-    """Keeps the parts running, from one thread that lives as long as they should.
-
-    A part that another process does already is left to that one.
-    """
+    """Keeps the parts running that no other process does, from one thread that lives as long as they should."""
 
     services: Services
     parts: Sequence[FleetProcess]
@@ -100,13 +97,7 @@ class MachineFleet:
     """A process of another machine does a part as well as one of this machine."""
 
     def poll(self, announced: Iterable[Announcement]) -> None:
-        """Start what does not run and is due; see which parts are ready.
-
-        Raises:
-            UsageError: a process ended because of its options.
-            GuardError: the guard cannot be loaded.
-            DeviceError: a process ended that is not to be started again.
-        """
+        """Start what does not run and is due; see which parts are ready."""
         announced = list(announced)
         for part in self.parts:
             if (code := part.process.reap()) is not None:
