@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from infra.broker.app import queue_of
 from infra.coordination.store import CoordinationStore
@@ -82,14 +82,25 @@ class DeviceProcess:
         stdout = self.process.stdout
         if stdout is None:
             return
+        deadline = time.monotonic() + timeout_s
+        line = b""
         try:
-            line = _first_line(stdout, timeout_s)
+            with selectors.DefaultSelector() as selector:
+                selector.register(stdout, selectors.EVENT_READ)
+                while not line.endswith(b"\n"):
+                    if not selector.select(max(0.0, deadline - time.monotonic())):
+                        self.kill()
+                        raise DeviceError(
+                            f"the device process of {self._spec.guard} was not ready after {timeout_s:g} s"
+                        )
+                    # Not the buffered reader: it would wait for more than there is.
+                    piece = os.read(stdout.fileno(), 4096)
+                    if not piece:
+                        break
+                    line += piece
         finally:
             stdout.close()
             self.process.stdout = None
-        if line is None:
-            self.kill()
-            raise DeviceError(f"the device process of {self._spec.guard} was not ready after {timeout_s:g} s")
         report: dict[str, Any] = json.loads(line or "{}")
         if report.get("ready"):
             return
@@ -110,23 +121,6 @@ class DeviceProcess:
         """End it at once (SIGKILL) and reap it."""
         self.process.kill()
         self.process.wait()
-
-
-def _first_line(stream: IO[bytes], timeout_s: float) -> bytes | None:
-    """The first line, what came before the end if there was none, or None after the timeout."""
-    deadline = time.monotonic() + timeout_s
-    line = b""
-    with selectors.DefaultSelector() as selector:
-        selector.register(stream, selectors.EVENT_READ)
-        while not line.endswith(b"\n"):
-            if not selector.select(max(0.0, deadline - time.monotonic())):
-                return None
-            # Not the buffered reader: it would wait for more than there is.
-            piece = os.read(stream.fileno(), 4096)
-            if not piece:
-                return line
-            line += piece
-    return line
 
 
 class _Device:
@@ -329,14 +323,9 @@ def run_worker(
     devices: Sequence[str],
     spec: DeviceSpec,
 ) -> None:
-    """Keep one device process and two consumers per entry of `devices` running until stopped.
+    """Keep one device process and two consumers per entry of `devices` (see `choose_devices`) running until stopped.
 
-    Args:
-        settings: drain time, threads and the rest.
-        coordination: where the worker announces itself.
-        environment: tells the consumers their servers.
-        devices: device groups, from `choose_devices`.
-        spec: what every device process is told; its paths and device are filled in here.
+    `environment` tells the consumers their servers; the paths and the device of `spec` are filled in here.
 
     Raises:
         DeviceError: a device process cannot load its model, or something died too often in a row.
@@ -405,11 +394,8 @@ def choose_devices(
 ) -> list[str]:
     """Device groups from `all`, `cpu` or a list such as `0,1`; each group is "cpu" or CUDA indexes ("0,1").
 
-    Args:
-        wanted: what the user asked for; `all` means every CUDA device, or the CPU where there is none.
-        per_worker: CUDA devices that one model is spread over.
-        visible: CUDA_VISIBLE_DEVICES, which limits `all`.
-        cuda: the CUDA devices; None: nvidia-smi is asked where that matters.
+    `all` means every CUDA device that `visible` (CUDA_VISIBLE_DEVICES) leaves, or the CPU where there is none. One
+    model is spread over `per_worker` of them. Without `cuda` nvidia-smi is asked, where that matters.
 
     Raises:
         UsageError: not a device list, or not divisible by `per_worker`.

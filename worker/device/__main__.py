@@ -23,7 +23,7 @@ from schemas.guards import Mode
 from schemas.messages import ChunkItem
 from worker.device.engines.base import DeviceLost, Engine, LoadOptions
 from worker.device.server import serve
-from worker.device.spec import DeviceSpec, ServerSpec
+from worker.device.spec import DeviceSpec
 
 log = get_logger("worker.device")
 
@@ -82,7 +82,20 @@ def load_engine(spec: DeviceSpec, budgets_folder: Path | None = None) -> Engine:
     from worker.guards.registry import load_guard, resolve_checkpoint  # noqa: PLC0415
 
     if spec.server is not None:
-        return _on_server(spec, spec.server)
+        from worker.device.engines.openai import connect  # noqa: PLC0415
+
+        guard = load_guard(spec.guard, spec.location, weights=False)
+        if Mode.CLASSIFY in guard.modes:
+            raise GuardError(f"{spec.guard} is a classifier, which no completions server runs")
+        mode = Mode.SCORE if Mode.SCORE in guard.modes else Mode.GENERATE
+        return connect(
+            spec.server,
+            resolve_checkpoint(spec.guard, spec.location, weights=False),
+            probe=guard.render([_PROBE], mode)[0][0],
+            labels=guard.label_ids,
+            max_batch_tokens=spec.max_batch_tokens,
+            max_batch_items=spec.max_batch_items,
+        )
     card = GUARDS.get(spec.guard)
     if card and card.needs_remote_code and not (spec.trust_remote_code or spec.location):
         raise GuardError(f"{card.name} brings its own code, which is not run without --trust-remote-code ({card.note})")
@@ -113,24 +126,6 @@ def load_engine(spec: DeviceSpec, budgets_folder: Path | None = None) -> Engine:
         deterministic=spec.deterministic,
         budgets=BudgetBook(budgets_folder) if budgets_folder else None,
         **options,
-    )
-
-
-def _on_server(spec: DeviceSpec, server: ServerSpec) -> Engine:
-    from worker.device.engines.openai import connect  # noqa: PLC0415 - one engine per process
-    from worker.guards.registry import load_guard, resolve_checkpoint  # noqa: PLC0415
-
-    guard = load_guard(spec.guard, spec.location, weights=False)
-    if Mode.CLASSIFY in guard.modes:
-        raise GuardError(f"{spec.guard} is a classifier, which no completions server runs")
-    mode = Mode.SCORE if Mode.SCORE in guard.modes else Mode.GENERATE
-    return connect(
-        server,
-        resolve_checkpoint(spec.guard, spec.location, weights=False),
-        probe=guard.render([_PROBE], mode)[0][0],
-        labels=guard.label_ids,
-        max_batch_tokens=spec.max_batch_tokens,
-        max_batch_items=spec.max_batch_items,
     )
 
 

@@ -20,7 +20,7 @@ from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Final, Generic, TypeVar
 
 from schemas.messages import Lane
 
@@ -118,9 +118,30 @@ class Waiting(Generic[T]):
         if anchor.lane is Lane.BULK and bulk_cut_tokens is not None:
             max_tokens = min(max_tokens, bulk_cut_tokens)
         queue = self._by_length[anchor.lane, anchor.key]
-        bounds = _Bounds(max_tokens, max_items, self._packs)
-        start, stop = _nearest(queue, (anchor.tokens, anchor.ticket), bounds)
+        start, stop = self._nearest(queue, (anchor.tokens, anchor.ticket), max_tokens, max_items)
         return self._cut(anchor.lane, anchor.key, start, stop)
+
+    def _nearest(
+        self, queue: list[tuple[int, int]], anchor: tuple[int, int], max_tokens: int, max_items: int
+    ) -> tuple[int, int]:
+        """The slice of a queue sorted by length around the anchor that fits, grown from the nearest in length."""
+        start = bisect_left(queue, anchor)
+        stop, total = start + 1, anchor[0]
+        # One entry more each time.
+        for count in range(2, max_items + 1):
+            shorter = queue[start - 1][0] if start > 0 else None
+            longer = queue[stop][0] if stop < len(queue) else None
+            if shorter is not None and (total + shorter if self._packs else count * queue[stop - 1][0]) > max_tokens:
+                shorter = None
+            if longer is not None and (total + longer if self._packs else count * longer) > max_tokens:
+                longer = None
+            if shorter is not None and (longer is None or anchor[0] - shorter <= longer - anchor[0]):
+                start, total = start - 1, total + shorter
+            elif longer is not None:
+                stop, total = stop + 1, total + longer
+            else:
+                break
+        return start, stop
 
     def _oldest(self, lane: Lane) -> Entry[T] | None:
         arrivals = self._arrivals[lane]
@@ -142,34 +163,3 @@ class Waiting(Generic[T]):
         if not queue:
             del self._by_length[lane, key]
         return taken
-
-
-class _Bounds(NamedTuple):
-    """The limits on a batch."""
-
-    tokens: int
-    items: int
-    packs: bool
-
-    def hold(self, count: int, longest: int, total: int) -> bool:
-        return count <= self.items and (total if self.packs else count * longest) <= self.tokens
-
-
-def _nearest(queue: list[tuple[int, int]], anchor: tuple[int, int], bounds: _Bounds) -> tuple[int, int]:
-    """The slice of a queue sorted by length around the anchor that fits, grown from the nearest in length."""
-    start = bisect_left(queue, anchor)
-    stop, total = start + 1, anchor[0]
-    while True:
-        count, longest = stop - start + 1, queue[stop - 1][0]
-        shorter = queue[start - 1][0] if start > 0 else None
-        longer = queue[stop][0] if stop < len(queue) else None
-        shorter_fits = shorter is not None and bounds.hold(count, longest, total + shorter)
-        longer_fits = longer is not None and bounds.hold(count, longer, total + longer)
-        if shorter is not None and longer is not None and shorter_fits and longer_fits:
-            shorter_fits = anchor[0] - shorter <= longer - anchor[0]
-        if shorter is not None and shorter_fits:
-            start, total = start - 1, total + shorter
-        elif longer is not None and longer_fits:
-            stop, total = stop + 1, total + longer
-        else:
-            return start, stop

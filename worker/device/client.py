@@ -65,11 +65,7 @@ class DeviceClient:
 
     @property
     def info(self) -> EngineInfo:
-        """The engine behind the socket, as it said when this thread last connected.
-
-        Raises:
-            DeviceError: no device process came within the timeout.
-        """
+        """The engine behind the socket, as it said when this thread last connected. It waits as `run` does."""
         return self._connected().info
 
     def run(self, request: DeviceRequest) -> DeviceResult:
@@ -104,8 +100,7 @@ class DeviceClient:
                     ledger.take(group, *connection.read())
             except OSError as error:
                 self._forget(connection)
-                ledger.lost(group, error)
-                todo.extend(ledger.regroup(group, self._max_deaths))
+                todo.extend(ledger.lost(group, error, self._max_deaths))
             except BaseException:
                 # The answers still under way would be taken for those of the next request.
                 self._forget(connection)
@@ -228,8 +223,8 @@ class _Ledger:
             case _:
                 raise DeviceError(f"the device process sent a frame of type {header.type}")
 
-    def lost(self, group: _Group, error: OSError) -> None:
-        """Note that the device process died.
+    def lost(self, group: _Group, error: OSError, max_deaths: int) -> list[_Group]:
+        """Note that the device process died; returns the groups to send again: the last, beyond suspicion, goes first.
 
         Raises:
             DeviceError: it died again and again without ever starting what was asked.
@@ -238,9 +233,6 @@ class _Ledger:
         self._fruitless_losses = 0 if group.started else self._fruitless_losses + 1
         if self._fruitless_losses >= MAX_FRUITLESS_LOSSES:
             raise DeviceError(f"the device process died {self._losses} times, other prompts' doing") from error
-
-    def regroup(self, group: _Group, max_deaths: int) -> list[_Group]:
-        """Return the groups to send again after a death; the last one, which is beyond suspicion, goes first."""
         suspects = group.started & group.missing
         # Only alone is it certain who did it: in a mixed batch it may have been a stranger's prompt.
         for suspect in sorted(suspects) if group.alone else ():

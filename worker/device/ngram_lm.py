@@ -80,39 +80,34 @@ class NgramQwen2ForCausalLM(Qwen2ForCausalLM):  # type: ignore[no-untyped-call]
     ) -> Any:  # noqa: ANN401
         """Logits (rows, kept, V); the verdict's tokens are weighed again after each cue."""
         before = 0 if past_key_values is None else past_key_values.get_seq_length()
-        sums = self._sums(input_ids, past_key_values, before, others.get("pack"))
+        # The table's sum over the text up to each id: (rows, T), float64.
+        finished = getattr(past_key_values, "libra_ngram_sum", None) if before else None
+        if finished is not None:
+            sums = finished[:, None].expand(input_ids.shape)
+        else:
+            pack = others.get("pack")
+            lengths = (input_ids.shape[1],) if pack is None else pack.lengths
+            inside = before > 0 if pack is None else pack.prefix_tokens > 0
+            found = fields(input_ids, lengths, self.config, inside=inside)
+            slots = ngram_slots(input_ids, found, self.config.ngram_slots)
+            slots = first_occurrences(slots, found.prompt)
+            each = self.ngram_weights[slots].double().masked_fill(slots == 0, 0.0).sum(dim=-1)
+            sums = torch.cat([part.cumsum(dim=1) for part in torch.split(each, list(lengths), dim=1)], dim=1)
         output = super().forward(
             input_ids=input_ids, past_key_values=past_key_values, logits_to_keep=logits_to_keep, **others
         )
         if output.past_key_values is not None:
             output.past_key_values.libra_ngram_sum = sums[:, -1]
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        output.logits = self._weighed(output.logits, input_ids[:, kept] == self.config.cue_id, sums[:, kept])
-        return output
-
-    def _sums(self, ids: torch.Tensor, cache: object, before: int, pack: Any) -> torch.Tensor:  # noqa: ANN401
-        """The table's sum over the text up to each id: (rows, T), float64."""
-        finished = getattr(cache, "libra_ngram_sum", None) if before else None
-        if finished is not None:
-            return finished[:, None].expand(ids.shape)  # type: ignore[no-any-return]
-        lengths = (ids.shape[1],) if pack is None else pack.lengths
-        inside = before > 0 if pack is None else pack.prefix_tokens > 0
-        found = fields(ids, lengths, self.config, inside=inside)
-        slots = ngram_slots(ids, found, self.config.ngram_slots)
-        slots = first_occurrences(slots, found.prompt)
-        each = self.ngram_weights[slots].double().masked_fill(slots == 0, 0.0).sum(dim=-1)
-        return torch.cat([part.cumsum(dim=1) for part in torch.split(each, list(lengths), dim=1)], dim=1)
-
-    def _weighed(self, logits: torch.Tensor, asked: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
-        config = self.config
+        config, logits, asked = self.config, output.logits, input_ids[:, kept] == self.config.cue_id
         safe, unsafe = logits[..., config.safe_id].double(), logits[..., config.unsafe_id].double()
-        margin = config.lm_share * (unsafe - safe) + config.ngram_share * sums + config.margin_bias
+        margin = config.lm_share * (unsafe - safe) + config.ngram_share * sums[:, kept] + config.margin_bias
         # Both together keep their share of all tokens; only its division between them changes.
         both = torch.logaddexp(safe, unsafe)
         for token, own, sign in ((config.safe_id, safe, -1), (config.unsafe_id, unsafe, 1)):
             weighed = both + nn.functional.logsigmoid(sign * margin)
             logits[..., token] = torch.where(asked, weighed, own).to(logits.dtype)
-        return logits
+        return output
 
 
 def fields(ids: torch.Tensor, lengths: tuple[int, ...], config: NgramQwen2Config, *, inside: bool) -> Field:

@@ -158,7 +158,19 @@ class Server:
         Raises:
             DeviceLost: the process must end.
         """
-        while batch := self._next_batch():
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopping or bool(self.waiting))
+                if self._stopping:
+                    return
+                bulk_cut: int | None = None
+                if self.waiting.waits(Lane.LIVE) or time.monotonic() <= self._live_expected_until:
+                    # The tokens that run in one time slice.
+                    slice_tokens = self._bulk_tokens_per_s * BULK_SLICE_S
+                    bulk_cut = int(max(slice_tokens, self._info.max_batch_tokens * SMALLEST_CUT))
+                batch = self.waiting.take(
+                    max_tokens=self._budget, max_items=self._info.max_batch_items, bulk_cut_tokens=bulk_cut
+                )
             pending = [batch]
             while pending:
                 pending.extend(self._run(pending.pop()))
@@ -190,9 +202,16 @@ class Server:
         prompts = [_Prompt(ask, index, ids) for index, ids in enumerate(unpack_rows(payload, header.prompts))]
         room = self._info.context_tokens - header.max_new_tokens
         fitting = [prompt for prompt in prompts if 0 < len(prompt.ids) <= room]
+        known = self._info.prefix_tokens if header.kind is Kind.SCORE else 0
         with self._changed:
             for prompt in fitting:
-                self.waiting.add(self._entry(prompt))
+                ids = (prompt.ids.tobytes(), header.iteration)
+                key = (
+                    *(header.kind, header.labels, header.stop_ids, header.max_new_tokens, header.verdict_ids),
+                    ids if header.alone else None,
+                )
+                tokens = max(1, len(prompt.ids) - known) + header.max_new_tokens
+                self.waiting.add(Entry(next(self._tickets), header.lane, tokens, key, ids, [prompt]))
             if header.lane is Lane.LIVE:
                 self._live_expected_until = time.monotonic() + LIVE_LINGER_S
             self._changed.notify()
@@ -201,35 +220,7 @@ class Server:
             reason = f"the prompt is empty or longer than the engine's context less the new tokens ({room:,})"
             client.send(Failed(id=header.id, reason=reason), pack_ints(refused))
 
-    def _entry(self, prompt: _Prompt) -> Entry[_Prompt]:
-        request = prompt.ask.request
-        ids = (prompt.ids.tobytes(), request.iteration)
-        key = (
-            *(request.kind, request.labels, request.stop_ids, request.max_new_tokens, request.verdict_ids),
-            ids if request.alone else None,
-        )
-        known = self._info.prefix_tokens if request.kind is Kind.SCORE else 0
-        tokens = max(1, len(prompt.ids) - known) + request.max_new_tokens
-        return Entry(next(self._tickets), request.lane, tokens, key, ids, [prompt])
-
-    def _size(self, batch: _Batch) -> int:
-        return size_tokens(batch, packs=self._info.packs)
-
     # The engine's thread.
-
-    def _next_batch(self) -> _Batch:
-        """The next batch, waiting for one; empty when stopping."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._stopping or bool(self.waiting))
-            if self._stopping:
-                return []
-            bulk_cut: int | None = None
-            if self.waiting.waits(Lane.LIVE) or time.monotonic() <= self._live_expected_until:
-                # The tokens that run in one time slice.
-                bulk_cut = int(max(self._bulk_tokens_per_s * BULK_SLICE_S, self._info.max_batch_tokens * SMALLEST_CUT))
-            return self.waiting.take(
-                max_tokens=self._budget, max_items=self._info.max_batch_items, bulk_cut_tokens=bulk_cut
-            )
 
     def _run(self, batch: _Batch) -> list[_Batch]:
         """Run one batch and answer it; returns the smaller batches to run in its place if it failed."""
@@ -254,7 +245,12 @@ class Server:
             rows, reasons = partly.answers, partly.reasons
         except (OutOfMemory, MemoryError):
             self._heartbeat.end(Pulse(busy_s=time.monotonic() - started))
-            return self._after_out_of_memory(batch)
+            if len(batch) == 1:
+                return _alone(batch, "the prompt alone does not fit into the device's memory")
+            self._budget = max(1, min(self._budget, size_tokens(batch, packs=self._info.packs) // 2))
+            log.warning("out_of_memory", rows=len(batch), budget_tokens=self._budget)
+            middle = len(batch) // 2
+            return [batch[middle:], batch[:middle]]
         except DeviceLost:
             raise
         except Exception as error:  # whatever an engine raises, every prompt must get an answer
@@ -289,7 +285,7 @@ class Server:
         return rows
 
     def _account(self, batch: _Batch, infer_s: float) -> None:
-        padded = self._size(batch)
+        padded = size_tokens(batch, packs=self._info.packs)
         if batch[0].lane is Lane.BULK:
             # Live batches are small, so that their fixed cost would make the device look slow.
             rate = padded / max(infer_s, 1e-6)
@@ -311,7 +307,7 @@ class Server:
     def _answer(
         self, batch: _Batch, asks: dict[_Ask, list[_Place]], rows: Sequence[Sequence[float]], infer_s: float
     ) -> None:
-        padded, tokens = self._size(batch), sum(entry.tokens for entry in batch)
+        padded, tokens = size_tokens(batch, packs=self._info.packs), sum(entry.tokens for entry in batch)
         shares_s = [infer_s * entry.tokens / tokens / len(entry.items) for entry in batch]
         for ask, places in asks.items():
             if not places:
@@ -328,15 +324,6 @@ class Server:
             )
             indexes = [index for index, _ in places]
             ask.client.send(header, pack_answers(header.kind, indexes, [rows[at] for _, at in places]))
-
-    def _after_out_of_memory(self, batch: _Batch) -> list[_Batch]:
-        """Halve the budget and the batch; a prompt that does not fit alone has no answer."""
-        if len(batch) == 1:
-            return _alone(batch, "the prompt alone does not fit into the device's memory")
-        self._budget = max(1, min(self._budget, self._size(batch) // 2))
-        log.warning("out_of_memory", rows=len(batch), budget_tokens=self._budget)
-        middle = len(batch) // 2
-        return [batch[middle:], batch[:middle]]
 
 
 def _by_ask(batch: _Batch) -> dict[_Ask, list[_Place]]:
@@ -372,12 +359,7 @@ def serve(
     batch_deadline_s: float = 120.0,
     on_ready: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serve an engine on a Unix socket until SIGTERM; call from the main thread.
-
-    Raises:
-        DeviceError: the socket cannot be opened.
-        DeviceLost: the accelerator is beyond repair; end the process.
-    """
+    """Serve an engine on a Unix socket until SIGTERM; call from the main thread. See `listen` and `Server.run`."""
     server = Server(engine, Heartbeat(heartbeat_path), batch_deadline_s=batch_deadline_s)
     # By a thread of its own: the handler interrupts the main thread, which may hold the lock or be about to wait.
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.stop).start())

@@ -98,7 +98,15 @@ class LibraGuard:
         if min(self._rooms.values()) < MIN_ROOM:
             raise GuardError(f"{folder}: a context of {context:,} tokens is too short for the instruction and a text")
         self.stop_ids = tuple(dict.fromkeys([*self._chat.stop_ids, *generation_stop_ids(folder)]))
-        self.verdict_ids = self._verdicts()
+        # Every exact beginning of an answer, up to what shows that its word has ended.
+        asked = self._chat.tail_ids("")
+        rows = []
+        for answer in (f'{opening}{word}"' for opening in _OPENINGS for word in WORDS.values()):
+            # Quote and what follows are one token or two, as the model likes.
+            rows += [self._chat.tail_ids(answer + end) for end in _CLOSINGS]
+            rows += [self._chat.tail_ids(answer) + self._chat.words.text_ids(end) for end in _CLOSINGS]
+        # Where the turn's last token merges with the answer's first, a model's own answer has other ids.
+        self.verdict_ids = without_extensions(row[len(asked) :] for row in rows if row[: len(asked)] == asked)
         self.temperature = temperature_of(folder)
         self.prompt_digest = digest_of(
             self._chat.digest,
@@ -184,17 +192,6 @@ class LibraGuard:
             label = read_answer(text)
             found.append(from_answer(seq, Answer(label) if label else unread, text))
         return worst(found)
-
-    def _verdicts(self) -> tuple[tuple[int, ...], ...]:
-        """The ids of every exact beginning of an answer, up to what shows that its word has ended."""
-        asked = self._chat.tail_ids("")
-        rows = []
-        for answer in (f'{opening}{word}"' for opening in _OPENINGS for word in WORDS.values()):
-            # Quote and what follows are one token or two, as the model likes.
-            rows += [self._chat.tail_ids(answer + end) for end in _CLOSINGS]
-            rows += [self._chat.tail_ids(answer) + self._chat.words.text_ids(end) for end in _CLOSINGS]
-        # Where the turn's last token merges with the answer's first, a model's own answer has other ids.
-        return without_extensions(row[len(asked) :] for row in rows if row[: len(asked)] == asked)
 
     def _rooms_left(self) -> dict[Mode, int]:
         """Tokens of content that the context has room for, by mode."""

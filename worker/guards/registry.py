@@ -56,7 +56,9 @@ def load_guard(name: str, location: str | None = None, *, weights: bool = True) 
         from worker.guards.template_guard import GENERATOR, TemplateGuard  # noqa: PLC0415
 
         return TemplateGuard(folder, GENERATOR, **known)
-    if family is Family.SEQUENCE_CLASSIFIER or (card is None and _has_classes(folder)):
+    architectures = read_json(folder / "config.json").get("architectures") or [] if card is None else []
+    has_classes = any(str(architecture).endswith("ForSequenceClassification") for architecture in architectures)
+    if family is Family.SEQUENCE_CLASSIFIER or has_classes:
         from worker.guards.sequence_classifier import SequenceClassifierGuard  # noqa: PLC0415
 
         return SequenceClassifierGuard(folder, safe_labels=card.safe_labels if card else (), **known)
@@ -159,11 +161,6 @@ def _complete(folder: Path, name: str, *, weights: bool) -> Path:
     if missing:
         raise GuardError(f"{name}: {folder} lacks {', '.join(missing)}")
     return folder
-
-
-def _has_classes(folder: Path) -> bool:
-    architectures = read_json(folder / "config.json").get("architectures") or []
-    return any(str(name).endswith("ForSequenceClassification") for name in architectures)
 
 
 def _brings_tokenizer_code(folder: Path) -> bool:

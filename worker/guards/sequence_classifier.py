@@ -62,10 +62,27 @@ class SequenceClassifierGuard:
         self.name, self.model = name, model
         self._words = Vocabulary(folder)
         config = read_json(folder / "config.json")
-        self._classes = _classes(config, folder)
+        named = _id2label(config)
+        try:
+            self._classes = tuple(str(named[str(at)]) for at in range(len(named)))
+        except KeyError as error:
+            raise GuardError(f"{folder}/config.json: id2label does not number its classes from 0") from error
         self._multi_label = is_multi_label(config)
-        self._safe = _safe_classes(self._classes, safe_labels, folder, multi_label=self._multi_label)
-        self._head, self._tail = self._special_ids(folder)
+        known = {label.casefold() for label in safe_labels} or SAFE_NAMES
+        self._safe = frozenset(at for at, label in enumerate(self._classes) if label.casefold() in known)
+        # In multi-label, safe is what no class claims.
+        if len(self._safe) == len(self._classes) or not (self._safe or self._multi_label):
+            raise GuardError(
+                f"{folder}/config.json: none of its classes ({', '.join(self._classes)}) is known to mean safe; "
+                "name it in id2label, for example as 'safe'"
+            )
+        # The tokenizer's own ids around a text, such as [CLS] and [SEP].
+        found = self._words.full.encode(_SAMPLE, add_special_tokens=True)
+        text = self._words.full.encode(_SAMPLE, add_special_tokens=False).ids
+        begin = next((n for n in range(len(found.ids)) if found.ids[n : n + len(text)] == text), None)
+        if begin is None or self._words.text_ids(_SAMPLE).tolist() != text:
+            raise GuardError(f"the tokenizer of {folder} writes special tokens in a way that is not supported")
+        self._head, self._tail = array("i", found.ids[:begin]), array("i", found.ids[begin + len(text) :])
         # RoBERTa's positions begin after its padding id.
         roberta = str(config.get("model_type", "")) in ("roberta", "xlm-roberta", "camembert")
         unusable = int(config.get("pad_token_id", 1)) + 1 if roberta else 0
@@ -129,24 +146,11 @@ class SequenceClassifierGuard:
         return worst(found)
 
     def read_ids(self, seq: int, windows: Sequence[Sequence[int]], *, single: bool = False) -> Verdict:
-        """A classifier writes nothing.
-
-        Raises:
-            GuardError: always.
-        """
+        """A classifier writes nothing: always a GuardError."""
         raise GuardError(f"{self.name} classifies; it cannot have written {len(windows)} texts ({seq=}, {single=})")
 
     def _encode(self, dialogues: Sequence[tuple[str, str]]) -> list[PromptIds]:
         return [self._head + row + self._tail for row in self._words.batch_ids([text for _, text in dialogues])]
-
-    def _special_ids(self, folder: Path) -> tuple[PromptIds, PromptIds]:
-        """Return the ids that the tokenizer writes around a text, such as [CLS] and [SEP]."""
-        found = self._words.full.encode(_SAMPLE, add_special_tokens=True)
-        text = self._words.full.encode(_SAMPLE, add_special_tokens=False).ids
-        at = next((n for n in range(len(found.ids)) if found.ids[n : n + len(text)] == text), None)
-        if at is None or self._words.text_ids(_SAMPLE).tolist() != text:
-            raise GuardError(f"the tokenizer of {folder} writes special tokens in a way that is not supported")
-        return array("i", found.ids[:at]), array("i", found.ids[at + len(text) :])
 
     def _probabilities(self, logprobs: Sequence[float]) -> list[float]:
         if self._temperature == 1:
@@ -168,25 +172,3 @@ def _id2label(config: dict[str, Any]) -> dict[str, str]:
     # transformers leaves out the default of two nameless classes.
     found: dict[str, str] = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
     return found
-
-
-def _classes(config: dict[str, Any], folder: Path) -> tuple[str, ...]:
-    named = _id2label(config)
-    try:
-        return tuple(str(named[str(at)]) for at in range(len(named)))
-    except KeyError as error:
-        raise GuardError(f"{folder}/config.json: id2label does not number its classes from 0") from error
-
-
-def _safe_classes(
-    classes: Sequence[str], safe_labels: Sequence[str], folder: Path, *, multi_label: bool
-) -> frozenset[int]:
-    known = {label.casefold() for label in safe_labels} or SAFE_NAMES
-    safe = frozenset(at for at, name in enumerate(classes) if name.casefold() in known)
-    # In multi-label, safe is what no class claims.
-    if len(safe) == len(classes) or not (safe or multi_label):
-        raise GuardError(
-            f"{folder}/config.json: none of its classes ({', '.join(classes)}) is known to mean safe; "
-            "name it in id2label, for example as 'safe'"
-        )
-    return safe

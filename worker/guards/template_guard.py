@@ -112,7 +112,15 @@ class TemplateGuard:
         turn_ends = [self._words.controls[end] for end in sorted(ends)]
         stops = [*([] if eos is None else [eos]), *turn_ends, *generation_stop_ids(folder)]
         self.stop_ids = tuple(dict.fromkeys(stops))
-        self.verdict_ids = self._verdicts(prompts)
+        rows = []
+        for prompt in prompts:
+            asked = prompt.encode([("", "")])[0]
+            for beginning in form.verdicts:
+                row = prompt.encode([("", "")], beginning)[0]
+                # Where the prompt's last token merges with the answer's first, a model's own answer has other ids.
+                if row[: len(asked)] == asked:
+                    rows.append(row[len(asked) :])
+        self.verdict_ids = without_extensions(rows)
         self._temperature = temperature_of(folder)
         texts = [prompt.rendered + "\0" + prompt.ask.prefill for prompt in prompts]
         self.prompt_digest = digest_of(
@@ -222,14 +230,3 @@ class TemplateGuard:
         if self._form.one_token_choices and any(len(label) > 1 for label in labels):
             raise GuardError(f"the labels of {self.name} are not one token each; is it another model's tokenizer?")
         return labels
-
-    def _verdicts(self, prompts: Sequence[Prompt]) -> tuple[tuple[int, ...], ...]:
-        rows = []
-        for prompt in prompts:
-            asked = prompt.encode([("", "")])[0]
-            for text in self._form.verdicts:
-                row = prompt.encode([("", "")], text)[0]
-                # Where the prompt's last token merges with the answer's first, a model's own answer has other ids.
-                if row[: len(asked)] == asked:
-                    rows.append(row[len(asked) :])
-        return without_extensions(rows)

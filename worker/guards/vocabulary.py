@@ -49,7 +49,23 @@ def backend_tokenizer(folder: Path) -> Tokenizer:
     """
     file = tokenizer_file(folder)
     if file.name == QWEN_V1:
-        return _qwen_v1(file)
+        from transformers.convert_slow_tokenizer import TikTokenConverter  # noqa: PLC0415
+
+        # Pieces and their ranks: a line each, the piece in base64.
+        try:
+            lines = (line.split() for line in file.read_bytes().splitlines() if line)
+            ranks = {base64.b64decode(piece, validate=True): int(rank) for piece, rank in lines}
+        except (OSError, ValueError) as error:
+            raise GuardError(f"cannot read {file}: {error}") from error
+        if sorted(ranks.values()) != list(range(len(ranks))):
+            raise GuardError(f"cannot read {file}: its ranks are not 0, 1, 2, …")
+        converter: Any = TikTokenConverter(  # type: ignore[no-untyped-call]
+            str(file), pattern=_QWEN_V1_PATTERN, extra_special_tokens=list(_QWEN_V1_CONTROLS)
+        )
+        converter.load_tiktoken_bpe = lambda _: ranks  # its own reader needs a package more
+        tokenizer: Tokenizer = converter.converted()
+        tokenizer.normalizer = normalizers.NFC()
+        return tokenizer
     try:
         return Tokenizer.from_file(str(file))
     except Exception as error:
@@ -81,36 +97,8 @@ def load_tokenizer(folder: Path) -> Any:  # noqa: ANN401 - transformers has no t
         raise GuardError(f"cannot read the tokenizer of {folder}: {error}") from error
 
 
-def _qwen_v1(file: Path) -> Tokenizer:
-    from transformers.convert_slow_tokenizer import TikTokenConverter  # noqa: PLC0415
-
-    converter: Any = TikTokenConverter(  # type: ignore[no-untyped-call]
-        str(file), pattern=_QWEN_V1_PATTERN, extra_special_tokens=list(_QWEN_V1_CONTROLS)
-    )
-    converter.load_tiktoken_bpe = _ranks  # its own reader needs a package more
-    tokenizer: Tokenizer = converter.converted()
-    tokenizer.normalizer = normalizers.NFC()
-    return tokenizer
-
-
-def _ranks(path: str) -> dict[bytes, int]:
-    """Pieces and their ranks: a line each, the piece in base64."""
-    try:
-        lines = (line.split() for line in Path(path).read_bytes().splitlines() if line)
-        ranks = {base64.b64decode(piece, validate=True): int(rank) for piece, rank in lines}
-    except (OSError, ValueError) as error:
-        raise GuardError(f"cannot read {path}: {error}") from error
-    if sorted(ranks.values()) != list(range(len(ranks))):
-        raise GuardError(f"cannot read {path}: its ranks are not 0, 1, 2, …")
-    return ranks
-
-
 class Vocabulary:
-    """Text to ids and back, with control tokens and plain text kept apart. Thread-safe.
-
-    Raises:
-        GuardError: no tokenizer, or one that cannot be read.
-    """
+    """Text to ids and back, with control tokens and plain text kept apart. Thread-safe. See `load_tokenizer`."""
 
     def __init__(self, folder: Path) -> None:
         self.loaded = load_tokenizer(folder)
@@ -120,8 +108,19 @@ class Vocabulary:
         self.full: Tokenizer = self.loaded.backend_tokenizer
         self.full.no_truncation()
         self.full.no_padding()
-        self.controls = {token.content: number for number, token in self.full.get_added_tokens_decoder().items()}
-        self._plain = _plain_tokenizer(self.full)
+        added = self.full.get_added_tokens_decoder()
+        self.controls = {token.content: number for number, token in added.items()}
+        # The same tokenizer without added tokens, and without a way to their ids through its vocabulary.
+        model = self.full.model
+        in_vocabulary = {number for number in added if model.id_to_token(number) is not None}
+        self._plain = Tokenizer(_without(self.full, in_vocabulary) if in_vocabulary else model)
+        self._plain.normalizer = self.full.normalizer
+        splitter = self._plain.pre_tokenizer = self.full.pre_tokenizer
+        if getattr(splitter, "prepend_scheme", None) == "first":
+            # Only the first text of a prompt gets the space, and a prompt begins with a control token.
+            self._plain.pre_tokenizer = Metaspace(
+                replacement=splitter.replacement, prepend_scheme="never", split=splitter.split
+            )
         longest_first = sorted(self.controls, key=len, reverse=True)
         self._control = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
 
@@ -152,21 +151,6 @@ class Vocabulary:
         """The text of generated ids."""
         text: str = self.full.decode(list(ids), skip_special_tokens=not keep_controls)
         return text
-
-
-def _plain_tokenizer(full: Tokenizer) -> Tokenizer:
-    """The same tokenizer without added tokens, and without a way to their ids through its vocabulary."""
-    controls = full.get_added_tokens_decoder().keys()
-    in_vocabulary = {number for number in controls if full.model.id_to_token(number) is not None}
-    plain = Tokenizer(_without(full, in_vocabulary) if in_vocabulary else full.model)
-    plain.normalizer = full.normalizer
-    plain.pre_tokenizer = full.pre_tokenizer
-    if getattr(plain.pre_tokenizer, "prepend_scheme", None) == "first":
-        # Only the first text of a prompt gets the space, and a prompt begins with a control token.
-        plain.pre_tokenizer = Metaspace(
-            replacement=full.pre_tokenizer.replacement, prepend_scheme="never", split=full.pre_tokenizer.split
-        )
-    return plain
 
 
 def _without(full: Tokenizer, controls: set[int]) -> Model:

@@ -94,20 +94,8 @@ class Engine(Protocol):
     ) -> list[tuple[int, ...]]:
         """Greedy continuation of each prompt, without the stop id.
 
-        It may end with the first of the sequences `verdict_ids` in it: the verdict is known.
-
-        Raises:
-            OutOfMemory: the batch is too large for the device.
-            PartlyAnswered: some prompts will never have an answer.
-            DeviceLost: the process must end.
-            ValueError: an id is outside the vocabulary, the answer is not a number, or the model cannot do it.
+        It may end with the first of the sequences `verdict_ids` in it: the verdict is known. Raises what `score` does.
         """
 
     def classify(self, prompts: Sequence[array[int]]) -> list[tuple[float, ...]]:
-        """Log-probability of each class of a classification head, per prompt.
-
-        Raises:
-            OutOfMemory: the batch is too large for the device.
-            DeviceLost: the process must end.
-            ValueError: an id is outside the vocabulary, the answer is not a number, or the model has no such head.
-        """
+        """Log-probability of each class of a classification head, per prompt. Raises what `score` does."""

@@ -18,12 +18,7 @@ class ClassifierEngine:
     """One sequence-classification model: softmax over its classes, or a sigmoid each where it is multi-label."""
 
     def __init__(self, checkpoint: Path, **options: Unpack[LoadOptions]) -> None:
-        """Load the checkpoint.
-
-        Raises:
-            GuardError: the folder holds no safetensors, or they cannot be loaded.
-            OutOfMemory: the weights do not fit.
-        """
+        """Load the checkpoint: see `load_model`."""
         self._model, self.info = load_model(
             AutoModelForSequenceClassification, checkpoint, "transformers-classifier", options
         )
@@ -34,11 +29,7 @@ class ClassifierEngine:
         self._pad = config.get_text_config().pad_token_id
 
     def score(self, prompts: Sequence[array[int]], labels: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
-        """Not with a classifier.
-
-        Raises:
-            ValueError: always.
-        """
+        """Not with a classifier: always a ValueError."""
         raise ValueError(f"a classifier cannot score {len(labels)} labels after {len(prompts)} prompts")
 
     def generate(
@@ -49,11 +40,7 @@ class ClassifierEngine:
         stop_ids: Sequence[int],  # noqa: ARG002 - the protocol's signature
         verdict_ids: Sequence[Sequence[int]] = (),  # noqa: ARG002
     ) -> list[tuple[int, ...]]:
-        """Not with a classifier.
-
-        Raises:
-            ValueError: always.
-        """
+        """Not with a classifier: always a ValueError."""
         raise ValueError(f"a classifier cannot write {max_new_tokens} tokens after {len(prompts)} prompts")
 
     def classify(self, prompts: Sequence[array[int]]) -> list[tuple[float, ...]]:

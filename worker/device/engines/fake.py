@@ -75,11 +75,7 @@ class FakeEngine:
         prompts: Sequence[array[int]],
         labels: Sequence[Sequence[int]],  # noqa: ARG002 - the protocol fixes them
     ) -> list[tuple[float, ...]]:
-        """Log-probabilities of (safe, unsafe) per prompt.
-
-        Raises:
-            OutOfMemory: a prompt says so and is not alone.
-        """
+        """Log-probabilities of (safe, unsafe) per prompt; `OutOfMemory` where one says so and is not alone."""
         self._spend(len(prompts))
         said = [_verdict(prompt, alone=len(prompts) == 1) for prompt in prompts]
         if not self._error:
@@ -94,11 +90,7 @@ class FakeEngine:
         stop_ids: Sequence[int],  # noqa: ARG002 - the answers end by themselves
         verdict_ids: Sequence[Sequence[int]] = (),  # noqa: ARG002
     ) -> list[tuple[int, ...]]:
-        """UTF-8 bytes of an answer per prompt.
-
-        Raises:
-            OutOfMemory: a prompt says so and is not alone.
-        """
+        """UTF-8 bytes of an answer per prompt; `OutOfMemory` as in `score`."""
         self._spend(len(prompts))
         return [_TEXTS[_verdict(prompt, alone=len(prompts) == 1)][:max_new_tokens] for prompt in prompts]
 

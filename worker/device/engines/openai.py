@@ -99,11 +99,7 @@ class OpenAIEngine:
         return self._each(prompts, write)
 
     def classify(self, prompts: Sequence[array[int]]) -> list[tuple[float, ...]]:
-        """No completions server runs a classification head.
-
-        Raises:
-            ValueError: always.
-        """
+        """No completions server runs a classification head: always a ValueError."""
         raise ValueError(f"{self.info.device} completes texts and has no classes for {len(prompts)} prompts")
 
     def close(self) -> None:
@@ -175,15 +171,9 @@ def connect(
     max_batch_tokens: int | None = None,
     max_batch_items: int | None = None,
 ) -> OpenAIEngine:
-    """The engine on a server, once it has shown how it wants to be asked.
+    """The engine on a server, once it has shown how it wants to be asked; `folder` holds the guard's tokenizer.
 
-    Args:
-        server: where it is, and how much of it may be used.
-        folder: holds the guard's tokenizer.
-        probe: a prompt as the guard makes them.
-        labels: the continuations the guard scores.
-        max_batch_tokens: budget of a batch; none: by the number of connections.
-        max_batch_items: likewise.
+    Without `max_batch_tokens` or `max_batch_items` a batch is as large as the number of connections makes it.
 
     Raises:
         GuardError: nobody answers there, or nobody that can run this guard.

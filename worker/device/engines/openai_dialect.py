@@ -108,14 +108,9 @@ class Dialect:
 def agree(
     endpoint: Endpoint, model: str | None, text: PromptText, probe: array[int], labels: Sequence[Sequence[int]]
 ) -> Dialect:
-    """Find out how to ask a server.
+    """Find out how to ask a server. `model` is its own name for it; none: the only one it serves.
 
-    Args:
-        endpoint: the server.
-        model: its name for the model; none: the only one it serves.
-        text: the guard's tokenizer.
-        probe: a prompt as the guard makes them.
-        labels: the continuations to tell apart; none: the guard only generates.
+    `probe` is a prompt as the guard makes them; without `labels` the guard only generates.
 
     Raises:
         GuardError: it serves no such model, or cannot be asked with this guard's prompts.
@@ -124,8 +119,30 @@ def agree(
     dialect = _as_prompted(endpoint, _served(endpoint, model), text, probe)
     if not labels:
         return dialect
-    dialect = replace(dialect, top=_top(endpoint, dialect, text, probe, labels))
-    return dialect if dialect.top else replace(dialect, bound=_bound(endpoint, dialect, text, probe))
+    # The candidates whose log-probabilities it gives, if the labels are among them; else what binds an answer.
+    for top in TOPS:
+        body = dialect.body(probe, text, max_tokens=1, logprobs=top)
+        try:
+            found = candidates(first_choice(endpoint.ask("/completions", body)))
+        except Refused:
+            continue
+        # By text, every token of the labels must have one of its own (a token may be part of a character).
+        by_id = all(isinstance(name, int) for name in found)
+        tokens = {token for label in labels for token in label}
+        texts = {text.of([token]) for token in tokens}
+        distinct = len(texts) == len(tokens) and not any(_BROKEN_CHARACTER in word for word in texts)
+        if len(found) > 1 and (by_id or distinct):
+            return replace(dialect, top=top)
+        break
+    for name, binding in _BOUNDS.items():
+        body = dialect.body(probe, text, max_tokens=4 * len(NONSENSE), **binding([NONSENSE]))
+        try:
+            choice = first_choice(endpoint.ask("/completions", body))
+        except Refused:
+            continue
+        if str(choice.get("text", "")).strip() == NONSENSE:
+            return replace(dialect, bound=name)
+    return dialect
 
 
 def first_choice(answer: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -192,35 +209,3 @@ def _as_prompted(endpoint: Endpoint, served: Dialect, text: PromptText, probe: a
             )
         return dialect
     raise GuardError(f"{endpoint.url} cannot complete this guard's prompts: {problem}")
-
-
-def _top(
-    endpoint: Endpoint, dialect: Dialect, text: PromptText, probe: array[int], labels: Sequence[Sequence[int]]
-) -> int:
-    """Return the number of candidates whose log-probabilities the server gives; 0 if the labels are not among them."""
-    for top in TOPS:
-        body = dialect.body(probe, text, max_tokens=1, logprobs=top)
-        try:
-            found = candidates(first_choice(endpoint.ask("/completions", body)))
-        except Refused:
-            continue
-        # By text, every token of the labels must have one of its own (a token may be part of a character).
-        by_id = all(isinstance(name, int) for name in found)
-        tokens = {token for label in labels for token in label}
-        texts = {text.of([token]) for token in tokens}
-        distinct = len(texts) == len(tokens) and not any(_BROKEN_CHARACTER in word for word in texts)
-        return top if len(found) > 1 and (by_id or distinct) else 0
-    return 0
-
-
-def _bound(endpoint: Endpoint, dialect: Dialect, text: PromptText, probe: array[int]) -> str | None:
-    """The option that binds an answer to a choice, if one does."""
-    for name, binding in _BOUNDS.items():
-        body = dialect.body(probe, text, max_tokens=4 * len(NONSENSE), **binding([NONSENSE]))
-        try:
-            choice = first_choice(endpoint.ask("/completions", body))
-        except Refused:
-            continue
-        if str(choice.get("text", "")).strip() == NONSENSE:
-            return name
-    return None

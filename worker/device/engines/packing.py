@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from inspect import signature
 from itertools import accumulate
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -116,7 +116,8 @@ def packed_attention(
         return ragged_attention(
             query, key, value, pack, layer=layer, scale=scaling, sliding_window=sliding_window
         ), None
-    soft = _Softmax(scaling if scaling is not None else query.shape[3] ** -0.5, softcap)
+    scale = scaling if scaling is not None else query.shape[3] ** -0.5
+    heads, groups = key.shape[1], query.shape[1] // key.shape[1]
     output = query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
     begin = 0
     for n in pack.lengths:
@@ -125,34 +126,19 @@ def packed_attention(
         mask = pack.mask(n, query, sliding_window)
         mine = query[:, :, begin:end]
         if n <= LONGEST_PRODUCT or softcap is not None:
-            result = _products(mine[0], keys[0], values[0], mask, soft)
+            # Two matrix products. The query heads of a key head are one matrix.
+            grouped, across = mine[0].reshape(heads, groups * n, query.shape[3]), keys[0].transpose(1, 2)
+            allowed = mask.repeat(groups, 1).expand(heads, -1, -1)
+            if softcap is None:
+                scores = torch.baddbmm(allowed, grouped, across, alpha=scale)
+            else:
+                scores = torch.tanh(torch.bmm(grouped, across) * (scale / softcap)) * softcap + allowed
+            result = torch.bmm(scores.softmax(dim=-1), values[0]).view(query.shape[1], n, value.shape[3])
         else:
             result = scaled_dot_product_attention(mine, keys, values, attn_mask=mask, scale=scaling, enable_gqa=True)[0]
         output[0, begin:end] = result.transpose(0, 1)
         begin = end
     return output, None
-
-
-class _Softmax(NamedTuple):
-    """Transform the product of a query with a key before the softmax."""
-
-    scale: float
-    cap: float | None
-
-
-def _products(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, soft: _Softmax
-) -> torch.Tensor:
-    """Attention of one prompt as two matrix products: (H, n, D). The query heads of a key head are one matrix."""
-    heads, n, size = query.shape
-    groups = heads // key.shape[0]
-    grouped = query.reshape(key.shape[0], groups * n, size)
-    allowed = mask.repeat(groups, 1).expand(key.shape[0], -1, -1)
-    if soft.cap is None:
-        scores = torch.baddbmm(allowed, grouped, key.transpose(1, 2), alpha=soft.scale)
-    else:
-        scores = torch.tanh(torch.bmm(grouped, key.transpose(1, 2)) * (soft.scale / soft.cap)) * soft.cap + allowed
-    return torch.bmm(scores.softmax(dim=-1), value).view(heads, n, value.shape[2])
 
 
 def ragged_attention(

@@ -11,6 +11,7 @@ from array import array
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final, Unpack
@@ -58,14 +59,10 @@ class TransformersEngine:
         budgets: BudgetBook | None = None,
         **options: Unpack[LoadOptions],
     ) -> None:
-        """Load the checkpoint.
+        """Load the checkpoint: see `load_model`.
 
         `deterministic`: batches have fixed shapes, so that no prompt's score depends on its neighbours.
         Without `max_batch_tokens` the budget is looked up in `budgets` or found by trying; without both, a constant.
-
-        Raises:
-            GuardError: the folder holds no safetensors, or they cannot be loaded.
-            OutOfMemory: the weights do not fit.
         """
         name = "transformers-fixed-shapes" if deterministic else "transformers"
         self._model, self.info = load_model(AutoModelForCausalLM, checkpoint, name, options)
@@ -86,14 +83,23 @@ class TransformersEngine:
             # All that the fastest budget depends on.
             facts = (self.info, hardware, torch.__version__, len(self._prefix))
             key = hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()
-            self.info = replace(self.info, max_batch_tokens=budgets.recall(key, self._fastest_budget))
+            smallest, largest, patience_s = _CUDA_PROBES if self._device.type == "cuda" else _CPU_PROBES
+            prompt = self._prefix + self._synthetic(_PROBE_TOKENS)
+
+            def run(tokens: int) -> None:
+                with device_errors():
+                    # Waits for the device.
+                    self._next_logprobs([prompt] * max(1, tokens // _PROBE_TOKENS)).sum().item()
+
+            find = partial(fastest_budget, run, smallest=smallest, largest=largest, patience_s=patience_s)
+            self.info = replace(self.info, max_batch_tokens=budgets.recall(key, find))
 
     def score(self, prompts: Sequence[array[int]], labels: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
         """Log-probability of each label after each prompt, over the whole vocabulary: n x len(labels).
 
         Labels are distinguished by their first ids; where two share one, whole labels are scored instead.
         """
-        self._check_ids([*prompts, *labels])
+        check_ids([*prompts, *labels], self._vocabulary)
         firsts = [label[0] for label in labels]
         with device_errors():
             if len(set(firsts)) == len(firsts):
@@ -125,7 +131,7 @@ class TransformersEngine:
 
         It ends with the first of the sequences `verdict_ids` in it, if any.
         """
-        self._check_ids(prompts)
+        check_ids(prompts, self._vocabulary)
         self._attend_by(self._own_attention)
         longest = max(len(prompt) for prompt in prompts)
         pad = stop_ids[0] if stop_ids else _PAD
@@ -149,11 +155,7 @@ class TransformersEngine:
         return [tuple(until_verdict(row, verdict_ids)) for row in ended]
 
     def classify(self, prompts: Sequence[array[int]]) -> list[tuple[float, ...]]:
-        """Not with a causal language model.
-
-        Raises:
-            ValueError: always.
-        """
+        """Not with a causal language model: always a ValueError."""
         raise ValueError(f"a causal language model has no classes for {len(prompts)} prompts")
 
     # Scores.
@@ -182,27 +184,38 @@ class TransformersEngine:
     def _last_logits(self, prompts: Sequence[array[int]], prefix_states: _States) -> torch.Tensor:
         """Logits after the last id of each prompt, which continue the prefix if there is one: (n, V)."""
         if self._packs:
-            return self._packed_logits(prompts, prefix_states)
-        if self._deterministic:
-            return self._fixed_logits(prompts, prefix_states)
-        return self._padded_logits(prompts, prefix_states, longest=max(map(len, prompts)))
-
-    def _packed_logits(self, prompts: Sequence[array[int]], prefix_states: _States) -> torch.Tensor:
-        """Prompts one after the other in a single row: no work is discarded."""
-        self._attend_by(PACKED)
-        pack = Pack([len(prompt) for prompt in prompts], prefix_states)
-        row = array("i")
-        for prompt in prompts:
-            row += prompt
-        last = torch.tensor(pack.lengths).cumsum(0) - 1
-        logits: torch.Tensor = self._model(
-            input_ids=torch.frombuffer(row, dtype=torch.int32)[None].to(self._device, torch.long),
-            position_ids=pack.position_ids(self._device),
-            use_cache=False,
-            pack=pack,
-            logits_to_keep=last.to(self._device),
-        ).logits
-        return logits[0]
+            # Prompts one after the other in a single row: no work is discarded.
+            self._attend_by(PACKED)
+            pack = Pack([len(prompt) for prompt in prompts], prefix_states)
+            ids = array("i")
+            for prompt in prompts:
+                ids += prompt
+            last = torch.tensor(pack.lengths).cumsum(0) - 1
+            packed: torch.Tensor = self._model(
+                input_ids=torch.frombuffer(ids, dtype=torch.int32)[None].to(self._device, torch.long),
+                position_ids=pack.position_ids(self._device),
+                use_cache=False,
+                pack=pack,
+                logits_to_keep=last.to(self._device),
+            ).logits
+            return packed[0]
+        if not self._deterministic:
+            return self._padded_logits(prompts, prefix_states, longest=max(map(len, prompts)))
+        # Every forward of a length has the same shape, whatever else is in the batch; free rows hold padding.
+        logits: list[torch.Tensor] = [torch.empty(0)] * len(prompts)
+        by_length: dict[int, list[int]] = {}
+        for at, prompt in enumerate(prompts):
+            by_length.setdefault(-(-len(prompt) // _FIXED_STEP) * _FIXED_STEP, []).append(at)
+        filler = array("i", [_PAD])
+        for length, places in by_length.items():
+            rows = max(1, min(self.info.max_batch_items, self.info.max_batch_tokens // length))
+            for first in range(0, len(places), rows):
+                mine = places[first : first + rows]
+                batch = [prompts[at] for at in mine] + [filler] * (rows - len(mine))
+                found = self._padded_logits(batch, prefix_states, longest=length)
+                for at, row in zip(mine, found, strict=False):
+                    logits[at] = row
+        return torch.stack(logits)
 
     def _padded_logits(self, prompts: Sequence[array[int]], prefix_states: _States, *, longest: int) -> torch.Tensor:
         """Padding lies on the right, where causal attention never looks from a real id.
@@ -228,35 +241,15 @@ class TransformersEngine:
         rows: torch.Tensor = self._head(hidden[torch.arange(n), last.to(hidden.device)])
         return rows
 
-    def _fixed_logits(self, prompts: Sequence[array[int]], prefix_states: _States) -> torch.Tensor:
-        """Every forward of a length has the same shape, whatever else is in the batch; free rows hold padding."""
-        logits: list[torch.Tensor] = [torch.empty(0)] * len(prompts)
-        by_length: dict[int, list[int]] = {}
-        for at, prompt in enumerate(prompts):
-            by_length.setdefault(-(-len(prompt) // _FIXED_STEP) * _FIXED_STEP, []).append(at)
-        filler = array("i", [_PAD])
-        for length, places in by_length.items():
-            rows = max(1, min(self.info.max_batch_items, self.info.max_batch_tokens // length))
-            for first in range(0, len(places), rows):
-                mine = places[first : first + rows]
-                batch = [prompts[at] for at in mine] + [filler] * (rows - len(mine))
-                found = self._padded_logits(batch, prefix_states, longest=length)
-                for at, row in zip(mine, found, strict=False):
-                    logits[at] = row
-        return torch.stack(logits)
-
     def _attend_by(self, name: str) -> None:
         if self._model.config._attn_implementation != name:
             self._model.set_attn_implementation(name)
-
-    def _check_ids(self, rows: Sequence[Sequence[int]]) -> None:
-        check_ids(rows, self._vocabulary)
 
     # What is settled when the model is loaded.
 
     def _take_short_cuts(self, prefix: array[int]) -> None:
         """Switch on what agrees with plain forwards of this very model, on synthetic prompts."""
-        self._check_ids([prefix] if prefix else [])
+        check_ids([prefix] if prefix else [], self._vocabulary)
         prompts = [prefix + self._synthetic(tokens) for tokens in (5, 17, 11)]
         with device_errors(), torch.inference_mode():
             plain = (
@@ -295,16 +288,6 @@ class TransformersEngine:
         if not agrees:
             log.warning("short_cut_off", name=name, distance=distance, allowed=self._tolerance)
         return agrees
-
-    def _fastest_budget(self) -> int:
-        smallest, largest, patience_s = _CUDA_PROBES if self._device.type == "cuda" else _CPU_PROBES
-        prompt = self._prefix + self._synthetic(_PROBE_TOKENS)
-
-        def run(tokens: int) -> None:
-            with device_errors():
-                self._next_logprobs([prompt] * max(1, tokens // _PROBE_TOKENS)).sum().item()  # waits for the device
-
-        return fastest_budget(run, smallest=smallest, largest=largest, patience_s=patience_s)
 
     def _synthetic(self, tokens: int) -> array[int]:
         return array("i", [(7919 * step + 31 * tokens) % self._vocabulary for step in range(1, tokens + 1)])
