@@ -55,11 +55,6 @@ def _f1(c: Confusion) -> float | None:
     return 2 * c.tp / (2 * c.tp + c.fp + c.fn) if c.tp + c.fn else None
 
 
-def _balanced_accuracy(c: Confusion) -> float | None:
-    unsafe, safe = c.tp + c.fn, c.fp + c.tn
-    return (c.tp / unsafe + c.tn / safe) / 2 if unsafe and safe else None
-
-
 class CountMetric(NamedTuple):
     """A formula over counts; it gives None where it is undefined, and `reason` says when that is."""
 
@@ -77,7 +72,10 @@ COUNT_METRICS: Final[dict[str, CountMetric]] = {
     "recall_safe": CountMetric(lambda c: _recall(c.mirrored), "no row is truly safe"),
     "precision_unsafe": CountMetric(_precision, "no row was judged unsafe"),
     "recall_unsafe": CountMetric(_recall, "no row is truly unsafe"),
-    "balanced_accuracy": CountMetric(_balanced_accuracy, "the truth has one class only"),
+    "balanced_accuracy": CountMetric(
+        lambda c: (c.tp / (c.tp + c.fn) + c.tn / (c.fp + c.tn)) / 2 if c.tp + c.fn and c.fp + c.tn else None,
+        "the truth has one class only",
+    ),
 }
 
 

@@ -76,9 +76,7 @@ class ThresholdSweep(NamedTuple):
 def trace(rows: Iterable[Judged], sources: Collection[str] = ()) -> ThresholdSweep:
     """Trace rows that come by p_unsafe, highest first, in memory that does not grow with them.
 
-    Args:
-        rows: Verdicts with their truth; read once. Rows without a human label say nothing here.
-        sources: Those that get a curve of their own.
+    Rows are read once; those without a human label say nothing here. Each of `sources` gets a curve of its own.
 
     Raises:
         ValueError: the order is not as said.

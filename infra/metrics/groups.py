@@ -102,7 +102,7 @@ def measure(
         rng = Random(f"{seed}/{kind}/{name}")  # noqa: S311  statistics, not secrets
         draws = list(resample(rng, rows.confusion, resamples))
         replicates = {metric: [rule.formula(draw) for draw in draws] for metric, rule in COUNT_METRICS.items()}
-        metrics = (*_of_counts(rows.confusion, replicates), *_of_scores(rows, rank), *_of_ends(rows))
+        metrics = (*_of_counts(rows.confusion, replicates), *_of_abstaining(rows, rank))
         group = MetricGroup(kind=kind, name=name, metrics=metrics)
         return _Measured(group, rows.confusion, replicates, rank.variance if rank else None)
 
@@ -154,7 +154,8 @@ def _interval(bounds: tuple[float, float] | None) -> Interval | None:
     return Interval(low=bounds[0], high=bounds[1], level=LEVEL) if bounds else None
 
 
-def _of_scores(part: Slice, rank: Ranking | None) -> Iterator[Metric]:
+def _of_abstaining(part: Slice, rank: Ranking | None) -> Iterator[Metric]:
+    """Metrics over the rows with a label, how many have none, and the counts."""
     unsafe, safe = part.scores_of_unsafe, part.scores_of_safe
     n = unsafe.count + safe.count
     fit = calibration(unsafe, safe)
@@ -167,9 +168,6 @@ def _of_scores(part: Slice, rank: Ranking | None) -> Iterator[Metric]:
     yield _metric("auprc", n, rank.average_precision if rank else None, missing)
     yield _metric("ece", n, fit.ece if fit else None, missing)
     yield _metric("brier", n, fit.brier if fit else None, missing)
-
-
-def _of_ends(part: Slice) -> Iterator[Metric]:
     ends, scored = part.ends, part.confusion_of_scored
     rows = sum(ends)
     right = scored.tp + scored.tn
@@ -197,13 +195,12 @@ def _mean_metric(name: str, sources: Sequence[_Measured]) -> Metric:
     values = [part.value for part in parts if part.value is not None]
     if not parts or len(values) < len(parts):
         # The sources that lack the metric, and the reason of the first.
-        reasons = [(source.group.name, part.undefined) for source, part in zip(sources, parts, strict=True)]
-        gaps = [(source, why) for source, why in reasons if why]
-        if not gaps:
-            return Metric(name=name, n=n, undefined=_NO_ROWS)
+        gaps = [(source.group.name, part.undefined) for source, part in zip(sources, parts, strict=True)]
+        gaps = [(source, why) for source, why in gaps if why]
         named = ", ".join(source or "the unnamed source" for source, _ in gaps[:3])
         more = f" and {len(gaps) - 3} more" if len(gaps) > 3 else ""
-        return Metric(name=name, n=n, undefined=f"undefined for {named}{more}: {gaps[0][1]}")
+        undefined = f"undefined for {named}{more}: {gaps[0][1]}" if gaps else _NO_ROWS
+        return Metric(name=name, n=n, undefined=undefined)
     mean, bounds = fsum(values) / len(values), None
     if name == "auroc":
         known = [source.auroc_variance for source in sources if source.auroc_variance is not None]

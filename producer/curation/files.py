@@ -87,13 +87,8 @@ def carry_out(
 ) -> bool:
     """Make what a stage lacks; returns False where it was finished before.
 
-    Args:
-        folder: The curation folder.
-        name: The stage, which is the name of its file.
-        options: All that decides its rows, besides its input.
-        make: Gives every row with the name of its file, in the same order each time.
-        made_of: The stage or file that it reads.
-        alongside: A second file of the stage, for dropped rows.
+    `options` are all that decides its rows, besides its input: `made_of`, the stage or file that it reads. `make` gives
+    every row with the name of its file, in the same order each time; `alongside` is a second file, for dropped rows.
 
     Raises:
         UsageError: it was begun with other options or input, or the stage it reads is not finished.
@@ -106,8 +101,11 @@ def carry_out(
     recipe = json.loads(json.dumps({**options, "input": _digest(made_of) if made_of else None}))
     note = read_note(folder, name)
     if note and note["recipe"] != recipe:
+        was = note["recipe"]
+        names = [name for name in {**was, **recipe} if was.get(name) != recipe.get(name)]
+        different = "; ".join(f"{name} {str(was.get(name))[:40]}, not {str(recipe.get(name))[:40]}" for name in names)
         raise UsageError(
-            f"{path_of(folder, name)} was made with other options or input ({_difference(note['recipe'], recipe)}); "
+            f"{path_of(folder, name)} was made with other options or input ({different}); "
             f"use another folder, or remove it and {_note_path(folder, name).name}"
         )
     if note and note["done"]:
@@ -145,23 +143,20 @@ def status_of(folder: Path) -> list[StageStatus]:
                 if not line.endswith("\n"):
                     break  # it was being written when its stage was killed
                 rows += 1
-                for thing, value in _counted(json.loads(line)).items():
+                row = json.loads(line)
+                provenance = row["provenance"]
+                things = {
+                    "label": row.get("label") or "none",
+                    "source": row.get("source") or provenance["origin"],
+                    "licence": provenance["licence"],
+                    "generator": provenance["generator"],
+                }
+                if provenance["stage"].startswith("select:"):
+                    things["reason"] = provenance["stage"].removeprefix("select:")
+                for thing, value in things.items():
                     counts.setdefault(thing, Counter())[value] += 1
         ranked = {thing: dict(counter.most_common()) for thing, counter in counts.items()}
         found.append(StageStatus(name, rows, bool(note["done"]), ranked))
-    return found
-
-
-def _counted(row: Row) -> dict[str, str]:
-    provenance = row["provenance"]
-    found = {
-        "label": row.get("label") or "none",
-        "source": row.get("source") or provenance["origin"],
-        "licence": provenance["licence"],
-        "generator": provenance["generator"],
-    }
-    if provenance["stage"].startswith("select:"):
-        found["reason"] = provenance["stage"].removeprefix("select:")
     return found
 
 
@@ -183,8 +178,3 @@ def _digest(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
-
-
-def _difference(theirs: Mapping[str, object], ours: Mapping[str, object]) -> str:
-    names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
-    return "; ".join(f"{name} {str(theirs.get(name))[:40]}, not {str(ours.get(name))[:40]}" for name in names)

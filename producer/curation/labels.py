@@ -50,16 +50,14 @@ def agreed(
         labels = {settled.label if settled else None for settled in said.values()}
         label = labels.pop()
         if labels or label is None:
-            yield dropped, {**row, "verdicts": {judge: _stated(settled) for judge, settled in said.items()}}
+            stated = {
+                judge: {"outcome": end and end.outcome.value, "label": end and end.label and end.label.value}
+                for judge, end in said.items()
+            }
+            yield dropped, {**row, "verdicts": stated}
         else:
             judged = {**row["provenance"], "stage": "annotate"}
             yield kept, labelled({**row, "provenance": judged}, label, analysis(row, label))
-
-
-def _stated(settled: Ending | None) -> dict[str, str | None]:
-    if settled is None:
-        return {"outcome": None, "label": None}
-    return {"outcome": settled.outcome.value, "label": settled.label.value if settled.label else None}
 
 
 def analysis(row: Row, label: Label) -> str:

@@ -137,24 +137,22 @@ def grammar_responses(queries: Iterable[Row]) -> Iterator[Row]:
             rng = random.Random(f"responses/{row['id']}/{manner}")  # noqa: S311 - reproducible, not a secret
             harm, harmless = row["aims"]
             speaker = Speaker(by_name[row["sub_category_name"]], rng, Part.ALL, harm=harm, harmless=harmless)
-            text = _answer(speaker, manner, Intent(row["intent"])).strip()
+            # To a harmless query the helpful manners help with the harmless aim.
+            harmless_query = Intent(row["intent"]) is Intent.HARMLESS
+            if manner == "refusing":
+                text = speaker.refusal()
+            elif manner == "hollow":
+                text = speaker.redirection() if harmless_query else speaker.hollow_refusal()
+            elif harmless_query:
+                text = speaker.help(speaker.harmless)
+            else:
+                text = speaker.compliance() if manner == "complying" else speaker.redirection()
+            text = text.strip()
             if text and text not in given:
                 given.add(text)
                 yield derived(
                     row, f"{row['id']}-{manner}", generator=f"grammar:{manner}", stage="responses", response=text
                 )
-
-
-def _answer(speaker: Speaker, manner: str, intent: Intent) -> str:
-    """An answer in a manner; to a harmless query the helpful manners help with the harmless aim."""
-    harmless = intent is Intent.HARMLESS
-    if manner == "refusing":
-        return speaker.refusal()
-    if manner == "hollow":
-        return speaker.redirection() if harmless else speaker.hollow_refusal()
-    if harmless:
-        return speaker.help(speaker.harmless)
-    return speaker.compliance() if manner == "complying" else speaker.redirection()
 
 
 def response_requests(queries: Iterable[Row]) -> Iterator[Item]:

@@ -42,7 +42,8 @@ def mean_nll(margins: Sequence[float], unsafe: Sequence[bool], temperature: floa
         ValueError: there are no rows, or not as many truths as margins.
     """
     signed = _signed(margins, unsafe)
-    return math.fsum(_softplus(-value / temperature) for value in signed) / len(signed)
+    scaled = [-value / temperature for value in signed]
+    return math.fsum(max(value, 0) + math.log1p(math.exp(-abs(value))) for value in scaled) / len(signed)
 
 
 def fit_temperature(margins: Sequence[float], unsafe: Sequence[bool]) -> Fit:
@@ -60,7 +61,17 @@ def fit_temperature(margins: Sequence[float], unsafe: Sequence[bool]) -> Fit:
     if len(set(unsafe)) < 2:
         raise ValueError("the rows are of one class only")
     before = mean_nll(margins, unsafe)
-    inverse = _least(signed, 1 / HOTTEST, 1 / COLDEST)
+    inverse, low, high = 1.0, 1 / HOTTEST, 1 / COLDEST
+    for _ in range(_STEPS):
+        wrong = [p_unsafe(-value * inverse) for value in signed]
+        slope = -math.fsum(p * value for p, value in zip(wrong, signed, strict=True))
+        bend = math.fsum(p * (1 - p) * value * value for p, value in zip(wrong, signed, strict=True))
+        low, high = (inverse, high) if slope < 0 else (low, inverse)
+        step = inverse - slope / bend if bend > 0 else math.inf
+        following = step if low < step < high else (low + high) / 2
+        if abs(following - inverse) <= _CLOSE * inverse:
+            break
+        inverse = following
     found = 1 / inverse
     after = mean_nll(margins, unsafe, found)
     # Rounding must not make it worse where 1 is already best.
@@ -72,23 +83,3 @@ def _signed(margins: Sequence[float], unsafe: Sequence[bool]) -> list[float]:
     if not margins or len(margins) != len(unsafe):
         raise ValueError("as many truths as margins are needed, and at least one")
     return [margin if truth else -margin for margin, truth in zip(margins, unsafe, strict=True)]
-
-
-def _least(signed: Sequence[float], low: float, high: float) -> float:
-    """Where the mean of softplus(-b x) over b in [low, high] is least."""
-    at = min(max(1.0, low), high)
-    for _ in range(_STEPS):
-        wrong = [p_unsafe(-value * at) for value in signed]
-        slope = -math.fsum(p * value for p, value in zip(wrong, signed, strict=True))
-        bend = math.fsum(p * (1 - p) * value * value for p, value in zip(wrong, signed, strict=True))
-        low, high = (at, high) if slope < 0 else (low, at)
-        step = at - slope / bend if bend > 0 else math.inf
-        following = step if low < step < high else (low + high) / 2
-        if abs(following - at) <= _CLOSE * at:
-            break
-        at = following
-    return at
-
-
-def _softplus(value: float) -> float:
-    return max(value, 0) + math.log1p(math.exp(-abs(value)))

@@ -63,7 +63,7 @@ def write_model_card(folder: Path, facts: CardFacts) -> None:
     """Write the card and its curves into the checkpoint's folder; the card last, since it says that all is done."""
     svg = curves_svg({found.stage.name: found.history for found in facts.stages})
     (folder / CURVES).write_text(svg, encoding="utf-8")
-    sections = (_head, _data, _recipe, _curves, _results, _calibration, _limits)
+    sections = (_head, _data, _training, _results, _limits)
     text = "\n\n".join(section(facts) for section in sections)
     (folder / CARD).write_text(text + "\n", encoding="utf-8")
 
@@ -112,7 +112,7 @@ def _data(facts: CardFacts) -> str:
     return "## Data\n\n" + table(["stage", "part", "source", "licence", "safe", "unsafe"], rows) + "\n\n" + left_out
 
 
-def _recipe(facts: CardFacts) -> str:
+def _training(facts: CardFacts) -> str:
     recipe = facts.recipe
     settings: dict[str, Any] = {
         "method": f"LoRA, rank {recipe.lora.rank}, alpha {recipe.lora.alpha}" if recipe.lora else "full fine-tuning",
@@ -124,34 +124,28 @@ def _recipe(facts: CardFacts) -> str:
     }
     names = ("epochs", "learning_rate", "warmup_share", "weight_decay", "batch_rows", "label_weight", "patience")
     rows = [(found.stage.name, *(getattr(found.stage, name) or "-" for name in names)) for found in facts.stages]
-    return (
+    parts = [
         "## Recipe\n\nThe loss is on the answers alone. AdamW; the learning rate falls linearly to 0. The weights with "
         "the best macro F1 on the dev rows go on.\n\n"
         + table(["setting", "value"], settings.items())
         + "\n\n"
-        + table(["stage", *names], rows)
-    )
-
-
-def _curves(facts: CardFacts) -> str:
-    parts = [f"## Curves\n\n![training loss, dev NLL and macro F1 by step]({CURVES})"]
+        + table(["stage", *names], rows),
+        f"## Curves\n\n![training loss, dev NLL and macro F1 by step]({CURVES})",
+    ]
     for found in facts.stages:
         best = max(found.history, key=lambda evaluation: evaluation.rank)
+        # At most about twenty measurements, the first, the last and the best among them.
+        every = max(1, len(found.history) // _ROWS_SHOWN)
         rows = [
             (
                 f"{at.step:,}{' (kept)' if at.step == best.step else ''}",
                 *(f"{value:.4f}" for value in (at.loss, at.dev_nll, at.macro_f1)),
             )
-            for at in _thinned(found.history, best)
+            for number, at in enumerate(found.history)
+            if number % every == 0 or at is best or at is found.history[-1]
         ]
         parts.append(f"### {found.stage.name}\n\n" + table(["step", "training loss", "dev NLL", "macro F1"], rows))
     return "\n\n".join(parts)
-
-
-def _thinned(history: Sequence[Evaluation], best: Evaluation) -> list[Evaluation]:
-    """At most about twenty measurements, the first, the last and the best among them."""
-    every = max(1, len(history) // _ROWS_SHOWN)
-    return [at for number, at in enumerate(history) if number % every == 0 or at is best or at is history[-1]]
 
 
 def _results(facts: CardFacts) -> str:
@@ -170,20 +164,17 @@ def _results(facts: CardFacts) -> str:
         if facts.only_dev
         else ""
     )
-    return (
+    results = (
         "## Results\n\nScore mode through the serving code; an unparseable answer counts as wrong. In brackets: 95 % "
         "intervals (bootstrap; DeLong for AUROC), which take rows for independent.\n\n"
         + table(["set", "n", *_METRICS, "unparseable"], rows)
         + caution
     )
-
-
-def _calibration(facts: CardFacts) -> str:
     if isinstance(facts.fit, str):
-        return f"## Calibration\n\nNone: {facts.fit}. `p_unsafe` is the model's own."
+        return f"{results}\n\n## Calibration\n\nNone: {facts.fit}. `p_unsafe` is the model's own."
     fit = facts.fit
     where = facts.calibrated_on if isinstance(facts.calibrated_on, str) else "the calibration rows"
-    rows = [
+    calibrated = [
         (
             found.name,
             *(cell(group.metric("ece")) for group in (found.uncalibrated, found.metrics) if group),
@@ -192,10 +183,10 @@ def _calibration(facts: CardFacts) -> str:
         for found in facts.measured
     ]
     return (
-        f"## Calibration\n\nTemperature {fit.temperature:.4f}, fitted on {fit.rows:,} rows ({where}): NLL "
+        f"{results}\n\n## Calibration\n\nTemperature {fit.temperature:.4f}, fitted on {fit.rows:,} rows ({where}): NLL "
         f"{fit.nll_before:.4f} before, {fit.nll_after:.4f} after. It is in `libra.json`; the fleet applies it to "
         "`p_unsafe`, and it changes no label at 0.5.\n\n"
-        + table(["set", "ECE before", "ECE after", "NLL before", "NLL after"], rows)
+        + table(["set", "ECE before", "ECE after", "NLL before", "NLL after"], calibrated)
     )
 
 

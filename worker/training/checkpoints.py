@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict
 from infra.errors import UsageError
 
 _PROGRESS: Final = "progress.json"
-_UNFINISHED: Final = "unfinished"
 
 
 class Evaluation(BaseModel):
@@ -61,7 +60,7 @@ class Progress(BaseModel):
 
 def save(accelerator: Any, folder: Path, progress: Progress) -> None:  # noqa: ANN401 - accelerate has no types
     """Write a checkpoint of what the accelerator prepared; every process calls it."""
-    unfinished = folder / _UNFINISHED
+    unfinished = folder / "unfinished"
     if accelerator.is_main_process:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
@@ -84,10 +83,7 @@ def save(accelerator: Any, folder: Path, progress: Progress) -> None:  # noqa: A
 def load(accelerator: Any, folder: Path, *, strict: bool) -> Progress | None:  # noqa: ANN401
     """Bring what the accelerator prepared to the newest checkpoint; None where there is none.
 
-    Args:
-        accelerator: It prepared the same model and optimizer that were saved.
-        folder: Of the checkpoints.
-        strict: Whether the checkpoint holds every weight of the model.
+    `strict`: whether the checkpoint holds every weight of the model.
 
     Raises:
         UsageError: it was written by another number of processes.

@@ -57,10 +57,8 @@ class Data:
 def train_guard(recipe: Recipe, report: Report, *, restart: bool = False) -> None:
     """Train, calibrate and describe a guard; its checkpoint is in `recipe.out`.
 
-    Args:
-        recipe: The run's settings.
-        report: Takes a line of progress at a time; called by the main process only.
-        restart: Start over where a run has left files.
+    `report` takes a line of progress at a time and is called by the main process only. `restart`: start over where a
+    run has left files.
 
     Raises:
         DataError: a data set cannot be read, or leaves a stage without rows of both labels.
@@ -70,7 +68,15 @@ def train_guard(recipe: Recipe, report: Report, *, restart: bool = False) -> Non
     data = load_data(recipe)
     base = resolve_checkpoint(recipe.name, recipe.base)
     digest = run_digest(recipe, base)
-    _refuse_others(recipe.out, digest, restart=restart)
+    run = recipe.out / STATE / _RUN
+    if run.exists():
+        if not restart and json.loads(run.read_text(encoding="utf-8"))["digest"] != digest:
+            raise UsageError(
+                f"{recipe.out} was begun with another recipe, data or base; name another out, or --restart throws it "
+                "away"
+            )
+    elif recipe.out.exists() and any(recipe.out.iterdir()):
+        raise UsageError(f"{recipe.out} holds files that no training run wrote; name another out")
     # At each checkpoint it logs that a tied head is stored once.
     logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
     accelerator = Accelerator(mixed_precision="bf16" if recipe.precision == "bf16" else "no")
@@ -80,8 +86,7 @@ def train_guard(recipe: Recipe, report: Report, *, restart: bool = False) -> Non
     if main:
         _begin(recipe, digest, restart=restart)
     accelerator.wait_for_everyone()
-    if not main:
-        report = _silent
+    report = report if main else lambda _: None
     if (recipe.out / CARD).exists():
         report(f"{recipe.out} is finished; --restart would make it again")
         return
@@ -89,12 +94,30 @@ def train_guard(recipe: Recipe, report: Report, *, restart: bool = False) -> Non
     stages = _run_stages(accelerator, recipe, data, base, report)
     # The rest is for one process; the others would wait for it longer than their time-out.
     accelerator.end_training()
-    if main:
-        _finish(recipe, data, stages, base, device=device, processes=processes, report=report)
-
-
-def _silent(_: str) -> None:
-    """The report of every process but the main one."""
+    if not main:
+        return
+    last = data.stages[-1]
+    _publish(recipe.out / STATE / last.stage.name / "model", recipe.out)
+    examiner = Examiner(recipe.out, device=device)
+    report("calibrating")
+    fit = _calibrate(examiner, data.calibrate_on or last.dev, recipe.out)
+    own = f"dev rows of {last.stage.name}"
+    sets = data.measure_on or {own: last.dev}
+    report(f"measuring on {', '.join(sets)}")
+    facts = CardFacts(
+        recipe=recipe,
+        base_revision=checkpoint_digest(base),
+        revision=examiner.revision,
+        stages=stages,
+        fit=fit,
+        calibrated_on=counts_of(data.calibrate_on) if data.calibrate_on else own,
+        measured=[examiner.measured(name, samples, seed=recipe.seed) for name, samples in sets.items()],
+        only_dev=not data.measure_on,
+        device=device,
+        processes=processes,
+    )
+    write_model_card(recipe.out, facts)
+    report(f"{recipe.out} is ready: libra fleet worker --guard {recipe.name}={recipe.out}")
 
 
 def load_data(recipe: Recipe) -> Data:
@@ -137,22 +160,6 @@ def run_digest(recipe: Recipe, base: Path) -> str:
     return digest.hexdigest()
 
 
-def _refuse_others(out: Path, digest: str, *, restart: bool) -> None:
-    """Refuse a folder that holds another run, or files of none.
-
-    Raises:
-        UsageError: it does.
-    """
-    run = out / STATE / _RUN
-    if run.exists():
-        if not restart and json.loads(run.read_text(encoding="utf-8"))["digest"] != digest:
-            raise UsageError(
-                f"{out} was begun with another recipe, data or base; name another out, or --restart throws it away"
-            )
-    elif out.exists() and any(out.iterdir()):
-        raise UsageError(f"{out} holds files that no training run wrote; name another out")
-
-
 def _begin(recipe: Recipe, digest: str, *, restart: bool) -> None:
     state = recipe.out / STATE
     if restart and (state / _RUN).exists():
@@ -192,41 +199,6 @@ def _run_stages(accelerator: Accelerator, recipe: Recipe, data: Data, base: Path
             )
         )
     return facts
-
-
-def _finish(
-    recipe: Recipe,
-    data: Data,
-    stages: Sequence[StageFacts],
-    base: Path,
-    *,
-    device: str,
-    processes: int,
-    report: Report,
-) -> None:
-    """Put the checkpoint into its folder, fit its temperature, measure it as it is served, write its card."""
-    last = data.stages[-1]
-    _publish(recipe.out / STATE / last.stage.name / "model", recipe.out)
-    examiner = Examiner(recipe.out, device=device)
-    report("calibrating")
-    fit = _calibrate(examiner, data.calibrate_on or last.dev, recipe.out)
-    own = f"dev rows of {last.stage.name}"
-    sets = data.measure_on or {own: last.dev}
-    report(f"measuring on {', '.join(sets)}")
-    facts = CardFacts(
-        recipe=recipe,
-        base_revision=checkpoint_digest(base),
-        revision=examiner.revision,
-        stages=stages,
-        fit=fit,
-        calibrated_on=counts_of(data.calibrate_on) if data.calibrate_on else own,
-        measured=[examiner.measured(name, samples, seed=recipe.seed) for name, samples in sets.items()],
-        only_dev=not data.measure_on,
-        device=device,
-        processes=processes,
-    )
-    write_model_card(recipe.out, facts)
-    report(f"{recipe.out} is ready: libra fleet worker --guard {recipe.name}={recipe.out}")
 
 
 def _publish(model: Path, out: Path) -> None:

@@ -68,7 +68,12 @@ class ExampleEncoder:
         (asked,) = self.guard.render([ChunkItem(seq=0, question="", response="")], Mode.SCORE)[0]
         (user,) = self._chat.encode_users([user_turn("", "")])
         self._tail = asked[len(user) :]
-        self._alone = {label: self._label_alone(label) for label in Label}
+        # The ids of an answer up to the end of its label, whatever follows.
+        self._alone: dict[Label, PromptIds] = {}
+        for label, ids in zip(Label, self.guard.label_ids, strict=True):
+            answers = [self._chat.tail_ids(answer_text(label, text)) for text in (_ANY_ANALYSIS, "a")]
+            words = self._tail + array("i", ids)
+            self._alone[label] = answers[0][: common_length([*answers, words])]
         lead = self._chat.tail_ids("")
         self._before_answer = common_length([lead, *self._alone.values()])
         ends = len(self._tail)
@@ -88,23 +93,14 @@ class ExampleEncoder:
 
     def encode(self, samples: Iterable[Sample], max_tokens: int) -> tuple[list[Example], int]:
         """The rows that are no longer than `max_tokens`, and how many were left out because they are."""
-        rows = [self._row(sample) for sample in samples]
+        rows = []
+        for sample in samples:
+            (user,) = self._chat.encode_users([user_turn(sample.item.question, sample.item.response)])
+            answer = self._alone[sample.label]
+            if sample.analysis:
+                answer = self._chat.tail_ids(answer_text(sample.label, sample.analysis)) + self._end
+            start = len(user)
+            place = start + len(self._tail)
+            rows.append(Example(user + answer, start + self._before_answer, place, sample.label))
         kept = [row for row in rows if len(row.ids) <= max_tokens]
         return kept, len(rows) - len(kept)
-
-    def _row(self, sample: Sample) -> Example:
-        (user,) = self._chat.encode_users([user_turn(sample.item.question, sample.item.response)])
-        label = sample.label
-        answer = (
-            self._chat.tail_ids(answer_text(label, sample.analysis)) + self._end
-            if sample.analysis
-            else self._alone[label]
-        )
-        start = len(user)
-        return Example(user + answer, start + self._before_answer, start + len(self._tail), label)
-
-    def _label_alone(self, label: Label) -> PromptIds:
-        """The ids of an answer up to the end of its label, whatever follows."""
-        answers = [self._chat.tail_ids(answer_text(label, text)) for text in (_ANY_ANALYSIS, "a")]
-        words = self._tail + array("i", self.guard.label_ids[list(Label).index(label)])
-        return answers[0][: common_length([*answers, words])]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -120,6 +120,10 @@ class Recipe(Strict):
         return self
 
 
+_MODELS = (Recipe, Stage, Lora, DataFile)
+_KEYS = tuple(dict.fromkeys(name for model in _MODELS for name in model.model_fields))
+
+
 def load_recipe(path: Path) -> Recipe:
     """The recipe in a YAML file.
 
@@ -137,19 +141,12 @@ def load_recipe(path: Path) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        problems = [_problem(detail) for detail in error.errors(include_url=False, include_input=False)]
+        problems = []
+        for detail in error.errors(include_url=False, include_input=False):
+            place = ".".join(str(part) for part in detail["loc"])
+            message = detail["msg"].removeprefix("Value error, ")
+            if detail["type"] == "extra_forbidden":
+                close = difflib.get_close_matches(str(detail["loc"][-1]), _KEYS, n=1)
+                message = "no such key" + (f"; did you mean {close[0]}?" if close else "")
+            problems.append(f"{place}: {message}" if place else message)
         raise UsageError(f"{path}: " + "; ".join(problems)) from error
-
-
-_MODELS = (Recipe, Stage, Lora, DataFile)
-_KEYS = tuple(dict.fromkeys(name for model in _MODELS for name in model.model_fields))
-
-
-def _problem(detail: Any) -> str:  # noqa: ANN401 - pydantic's own dictionary
-    """One field's problem in words: where, what, and which key may have been meant."""
-    place = ".".join(str(part) for part in detail["loc"])
-    message = detail["msg"].removeprefix("Value error, ")
-    if detail["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(str(detail["loc"][-1]), _KEYS, n=1)
-        message = "no such key" + (f"; did you mean {close[0]}?" if close else "")
-    return f"{place}: {message}" if place else message

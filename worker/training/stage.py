@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,14 +61,7 @@ def run_stage(
 ) -> Path:
     """Train one stage, or the rest of it; returns the folder of its checkpoint, which can be served.
 
-    Args:
-        accelerator: The processes and their devices.
-        recipe: The run's settings.
-        stage: Which of its stages.
-        rows: Encoded by the base's tokenizer.
-        base: The checkpoint to start from.
-        folder: Of the stage's checkpoints; the newest one there is resumed.
-        report: Takes a line of progress at a time.
+    `rows` are encoded by the tokenizer of `base`; the newest checkpoint in `folder` is resumed.
 
     Raises:
         GuardError: the base cannot be loaded, or the loss is no longer a number.
@@ -111,21 +104,8 @@ class _StageRun:
         self._losses: list[tuple[torch.Tensor, float]] = []
         self._undo: list[Callable[[], None]] = []
         set_seed(recipe.seed)
-        self._model, self._optimizer = self._prepared()
-        set_seed(recipe.seed, device_specific=True)
-        # The weights of a checkpoint of adapters alone are not all of the model's.
-        found = checkpoints.load(accelerator, folder, strict=recipe.lora is None)
-        if found:
-            report(f"{stage.name}: going on after step {found.step:,} of {self._steps:,}")
-        self._progress = found or Progress()
-
-    # Setting up.
-
-    def _prepared(self) -> tuple[Any, Any]:
-        """Model and optimizer, placed and wrapped by accelerate."""
-        recipe, accelerator = self._recipe, self._accelerator
         bf16_base = recipe.lora is not None and recipe.precision == "bf16"
-        model = load_lm(self._base, dtype=torch.bfloat16 if bf16_base else torch.float32)
+        model = load_lm(base, dtype=torch.bfloat16 if bf16_base else torch.float32)
         if recipe.lora is not None:
             model = adapted(model, recipe.lora)
             if recipe.activation_checkpointing:
@@ -136,14 +116,19 @@ class _StageRun:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         groups = [
-            {"params": [p for p in trained if p.dim() > 1], "weight_decay": self._stage.weight_decay},
+            {"params": [p for p in trained if p.dim() > 1], "weight_decay": stage.weight_decay},
             {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=self._stage.learning_rate)
+        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=stage.learning_rate)
         if recipe.lora is not None:
             self._undo.append(accelerator.register_save_state_pre_hook(_keep_trained_only).remove)
-        prepared: tuple[Any, Any] = accelerator.prepare(model, optimizer)
-        return prepared
+        self._model, self._optimizer = accelerator.prepare(model, optimizer)
+        set_seed(recipe.seed, device_specific=True)
+        # The weights of a checkpoint of adapters alone are not all of the model's.
+        found = checkpoints.load(accelerator, folder, strict=recipe.lora is None)
+        if found:
+            report(f"{stage.name}: going on after step {found.step:,} of {self._steps:,}")
+        self._progress = found or Progress()
 
     # Training.
 
@@ -167,24 +152,8 @@ class _StageRun:
         rate = self._rate(step)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        weight, batches = self._share_of(step)
-        loss = torch.zeros((), device=accelerator.device)
-        for number, chosen in enumerate(batches, 1):
-            # Gradients of all parts are added up here, and those of the processes exchanged with the last one.
-            with accelerator.no_sync(self._model) if number < len(batches) else nullcontext():
-                part = self._part_loss(chosen) / weight
-                # The exchange takes the mean over processes; what is wanted is the sum.
-                accelerator.backward(part * accelerator.num_processes)
-                loss += part.detach()
-        accelerator.clip_grad_norm_(self._model.parameters(), stage.max_grad_norm)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        self._losses.append((loss, weight))
-
-    def _share_of(self, step: int) -> tuple[float, list[list[int]]]:
-        """The summed weight of all answers of a step, and this process's part of its rows."""
-        stage, accelerator = self._stage, self._accelerator
         chosen = plan.step_rows(step, rows=len(self._rows.train), batch_rows=stage.batch_rows, seed=self._seed)
+        weight = step_weight([self._rows.train[row] for row in chosen], stage.label_weight)
         batches = plan.micro_batches(
             chosen,
             self._lengths,
@@ -192,13 +161,20 @@ class _StageRun:
             processes=accelerator.num_processes,
             device_rows=stage.device_rows,
         )
-        return step_weight([self._rows.train[row] for row in chosen], stage.label_weight), batches
-
-    def _part_loss(self, chosen: Sequence[int]) -> torch.Tensor:
-        """The summed loss of some rows; of none, one row's times 0: every process must run each part."""
-        batch = training_batch([self._rows.train[row] for row in chosen or [0]], self._stage.label_weight)
-        loss = answer_loss(self._model, batch.to(self._accelerator.device))
-        return loss if chosen else loss * 0
+        loss = torch.zeros((), device=accelerator.device)
+        for number, mine in enumerate(batches, 1):
+            # Of no rows, one row's times 0: every process must run each part.
+            batch = training_batch([self._rows.train[row] for row in mine or [0]], stage.label_weight)
+            # Gradients of all parts are added up here, and those of the processes exchanged with the last one.
+            with accelerator.no_sync(self._model) if number < len(batches) else nullcontext():
+                part = answer_loss(self._model, batch.to(accelerator.device)) * (1 if mine else 0) / weight
+                # The exchange takes the mean over processes; what is wanted is the sum.
+                accelerator.backward(part * accelerator.num_processes)
+                loss += part.detach()
+        accelerator.clip_grad_norm_(self._model.parameters(), stage.max_grad_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._losses.append((loss, weight))
 
     def _rate(self, step: int) -> float:
         share = plan.learning_rate_share(step, steps=self._steps, warmup_share=self._stage.warmup_share)
@@ -210,7 +186,11 @@ class _StageRun:
         """Evaluate on the dev rows, report, and keep the weights if they are the best so far."""
         progress, rows = self._progress, self._rows
         logprobs = self._dev_logprobs()
-        loss = self._mean_loss()
+        # The mean since the last evaluation, over all processes.
+        total = sum(loss * weight for loss, weight in self._losses)
+        weights = sum(weight for _, weight in self._losses)
+        self._losses.clear()
+        loss = float(self._accelerator.reduce(torch.as_tensor(total), reduction="sum")) / weights
         if not math.isfinite(loss):
             raise GuardError(f"{self._stage.name}: the loss is no longer a number before step {progress.step:,}")
         truths = [row.truth for row in rows.dev]
@@ -233,36 +213,26 @@ class _StageRun:
         if progress.stopped:
             self._report(f"{self._stage.name}: stopped, no better macro F1 in {progress.stale} measurements")
 
-    def _mean_loss(self) -> float:
-        """Mean training loss since the last evaluation, over all processes, in nats."""
-        total = sum(loss * weight for loss, weight in self._losses)
-        weight = sum(weight for _, weight in self._losses)
-        self._losses.clear()
-        return float(self._accelerator.reduce(torch.as_tensor(total), reduction="sum")) / weight
-
     def _dev_logprobs(self) -> list[list[float]]:
         """Log-probabilities of (safe, unsafe) after every dev row's prompt: dev rows x 2, in nats."""
         self._model.eval()
         accelerator, rows = self._accelerator, self._rows.dev
         found: dict[int, list[float]] = {}
-        for batch in self._dev_batches():
-            mine = batch[accelerator.process_index :: accelerator.num_processes]
+        processes = accelerator.num_processes
+        size = self._stage.device_rows * processes
+        by_length = sorted(range(len(rows)), key=lambda at: rows[at].label)
+        for start in range(0, len(rows), size):
+            batch = by_length[start : start + size]
+            # As many for each process: the last batch is filled up with a row that comes twice.
+            batch += [batch[0]] * (-len(batch) % processes)
+            mine = batch[accelerator.process_index :: processes]
             part = label_logprobs(
                 self._model, [rows[at] for at in mine], self._rows.first_ids, device=accelerator.device
             )
             gathered = accelerator.gather(part).double().cpu().tolist()
-            order = [batch[process :: accelerator.num_processes] for process in range(accelerator.num_processes)]
+            order = [batch[process::processes] for process in range(processes)]
             found.update(zip((at for part_of in order for at in part_of), gathered, strict=True))
         return [found[at] for at in range(len(rows))]
-
-    def _dev_batches(self) -> Iterator[list[int]]:
-        """Dev rows by length, as many for each process; the last batch is filled up with rows that come twice."""
-        size = self._stage.device_rows * self._accelerator.num_processes
-        order = sorted(range(len(self._rows.dev)), key=lambda at: self._rows.dev[at].label)
-        for start in range(0, len(order), size):
-            batch = order[start : start + size]
-            missing = -len(batch) % self._accelerator.num_processes
-            yield batch + [batch[0]] * missing
 
     # Weights.
 
