@@ -142,20 +142,12 @@ class RawRecord(NamedTuple):
         return self.fallback_id if own is None else str(own)
 
     def item(self) -> Item:
-        """The item it describes.
-
-        Raises:
-            RowError: it is none.
-        """
+        """The item it describes, or RowError."""
         return to_item(self.row, self.fallback_id)
 
 
 def raw_records(source: str) -> Iterator[RawRecord | InvalidRow]:
-    """Every row of a file or folder, in order; of Parquet only the columns that are looked at.
-
-    Raises:
-        DataError: there is no such source, or a file cannot be read as a whole.
-    """
+    """Every row of a file or folder, in order; of Parquet only the columns that are looked at."""
     for file in find_files(source, stdin=None, spool_dir=None).files:
         for raw in read_rows(file):
             try:
@@ -265,11 +257,7 @@ def validate(dataset: DataSet, *, on_progress: Callable[[int], None] | None = No
 
 
 def valid_items(dataset: DataSet, validation: Validation) -> Iterator[Row]:
-    """The rows to submit: those of a fresh pass that this validation of the same data set found valid.
-
-    Raises:
-        DataError: a file has changed meanwhile.
-    """
+    """The rows to submit: those of a fresh pass that this validation of the same data set found valid."""
     duplicates = iter(validation.duplicates)
     duplicate = next(duplicates, None)
     for ordinal, row in enumerate(dataset.rows()):

@@ -43,11 +43,7 @@ class RawRow(NamedTuple):
     content: object
 
     def value(self) -> object:
-        """The content, decoded.
-
-        Raises:
-            RowError: there is none, or it is not JSON in UTF-8.
-        """
+        """The content, decoded, or RowError."""
         if isinstance(self.content, RowError):
             raise self.content
         return decode_line(self.content) if isinstance(self.content, bytes) else self.content
@@ -179,14 +175,6 @@ _LONGEST_CUT: Final = 16
 """An error this near the end of the text read so far (in characters) may only mean that a token was cut."""
 
 
-class Element(NamedTuple):
-    """An element with its place, both counted from 1."""
-
-    number: int
-    line: int
-    value: object
-
-
 class ArrayReader:
     """Walks through the elements of one JSON array, holding one element and one chunk of text."""
 
@@ -202,8 +190,8 @@ class ArrayReader:
         self._number = 0
         self._ended = False
 
-    def __iter__(self) -> Iterator[Element]:
-        """The elements in order.
+    def __iter__(self) -> Iterator[tuple[int, int, object]]:
+        """The elements in order, each after its number and its line (from 1).
 
         Raises:
             DataError: the text is no JSON array in UTF-8, is cut short, or holds an element over the limit.
@@ -215,26 +203,20 @@ class ArrayReader:
         while more:
             self._number += 1
             self._next()
-            line = self._line
-            yield Element(self._number, line, self._value())
-            more = self._comma()
+            yield self._number, self._line, self._value()
+            mark = self._next()
+            more = mark == ","
+            if more:
+                self._at += 1
+                if self._next() == "]":
+                    raise self._error("a comma before the closing bracket")
+            elif not mark:
+                raise self._error(f"the file ends within the array, after element {self._number}")
+            elif mark != "]":
+                raise self._error(f"a comma or the closing bracket is expected after element {self._number}")
         self._at += 1
         if self._next():
             raise self._error("there is more text after the end of the array")
-
-    def _comma(self) -> bool:
-        """Tell whether another element follows."""
-        mark = self._next()
-        if mark == "]":
-            return False
-        if mark == ",":
-            self._at += 1
-            if self._next() == "]":
-                raise self._error("a comma before the closing bracket")
-            return True
-        if mark:
-            raise self._error(f"a comma or the closing bracket is expected after element {self._number}")
-        raise self._error(f"the file ends within the array, after element {self._number}")
 
     def _value(self) -> object:
         """The value that begins here."""

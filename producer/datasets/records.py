@@ -45,11 +45,7 @@ class RowError(ValueError):
 
 
 def decode_line(line: bytes) -> object:
-    """The JSON value on a line.
-
-    Raises:
-        RowError: the line is not UTF-8 or not JSON.
-    """
+    """The JSON value on a line, or RowError."""
     try:
         return from_json(line)
     except ValueError as error:
@@ -62,11 +58,7 @@ def decode_line(line: bytes) -> object:
 
 
 def to_item(row: object, fallback_id: str) -> Item:
-    """The item a row describes; `fallback_id` names it where the row has no id.
-
-    Raises:
-        RowError: the row is no object, has no text, or has a value that no item can have.
-    """
+    """The item a row describes, or RowError; `fallback_id` names it where the row has no id."""
     if not isinstance(row, dict):
         raise RowError(f"a JSON object is expected, not {_JSON_NAMES.get(type(row), type(row).__name__)}")
     record = dict(row)

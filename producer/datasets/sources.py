@@ -40,11 +40,7 @@ class DataFile:
     stamp: tuple[int, int]
 
     def check_unchanged(self) -> None:
-        """See that what is read now is what was there when the data set was opened.
-
-        Raises:
-            DataError: it is not; row numbers of an earlier pass would mean other rows now.
-        """
+        """See that nothing has changed since the opening, or row numbers of an earlier pass would mean other rows."""
         if _stamp(self.path) != self.stamp:
             raise DataError(f"{self.label}: changed since the data set was opened; start again")
 
@@ -57,11 +53,7 @@ class Found(NamedTuple):
 
 
 def find_files(source: str, *, stdin: BinaryIO | None, spool_dir: Path | None) -> Found:
-    """The files a source stands for; a stream is copied to a new folder in `spool_dir` first.
-
-    Raises:
-        DataError: there is no such source, it cannot be looked at, or it has no data file.
-    """
+    """The files a source stands for; a stream is copied to a new folder in `spool_dir` first."""
     try:
         return _find(source, stdin, spool_dir)
     except OSError as error:

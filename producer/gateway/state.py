@@ -153,11 +153,7 @@ Here = Annotated[Gateway, Depends(gateway_of)]
 
 
 def requires(scope: Scope) -> Callable[..., Awaitable[Principal]]:
-    """A dependency: the principal of a request whose key has the scope.
-
-    Raises:
-        ProblemError: 401 without a valid key, 403 where its role lacks the scope.
-    """
+    """A dependency: the principal of a request whose key has the scope; 401 or 403 where there is none."""
 
     async def authorised(
         gateway: Here, given: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]

@@ -19,8 +19,7 @@ EXAMPLES: Final = Path(__file__).parent / "examples"
 _MAX_BYTES: Final = 256 * 1024
 _SHOWN: Final = 5
 
-_Place = tuple[str | int, ...]
-_Lines = dict[_Place, int]
+_Lines = dict[tuple[str | int, ...], int]
 
 
 def read_policy(source: str) -> Policy:
@@ -44,11 +43,7 @@ def read_policy(source: str) -> Policy:
 
 
 def parse_policy(content: bytes, name: str) -> Policy:
-    """The policy in a YAML text; `name` is what errors call it.
-
-    Raises:
-        DataError: it is no policy; each problem is named by file, line and field.
-    """
+    """As `read_policy`, from a YAML text; `name` is what errors call it."""
     lines: _Lines = {}
     try:
         text = content.decode()
@@ -73,7 +68,7 @@ def parse_policy(content: bytes, name: str) -> Policy:
         raise DataError("\n".join(_problems(error, name, lines))) from error
 
 
-def _plain(node: yaml.Node, name: str, place: _Place, lines: _Lines) -> object:
+def _plain(node: yaml.Node, name: str, place: tuple[str | int, ...], lines: _Lines) -> object:
     """The content of a node; the line of everything in it goes to `lines`, by its place."""
     lines[place] = node.start_mark.line + 1
     if isinstance(node, yaml.MappingNode):

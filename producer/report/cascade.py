@@ -56,13 +56,8 @@ def cascade_report(engine: sa.Engine, stages: Sequence[RunStatus], *, against: R
 
 
 def compared(engine: sa.Engine, run_ids: Sequence[str], other: RunStatus) -> Against:
-    """A cascade compared with a run over the same items.
-
-    Raises:
-        UsageError: the run holds none of the items.
-    """
-    settled = both_settled(engine, run_ids[0], other.id, later_stages=run_ids[1:])
-    rows = [row for row in settled if row.same_text]
+    """A cascade compared with a run over the same items."""
+    rows = [row for row in both_settled(engine, run_ids[0], other.id, later_stages=run_ids[1:]) if row.same_text]
     if not rows:
         raise UsageError(f"run {other.name} holds none of the cascade's items")
     pairs = count_pairs(("", row.truth, *row.labels) for row in rows if row.truth is not None)

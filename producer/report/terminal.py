@@ -25,7 +25,7 @@ from producer.report.view import (
     printable,
     size,
 )
-from schemas.runs import CascadeShares, MetricGroup, RunReport, RunState, Throughput
+from schemas.runs import CascadeShares, MetricGroup, RunReport, RunState
 
 WIDE: Final = 116
 """From this many columns an interval stands next to its value, below that under it."""
@@ -74,7 +74,17 @@ def _parts(report: RunReport, *, wide: bool) -> Iterator[Text | Table]:
     for reason, count in sorted(report.dead_reasons.items(), key=lambda entry: (-entry[1], entry[0])):
         yield Text(f"  {count:,} dead: {printable(reason)}", style="red")
     if report.throughput and not is_imported(report):
-        yield _throughput(report.throughput)
+        pace = report.throughput
+        rate = pace.items_per_s
+        facts = [] if rate is None else [f"{rate:,.{0 if rate >= 1000 else 1}f} items/s"]
+        facts.append(f"{pace.seconds:,.1f} s")
+        stages = (("queue", pace.queue_p50_s, pace.queue_p95_s), ("device", pace.device_p50_s, pace.device_p95_s))
+        known = [
+            f"{name} {_seconds(p50)}/{_seconds(p95)}"
+            for name, p50, p95 in stages
+            if p50 is not None and p95 is not None
+        ]
+        yield Text(_GAP.join(facts + known) + (" (p50/p95)" if known else ""))
     if report.invalid_count:
         yield Text(f"{report.invalid_count:,} invalid rows skipped", style="yellow")
         for row in report.invalid_rows[:MAX_INVALID]:
@@ -226,20 +236,6 @@ def _cascade(cascade: CascadeShares) -> Iterator[Table | Text]:
                 f"accuracy {against.cascade_accuracy:.4f}, not {against.accuracy:.4f}: "
                 f"{against.accuracy - against.cascade_accuracy:+.4f} lost ({low:+.4f} to {high:+.4f})"
             )
-
-
-def _throughput(throughput: Throughput) -> Text:
-    rate = throughput.items_per_s
-    facts = [] if rate is None else [f"{rate:,.{0 if rate >= 1000 else 1}f} items/s"]
-    facts.append(f"{throughput.seconds:,.1f} s")
-    stages = (
-        ("queue", throughput.queue_p50_s, throughput.queue_p95_s),
-        ("device", throughput.device_p50_s, throughput.device_p95_s),
-    )
-    known = [
-        f"{name} {_seconds(p50)}/{_seconds(p95)}" for name, p50, p95 in stages if p50 is not None and p95 is not None
-    ]
-    return Text(_GAP.join(facts + known) + (" (p50/p95)" if known else ""))
 
 
 def _seconds(seconds: float) -> str:

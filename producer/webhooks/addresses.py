@@ -48,11 +48,7 @@ class Allowed:
 
     @classmethod
     def parse(cls, listed: str | None) -> Allowed:
-        """From a setting: names and networks, separated by commas.
-
-        Raises:
-            UsageError: an entry is neither.
-        """
+        """From a setting: names and networks, separated by commas; UsageError on what is neither."""
         hosts: set[str] = set()
         networks: list[_Network] = []
         for entry in filter(None, map(str.strip, (listed or "").split(","))):
@@ -70,11 +66,7 @@ class Allowed:
 
 
 def parsed_url(url: str) -> SplitResult:
-    """A webhook's address, checked for what can be known without resolving it.
-
-    Raises:
-        RefusedAddressError: it is no absolute http or https URL, or carries an account.
-    """
+    """A webhook's address, checked for what can be known without resolving it, or RefusedAddressError."""
     try:
         parts = urlsplit(url)
         _ = parts.port

@@ -196,11 +196,7 @@ class Sender:
 async def _post(
     http: httpx2.AsyncClient, url: str, addresses: list[IpAddress], headers: Mapping[str, str], body: bytes
 ) -> Answer:
-    """One attempt at each address in turn until one can be connected to.
-
-    Raises:
-        httpx2.HTTPError: none could, or the connection broke.
-    """
+    """One attempt at each address in turn until one can be connected to."""
     target = httpx2.URL(url).copy_with(fragment=None)
     headers = {
         **headers,

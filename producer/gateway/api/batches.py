@@ -95,8 +95,7 @@ async def get_file_content(file_id: str, principal: Reader, gateway: Here) -> Re
                 raise NoSuchThingError("file", file_id[:80])
             return StreamingResponse(_result_lines(gateway, batch, dead=prefix == _ERRORS), media_type=_JSONL)
     stored = await _own(ledger.find_file, "file", file_id, principal, gateway)
-    content = await gateway.ask(ledger.file_content, stored.id)
-    return Response(content or b"", media_type=_JSONL)
+    return Response(await gateway.ask(ledger.file_content, stored.id) or b"", media_type=_JSONL)
 
 
 @router.post("/batches")

@@ -63,20 +63,17 @@ async def submit_items(
         refs = (await accept(gateway, item_batch, once)).refs
         named = [{"id": ref.name, "custom_id": one.custom_id} for ref, one in zip(refs, asked.items, strict=True)]
         return JSONResponse({**answer, "data": named}, 202)
-    wait_s = wait_s_of(prefer, gateway)
-    refs, verdicts = await accept_and_wait(gateway, item_batch, once, wait_s=wait_s)
+    refs, verdicts = await accept_and_wait(gateway, item_batch, once, wait_s=wait_s_of(prefer, gateway))
     seqs = [ref.seq for ref in refs]
     found = await gateway.ask(feed.submitted_items, refs[0].run_id, seqs)
-    views = [item_view(found[seq]) for seq in seqs]
-    return JSONResponse({**answer, "data": views}, 202 if verdicts is None else 200)
+    return JSONResponse({**answer, "data": [item_view(found[seq]) for seq in seqs]}, 202 if verdicts is None else 200)
 
 
 @router.get("/items/{name}")
 async def get_item(name: str, principal: Reader, gateway: Here) -> dict[str, Any]:
     """An item, with its verdict once it has one."""
     ref = ref_of(name)
-    found = await gateway.ask(feed.submitted_items, ref.run_id, [ref.seq])
-    item = found.get(ref.seq)
+    item = (await gateway.ask(feed.submitted_items, ref.run_id, [ref.seq])).get(ref.seq)
     if item is None or not principal.sees(item.tenant):
         raise NoSuchThingError("item", name)
     return item_view(item)
@@ -112,16 +109,11 @@ async def get_run(
     status = await gateway.ask(find_run, run_id)
     if status is None or not principal.sees(status.spec.tenant or ""):
         raise NoSuchThingError("run", run_id)
-    report = await gateway.ask(stored_report, run_id)
-    return run_view(status, report)
+    return run_view(status, await gateway.ask(stored_report, run_id))
 
 
 def ref_of(name: str) -> ItemRef:
-    """The place of the item with this name (the inverse of `ItemRef.name`).
-
-    Raises:
-        ProblemError: 404, no item has such a name.
-    """
+    """The place of the item with this name (the inverse of `ItemRef.name`), or 404."""
     match = _ITEM_NAME.fullmatch(name)
     if match is None:
         raise NoSuchThingError("item", name[:80])

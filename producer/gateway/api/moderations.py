@@ -89,8 +89,7 @@ async def create_moderation(
     submissions = {item.id: Submission(principal.tenant) for item in items}
     item_batch = ItemBatch(principal.tenant, guard, items, submissions)
     once = once_of(idempotency_key, principal, "moderations", await request.body())
-    wait_s = wait_s_of(prefer, gateway)
-    refs, verdicts = await accept_and_wait(gateway, item_batch, once, wait_s=wait_s)
+    refs, verdicts = await accept_and_wait(gateway, item_batch, once, wait_s=wait_s_of(prefer, gateway))
     answer = {"id": f"modr-{refs[0].run_id}-{refs[0].seq}", "model": guard.name}
     if verdicts is None:
         # An empty list, which OpenAI's clients can read: there are no results yet.

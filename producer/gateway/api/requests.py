@@ -57,11 +57,7 @@ class ItemBatch(NamedTuple):
 def item_batch_of(
     asked: Sequence[ItemRequest], guard: GuardSelection, principal: Principal, gateway: Gateway
 ) -> ItemBatch:
-    """The items that a request means.
-
-    Raises:
-        ProblemError: 422 on the first field that no item can have.
-    """
+    """The items that a request means, or 422 on the first field that no item can have."""
     tenant = principal.tenant
     pairs = [submitted(one, tenant, gateway, where=f"items.{at}.") for at, one in enumerate(asked)]
     return ItemBatch(tenant, guard, [item for item, _ in pairs], {item.id: submission for item, submission in pairs})
@@ -70,11 +66,7 @@ def item_batch_of(
 def submitted(
     one: ItemRequest, tenant: str, gateway: Gateway, *, where: str, item_id: str | None = None
 ) -> tuple[Item, Submission]:
-    """An item with its submission.
-
-    Raises:
-        ProblemError: 422; no item can be such, its policy is unknown, or no sender would call its webhook's address.
-    """
+    """An item with its submission, or 422."""
     if one.policy is not None and not gateway.knows_policy(one.policy):
         raise BadFieldError(f"{where}policy", f"no policy named {one.policy!r}")
     if one.callback_url is not None:
@@ -90,11 +82,7 @@ def submitted(
 def item_of(
     response: str, question: str = "", *, fields: Mapping[str, str], where: str = "", item_id: str | None = None
 ) -> Item:
-    """A new item.
-
-    Raises:
-        ProblemError: 422; `fields` and `where` say how the caller calls an item's fields.
-    """
+    """A new item, or 422; `fields` and `where` say how the caller calls an item's fields."""
     try:
         return Item(id=item_id or uuid.uuid4().hex, question=question, response=response)
     except ValidationError as error:
@@ -104,11 +92,7 @@ def item_of(
 
 
 def guard_of(name: str | None, gateway: Gateway, *, field: str) -> GuardSelection:
-    """The guard that a request means.
-
-    Raises:
-        ProblemError: 422 where there is none of that name.
-    """
+    """The guard that a request means, or 422 where there is none of that name."""
     if name is None or name.startswith(_OPENAI_NAMES) or name == gateway.default_guard:
         name = gateway.default_guard
     card = GUARDS.get(name)
@@ -158,11 +142,7 @@ def key_problem(error: KeyInFlightError | KeyReusedError) -> ProblemError:
 async def accept(
     gateway: Gateway, item_batch: ItemBatch, once: IdempotencyKey | None, *, waits: bool = False
 ) -> Accepted:
-    """Admit items and commit them; a repeated request gives the places of the first.
-
-    Raises:
-        ProblemError: 429, 503, 409.
-    """
+    """Admit items and commit them, or 429, 503, 409; a repeated request gives the places of the first."""
     tenant, guard, items, submissions = item_batch
     spec = live_spec(tenant, guard.name, guard.mode)
     try:
@@ -192,11 +172,7 @@ def _accepted_before(made: dict[str, Any]) -> Accepted:
 async def accept_and_wait(
     gateway: Gateway, item_batch: ItemBatch, once: IdempotencyKey | None, *, wait_s: float
 ) -> tuple[list[ItemRef], list[Verdict] | None]:
-    """As `accept`, and the items' verdicts; None where not all have come in time (they will).
-
-    Raises:
-        ProblemError: 429, 503, 409.
-    """
+    """As `accept`, and the items' verdicts; None where not all have come in time (they will)."""
     started = time.monotonic()
     refs, pending = await accept(gateway, item_batch, once, waits=True)
     waiter = gateway.intake.verdicts

@@ -90,13 +90,12 @@ class Tried(NamedTuple):
 async def try_text(gateway: Gateway, principal: Principal, text: str, question: str) -> Tried:
     """Have a text judged by the default guard."""
     guard = guard_of(None, gateway, field="guard")
-    wait_s = gateway.settings.gateway_wait_s
     started = time.monotonic()
     try:
         item = item_of(text, question, fields={"response": "text"})
         submission = Submission(principal.tenant, metadata={"surface": SURFACE})
         batch = ItemBatch(principal.tenant, guard, [item], {item.id: submission})
-        refs, verdicts = await accept_and_wait(gateway, batch, None, wait_s=wait_s)
+        refs, verdicts = await accept_and_wait(gateway, batch, None, wait_s=gateway.settings.gateway_wait_s)
     except ProblemError as error:
         return Tried(guard.name, problem=error.detail, status=error.status)
     total_s = time.monotonic() - started

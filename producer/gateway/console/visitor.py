@@ -95,11 +95,10 @@ class PageError(ProblemError):
     def __init__(self, status: int, words: Words, message: str) -> None:
         super().__init__(status, "console", message)
         self._words = words
-        self._message = message
 
     def response(self, request_id: str | None = None) -> Response:
         """The page."""
-        return render("message.html", self._words, status=self.status, message=self._message, request_id=request_id)
+        return render("message.html", self._words, status=self.status, message=self.detail, request_id=request_id)
 
 
 class LoginFirstError(ProblemError):
@@ -157,21 +156,13 @@ AnyWords = Annotated[Words, Depends(words_of)]
 
 
 async def checked_form(request: Request, words: AnyWords, csrf: Annotated[str, Form(max_length=100)] = "") -> None:
-    """A dependency of every POST: the form is ours.
-
-    Raises:
-        PageError: 403, the form's token is missing or belongs to another cookie.
-    """
+    """A dependency of every POST: the form is ours, or 403."""
     if not is_csrf_of(token_of(request), csrf):
         raise PageError(403, words, words("error.csrf"))
 
 
 async def logged_in(request: Request, console: Annotated[Console, Depends(console_of)]) -> Visitor:
-    """A dependency: the visitor, whose key is still good.
-
-    Raises:
-        LoginFirstError: there is no session, it has ended, or its key was revoked.
-    """
+    """A dependency: the visitor, whose key is still good."""
     token = token_of(request)
     key = await asyncio.to_thread(console.key_of, token) if token else None
     if key is None:
