@@ -183,11 +183,7 @@ class _Group:
         self.started: set[int] = set()
 
     def at(self, positions: Iterable[int]) -> list[int]:
-        """The indexes at these positions.
-
-        Raises:
-            DeviceError: there is no such position.
-        """
+        """The indexes at these positions."""
         try:
             return [self.indexes[position] for position in positions]
         except IndexError as error:
@@ -205,11 +201,7 @@ class _Ledger:
         self._fruitless_losses = 0
 
     def take(self, group: _Group, header: Header, payload: bytes) -> None:
-        """Note one frame.
-
-        Raises:
-            DeviceError: the frame makes no sense here.
-        """
+        """Note one frame."""
         match header:
             case Started():
                 group.started.update(group.at(unpack_ints(payload)))
@@ -224,11 +216,7 @@ class _Ledger:
                 raise DeviceError(f"the device process sent a frame of type {header.type}")
 
     def lost(self, group: _Group, error: OSError, max_deaths: int) -> list[_Group]:
-        """Note that the device process died; returns the groups to send again: the last, beyond suspicion, goes first.
-
-        Raises:
-            DeviceError: it died again and again without ever starting what was asked.
-        """
+        """Note that the device process died; returns those to send again: the last, beyond suspicion, goes first."""
         self._losses += 1
         self._fruitless_losses = 0 if group.started else self._fruitless_losses + 1
         if self._fruitless_losses >= MAX_FRUITLESS_LOSSES:

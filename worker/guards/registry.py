@@ -154,17 +154,15 @@ def _complete(folder: Path, name: str, *, weights: bool) -> Path:
     missing = [file for file in ("config.json", TOKENIZER_JSON) if not (folder / file).is_file()]
     if (folder / QWEN_V1).is_file():
         missing = [file for file in missing if file != TOKENIZER_JSON]
-    if TOKENIZER_JSON in missing and _brings_tokenizer_code(folder):
-        raise GuardError(f"{name}: {folder} needs its own tokenizer code, which is not run; add a tokenizer.json")
+    if TOKENIZER_JSON in missing:
+        try:
+            own_code = "auto_map" in json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            own_code = False
+        if own_code:
+            raise GuardError(f"{name}: {folder} needs its own tokenizer code, which is not run; add a tokenizer.json")
     if weights and not any(folder.glob("*.safetensors")):
         missing.append("*.safetensors")
     if missing:
         raise GuardError(f"{name}: {folder} lacks {', '.join(missing)}")
     return folder
-
-
-def _brings_tokenizer_code(folder: Path) -> bool:
-    try:
-        return "auto_map" in json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False

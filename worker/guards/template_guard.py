@@ -80,11 +80,7 @@ raw text of an unparseable verdict. So what it writes is settled exactly once, o
 
 
 class TemplateGuard:
-    """One checkpoint asked in its family's format.
-
-    Raises:
-        GuardError: the folder's tokenizer or template cannot do it, or its context is too short.
-    """
+    """One checkpoint asked in its family's format; a `GuardError` where its tokenizer, template or context cannot."""
 
     def __init__(self, folder: Path, form: Format, *, name: str, model: str, context_tokens: int | None = None) -> None:
         self.name, self.model, self.modes = name, model, form.modes

@@ -73,11 +73,7 @@ def backend_tokenizer(folder: Path) -> Tokenizer:
 
 
 def load_tokenizer(folder: Path) -> Any:  # noqa: ANN401 - transformers has no types
-    """The fast tokenizer of a checkpoint folder, as transformers reads it.
-
-    Raises:
-        GuardError: there is none, or it cannot be read.
-    """
+    """The fast tokenizer of a checkpoint folder, as transformers reads it. Raises what `backend_tokenizer` does."""
     # Seconds of import, which the fake guard needs not pay.
     from transformers import PreTrainedTokenizerFast  # noqa: PLC0415
 

@@ -37,8 +37,6 @@ _POSSIBLY_PROMPT_CAUSED: Final = frozenset({408, 500})
 _AUTH_OR_CONFIG: Final = frozenset({401, 403, 404})
 _MAX_MESSAGE: Final = 200
 
-Answer = dict[str, Any]
-
 
 class Refused(DeviceError):  # noqa: N818 - what the server did, not a failure of ours
     """The server will not answer this request, however often it is sent."""
@@ -84,7 +82,7 @@ class Endpoint:
             trust_env=False,  # the environment is read in infra.settings only
         )
 
-    def ask(self, path: str, body: Mapping[str, object] | None = None) -> Answer:
+    def ask(self, path: str, body: Mapping[str, object] | None = None) -> dict[str, Any]:
         """POST a body, or GET where there is none; returns the JSON object that comes back.
 
         Raises:
@@ -121,7 +119,7 @@ class Endpoint:
             waited_s += pause_s
         raise AssertionError("unreachable")
 
-    def _read(self, response: httpx2.Response) -> Answer | _Trouble:
+    def _read(self, response: httpx2.Response) -> dict[str, Any] | _Trouble:
         status = response.status_code
         if status in _RETRYABLE or status in _POSSIBLY_PROMPT_CAUSED:
             return _Trouble(_message(response), status in _POSSIBLY_PROMPT_CAUSED, _retry_after_s(response))

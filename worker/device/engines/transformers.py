@@ -24,7 +24,7 @@ from worker.device.engines.base import LoadOptions
 from worker.device.engines.budget import BudgetBook, fastest_budget
 from worker.device.engines.cpu import lay_out
 from worker.device.engines.loading import TOLERANCE, check_ids, device_errors, load_model
-from worker.device.engines.packing import PACKED, Pack
+from worker.device.engines.packing import PACKED, Pack, PrefixStates
 
 log = get_logger(__name__)
 
@@ -36,10 +36,6 @@ _CUDA_PROBES: Final = (2_048, 131_072, 2.0)
 """Smallest and largest budget that is tried, and seconds after which a batch is large enough in any case."""
 _FIXED_STEP: Final = 64
 """With fixed shapes, prompts are padded to a multiple of this."""
-
-
-_States = Sequence[tuple[torch.Tensor, torch.Tensor]]
-"""Keys and values of the prefix, per layer: (1, heads, P, head size)."""
 
 
 class TransformersEngine:
@@ -181,7 +177,7 @@ class TransformersEngine:
         return logits.float().log_softmax(dim=-1)
 
     @torch.inference_mode()
-    def _last_logits(self, prompts: Sequence[array[int]], prefix_states: _States) -> torch.Tensor:
+    def _last_logits(self, prompts: Sequence[array[int]], prefix_states: PrefixStates) -> torch.Tensor:
         """Logits after the last id of each prompt, which continue the prefix if there is one: (n, V)."""
         if self._packs:
             # Prompts one after the other in a single row: no work is discarded.
@@ -217,7 +213,9 @@ class TransformersEngine:
                     logits[at] = row
         return torch.stack(logits)
 
-    def _padded_logits(self, prompts: Sequence[array[int]], prefix_states: _States, *, longest: int) -> torch.Tensor:
+    def _padded_logits(
+        self, prompts: Sequence[array[int]], prefix_states: PrefixStates, *, longest: int
+    ) -> torch.Tensor:
         """Padding lies on the right, where causal attention never looks from a real id.
 
         It needs no mask, and positions simply count on from the prefix.
