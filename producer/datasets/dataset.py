@@ -209,9 +209,7 @@ class Validation:
 def validate(dataset: DataSet, *, on_progress: Callable[[int], None] | None = None) -> Validation:
     """Read every row once, in memory that does not grow with their number (ids are compared on disk).
 
-    Args:
-        dataset: what to read.
-        on_progress: called with the number of rows read so far, every 1,000 and at the end.
+    `on_progress` is called with the number of rows read so far, every 1,000 and at the end.
 
     Raises:
         DataError: a file cannot be read as a whole, or the disk for temporary files is full.

@@ -219,8 +219,7 @@ class LiveIntake:
             ref_of = {item.id: ItemRef(run_id, next(seqs)) for group in groups for item in group}
             for request in requests:
                 refs = [ref_of[item.id] for item in request.items]
-                pending = self.verdicts.expect(refs) if request.waits else None
-                request.accepted.set_result(Accepted(refs, pending))
+                request.accepted.set_result(Accepted(refs, self.verdicts.expect(refs) if request.waits else None))
             self._committed(spec, len(items))
             for chunk in chunks:
                 self._services.publisher.judge(chunk)

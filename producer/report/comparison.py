@@ -234,19 +234,16 @@ class Pairing(NamedTuple):
     @property
     def difference_rows(self) -> list[tuple[str, ...]]:
         """Metric, first, second, difference, interval."""
-        rows: list[tuple[str, ...]] = []
-        for one in self.comparison.differences:
-            bounds = one.interval
-            rows.append(
-                (
-                    _TITLES[one.metric],
-                    figure(one.first, 4),
-                    figure(one.second, 4),
-                    "–" if one.difference is None else f"{one.difference:+.4f}",
-                    f"{bounds.low:+.4f} to {bounds.high:+.4f}" if bounds else "–",
-                )
+        return [
+            (
+                _TITLES[one.metric],
+                figure(one.first, 4),
+                figure(one.second, 4),
+                "–" if one.difference is None else f"{one.difference:+.4f}",
+                f"{one.interval.low:+.4f} to {one.interval.high:+.4f}" if one.interval else "–",
             )
-        return rows
+            for one in self.comparison.differences
+        ]
 
     def disagreement_rows(self, by: dict[str, SliceDisagreement]) -> list[tuple[str, ...]]:
         """Slice, compared, only first right, only second right; the most divided slice first."""

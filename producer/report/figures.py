@@ -11,10 +11,9 @@ import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import pairwise
 from math import nan
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import matplotlib as mpl
 from markupsafe import Markup, escape
@@ -113,16 +112,14 @@ _GUESS: Final[dict[str, Any]] = {"color": SOFT, "linewidth": 0.8, "linestyle": (
 _EDGES: Final = tuple(place / 15 for place in range(16))
 
 
-@dataclass(frozen=True)
-class Key:
+class Key(NamedTuple):
     """A line of a legend: the CSS variable of its colour, and its words."""
 
     variable: str
     words: str
 
 
-@dataclass(frozen=True)
-class Shown:
+class Shown(NamedTuple):
     """A picture with its title, its legend and what it says in words."""
 
     title: str

@@ -9,10 +9,9 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import jinja2
 import sqlalchemy as sa
@@ -36,8 +35,7 @@ MAX_SOURCES: Final = 6
 """Sources with a curve of their own: more would be a tangle."""
 
 
-@dataclass(frozen=True)
-class RunDetails:
+class RunDetails(NamedTuple):
     """The run behind the numbers."""
 
     traced: ThresholdSweep

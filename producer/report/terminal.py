@@ -61,7 +61,19 @@ def render(report: RunReport, console: Console, *, price_per_device_hour: float 
 
 
 def _parts(report: RunReport, *, wide: bool) -> Iterator[Text | Table]:
-    yield from _heading(report)
+    title = Text(printable(report.name or report.run_id), style="bold")
+    title.append(f"{_GAP}{printable(report.spec.guard)}{_GAP}{report.spec.mode}{_GAP}", style="not bold")
+    title.append(str(report.state), style=_STATE_STYLES.get(report.state, "yellow"))
+    yield title
+    mark = report.fingerprint
+    run = [
+        "" if report.name == report.run_id else f"run {report.run_id}",
+        f"fingerprint {mark['digest']}" if "digest" in mark else "",
+    ]
+    model = ["@".join(filter(None, (mark.get("model"), mark.get("revision"))))]
+    model += [mark.get(name, "") for name in ("adapter", "dtype", "engine")]
+    for named in filter(any, (run, model)):
+        yield Text(_GAP.join(printable(fact) for fact in named if fact), style="dim")
     yield Text()
     if has_truth(report):
         yield from _labelled(report, wide=wide)
@@ -91,24 +103,6 @@ def _parts(report: RunReport, *, wide: bool) -> Iterator[Text | Table]:
             yield Text(f"  {printable(row.where)}: {printable(row.problem)}")
         more = report.invalid_count - min(len(report.invalid_rows), MAX_INVALID)
         yield from [Text(f"  … and {more:,} more", style="dim")] if more > 0 else []
-
-
-def _heading(report: RunReport) -> Iterator[Text]:
-    """The run, and the exact model that judged it."""
-    title = Text(printable(report.name or report.run_id), style="bold")
-    title.append(f"{_GAP}{printable(report.spec.guard)}{_GAP}{report.spec.mode}{_GAP}", style="not bold")
-    title.append(str(report.state), style=_STATE_STYLES.get(report.state, "yellow"))
-    yield title
-    mark = report.fingerprint
-    run = [
-        "" if report.name == report.run_id else f"run {report.run_id}",
-        f"fingerprint {mark['digest']}" if "digest" in mark else "",
-    ]
-    model = ["@".join(filter(None, (mark.get("model"), mark.get("revision"))))]
-    model += [mark.get(name, "") for name in ("adapter", "dtype", "engine")]
-    for facts in (run, model):
-        if any(facts):
-            yield Text(_GAP.join(printable(fact) for fact in facts if fact), style="dim")
 
 
 def _table(first: str, *others: str, justify: JustifyMethod = "right") -> Table:

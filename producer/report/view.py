@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -107,8 +106,7 @@ class Counted(NamedTuple):
         return round(100 * count / whole) if whole else 0
 
 
-@dataclass(frozen=True)
-class MistakeView:
+class MistakeView(NamedTuple):
     """A mistake as it is listed; `texts` are cut, and None where they are not shown."""
 
     mistake: Mistake
@@ -244,12 +242,11 @@ def figure(value: float | None, digits: int = 4) -> str:
 
 def thresholds(sweep: Sequence[Confusion]) -> list[tuple[str, ...]]:
     """Metrics at every tenth of p_unsafe."""
-    rows = []
-    for threshold, counts in zip(THRESHOLDS, sweep, strict=False):
-        if round(100 * threshold) % 10 == 0 and 0 < threshold < 1:
-            values = [COUNT_METRICS[name].formula(counts) for name, _ in SWEPT]
-            rows.append((f"{threshold:.1f}", *map(figure, values)))
-    return rows
+    return [
+        (f"{threshold:.1f}", *(figure(COUNT_METRICS[name].formula(counts)) for name, _ in SWEPT))
+        for threshold, counts in zip(THRESHOLDS, sweep, strict=False)
+        if round(100 * threshold) % 10 == 0 and 0 < threshold < 1
+    ]
 
 
 def listed(mistakes: Iterable[Mistake], *, with_text: bool) -> list[MistakeView]:
@@ -322,12 +319,8 @@ def published() -> Published:
 
 def is_the_benchmark(report: RunReport) -> bool:
     """Tell whether a run was over the whole benchmark, as far as names and sizes of its sources tell."""
-    sizes = {}
-    for group in report.groups:
-        metric = group.metric("accuracy")
-        if group.kind == "source" and metric:
-            sizes[_NAMES.get(group.name, group.name)] = metric.n
-    return sizes == published().items
+    sources = ((group.name, group.metric("accuracy")) for group in of_kind(report, "source"))
+    return {_NAMES.get(name, name): metric.n for name, metric in sources if metric} == published().items
 
 
 def to_json(report: RunReport, *, price_per_device_hour: float | None = None) -> str:

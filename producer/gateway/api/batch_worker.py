@@ -68,12 +68,7 @@ class BatchOrder:
 
 
 class _LineError(Exception):
-    """A bad line: OpenAI's code, a message, and the field."""
-
-    def __init__(self, code: str, message: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.code = code
-        self.param = param
+    """A bad line: OpenAI's code, a message, and the field where there is one."""
 
 
 def read_order(content: bytes, batch: Batch, gateway: Gateway) -> BatchOrder:
@@ -86,7 +81,7 @@ def read_order(content: bytes, batch: Batch, gateway: Gateway) -> BatchOrder:
             try:
                 _add(order, number, line, batch, gateway)
             except _LineError as error:
-                order.errors.append(LineError(number, error.code, str(error), error.param))
+                order.errors.append(LineError(number, *error.args))
     if not order.items and not order.errors:
         order.errors.append(LineError(1, "empty_file", "the file has no lines"))
     return order

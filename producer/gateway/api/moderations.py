@@ -86,8 +86,7 @@ async def create_moderation(
     guard = guard_of(asked.model, gateway, field="model")
     names = ["input"] if len(asked.input) == 1 else [f"input.{at}" for at in range(len(asked.input))]
     items = [item_of(text, fields={"response": name}) for text, name in zip(asked.input, names, strict=True)]
-    submissions = {item.id: Submission(principal.tenant) for item in items}
-    item_batch = ItemBatch(principal.tenant, guard, items, submissions)
+    item_batch = ItemBatch(principal.tenant, guard, items, {item.id: Submission(principal.tenant) for item in items})
     once = once_of(idempotency_key, principal, "moderations", await request.body())
     refs, verdicts = await accept_and_wait(gateway, item_batch, once, wait_s=wait_s_of(prefer, gateway))
     answer = {"id": f"modr-{refs[0].run_id}-{refs[0].seq}", "model": guard.name}

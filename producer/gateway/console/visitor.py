@@ -143,8 +143,7 @@ def token_of(request: Request) -> str:
 
 def words_of(request: Request) -> Words:
     """The visitor's language."""
-    cookie = request.cookies.get(LANGUAGE_COOKIE)
-    return Words(language_of(cookie, request.headers.get("accept-language", "")))
+    return Words(language_of(request.cookies.get(LANGUAGE_COOKIE), request.headers.get("accept-language", "")))
 
 
 def is_fragment(request: Request) -> bool:
