@@ -14,11 +14,7 @@ class OutFile:
     """Rows with an `id`, one a line. Opening it cuts off a last line that was torn."""
 
     def __init__(self, path: Path) -> None:
-        """Open or create the file.
-
-        Raises:
-            DataError: it cannot be written, or a line before its last one is no row.
-        """
+        """Open or create the file; DataError where a line before its last one is no row."""
         self.path = path
         self.torn_bytes = 0
         self.ids: set[str] = set()
@@ -44,11 +40,7 @@ class OutFile:
             raise DataError(f"{path}: {error.strerror}") from error
 
     def append(self, rows: Iterable[Mapping[str, object]]) -> None:
-        """Add rows; when this returns they are on disk.
-
-        Raises:
-            DataError: they cannot be written, the disk is full, say.
-        """
+        """Add rows; when this returns they are on disk."""
         lines = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
         try:
             with self.path.open("a", encoding="utf-8") as file:

@@ -191,11 +191,7 @@ class ArrayReader:
         self._ended = False
 
     def __iter__(self) -> Iterator[tuple[int, int, object]]:
-        """The elements in order, each after its number and its line (from 1).
-
-        Raises:
-            DataError: the text is no JSON array in UTF-8, is cut short, or holds an element over the limit.
-        """
+        """The elements in order, each after its number and its line (from 1)."""
         if self._next() != "[":
             raise self._error("a JSON array is expected")
         self._at += 1

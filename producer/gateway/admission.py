@@ -88,11 +88,7 @@ class Admission:
         self._stop.set()
 
     def admit(self, tenant: str, guard: str, sizes: Sequence[int]) -> list[ProblemError | None]:
-        """For each of some requests, by their numbers of items: None to let it in, or the 429 to answer.
-
-        Raises:
-            redis.RedisError: Redis is away, so that no count is known.
-        """
+        """For each of some requests, by their numbers of items: None to let it in, or the 429 to answer."""
         settings = self._services.settings
         closed = None
         age_s = self._fresh(self._ages, guard, self._ages_s)

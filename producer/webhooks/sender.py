@@ -59,11 +59,7 @@ class Answer(NamedTuple):
 
 
 def signed_headers(message_id: str, sent_at: datetime, body: str, secrets: Sequence[str]) -> dict[str, str]:
-    """The three headers of the Standard Webhooks convention, for an attempt at this time. One signature per secret.
-
-    Raises:
-        ValueError: a secret is none of the convention.
-    """
+    """The three headers of the Standard Webhooks convention, for an attempt at this time. One signature per secret."""
     if not all(secret.startswith("whsec_") for secret in secrets):
         raise ValueError("a signing secret is whsec_ and base64")
     try:

@@ -85,8 +85,7 @@ class Console:
 
 def console_of(request: Request) -> Console:
     """The console of the gateway that serves this request."""
-    console: Console = request.app.state.console
-    return console
+    return cast("Console", request.app.state.console)
 
 
 class PageError(ProblemError):
