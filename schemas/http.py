@@ -15,8 +15,6 @@ from schemas.verdicts import Outcome
 MOST_ITEMS: Final = 1_000
 """In one request."""
 
-_MOST_METADATA: Final = 16
-
 
 def _storable(value: str) -> str:
     if "\x00" in value:
@@ -30,7 +28,7 @@ def _storable(value: str) -> str:
 
 MetadataKey = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_storable)]
 MetadataValue = Annotated[str, Field(max_length=512), AfterValidator(_storable)]
-Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=_MOST_METADATA)]
+Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
 """Up to 16 pairs of texts, as OpenAI's."""
 CustomId = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_storable)]
 PolicyName = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_storable)]

@@ -120,20 +120,12 @@ _SUBCATEGORY_BY_CODE: Final = {sub.code: sub for sub in SUBCATEGORIES}
 
 
 def scenario_by_code(code: str) -> Scenario:
-    """The scenario with exactly this code.
-
-    Raises:
-        KeyError: there is none.
-    """
+    """The scenario with exactly this code."""
     return _SCENARIO_BY_CODE[code]
 
 
 def subcategory_by_code(code: str) -> SubCategory:
-    """The sub-category with exactly this code.
-
-    Raises:
-        KeyError: there is none.
-    """
+    """The sub-category with exactly this code."""
     return _SUBCATEGORY_BY_CODE[code]
 
 

@@ -66,11 +66,7 @@ class RankSums:
         self._precisions = 0.0
 
     def add(self, score: float, *, unsafe: bool) -> None:
-        """Take the next row.
-
-        Raises:
-            ValueError: its score is above that of the row before.
-        """
+        """Take the next row."""
         if begins_tie(score, after=self._score):
             self._end_tie()
             self._score = score

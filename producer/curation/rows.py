@@ -15,7 +15,6 @@ from schemas.items import Item, Label
 
 Row = dict[str, Any]
 
-_WORKING: Final = ("intent", "aims")
 LABEL_WORDS: Final = {Label.SAFE: "安全", Label.UNSAFE: "不安全"}
 
 
@@ -92,5 +91,5 @@ def generated_by(row: Row, generator: Generator) -> Row:
 
 def labelled(row: Row, label: Label, analysis: str) -> Row:
     """A training row: the named columns and nothing else."""
-    kept = {name: value for name, value in row.items() if name not in _WORKING}
+    kept = {name: value for name, value in row.items() if name not in ("intent", "aims")}
     return {**kept, "label": LABEL_WORDS[label], "analyze": analysis}

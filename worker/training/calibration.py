@@ -36,11 +36,7 @@ def p_unsafe(margin: float, temperature: float = 1) -> float:
 
 
 def mean_nll(margins: Sequence[float], unsafe: Sequence[bool], temperature: float = 1) -> float:
-    """Mean negative log-likelihood of the truth, in nats.
-
-    Raises:
-        ValueError: there are no rows, or not as many truths as margins.
-    """
+    """Mean negative log-likelihood of the truth, in nats."""
     signed = _signed(margins, unsafe)
     scaled = [-value / temperature for value in signed]
     return math.fsum(max(value, 0) + math.log1p(math.exp(-abs(value))) for value in scaled) / len(signed)

@@ -63,16 +63,10 @@ def write_model_card(folder: Path, facts: CardFacts) -> None:
     """Write the card and its curves into the checkpoint's folder; the card last, since it says that all is done."""
     svg = curves_svg({found.stage.name: found.history for found in facts.stages})
     (folder / CURVES).write_text(svg, encoding="utf-8")
-    sections = (_head, _data, _training, _results, _limits)
-    text = "\n\n".join(section(facts) for section in sections)
-    (folder / CARD).write_text(text + "\n", encoding="utf-8")
-
-
-def _head(facts: CardFacts) -> str:
     recipe = facts.recipe
     local = Path(recipe.base).exists()
     base, named = ("", Path(recipe.base).name) if local else (f"base_model: {recipe.base}\n", recipe.base)
-    return f"""---
+    head = f"""---
 language: zh
 library_name: transformers
 pipeline_tag: text-generation
@@ -91,6 +85,9 @@ data below bind this checkpoint too. Weights `{facts.revision}`.
 ```
 libra fleet worker --guard {recipe.name}=FOLDER
 ```"""
+    sections = (_data, _training, _results, _limits)
+    text = "\n\n".join([head, *(section(facts) for section in sections)])
+    (folder / CARD).write_text(text + "\n", encoding="utf-8")
 
 
 def _data(facts: CardFacts) -> str:

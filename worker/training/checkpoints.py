@@ -84,9 +84,6 @@ def load(accelerator: Any, folder: Path, *, strict: bool) -> Progress | None:  #
     """Bring what the accelerator prepared to the newest checkpoint; None where there is none.
 
     `strict`: whether the checkpoint holds every weight of the model.
-
-    Raises:
-        UsageError: it was written by another number of processes.
     """
     found = _found(folder)
     if not found:

@@ -121,11 +121,7 @@ def train_guard(recipe: Recipe, report: Report, *, restart: bool = False) -> Non
 
 
 def load_data(recipe: Recipe) -> Data:
-    """All rows of a run. None that is calibrated or measured on is in dev, and none of those or of dev in train.
-
-    Raises:
-        DataError: a file cannot be read, or a stage has not both labels in train and in dev.
-    """
+    """All rows of a run. None that is calibrated or measured on is in dev, and none of those or of dev in train."""
     calibrate_on = read_samples(recipe.calibrate_on)
     measure_on = {name: read_samples([file]) for name, file in recipe.measure_on.items()}
     apart = contents_of([*calibrate_on, *(sample for samples in measure_on.values() for sample in samples)])

@@ -24,7 +24,6 @@ from worker.training.samples import Sample
 
 _AFTER_LABEL: Final = '",\n  "分析": "'
 _ANSWER_END: Final = '"\n}'
-_ANY_ANALYSIS: Final = "分析"
 
 
 def label_text(label: Label) -> str:
@@ -71,7 +70,7 @@ class ExampleEncoder:
         # The ids of an answer up to the end of its label, whatever follows.
         self._alone: dict[Label, PromptIds] = {}
         for label, ids in zip(Label, self.guard.label_ids, strict=True):
-            answers = [self._chat.tail_ids(answer_text(label, text)) for text in (_ANY_ANALYSIS, "a")]
+            answers = [self._chat.tail_ids(answer_text(label, text)) for text in ("分析", "a")]
             words = self._tail + array("i", ids)
             self._alone[label] = answers[0][: common_length([*answers, words])]
         lead = self._chat.tail_ids("")

@@ -107,15 +107,9 @@ def label_logprobs(
     return logits.log_softmax(dim=-1)[:, list(first_ids)]
 
 
-def _last_logits(
-    model: Any,  # noqa: ANN401
-    ids: torch.Tensor,
-    mask: torch.Tensor,
-    positions: torch.Tensor,
-    *,
-    count: int,
-) -> torch.Tensor:
-    """Logits after each of the last `count` ids: n x count x V."""
+def _last_logits(model: Any, *padded: torch.Tensor, count: int) -> torch.Tensor:  # noqa: ANN401
+    """Logits after each of the last `count` ids, which come with mask and positions: n x count x V."""
+    ids, mask, positions = padded
     output = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=count)
     logits: torch.Tensor = output.logits
     return logits
@@ -158,11 +152,6 @@ def save_lm(
 
 
 def _peft() -> Any:  # noqa: ANN401
-    """The library of adapters.
-
-    Raises:
-        UsageError: it is not installed.
-    """
     try:
         import peft  # noqa: PLC0415 - an extra
     except ImportError as error:
@@ -188,9 +177,6 @@ def save_adapter(model: Any, folder: Path, weights: Mapping[str, torch.Tensor]) 
 
     The weights are picked by name here: peft's own writer finds none where activation checkpointing under FSDP has
     wrapped the layers, and does not say so.
-
-    Raises:
-        GuardError: there are none among the weights.
     """
     found = {
         name.replace(f".{_ADAPTER_NAME}.", "."): tensor.contiguous()

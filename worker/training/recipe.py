@@ -120,8 +120,7 @@ class Recipe(Strict):
         return self
 
 
-_MODELS = (Recipe, Stage, Lora, DataFile)
-_KEYS = tuple(dict.fromkeys(name for model in _MODELS for name in model.model_fields))
+_KEYS = tuple(dict.fromkeys(name for model in (Recipe, Stage, Lora, DataFile) for name in model.model_fields))
 
 
 def load_recipe(path: Path) -> Recipe:

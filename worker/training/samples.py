@@ -110,12 +110,7 @@ def file_digest(path: Path) -> str:
 
 
 def raw_rows(path: Path) -> Iterator[tuple[str, object]]:
-    """Every row with its place, such as "hard.jsonl, line 3".
-
-    Raises:
-        DataError: the file cannot be read.
-        UsageError: it is of a kind that cannot be read here.
-    """
+    """Every row with its place, such as "hard.jsonl, line 3"."""
     readers = {".jsonl": _json_lines, ".json": _json_array, ".parquet": _parquet}
     reader = readers.get(path.suffix)
     if reader is None:

@@ -22,22 +22,11 @@ from accelerate.utils import set_seed
 from infra.errors import GuardError
 from schemas.items import Label
 from worker.guards.libra import LibraGuard
-from worker.training import checkpoints, plan
+from worker.training import checkpoints, lm, plan
 from worker.training.calibration import mean_nll
 from worker.training.checkpoints import Evaluation, Progress
 from worker.training.evaluate import macro_f1, metrics_of
 from worker.training.examples import Example
-from worker.training.lm import (
-    adapted,
-    answer_loss,
-    label_logprobs,
-    load_lm,
-    merge,
-    save_adapter,
-    save_lm,
-    step_weight,
-    training_batch,
-)
 from worker.training.recipe import Recipe, Stage
 
 Report = Callable[[str], None]
@@ -105,9 +94,9 @@ class _StageRun:
         self._undo: list[Callable[[], None]] = []
         set_seed(recipe.seed)
         bf16_base = recipe.lora is not None and recipe.precision == "bf16"
-        model = load_lm(base, dtype=torch.bfloat16 if bf16_base else torch.float32)
+        model = lm.load_lm(base, dtype=torch.bfloat16 if bf16_base else torch.float32)
         if recipe.lora is not None:
-            model = adapted(model, recipe.lora)
+            model = lm.adapted(model, recipe.lora)
             if recipe.activation_checkpointing:
                 model.enable_input_require_grads()
         if accelerator.distributed_type is DistributedType.FSDP:
@@ -130,67 +119,60 @@ class _StageRun:
             report(f"{stage.name}: going on after step {found.step:,} of {self._steps:,}")
         self._progress = found or Progress()
 
-    # Training.
-
     def train(self) -> None:
         """Take the steps that are left, until the last one or until it no longer gets better."""
-        progress = self._progress
+        stage, accelerator, progress = self._stage, self._accelerator, self._progress
         self._report(
             f"{self._stage.name}: {len(self._rows.train):,} rows, {len(self._rows.dev):,} to measure on, "
             f"{self._steps:,} steps"
         )
         while progress.step < self._steps and not progress.stopped:
-            self._take_step(progress.step)
+            self._model.train()
+            for group in self._optimizer.param_groups:
+                group["lr"] = self._rate(progress.step)
+            chosen = plan.step_rows(
+                progress.step, rows=len(self._rows.train), batch_rows=stage.batch_rows, seed=self._seed
+            )
+            weight = lm.step_weight([self._rows.train[row] for row in chosen], stage.label_weight)
+            batches = plan.micro_batches(
+                chosen,
+                self._lengths,
+                process=accelerator.process_index,
+                processes=accelerator.num_processes,
+                device_rows=stage.device_rows,
+            )
+            loss = torch.zeros((), device=accelerator.device)
+            for number, mine in enumerate(batches, 1):
+                # Of no rows, one row's times 0: every process must run each part.
+                batch = lm.training_batch([self._rows.train[row] for row in mine or [0]], stage.label_weight)
+                # Gradients of all parts are added up here, and those of the processes exchanged with the last one.
+                with accelerator.no_sync(self._model) if number < len(batches) else nullcontext():
+                    part = lm.answer_loss(self._model, batch.to(accelerator.device)) * (1 if mine else 0) / weight
+                    # The exchange takes the mean over processes; what is wanted is the sum.
+                    accelerator.backward(part * accelerator.num_processes)
+                    loss += part.detach()
+            accelerator.clip_grad_norm_(self._model.parameters(), stage.max_grad_norm)
+            self._optimizer.step()
+            self._optimizer.zero_grad(set_to_none=True)
+            self._losses.append((loss, weight))
             progress.step += 1
             if progress.step % self._every == 0 or progress.step == self._steps:
                 self._evaluate()
-                checkpoints.save(self._accelerator, self._folder, progress)
-
-    def _take_step(self, step: int) -> None:
-        stage, accelerator = self._stage, self._accelerator
-        self._model.train()
-        rate = self._rate(step)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        chosen = plan.step_rows(step, rows=len(self._rows.train), batch_rows=stage.batch_rows, seed=self._seed)
-        weight = step_weight([self._rows.train[row] for row in chosen], stage.label_weight)
-        batches = plan.micro_batches(
-            chosen,
-            self._lengths,
-            process=accelerator.process_index,
-            processes=accelerator.num_processes,
-            device_rows=stage.device_rows,
-        )
-        loss = torch.zeros((), device=accelerator.device)
-        for number, mine in enumerate(batches, 1):
-            # Of no rows, one row's times 0: every process must run each part.
-            batch = training_batch([self._rows.train[row] for row in mine or [0]], stage.label_weight)
-            # Gradients of all parts are added up here, and those of the processes exchanged with the last one.
-            with accelerator.no_sync(self._model) if number < len(batches) else nullcontext():
-                part = answer_loss(self._model, batch.to(accelerator.device)) * (1 if mine else 0) / weight
-                # The exchange takes the mean over processes; what is wanted is the sum.
-                accelerator.backward(part * accelerator.num_processes)
-                loss += part.detach()
-        accelerator.clip_grad_norm_(self._model.parameters(), stage.max_grad_norm)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        self._losses.append((loss, weight))
+                checkpoints.save(accelerator, self._folder, progress)
 
     def _rate(self, step: int) -> float:
         share = plan.learning_rate_share(step, steps=self._steps, warmup_share=self._stage.warmup_share)
         return self._stage.learning_rate * share
 
-    # Evaluation.
-
     def _evaluate(self) -> None:
         """Evaluate on the dev rows, report, and keep the weights if they are the best so far."""
-        progress, rows = self._progress, self._rows
+        accelerator, progress, rows = self._accelerator, self._progress, self._rows
         logprobs = self._dev_logprobs()
         # The mean since the last evaluation, over all processes.
         total = sum(loss * weight for loss, weight in self._losses)
         weights = sum(weight for _, weight in self._losses)
         self._losses.clear()
-        loss = float(self._accelerator.reduce(torch.as_tensor(total), reduction="sum")) / weights
+        loss = float(accelerator.reduce(torch.as_tensor(total), reduction="sum")) / weights
         if not math.isfinite(loss):
             raise GuardError(f"{self._stage.name}: the loss is no longer a number before step {progress.step:,}")
         truths = [row.truth for row in rows.dev]
@@ -205,7 +187,20 @@ class _StageRun:
         )
         better = progress.record(found, self._stage.patience)
         if better:
-            self._keep()
+            # A whole checkpoint, or the adapters alone.
+            kept = accelerator.get_state_dict(self._model)
+            if accelerator.is_main_process:
+                fresh = self._folder / "best.new"
+                shutil.rmtree(fresh, ignore_errors=True)
+                fresh.mkdir(parents=True)
+                model = accelerator.unwrap_model(self._model)
+                if self._recipe.lora is None:
+                    lm.save_lm(model, fresh, base=self._base, dtype=DTYPES[self._recipe.precision], weights=kept)
+                else:
+                    lm.save_adapter(model, fresh, kept)
+                shutil.rmtree(self._best, ignore_errors=True)
+                fresh.replace(self._best)
+            accelerator.wait_for_everyone()
         self._report(
             f"{self._stage.name}: step {found.step:,} of {self._steps:,}, loss {found.loss:.4f}, "
             f"dev NLL {found.dev_nll:.4f}, macro F1 {found.macro_f1:.4f}{' (best)' if better else ''}"
@@ -226,32 +221,13 @@ class _StageRun:
             # As many for each process: the last batch is filled up with a row that comes twice.
             batch += [batch[0]] * (-len(batch) % processes)
             mine = batch[accelerator.process_index :: processes]
-            part = label_logprobs(
+            part = lm.label_logprobs(
                 self._model, [rows[at] for at in mine], self._rows.first_ids, device=accelerator.device
             )
             gathered = accelerator.gather(part).double().cpu().tolist()
             order = [batch[process::processes] for process in range(processes)]
             found.update(zip((at for part_of in order for at in part_of), gathered, strict=True))
         return [found[at] for at in range(len(rows))]
-
-    # Weights.
-
-    def _keep(self) -> None:
-        """Write the present weights as the best: a whole checkpoint, or the adapters alone."""
-        accelerator = self._accelerator
-        weights = accelerator.get_state_dict(self._model)
-        if accelerator.is_main_process:
-            fresh = self._folder / "best.new"
-            shutil.rmtree(fresh, ignore_errors=True)
-            fresh.mkdir(parents=True)
-            model = accelerator.unwrap_model(self._model)
-            if self._recipe.lora is None:
-                save_lm(model, fresh, base=self._base, dtype=DTYPES[self._recipe.precision], weights=weights)
-            else:
-                save_adapter(model, fresh, weights)
-            shutil.rmtree(self._best, ignore_errors=True)
-            fresh.replace(self._best)
-        accelerator.wait_for_everyone()
 
     def finish(self, finished: Path) -> None:
         """Make the best weights the stage's checkpoint, keep its history, drop what only served to resume."""
@@ -262,7 +238,7 @@ class _StageRun:
             if self._recipe.lora is not None:
                 merged = self._folder / "merged"
                 shutil.rmtree(merged, ignore_errors=True)
-                merge(self._base, self._best, merged, dtype=DTYPES[self._recipe.precision])
+                lm.merge(self._base, self._best, merged, dtype=DTYPES[self._recipe.precision])
             (self._best if self._recipe.lora is None else merged).replace(finished)
             for path in self._folder.glob("step-*"):
                 shutil.rmtree(path)
