@@ -28,8 +28,7 @@ from infra.broker.queues import Publisher
 from infra.errors import UsageError
 from infra.log import configure_logging, get_logger
 import producer.intake.live, producer.intake.submit, worker.consumer.app, worker.collector.process, worker.device.server
-from worker.device.client import _Group, _header
-from tests.support.device import prompt, score_request
+import worker.device.client
 
 class Queues:
     def push(self, queue, message):
@@ -43,7 +42,7 @@ with tracing.following("00-" + "1" * 32 + "-" + "2" * 16 + "-01"), tracing.span(
     with tracing.batch("c", [None]):
         get_logger("test").info("within")
     Publisher(Queues()).finalize("run")
-    asked = _header(score_request([prompt(3)]), 1, _Group([0], alone=False)).traceparent
+    asked = tracing.traceparent()  # the device's client puts this into each request
 imported = [name for name, module in sys.modules.items() if module and name.startswith("opentelemetry")]
 try:
     tracing.start("http://127.0.0.1:9", "test")
