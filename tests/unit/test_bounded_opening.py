@@ -58,7 +58,6 @@ OPENED_BY = {
     "libra_fleet/cli/context.py": "`connected` itself",
     "libra_fleet/cli/fleet.py": "worker, collector, gateway, webhook sender: they may start before their servers",
     "libra_fleet/cli/up.py": "a service",
-    "producer/intake/live.py": "a library: its caller says how long to wait",
 }
 """Callers of `services`, and why each may wait longer than a person would."""
 
