@@ -19,7 +19,7 @@ from schemas.items import Label, Retention
 from schemas.messages import JudgeChunk, Lane
 from schemas.policy import Action
 from tests.support.make import verdicts_for
-from tests.support.submissions import judged, policy_of, submitted
+from tests.support.submissions import human_labels, judged, policy_of, submitted
 from worker.collector.tasks import Collector
 
 
@@ -85,7 +85,7 @@ def test_a_decided_item_leaves_the_queue_and_becomes_a_human_label(services: Ser
 
     assert queue(services) == {1: Why.REVIEW}
     assert queue(services, share=1.0, limit=50).keys() == set(range(10)) - {0}
-    assert reviews.human_labels(services.engine, "forum", 10) == [made]
+    assert human_labels(services.engine, "forum", 10) == [made]
     assert (made.label, made.action, made.moderator, made.note) == (Label.SAFE, Action.PASS, "ann", "harmless")
 
 
@@ -94,7 +94,7 @@ def test_a_second_moderators_decision_counts_and_the_first_is_kept(services: Ser
     second = reviews.decide(services.engine, forum.run_id, 0, label=Label.UNSAFE, moderator="bob")
 
     assert reviews.review_history(services.engine, forum.run_id, 0) == [second, first]
-    assert reviews.human_labels(services.engine, "forum", 10) == [second]
+    assert human_labels(services.engine, "forum", 10) == [second]
 
 
 def test_the_same_decision_pressed_many_times_is_stored_and_told_once(services: Services, forum: JudgeChunk) -> None:
