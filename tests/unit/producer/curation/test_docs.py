@@ -22,7 +22,7 @@ def test_the_walk_gives_the_counts_and_the_row_that_the_page_shows(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (block,) = re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    commands = [shlex.split(line)[2:] for line in block.splitlines()]
+    commands = [shlex.split(line)[3:] for line in block.splitlines()]
     assert [command[0] for command in commands] == [*WITHOUT_A_FLEET, "annotate", "status"]
     for command in commands[: len(WITHOUT_A_FLEET)]:
         assert CliRunner().invoke(curate, command, catch_exceptions=False).exit_code == 0
