@@ -33,7 +33,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP) ## Judge the bundled demo data with the bundled guard, print its table and write its page
-	$(BIN)/libra bench run demo --guard libra-tiny --out out/demo-report.json --html out/demo-report.html
+	$(BIN)/libra run start demo --guard libra-tiny --out out/demo-report.json --html out/demo-report.html
 
 # Most tests wait for processes, so that two cores run three of them; those that kill processes by the clock run alone.
 test: $(STAMP) ## Run the tests
@@ -59,7 +59,7 @@ bench: $(STAMP) ## Measure everything in tests/benchmarks beside its bar (BENCH:
 	$(BIN)/python -m tests.benchmarks $(BENCH) --json out/benchmarks.json --markdown out/benchmarks.md
 
 drill: $(STAMP) ## Break a fleet a hundred times and prove that nothing was lost (SEED=1)
-	$(BIN)/libra drill --faults 100 --items 20000 --seed $(SEED) --out out/drill-$(SEED).json
+	$(BIN)/libra fleet drill --faults 100 --items 20000 --seed $(SEED) --out out/drill-$(SEED).json
 
 two-machines: $(STAMP) ## Judge a run on two machines (network namespaces) and pull a cable; needs root
 	$(BIN)/python -m tests.drills.two_machines
