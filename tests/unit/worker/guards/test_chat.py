@@ -18,6 +18,8 @@ from tests.support.checkpoints import CHATML, CHATML_TOKENS, small_tokenizer, wr
 from worker.guards.libra import LibraGuard
 from worker.guards.prompt import ChatTokenizer
 
+pytestmark = pytest.mark.slow  # real vocabularies take seconds to load
+
 ADDED = ("<think>", "[[tool]]")
 LLAMA_2 = "{{ bos_token }}[INST] {{ messages[0]['content'] }} [/INST]"
 

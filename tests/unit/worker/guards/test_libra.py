@@ -21,6 +21,8 @@ from worker.guards.libra import PREFILL, LibraGuard, example_block, read_answer,
 from worker.guards.reading import MAX_RAW, MIN_LABEL_MASS
 from worker.guards.vocabulary import Vocabulary
 
+pytestmark = pytest.mark.slow  # real vocabularies take seconds to load
+
 GOLDEN_TURN = (
     "# 背景 \n"
     "您是一位文本安全专家，具有很强的语言分析能力。您正在帮助评估一段对话是否不安全。\n"

