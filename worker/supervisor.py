@@ -233,7 +233,7 @@ class _Device:
 
 @dataclass
 class _Worker:
-    """Run the devices of one machine until told to stop."""
+    """Run the devices of one machine until asked to stop."""
 
     devices: Sequence[_Device]
     coordination: CoordinationStore

@@ -21,6 +21,6 @@ def has_room(services: Services, spec: RunSpec) -> bool:
 def oldest_age_s(services: Services, coordination: CoordinationStore, guard: str, lane: Lane) -> float:
     """Seconds that the message that is delivered next has waited; 0 where none waits."""
     oldest = coordination.queues.oldest_enqueued_at(guard, lane)
-    if not oldest:  # empty, or the next message is one that nobody here wrote
+    if not oldest:  # empty, or the next message is one that no process of ours wrote
         return 0.0
     return max(0.0, ledger_now(services.engine) - oldest)

@@ -130,7 +130,7 @@ class Queues:
 
 
 def enqueued_at(message: str) -> float:
-    """Enqueue time of a queued message; 0 for one that nobody here wrote, so that it overtakes nothing."""
+    """Enqueue time of a queued message; 0 for one that no process of ours wrote, so that it overtakes nothing."""
     try:
         at = float(json.loads(message)["headers"]["enqueued_at"])
     except MALFORMED:
@@ -139,7 +139,7 @@ def enqueued_at(message: str) -> float:
 
 
 def task_of(message: str) -> str:
-    """The task id of a queued message; empty for one that nobody here wrote."""
+    """The task id of a queued message; empty for one that no process of ours wrote."""
     try:
         return task_id_of(json.loads(message)["headers"])
     except MALFORMED:

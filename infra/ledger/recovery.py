@@ -90,7 +90,7 @@ def note_overtaken(connection: sa.Connection, key: LaneKey, *, watermark: float,
 
 
 def restart_leases(connection: sa.Connection) -> None:
-    """Restart every lease: time that passed while nobody looked, or could settle, counts against no chunk."""
+    """Restart every lease: time in which no reconciler looked, or none could settle, counts against no chunk."""
     statement = sa.text("UPDATE chunks SET overtaken_at = NULL WHERE settled < size AND overtaken_at IS NOT NULL")
     connection.execute(statement)
 

@@ -140,7 +140,7 @@ def _popen(
 
 
 def _start(program: Program, places: Places) -> subprocess.Popen[bytes]:
-    """Start a server once none of its processes is left: every one of them inherits the lock beside its data."""
+    """Start a server once none of its processes is left: every one of them inherits the lock in its data folder."""
     with FileLock(program.folder / "lock") as lock:
         if not wait_until(lock.try_exclusive, timeout_s=_PREDECESSOR_S):
             raise ServerError(f"another {program.name} still uses {program.folder}")
@@ -151,7 +151,7 @@ def _start(program: Program, places: Places) -> subprocess.Popen[bytes]:
 
 
 def keep(places: Places) -> None:
-    """Run both servers until nobody uses them or SIGTERM comes.
+    """Run both servers until no process uses them or SIGTERM comes.
 
     Raises:
         ServerError: a server cannot be started, or keeps dying.

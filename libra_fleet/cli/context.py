@@ -162,7 +162,7 @@ def _follow(engine: sa.Engine, run_id: str, progress: Progress, task: TaskID, st
         try:
             status = run_status(engine, run_id)
         except DBAPIError:
-            return  # whoever waits for the run meets the same error and says it
+            return  # the caller that waits for the run meets the same error and reports it
         settled = status.counts.settled
         now = time.monotonic()
         first = first or (now, settled)

@@ -188,7 +188,7 @@ class LocalFleet:
         self._leaving = threading.Event()
         self._ready = threading.Event()
         self._error: Exception | None = None
-        # A daemon: whoever does not wait for it (a second Ctrl-C) leaves at once, and the processes die with it.
+        # A daemon: after a second Ctrl-C the command leaves at once, and the processes die with it.
         self._thread = threading.Thread(target=self._run, name="local-fleet", daemon=True)
 
     def __enter__(self) -> LocalFleet:

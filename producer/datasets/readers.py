@@ -1,4 +1,4 @@
-"""One file → its rows, undecoded as far as possible, so that rows nobody wants cost little.
+"""One file → its rows, undecoded as far as possible, so that skipped rows cost little.
 
 A JSON array of any length is read an element at a time.
 """

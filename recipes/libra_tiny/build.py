@@ -109,7 +109,7 @@ def build_checkpoint(corpus: Corpus, out: Path, recipe: TinyRecipe, report: Repo
 
 
 def add_table(trainer: Trainer, corpus: Corpus, recipe: TinyRecipe, report: Report) -> None:
-    """Fit the n-gram table on the training rows, and its share beside the language model's on COLD's dev rows."""
+    """Fit the n-gram table on the training rows, and its share against the language model's on COLD's dev rows."""
     model = trainer.model
     # What is saved and served is rounded: the shares are fitted to that.
     model.bfloat16()

@@ -1,7 +1,7 @@
 """The collector's tasks: settle verdicts and, once per run, compute its metrics.
 
-While the database is away the collector keeps the messages it holds (its prefetch bounds them) and tries again; told to
-stop, it gives them back. Those of a collector that is killed are lost with it: the reconciler finds their chunks.
+While the database is away the collector keeps the messages it holds (its prefetch bounds them) and tries again; asked
+to stop, it gives them back. Those of a collector that is killed are lost with it: the reconciler finds their chunks.
 """
 
 from __future__ import annotations

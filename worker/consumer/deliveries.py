@@ -53,7 +53,7 @@ class Deliveries:
         with self._queues.transaction() as pipe:
             self._queues.note(pipe, message, tag)
             if not chunk_id:
-                pipe.execute()  # nobody here wrote it; the task handler refuses it
+                pipe.execute()  # no process of ours wrote it; the task handler refuses it
                 return
             self._noted[tag] = self._leases.take(pipe, chunk_id, chunk_id.rpartition("/")[0], self._queue, self._holder)
 

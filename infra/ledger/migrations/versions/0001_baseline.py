@@ -1,4 +1,4 @@
-"""The schema of the first release, in the SQL file beside this one. Neither ever changes: later ones add to it."""
+"""The schema of the first release, in the SQL file of the same name. Neither ever changes: later ones add to it."""
 
 from pathlib import Path
 
