@@ -117,14 +117,14 @@ class Recorder:
     """Recordings by file name. Nothing is compared here."""
 
     def __init__(self, folder: Path, namespace: dict[str, str]) -> None:
-        self.told: dict[str, str] = {}
+        self.observed: dict[str, str] = {}
         self._places = {str(folder): "<folder>", str(ROOT): "<project>", **namespace}
 
     def json(self, name: str, content: Any, *, unordered: bool = False) -> None:
         """Record JSON; an `unordered` list is one whose order is a matter of speed."""
-        assert f"{name}.json" not in self.told
-        told = sorted(map(self._plain, content), key=on_a_line) if unordered else self._plain(content)
-        self.told[f"{name}.json"] = f"{on_lines(told)}\n"
+        assert f"{name}.json" not in self.observed
+        observed = sorted(map(self._plain, content), key=on_a_line) if unordered else self._plain(content)
+        self.observed[f"{name}.json"] = f"{on_lines(observed)}\n"
 
     def command(self, name: str, *words: str, code: int = 0, typed: str | None = None, unordered: bool = False) -> Any:
         """Record what a command prints as JSON, and hand it over."""
@@ -140,7 +140,7 @@ class Recorder:
 
     def page(self, name: str, text: str, *, whole: str = "") -> None:
         """Record a page of metrics; of families whose names begin otherwise than `whole` only the heads."""
-        self.told[f"{name}.txt"] = metrics_page(text, whole)
+        self.observed[f"{name}.txt"] = metrics_page(text, whole)
 
     def _plain(self, content: Any) -> Any:
         return plain(content, Tokens(self._places))
@@ -371,7 +371,7 @@ class Scenario:
         record("bench-parity", "bench", "parity", "rows.jsonl", *GUARD, "--show-text", "--json")
 
     def leave_work_unserved(self) -> None:
-        """What is submitted to guards that nobody serves yet stands still, so that it can be told."""
+        """Items for guards that no worker serves yet stand still, so that they can be observed."""
         record = self.found.command
         record("bench-submit", "bench", "submit", "rows.jsonl", "--guard", "idle=fake", "--name", "idle", "--json")
         record("bench-submit-cascade", "bench", "submit", "rows.jsonl", "--guard", BOTH, "--name", "both", "--json")
@@ -448,7 +448,7 @@ class Scenario:
 
     @property
     def nowhere(self) -> str:
-        """A receiver's address that nobody listens on."""
+        """The address of a receiver that is not there."""
         return "http://127.0.0.1:9/hook"
 
     def order_a_batch(self) -> None:
@@ -496,8 +496,9 @@ class Scenario:
 
     def look_back(self) -> None:
         record = self.found.command
-        self.fleet.wait(lambda: all(letter["last_status"] or letter["last_error"] for letter in self.letters()))
-        self.found.json("webhooks-list", self.letters(), unordered=True)
+        sent = self.webhook_messages
+        self.fleet.wait(lambda: all(message["last_status"] or message["last_error"] for message in sent()))
+        self.found.json("webhooks-list", self.webhook_messages(), unordered=True)
         self.found.json("webhooks-sent", self.sent(), unordered=True)
         record("bench-list", "bench", "list", "--json")
         for run in ("mixed", "both", "deadly", "idle"):
@@ -529,7 +530,7 @@ class Scenario:
             {"body": body, "headers": ours} for body, ours in got if body["data"]["custom_id"] in ("c-1", "c-2", "b-1")
         ]
 
-    def letters(self) -> list[dict[str, Any]]:
+    def webhook_messages(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = json.loads(told_by("webhooks", "list", "--limit", "200", "--json"))
         return found
 
@@ -537,7 +538,7 @@ class Scenario:
         """Once everything has been counted: processes add their counts up once a second."""
         pages = {"exporter": f"{self.exporter}/metrics", "gateway": f"{self.api}/metrics"}
         runs = json.loads(told_by("bench", "list", "--limit", "100", "--json"))
-        by_commands = ("idle", "theirs")  # whoever cancels or imports counts nothing
+        by_commands = ("idle", "theirs")  # the commands that cancel or import count nothing
         settled = sum(run["settled"] for run in runs if run["name"] not in by_commands)
 
         def all_is_counted() -> bool:
@@ -622,9 +623,9 @@ def counted(page: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def told(servers: ServerUrls, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Everything that was told, by the name of its recording."""
-    folder = tmp_path_factory.mktemp("told").resolve()
+def observed(servers: ServerUrls, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Everything that was observed, by the name of its recording."""
+    folder = tmp_path_factory.mktemp("observed").resolve()
     patient = {"bulk_lease_s": 120, "live_lease_s": 120, "wait_for_servers_s": 20}  # nothing is tried twice
     settings = Settings(state_dir=folder / "state", reconcile_every_s=0.2, drain_s=5, **patient)
     with redis.Redis.from_url(servers.redis_url) as client:
@@ -657,16 +658,16 @@ def told(servers: ServerUrls, tmp_path_factory: pytest.TempPathFactory) -> dict[
                     kill_tree(worker)
         services.engine.dispose()
     if RECORDING:
-        record_anew(found.told)
-    return found.told
+        record_again(found.observed)
+    return found.observed
 
 
-def record_anew(told: dict[str, str]) -> None:
-    """Write every recording and forget those that nobody tells any more."""
+def record_again(observed: dict[str, str]) -> None:
+    """Write every recording and delete those that are not observed any more."""
     GOLDENS.mkdir(exist_ok=True)
     for path in GOLDENS.iterdir():
         path.unlink()
-    for name, text in told.items():
+    for name, text in observed.items():
         (GOLDENS / name).write_text(text, encoding="utf-8")
 
 
@@ -675,15 +676,15 @@ def recordings() -> Sequence[str]:
     return sorted(path.name for path in GOLDENS.glob("*"))
 
 
-def test_everything_that_is_told_is_recorded_and_the_other_way_round(told: dict[str, str]) -> None:
-    assert sorted(told) == recordings()
+def test_everything_that_is_told_is_recorded_and_the_other_way_round(observed: dict[str, str]) -> None:
+    assert sorted(observed) == recordings()
 
 
 @pytest.mark.parametrize("name", recordings())
-def test_what_is_told_is_what_was_recorded(told: dict[str, str], name: str) -> None:
+def test_what_is_told_is_what_was_recorded(observed: dict[str, str], name: str) -> None:
     recorded = (GOLDENS / name).read_text(encoding="utf-8").splitlines()
-    now = told.get(name, "").splitlines()
+    now = observed.get(name, "").splitlines()
 
-    difference = "\n".join(difflib.unified_diff(recorded, now, f"recorded/{name}", f"told/{name}", lineterm=""))
+    difference = "\n".join(difflib.unified_diff(recorded, now, f"recorded/{name}", f"observed/{name}", lineterm=""))
     if difference:
         pytest.fail(difference, pytrace=False)
