@@ -1,1 +1,1 @@
-"""What every process stands on: settings, logging, errors, broker, ledger, metrics, embedded servers."""
+"""The code that every process uses: settings, logging, errors, broker, ledger, metrics, embedded servers."""

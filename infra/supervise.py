@@ -23,7 +23,7 @@ from infra.process import wait_until
 
 @dataclass(frozen=True)
 class Restart:
-    """When a process that ended starts again: after a pause that doubles with each early death, up to the longest.
+    """The rule for starting a process again: after a pause that doubles with each early death, up to the longest.
 
     A process that lived for `steady_after_s` seconds did not die early. More than `max_deaths` deaths in a row, each
     but the first an early one, and it is given up; None: never.
@@ -58,7 +58,7 @@ class SupervisedProcess:
     deaths: int = field(default=0, init=False)
     """Exits in a row, each but the first an early one."""
     start_at: float = field(default=0.0, init=False)
-    """When it may start next, in CLOCK_MONOTONIC seconds."""
+    """The earliest next start, in CLOCK_MONOTONIC seconds."""
     _started_at: float = field(default=0.0, init=False)
     _exit_noted: bool = field(default=True, init=False)
 

@@ -1,1 +1,1 @@
-"""How guards are made: recipes for `libra train`, and the maker of the bundled guard."""
+"""Recipes for making guards: files for `libra train`, and the maker of the bundled guard."""

@@ -132,7 +132,7 @@ class FleetSnapshot(Frozen):
     """Runs whose metrics no collector has begun to compute."""
     dead_letters: int = 0
     counts: dict[str, str] = Field(default_factory=dict)
-    """What processes have counted; `infra.coordination.counters` reads it."""
+    """Counts of all processes; `infra.coordination.counters` reads them."""
 
     runs: tuple[OpenRun, ...] = ()
     dead_items: int = 0

@@ -9,7 +9,7 @@ from typing import Final
 from schemas.base import Frozen
 
 DEFAULT_GUARD: Final = "libra-tiny"
-"""Where none is named."""
+"""The guard for requests that name none."""
 
 
 class Mode(StrEnum):

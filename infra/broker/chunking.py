@@ -1,4 +1,4 @@
-"""Which items travel together: the limits of a chunk. Knows neither where the items come from nor where they go."""
+"""The limits of a chunk: items that travel together. Knows neither where the items come from nor where they go."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ log = get_logger(__name__)
 
 
 class Queues:
-    """What waits on the broker, and the way onto a queue."""
+    """The messages that wait on the broker, and the way onto a queue."""
 
     def __init__(self, client: redis.Redis, prefix: str) -> None:
         self._redis = client

@@ -1,1 +1,1 @@
-"""What processes tell each other over Redis. All of it may be lost; the ledger alone is the truth."""
+"""Facts that processes exchange over Redis. All of it may be lost; the ledger alone is the truth."""

@@ -23,7 +23,7 @@ from worker.supervisor import Device, choose_devices, cuda_devices
 _GIB: Final = 2**30
 _SPARE_SHARE: Final = 1.1
 _SPARE_BYTES: Final = int(1.5 * _GIB)
-"""What a device needs besides the weights: its context, activations of a batch, fragments. An estimate: a batch that
+"""Memory needed besides the weights: its context, activations of a batch, fragments. An estimate: a batch that
 does not fit is halved, so that little room costs speed before it costs the start."""
 _LONGEST_HEADER: Final = 100 << 20
 

@@ -29,7 +29,7 @@ _ATTEMPTS: Final = 200
 
 
 class Part(StrEnum):
-    """Which phrases may be used: rows of `train` and of `held_out` share none, so that one tests the other."""
+    """The phrases that may be used: rows of `train` and of `held_out` share none, so that one tests the other."""
 
     ALL = "all"
     TRAIN = "train"
@@ -51,7 +51,7 @@ class Topic:
 
 @dataclass(frozen=True)
 class Elements:
-    """What a query is made of besides its aim; task types by name, each with ways to ask."""
+    """The parts of a query besides its aim; task types by name, each with ways to ask."""
 
     task_types: Mapping[str, tuple[str, ...]]
     places: tuple[str, ...]

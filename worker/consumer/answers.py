@@ -23,7 +23,7 @@ from worker.device.protocol import Answer, DeviceRequest, DeviceResult, Generate
 _FORM: Final = "answers-1"
 """Changes with what `pack` writes, so that no version reads what another one wrote otherwise."""
 _KEY_BYTES: Final = 24
-"""Whoever writes texts may look for two of one key, a harmless one to be judged first: 2^96 hashes are out of reach."""
+"""An author may search for two texts of one key, a harmless one to be judged first: 2^96 hashes are out of reach."""
 
 
 class Answered(NamedTuple):

@@ -41,12 +41,12 @@ from worker.guards.registry import load_guard
 log = get_logger(__name__)
 
 RECONNECT_TIMEOUT_S = 600.0
-"""How long a consumer waits for a device process that is being respawned (a large model loads for minutes)."""
+"""Seconds that a consumer waits for a device process that is being respawned (a large model loads for minutes)."""
 
 
 @dataclass(frozen=True)
 class ConsumerSpec:
-    """What one consumer is told by its supervisor. `weights`: whether the checkpoint's weights are here too.
+    """The configuration of one consumer, from its supervisor. `weights`: whether the checkpoint's weights are here too.
 
     `devices`: over how many the model is spread.
     """
@@ -72,7 +72,7 @@ class ConsumerSpec:
 
 
 def fingerprints_of(guard: Guard, device: DeviceClient) -> dict[Mode, Fingerprint]:
-    """What this guard on this device is, per mode."""
+    """The fingerprint of this guard on this device, per mode."""
     info = device.info
     return {
         mode: Fingerprint(

@@ -30,12 +30,12 @@ class Evaluation(BaseModel):
 
     @property
     def rank(self) -> tuple[float, float]:
-        """What makes one better than another: the macro F1, then the likelihood."""
+        """The order of measurements: by macro F1, then by likelihood."""
         return self.macro_f1, -self.dev_nll
 
 
 class Progress(BaseModel):
-    """How far a stage is: steps done, its measurements so far, the best of them, and how many came since."""
+    """The progress of a stage: steps done, its measurements so far, the best of them, and how many came since."""
 
     step: int = 0
     history: list[Evaluation] = []

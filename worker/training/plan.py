@@ -1,4 +1,4 @@
-"""Which rows each optimizer step takes, and which process computes them when. Pure; the same for the same seed.
+"""The plan of a training run: the rows of each optimizer step, and the process of each. Pure; the same for the same seed.
 
 Every process can work out the whole plan, so nobody has to tell anybody, and a run resumes at any step.
 """
@@ -12,7 +12,7 @@ from functools import lru_cache
 
 
 def steps_per_epoch(rows: int, batch_rows: int) -> int:
-    """How many optimizer steps see every row once."""
+    """Return the number of optimizer steps that see every row once."""
     return math.ceil(rows / batch_rows)
 
 
@@ -33,7 +33,7 @@ def _epoch_order(epoch: int, rows: int, seed: str) -> list[int]:
 def micro_batches(
     chosen: Sequence[int], lengths: Sequence[int], *, process: int, processes: int, device_rows: int
 ) -> list[list[int]]:
-    """What one process computes of a step, near-equal lengths together.
+    """Return the rows of a step that one process computes, near-equal lengths together.
 
     Every process gets as many batches as any other, so that all of them meet at each exchange: some may be empty.
     """

@@ -52,7 +52,7 @@ class EngineInfo:
 
 
 class LoadOptions(TypedDict, total=False):
-    """How to load a checkpoint; what is absent is the engine's own choice.
+    """Options for loading a checkpoint; an absent one is the engine's own choice.
 
     `spread` lets accelerate place the layers over all visible devices, the rest in `offload_folder`.
     """
