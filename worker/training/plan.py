@@ -1,6 +1,6 @@
-"""The plan of a training run: the rows of each optimizer step, and the process of each. Pure; the same for the same seed.
+"""The plan of a training run: rows and process of each optimizer step. Pure; the same for the same seed.
 
-Every process can work out the whole plan, so nobody has to tell anybody, and a run resumes at any step.
+Every process can work out the whole plan, without a message, and a run resumes at any step.
 """
 
 from __future__ import annotations
