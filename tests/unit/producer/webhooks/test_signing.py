@@ -20,6 +20,17 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
+def test_the_signature_is_that_of_the_published_example() -> None:
+    # Secret, id, timestamp, body and signature: the worked example of Standard Webhooks, as Svix' documentation prints it.
+    at = datetime.fromtimestamp(1_614_265_330, UTC)
+
+    headers = signed_headers(
+        "msg_p5jXN8AQM9LWM0D4loKWxJek", at, '{"test": 2432232314}', ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"]
+    )
+
+    assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
 @given(st.dictionaries(st.text(), st.text()))
 def test_the_conventions_library_verifies_with_each_of_several_secrets(content: dict[str, str]) -> None:
     import json
