@@ -21,7 +21,7 @@ def now() -> datetime:
 
 
 def test_the_signature_is_that_of_the_published_example() -> None:
-    # Secret, id, timestamp, body and signature: the worked example of Standard Webhooks, as Svix' documentation prints it.
+    # The worked example of Standard Webhooks, as Svix' documentation prints it.
     at = datetime.fromtimestamp(1_614_265_330, UTC)
 
     headers = signed_headers(
