@@ -54,7 +54,7 @@ docs: $(STAMP) ## Build the documentation site into out/docs/site; any warning f
 
 check: lint docs test ## Everything CI checks
 
-bench: $(STAMP) ## Measure everything in tests/benchmarks beside its bar (BENCH: some by name)
+bench: $(STAMP) ## Measure everything in tests/benchmarks next to its bar (BENCH: some by name)
 	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS),peers]'
 	$(BIN)/python -m tests.benchmarks $(BENCH) --json out/benchmarks.json --markdown out/benchmarks.md
 
@@ -64,7 +64,7 @@ drill: $(STAMP) ## Break a fleet a hundred times and prove that nothing was lost
 two-machines: $(STAMP) ## Judge a run on two machines (network namespaces) and pull a cable; needs root
 	$(BIN)/python -m tests.drills.two_machines
 
-fuzz: $(STAMP) ## Feed the readers 100,000 inputs that nobody meant (SEED=1)
+fuzz: $(STAMP) ## Feed the readers 100,000 malformed inputs (SEED=1)
 	FUZZ_INPUTS=100000 FUZZ_SEED=$(SEED) $(BIN)/pytest tests/fuzz --timeout 0
 
 DATA ?= ../shared/data

@@ -3,7 +3,7 @@
 from libra_fleet import Client
 
 with Client("http://127.0.0.1:8000", api_key) as client:
-print(client.judge("要审核的文本").label)
+    print(client.judge("要审核的文本").label)
 """
 
 from __future__ import annotations

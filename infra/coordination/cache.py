@@ -1,4 +1,4 @@
-"""Small values by key on Redis, which may be lost, full or away without harm: whoever asks goes on without.
+"""Small values by key on Redis, which may be lost, full or away without harm: callers go on without.
 
 It knows nothing of what the values mean. A look-up makes one round trip, takes a bounded time and never raises a Redis
 error; after a failure nothing is asked for a while. Values are written with what else a consumer writes.

@@ -231,12 +231,32 @@ WEBHOOKS: Final = LazyGroup(
     help="Manage webhooks: endpoints, messages and signing secrets (docs/webhooks.md).",
 )
 
+CURATE: Final = LazyGroup(
+    "curate",
+    {
+        "combine": Entry("data:combine", "Draw combinations of elements, sub-categories in turn."),
+        "queries": Entry("data:queries", "Write harmful queries, and as many harmless ones with the same words."),
+        "augment": Entry("data:augment", "Reword and disguise queries, then leave out near-duplicates."),
+        "responses": Entry("data:responses", "Answer every query, by each generator or in the grammar's manners."),
+        "annotate": Entry("data:annotate", "Let two guards judge every answer, and keep the rows that both agree on."),
+        "real": Entry("data:real", "Read a labelled data set as rows with their provenance and ids of their own."),
+        "select": Entry("data:select", "Take the hard examples of a run."),
+        "status": Entry("data:status", "Show each stage's rows, and how many by label, source, licence and reason."),
+        "elements": Entry("data:elements", "Show the parts of queries: phrases, task types, places and events."),
+    },
+    help="""Make training rows in stages, each a file of JSON lines.
+
+    The first five stages make rows from combinations; `real` and `select` take rows that exist. DIR holds one file of
+    JSON lines per stage. The same command resumes a stage that was stopped.""",
+)
+
+_DATA_TABLE: Final = {
+    "curate": CURATE,
+    "purge": Entry("data:purge", "Scrub the texts of runs and live items that settled long enough ago."),
+}
 DATA: Final = LazyGroup(
     "data",
-    {
-        "curate": Entry("data:curate", "Make training rows in stages, each a file of JSON lines."),
-        "purge": Entry("data:purge", "Scrub the texts of runs and live items that settled long enough ago."),
-    },
+    _DATA_TABLE,
     help="Make training data, and scrub stored texts that were kept long enough.",
 )
 
@@ -278,11 +298,10 @@ OLD_COMMANDS: Final[Mapping[str, Entry | click.Command]] = {
     "bench": BENCH,
     "capacity": _RUN_TABLE["cost"],
     "cascade": CASCADE,
-    "curate": Entry("data:curate", "Make training rows in stages, each a file of JSON lines."),
     "metrics-exporter": _FLEET_TABLE["exporter"],
-    "purge": Entry("data:purge", "Scrub the texts of runs and live items that settled long enough ago."),
     "remoderate": _RUN_TABLE["rejudge"],
     **{name: _RUN_TABLE[name] for name in ("cost", "dead", "export", "import", "verify")},
+    **_DATA_TABLE,
     **{name: found for name, found in _FLEET_TABLE.items() if name not in ("webhooks", "exporter")},
 }
 """Names of earlier versions: they work, and no help lists them."""

@@ -96,18 +96,13 @@ def _takes_generators(metavar: str) -> Callable[[Callable[..., Any]], Callable[.
     )
 
 
-@click.group()
-def curate() -> None:
-    """Make training rows: combine, queries, augment, responses, annotate; or real rows and a selection of them.
-
-    DIR holds one file of JSON lines per stage. The same command resumes a stage that was stopped.
-    """
-
-
-@curate.command()
+@click.command()
 @json_option
 def elements(*, as_json: bool) -> None:
-    """Show the parts of queries: phrases per sub-category, task types, places and events."""
+    """Show the parts of queries: phrases, task types, places and events.
+
+    Phrases are counted per sub-category.
+    """
     parts = grammar.elements()
     rows = [
         {
@@ -130,11 +125,14 @@ def elements(*, as_json: bool) -> None:
     out.print(f"{len(parts.task_types)} task types, {len(parts.places)} places, {len(parts.events)} events")
 
 
-@curate.command()
+@click.command()
 @_folder
 @json_option
 def status(*, folder: Path, as_json: bool) -> None:
-    """Show each stage's rows, and how many by label, source, licence, generator and reason."""
+    """Show each stage's rows, and how many by label, source, licence and reason.
+
+    Rows are counted by generator as well.
+    """
     stages = status_of(folder)
     if as_json:
         print_json([stage._asdict() for stage in stages])
@@ -148,7 +146,7 @@ def status(*, folder: Path, as_json: bool) -> None:
             out.print(f"  {thing}: {values}", highlight=False)
 
 
-@curate.command()
+@click.command()
 @_folder
 @click.option("--count", type=click.IntRange(min=1), default=390, show_default=True, help="Combinations to draw.")
 @_seed
@@ -159,7 +157,7 @@ def combine(*, folder: Path, count: int, seed: int) -> None:
     _say_done(folder, ["combinations"], made=made)
 
 
-@curate.command()
+@click.command()
 @_folder
 @click.option("--per-combination", type=click.IntRange(min=1), default=10, show_default=True, help="Of each intent.")
 @_takes_generators("generator=CHECKPOINT")
@@ -182,7 +180,7 @@ def queries(*, folder: Path, per_combination: int, **chosen: Any) -> None:
     _generate(folder, "queries", made_of="combinations", options=options, requests=requests, make=make, **chosen)
 
 
-@curate.command()
+@click.command()
 @_folder
 @click.option(
     "--variants",
@@ -201,7 +199,10 @@ def queries(*, folder: Path, per_combination: int, **chosen: Any) -> None:
 @_seed
 @_takes_generators("generator=CHECKPOINT")
 def augment(*, folder: Path, variants: int, similarity: float, seed: int, **chosen: Any) -> None:
-    """Reword and disguise queries, then leave out near-duplicates; a generator, if one is given, rewords each too."""
+    """Reword and disguise queries, then leave out near-duplicates.
+
+    A generator, if one is given, rewords each too.
+    """
     if len(chosen["generators"]) > 1:
         raise UsageError("one --generator rewords the queries")
 
@@ -216,11 +217,14 @@ def augment(*, folder: Path, variants: int, similarity: float, seed: int, **chos
     _generate(folder, "augmented", made_of="queries", options=options, requests=requests, make=make, **chosen)
 
 
-@curate.command()
+@click.command()
 @_folder
 @_takes_generators("generator-NAME=CHECKPOINT")
 def responses(*, folder: Path, **chosen: Any) -> None:
-    """Answer every query: by each generator, or in the grammar's manners (refusing, complying, neutral, hollow)."""
+    """Answer every query, by each generator or in the grammar's manners.
+
+    The manners are refusing, complying, neutral and hollow.
+    """
 
     def make(generators: dict[Generator, Texts]) -> Iterable[Row]:
         rows = rows_of(folder, "augmented")
@@ -230,14 +234,22 @@ def responses(*, folder: Path, **chosen: Any) -> None:
     _generate(folder, "responses", made_of="augmented", options={}, requests=requests, make=make, **chosen)
 
 
-@curate.command()
+@click.command()
 @_folder
 @click.option("--judges", metavar="A,B", callback=_judges, required=True, help="Two guards; NAME=CHECKPOINT as well.")
-@click.option("--of", "stage", type=click.Choice(list(_ANNOTATED)), default="responses", show_default=True)
+@click.option(
+    "--of",
+    "stage",
+    type=click.Choice(list(_ANNOTATED)),
+    default="responses",
+    show_default=True,
+    help="The stage whose rows are judged.",
+)
 @takes_fleet
 def annotate(*, folder: Path, judges: tuple[GuardChoice, GuardChoice], stage: str, fleet: LocalFleetOptions) -> None:
-    """Let two guards judge every answer: a row both agree on is kept with their label, any other dropped.
+    """Let two guards judge every answer, and keep the rows that both agree on.
 
+    A row both agree on gets their label; any other is dropped.
     Each judge's verdicts are a run of the fleet. Of `selected`, only rows without a label are judged.
     """
     kept, dropped = _ANNOTATED[stage]
@@ -257,20 +269,23 @@ def annotate(*, folder: Path, judges: tuple[GuardChoice, GuardChoice], stage: st
     _say_done(folder, [kept, dropped], made=made)
 
 
-@curate.command()
+@click.command()
 @_folder
 @click.argument("source", metavar="FILE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @_origin
 @_licence
 def real(*, folder: Path, source: Path, origin: str | None, licence: str | None) -> None:
-    """Read a labelled data set (JADE, COLD, your own records) as rows with their provenance and ids of their own."""
+    """Read a labelled data set as rows with their provenance and ids of their own.
+
+    The set may be JADE, COLD or your own records.
+    """
     options = {"origin": origin, "licence": licence}
     rows = labels.published_rows(str(source), origin, licence)
     made = carry_out(folder, "real", options, lambda: in_file("real", rows), made_of=source)
     _say_done(folder, ["real"], made=made)
 
 
-@curate.command()
+@click.command()
 @_folder
 @click.option("--run", "run", required=True, metavar="RUN", help="An ended or live run of the ledger.")
 @click.option("--since", metavar="WHEN", callback=timestamp, help="Only items settled since then: 7d, 12h, a date.")
@@ -286,8 +301,9 @@ def real(*, folder: Path, source: Path, origin: str | None, licence: str | None)
 def select(
     *, folder: Path, run: str, since: datetime | None, margin: float, origin: str | None, licence: str | None
 ) -> None:
-    """Take the hard examples of a run: small margin, guards disagree, a human overruled, a known label missed.
+    """Take the hard examples of a run.
 
+    A hard example has a small margin, guards that disagree, a human who overruled it, or a known label missed.
     Guards disagree where a child run (`libra run rejudge`) gave another label. A row has the human's label, else the
     known one, else none: `libra data curate annotate --of selected` asks two judges about those.
     """

@@ -394,7 +394,7 @@ def known_run(found: Services, request: RunRequest) -> RunStatus | None:
 
 
 def begin(found: Services, request: RunRequest, known: RunStatus | None, run_id: str) -> None:
-    """Open the run of an request, unless it is known already, and say what happens."""
+    """Open the run of a request, unless it is known already, and say what happens."""
     if known is None:
         found.coordination  # noqa: B018 - a broker that cannot be reached is said before a run is opened
         intake.create_run(found.engine, request.spec, run_id=run_id, name=request.name)

@@ -1,6 +1,6 @@
 """The processes of one machine's fleet: started, watched, started again after a pause, drained in order.
 
-`libra up` polls a `MachineFleet` from its main thread; commands that need a fleet for their own length alone
+`libra fleet up` polls a `MachineFleet` from its main thread; commands that need a fleet for their own length alone
 (`libra judge`, `libra run start`) hold a `LocalFleet`, which does so from a thread of its own.
 """
 

@@ -11,7 +11,7 @@ from infra.ledger import decisions, intake, reviews, settlement
 from infra.ledger.items import items_of
 from infra.ledger.runs import list_runs
 from infra.servers.services import Services
-from libra_fleet.cli.data import curate
+from libra_fleet.cli.commands import CURATE
 from producer.curation.files import path_of, rows_of
 from schemas.items import Label
 from tests.support.fleet import Fleet
@@ -26,7 +26,7 @@ def _configured(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(*arguments: object) -> Result:
-    return CliRunner().invoke(curate, [str(argument) for argument in arguments], catch_exceptions=False)
+    return CliRunner().invoke(CURATE, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
 def test_two_judges_annotate_and_a_killed_stage_is_resumed(services: Services, fleet: Fleet, tmp_path: Path) -> None:

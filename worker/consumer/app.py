@@ -89,8 +89,8 @@ def fingerprints_of(guard: Guard, device: DeviceClient) -> dict[Mode, Fingerprin
 
 
 def leave_fingerprints(device_socket: Path, fingerprints: dict[Mode, Fingerprint]) -> None:
-    """Leave the digests beside the device's socket, where the supervisor finds them for the board."""
-    place = _fingerprints_beside(device_socket)
+    """Write the digests to a file next to the device's socket; the supervisor reads and announces them."""
+    place = _fingerprints_file(device_socket)
     fresh = place.with_suffix(f".{os.getpid()}")
     fresh.write_text(json.dumps({mode.value: fingerprint.digest for mode, fingerprint in fingerprints.items()}))
     fresh.replace(place)
@@ -98,11 +98,11 @@ def leave_fingerprints(device_socket: Path, fingerprints: dict[Mode, Fingerprint
 
 def read_fingerprints(device_socket: Path) -> dict[str, str] | None:
     """The digests by mode that a consumer left there, as a worker announces them; None until one has started."""
-    place = _fingerprints_beside(device_socket)
+    place = _fingerprints_file(device_socket)
     return json.loads(place.read_text()) if place.is_file() else None
 
 
-def _fingerprints_beside(device_socket: Path) -> Path:
+def _fingerprints_file(device_socket: Path) -> Path:
     return device_socket.with_suffix(".fingerprints")
 
 

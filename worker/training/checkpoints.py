@@ -1,7 +1,7 @@
 """Checkpoints of a stage under way: what it takes to go on as if nothing had happened.
 
 A checkpoint is a folder `step-N`: accelerate's state (weights, optimizer, random generators of every process) and our
-progress. It is written beside and renamed, so one that is there is whole; older ones go afterwards.
+progress. It is written under another name and renamed, so one that is there is whole; older ones go afterwards.
 """
 
 from __future__ import annotations

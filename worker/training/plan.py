@@ -24,7 +24,7 @@ def step_rows(step: int, *, rows: int, batch_rows: int, seed: str) -> list[int]:
 
 @lru_cache(maxsize=1)
 def _epoch_order(epoch: int, rows: int, seed: str) -> list[int]:
-    """All rows, shuffled anew for each epoch."""
+    """All rows, shuffled again for each epoch."""
     order = list(range(rows))
     random.Random(f"{seed}/{epoch}").shuffle(order)  # noqa: S311 - reproducible order, not a secret
     return order

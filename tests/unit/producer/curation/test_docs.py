@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from libra_fleet.cli.data import curate
+from libra_fleet.cli.commands import CURATE
 from producer.curation.files import rows_of
 
 PAGE = (Path(__file__).parents[4] / "docs" / "curation.md").read_text(encoding="utf-8")
@@ -25,7 +25,7 @@ def test_the_walk_gives_the_counts_and_the_row_that_the_page_shows(
     commands = [shlex.split(line)[3:] for line in block.splitlines()]
     assert [command[0] for command in commands] == [*WITHOUT_A_FLEET, "annotate", "status"]
     for command in commands[: len(WITHOUT_A_FLEET)]:
-        assert CliRunner().invoke(curate, command, catch_exceptions=False).exit_code == 0
+        assert CliRunner().invoke(CURATE, command, catch_exceptions=False).exit_code == 0
 
     stages = ("combinations", "queries", "augmented", "responses")
     counts = [len(list(rows_of(Path("rows"), stage))) for stage in stages]

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from infra.errors import UsageError
 from libra_fleet.cli import data as module
-from libra_fleet.cli.data import curate
+from libra_fleet.cli.commands import CURATE
 from producer.curation.files import Placed, carry_out, in_file, path_of, read_note, rows_of
 
 
@@ -22,7 +22,7 @@ def rows(count: int) -> list[dict[str, Any]]:
 
 
 def run(*arguments: object) -> Result:
-    return CliRunner().invoke(curate, [str(argument) for argument in arguments], catch_exceptions=False)
+    return CliRunner().invoke(CURATE, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
 def made_to(folder: Path, count: int) -> None:
@@ -104,7 +104,7 @@ def test_status_counts_rows_by_label_and_licence(tmp_path: Path) -> None:
 
 
 def test_a_stage_without_the_one_before_it_says_so(tmp_path: Path) -> None:
-    result = CliRunner().invoke(curate, ["queries", str(tmp_path)])
+    result = CliRunner().invoke(CURATE, ["queries", str(tmp_path)])
     assert isinstance(result.exception, UsageError)
     assert "no finished combinations" in str(result.exception)
 
@@ -145,4 +145,4 @@ def test_generators_write_queries_wordings_and_answers(
     answers = list(rows_of(tmp_path, "responses"))
     assert {row["provenance"]["origin"] for row in answers} == {"model/a", "model/b"}
     assert {row["id"].rpartition("-")[2] for row in answers} == {"a", "b"}
-    assert isinstance(CliRunner().invoke(curate, ["queries", str(tmp_path), *pair]).exception, UsageError)
+    assert isinstance(CliRunner().invoke(CURATE, ["queries", str(tmp_path), *pair]).exception, UsageError)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.ledger.items import Candidate, Ending
-from libra_fleet.cli.data import curate
+from libra_fleet.cli.commands import CURATE
 from producer.curation.files import rows_of
 from producer.curation.labels import Reason, agreed, hard_examples, reasons_of
 from schemas.items import Label, LibraRecord
@@ -98,7 +98,7 @@ def test_a_public_set_is_read_with_its_origin_and_licence(tmp_path: Path) -> Non
     ]
     path = tmp_path / "set.json"
     path.write_text(json.dumps(records), encoding="utf-8")
-    result = CliRunner().invoke(curate, ["real", str(tmp_path / "d"), str(path)], catch_exceptions=False)
+    result = CliRunner().invoke(CURATE, ["real", str(tmp_path / "d"), str(path)], catch_exceptions=False)
     assert result.exit_code == 0
     found = [(row["id"], row["label"], row["provenance"]["licence"]) for row in rows_of(tmp_path / "d", "real")]
     assert found == [("j-1", "不安全", "MIT"), ("x-1", "安全", "unknown"), ("x-1@set-4", "不安全", "unknown")]
