@@ -147,8 +147,9 @@ def task_of(message: str) -> str:
 
 
 def task_id_of(headers: Any) -> str:  # noqa: ANN401 - whatever was in the message
-    """The task id among a message's headers; empty where there is none."""
-    return str(headers["id"]) if isinstance(headers, dict) and "id" in headers else ""
+    """The task id among a message's headers, fit to be part of a key; empty where there is none."""
+    found = str(headers["id"]) if isinstance(headers, dict) and "id" in headers else ""
+    return found.encode(errors="replace").decode()  # JSON may spell a lone surrogate, which no key can hold
 
 
 def task_message(task: str, body: str, *, queue: str, task_id: str, **headers: object) -> str:
@@ -318,7 +319,9 @@ class _VettingChannel:
 def is_message(channel: Any, raw: bytes) -> bool:  # noqa: ANN401 - kombu's channel, which has no types
     """True if kombu can make a message of it, and acknowledge that message later."""
     try:
-        delivery = channel.Message(json.loads(raw), channel=channel).delivery_info
-        return isinstance(delivery["exchange"], str) and isinstance(delivery["routing_key"], str)
+        message = channel.Message(json.loads(raw), channel=channel)
+        for name in (message.delivery_info["exchange"], message.delivery_info["routing_key"], message.delivery_tag):
+            name.encode()  # raises where it is no text, or a lone surrogate, which no key can hold
     except MALFORMED:
         return False
+    return True

@@ -268,11 +268,13 @@ def both_settled(
 ) -> Iterator[PairedVerdict]:
     """The judgements that two runs have of items with the same id, in the order of the first run, streamed.
 
-    With `later_stages`, the first run is a cascade's first stage, and the cascade's final verdicts count.
+    With `later_stages`, the first run is a cascade's first stage, and the cascade's final verdicts count, with the
+    cascade's own truth; `seq` is then the item's number in the run of the stage that decided.
     """
+    truth = "j.truth" if later_stages else "coalesce(j.truth, i.truth)"
     statement = sa.text(
         f"""
-        SELECT j.seq, j.item_id, j.source, j.category, coalesce(j.truth, i.truth) AS truth,
+        SELECT j.seq, j.item_id, j.source, j.category, {truth} AS truth,
                j.content_hash = i.content_hash AS same_text, j.outcome, j.label, j.p_unsafe,
                w.outcome AS other_outcome, w.label AS other_label, w.p_unsafe AS other_p_unsafe
         FROM ({FINAL if later_stages else _JUDGED}) AS j

@@ -250,7 +250,7 @@ CURATE: Final = LazyGroup(
     JSON lines per stage. The same command resumes a stage that was stopped.""",
 )
 
-_DATA_TABLE: Final = {
+_DATA_TABLE: Final[dict[str, Entry | click.Command]] = {
     "curate": CURATE,
     "purge": Entry("data:purge", "Scrub the texts of runs and live items that settled long enough ago."),
 }

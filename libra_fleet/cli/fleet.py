@@ -192,7 +192,8 @@ def webhooks() -> None:
     settings = load_settings()
     stop = _stopped_by_signal()
     with services(settings) as found, announced(found.coordination.presence, "webhooks"):
-        Sender(found.engine, settings, found.coordination).run(stop)
+        # Not `coordination`: each call of that one waits while Redis is away, and the poll must go on.
+        Sender(found.engine, settings, found.coordination_at_once).run(stop)
 
 
 @click.command()

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from typing import Final
 
 import redis
-import sqlalchemy as sa
 from limits import RateLimitItemPerMinute
 from limits.storage import RedisStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 
 from infra.broker.backpressure import oldest_age_s
+from infra.fleet import AWAY
 from infra.ledger.intake import pending_items
 from infra.log import get_logger
 from infra.servers.services import Services
@@ -132,7 +132,7 @@ class Admission:
             try:
                 self._look_again(self._ages, self._ages_s, every_s=_LOOK_AT_AGES_EVERY_S)
                 self._look_again(self._shares, self._pending, every_s=0.0)
-            except (redis.RedisError, sa.exc.SQLAlchemyError) as error:  # the next request meets it, and answers 503
+            except AWAY as error:  # the next request meets it, and answers 503
                 log.warning("admission_blind", error=type(error).__name__)
 
     def _look_again(

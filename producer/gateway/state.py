@@ -90,7 +90,7 @@ class Gateway:
         self._loop.set_default_executor(self.threads)
 
         def reach_servers() -> None:
-            _ = self.services.engine, self.services.publisher
+            _ = self.services.engine, self.services.publisher, self.services.coordination_at_once
             self.admission.start()
             self.intake.verdicts.start()
 

@@ -14,10 +14,9 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Final, NamedTuple
 
-import redis
-import sqlalchemy as sa
 from redis.client import PubSub
 
+from infra.fleet import AWAY
 from infra.ledger.items import verdict_of
 from infra.log import get_logger
 from infra.servers.services import Services
@@ -118,7 +117,7 @@ class VerdictWaiter:
                     while not self._stop.is_set():
                         for run_id, seqs in self._settled(channel).items():
                             self._read(run_id, list(seqs))
-            except (redis.RedisError, sa.exc.SQLAlchemyError) as error:
+            except AWAY as error:
                 log.warning("verdicts_unheard", error=type(error).__name__)
                 self._stop.wait(_LOOK_EVERY_S)
 

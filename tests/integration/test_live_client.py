@@ -10,7 +10,8 @@ import pytest
 import redis
 
 from infra.broker.app import queue_of
-from infra.errors import RunError
+from infra.coordination.store import CoordinationStore
+from infra.errors import RunError, ServerError
 from infra.ledger import settlement
 from infra.ledger.runs import list_runs
 from infra.process import wait_until
@@ -36,6 +37,33 @@ def test_a_verdict_arrives_although_the_notice_of_it_was_lost(services: Services
 
         assert [future.result(20).label for future in futures] == ["safe"] * 3
     client.close()
+
+
+class _AwayAtFirst(Services):
+    """Servers whose Redis cannot be reached at the first attempt."""
+
+    attempts = 0
+
+    @property
+    def coordination(self) -> CoordinationStore:  # type: ignore[override]
+        type(self).attempts += 1
+        if self.attempts == 1:
+            raise ServerError("Redis is away")
+        return super().coordination
+
+
+def test_a_client_that_began_while_redis_was_away_hears_of_verdicts_later(services: Services) -> None:
+    away = _AwayAtFirst(services.settings, services.redis_url, services.database_url, embedded=True)
+    client = LiveClient(away, guard="fake")
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(client.judge, "文本")
+        assert wait_until(lambda: len(_queued(services)) == 1, timeout_s=20)
+        settlement.settle(services.engine, verdicts_for(_queued(services)[0]))
+
+        assert future.result(20).label == "safe"
+    assert _AwayAtFirst.attempts > 1
+    client.close()
+    away.engine.dispose()
 
 
 def test_an_item_without_a_verdict_in_time_is_named_and_stays_accepted(services: Services) -> None:

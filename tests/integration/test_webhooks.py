@@ -117,6 +117,25 @@ def test_a_notice_of_settlement_wakes_the_sender_long_before_its_poll(services: 
         until(delivered)
 
 
+def test_while_redis_is_away_what_is_due_leaves_by_the_poll(services: Services, receiver: Receiver) -> None:
+    webhooks.add_endpoint(services.engine, "forum", receiver.url)
+    pool = services.coordination_at_once.notices._redis.connection_pool
+    pool.disconnect()
+    pool.connection_kwargs["path"] = "/nowhere/valkey.sock"
+    stop = threading.Event()
+    sender = Sender(services.engine, services.settings, services.coordination_at_once)
+    thread = threading.Thread(target=sender.run, args=(stop,))
+    thread.start()
+    judge(services, 2)
+    until(lambda: states(services) == ["delivered"] * 2)
+    judge(services, 1)
+
+    assert wait_until(lambda: states(services) == ["delivered"] * 3, timeout_s=10)
+    stop.set()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
 def test_a_receiver_that_is_down_is_told_once_it_is_up(services: Services) -> None:
     down = Receiver()
     port = down.port

@@ -1,10 +1,13 @@
-"""What the board reads out of a queue may have been written by anybody."""
+"""A message in a queue may have been written by any program."""
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from infra.broker.queues import enqueued_at
+from infra.broker.queues import enqueued_at, is_message, task_id_of
+from tests.support.kombu_channel import Channel
 
 
 def test_the_enqueue_time_is_read_from_the_header() -> None:
@@ -27,5 +30,22 @@ def test_the_enqueue_time_is_read_from_the_header() -> None:
         '{"headers": {"enqueued_at": 1' + "0" * 400 + "}}",
     ],
 )
-def test_a_message_that_nobody_here_wrote_overtakes_nothing(message: str) -> None:
+def test_a_message_of_another_program_overtakes_nothing(message: str) -> None:
     assert enqueued_at(message) == 0.0
+
+
+def raw(tag: object) -> bytes:
+    properties = {"delivery_info": {"exchange": "", "routing_key": "q"}, "delivery_tag": tag}
+    kinds = {"content-type": "json", "content-encoding": "utf-8"}
+    return json.dumps({"body": "e30=", "headers": {}, "properties": properties, **kinds}).encode()
+
+
+def test_a_message_needs_a_tag_that_can_be_part_of_a_key() -> None:
+    assert is_message(Channel(), raw("0f8fad5b"))
+    assert not is_message(Channel(), raw("\ud800"))
+    assert not is_message(Channel(), raw(None))
+
+
+def test_a_task_id_can_always_be_part_of_a_key() -> None:
+    assert task_id_of({"id": "r1/0/1"}) == "r1/0/1"
+    task_id_of({"id": "\ud800/1/1"}).encode()
