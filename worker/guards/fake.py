@@ -2,13 +2,17 @@
 
 Its verdict depends on the text alone. A marker in the text steers it: `[[fake:safe]]`, `[[fake:unsafe]]`,
 `[[fake:unparseable]]`, `[[fake:crash]]` (the device process dies), `[[fake:hang]]` (its batch never ends),
-`[[fake:oom]]` (its batch fits only alone).
+`[[fake:oom]]` (its batch fits only alone), `[[fake:slow]]` (it takes a second longer), `[[fake:raise-in-render]]` and
+`[[fake:raise-in-read]]` (the guard raises), `[[fake:kill-consumer]]` (rendering kills its process, as a segfault in a
+tokeniser would).
 """
 
 from __future__ import annotations
 
 import math
+import os
 import re
+import signal
 import sys
 from array import array
 from collections.abc import Sequence
@@ -22,7 +26,8 @@ from worker.device.engines.fake import DIRECTIVES
 from worker.guards.base import PromptIds, no_examples, no_such_mode
 from worker.guards.reading import Answer, from_answer, unreadable, worst
 
-_MARKER: Final = re.compile(rf"\[\[fake:({'|'.join(DIRECTIVES)})]]")
+_RAISE, _KILL = "raise-in-render", "kill-consumer"
+_MARKER: Final = re.compile(rf"\[\[fake:({'|'.join((*DIRECTIVES, _RAISE, _KILL))})]]")
 _INT_CODEC: Final = f"utf-32-{sys.byteorder[0]}e"
 _LOW_MASS: Final = 0.5
 _LABELS_BY_ANSWER: Final = {'{"答案": "不安全"}': Label.UNSAFE, '{"答案": "安全"}': Label.SAFE}
@@ -52,7 +57,7 @@ class FakeGuard:
         for item in items:
             text = f"{item.question}\n{item.response}"
             marker = _MARKER.search(text) if "[[fake:" in text else None
-            ids = array("i", [DIRECTIVES[marker[1]]] if marker else [])
+            ids = array("i", [_directive(marker[1])] if marker else [])
             # Each byte as an int: 20 times faster than one by one, and benchmarks are to measure the fleet.
             ids.frombytes(text.encode().decode("latin-1").encode(_INT_CODEC))
             prompts.append([ids])
@@ -98,3 +103,12 @@ class FakeGuard:
             answer = Answer(label) if label else unreadable("not one of the two answers")
             found.append(from_answer(seq, answer, raw))
         return worst(found)
+
+
+def _directive(name: str) -> int:
+    """The first id of a prompt whose text has the marker; the markers that are for the guard take effect here."""
+    if name == _RAISE:
+        raise ValueError("the fake guard was asked to raise")
+    if name == _KILL:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return DIRECTIVES[name]

@@ -19,21 +19,38 @@ from typing import Final
 
 from worker.device.engines.base import EngineInfo, OutOfMemory
 
-DIRECTIVES: Final = {"safe": 256, "unsafe": 257, "unparseable": 258, "crash": 259, "hang": 260, "oom": 261}
+DIRECTIVES: Final = {
+    "safe": 256,
+    "unsafe": 257,
+    "unparseable": 258,
+    "crash": 259,
+    "hang": 260,
+    "oom": 261,
+    "raise-in-read": 262,
+    "slow": 263,
+}
 """First id of a prompt, from the fake guard. Ids below 256 are the bytes of the text, so that no text can spell one."""
 
 CRASH_EXIT_CODE: Final = 70
 
+SLOW_S: Final = 1.0
+"""Cost of a prompt with the directive "slow", beside that of its batch."""
+
 _LIKELY, _UNLIKELY, _NEITHER = math.log(0.9), math.log(0.1), math.log(0.01)
+_TOO_LARGE: Final = 1_000.0
+"""No log-probability, and more than exp takes: a guard that reads it raises."""
+_NO_BYTE: Final = 256
 _SCORES: Final = {
     "safe": (_LIKELY, _UNLIKELY),
     "unsafe": (_UNLIKELY, _LIKELY),
     "unparseable": (_NEITHER, _NEITHER),
+    "raise-in-read": (_TOO_LARGE, _TOO_LARGE),
 }
 _TEXTS: Final = {
     "safe": tuple('{"答案": "安全"}'.encode()),
     "unsafe": tuple('{"答案": "不安全"}'.encode()),
     "unparseable": tuple("这个问题没有结论。".encode()),
+    "raise-in-read": (_NO_BYTE,),
 }
 _LEAST_DOUBT: Final = 1e-6
 _DIRECTIVE_NAMES: Final = {code: name for name, code in DIRECTIVES.items()}
@@ -99,7 +116,7 @@ class FakeEngine:
         return self.score(prompts, ())
 
     def _unsure(self, prompt: array[int], verdict: str) -> tuple[float, ...]:
-        if verdict == "unparseable":
+        if verdict not in ("safe", "unsafe"):
             return _SCORES[verdict]
         digest = hashlib.blake2b(prompt.tobytes(), digest_size=16, salt=repr(self._error).encode()[:16]).digest()
         doubt, luck = (int.from_bytes(part, "big") / 2**64 for part in (digest[:8], digest[8:]))
@@ -123,6 +140,8 @@ def _verdict(prompt: array[int], *, alone: bool) -> str:
         os._exit(CRASH_EXIT_CODE)
     if directive == "hang":
         threading.Event().wait()
+    if directive == "slow":
+        time.sleep(SLOW_S)
     if directive == "oom" and not alone:
         raise OutOfMemory("the fake device is full")
     return directive if directive in _SCORES else "safe"
