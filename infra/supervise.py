@@ -20,6 +20,9 @@ from typing import Final
 
 from infra.process import wait_until
 
+_MOST_DOUBLINGS: Final = 64
+"""Beyond any pause; a process that dies for weeks must not overflow a float."""
+
 
 @dataclass(frozen=True)
 class Restart:
@@ -36,7 +39,7 @@ class Restart:
 
     def pause_s(self, deaths: int) -> float:
         """The pause after so many deaths in a row."""
-        return min(self.longest_pause_s, self.first_pause_s * 2.0 ** (deaths - 1))
+        return min(self.longest_pause_s, self.first_pause_s * 2.0 ** min(deaths - 1, _MOST_DOUBLINGS))
 
 
 AT_ONCE: Final = Restart()
@@ -82,10 +85,19 @@ class SupervisedProcess:
         self.start_at = math.inf
 
     def start_if_due(self) -> bool:
-        """Start the process if none is there and its pause is over; True if that was done."""
-        if not self._exit_noted or time.monotonic() < self.start_at:
+        """Start the process if none is there and its pause is over; True if that was done.
+
+        A start that raises counts as an early death, so that the next one comes after a pause.
+        """
+        now = time.monotonic()
+        if not self._exit_noted or now < self.start_at:
             return False
-        self.process = self.start()
+        self._started_at = now
+        try:
+            self.process = self.start()
+        except Exception:
+            self._plan_next_start()
+            raise
         self._started_at = time.monotonic()
         self._exit_noted = False
         return True
@@ -94,12 +106,15 @@ class SupervisedProcess:
         """The exit code of a process that has ended, once; the next one may start after a pause."""
         if self._exit_noted or self.process is None or (code := self.process.poll()) is None:
             return None
-        now = time.monotonic()
         self._exit_noted = True
         self.exits += 1
+        self._plan_next_start()
+        return code
+
+    def _plan_next_start(self) -> None:
+        now = time.monotonic()
         self.deaths = self.deaths + 1 if now - self._started_at <= self.restart.steady_after_s else 1
         self.start_at = now + self.restart.pause_s(self.deaths)
-        return code
 
     def ask_to_end(self) -> None:
         """Send the signal to stop, if the process lives."""

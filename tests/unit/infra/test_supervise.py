@@ -63,6 +63,24 @@ def test_a_process_that_lived_long_enough_starts_its_count_of_deaths_again(clock
     assert process.given_up
 
 
+def test_a_start_that_raises_counts_as_an_early_death_so_that_the_next_one_waits(clock: list[float]) -> None:
+    def start() -> subprocess.Popen[bytes]:
+        raise OSError("No space left on device")
+
+    process = SupervisedProcess("p", start, Restart(first_pause_s=2))
+    with pytest.raises(OSError, match="No space"):
+        process.start_if_due()
+
+    assert not process.start_if_due()
+    clock[0] += 3
+    with pytest.raises(OSError, match="No space"):
+        process.start_if_due()
+
+
+def test_a_process_may_die_for_weeks() -> None:
+    assert Restart(first_pause_s=1, longest_pause_s=30).pause_s(100_000) == 30
+
+
 def test_an_exit_is_reported_once_and_a_retired_process_does_not_start_again() -> None:
     exits: list[tuple[str, int]] = []
 
