@@ -49,9 +49,11 @@ class ChunkItem(Shared):
 class JudgeChunk(Shared):
     """Up to 64 items on their way to a worker.
 
-    `enqueued_at` is the ledger's clock in epoch seconds: the reconciler's watermark reads it. With `cache` what a
-    device answered before may be taken again; with `verdict_only` a model may stop writing once its verdict is known.
-    `examples` are shown to the guard before each item; such a chunk is of version 2.
+    `enqueued_at` is the ledger's clock in epoch seconds, for ages; the reconciler's watermark reads `ordinal`, which
+    the ledger counts up (0: written before there were ordinals). `nonce` is drawn at random when the chunk is
+    committed, and tells it from a chunk of the same number in a commit that a failover lost.
+    With `cache` what a device answered before may be taken again; with `verdict_only` a model may stop writing once
+    its verdict is known. `examples` are shown to the guard before each item; such a chunk is of version 2.
     """
 
     NEWEST: ClassVar[int] = EXAMPLES_VERSION
@@ -69,6 +71,8 @@ class JudgeChunk(Shared):
     cache: bool = Field(default=False, **ADDED)
     verdict_only: bool = Field(default=False, **ADDED)
     examples: tuple[Example, ...] = Field(default=(), **ADDED)
+    nonce: str = Field(default="", **ADDED)
+    ordinal: int = Field(default=0, ge=0, **ADDED)
 
     @model_validator(mode="after")
     def _examples_are_announced(self) -> JudgeChunk:
@@ -83,7 +87,10 @@ class JudgeChunk(Shared):
 
 
 class VerdictChunk(Shared):
-    """The verdicts of one judged chunk on their way to the collector. A worker older than `spent` does not say it."""
+    """The verdicts of one judged chunk on their way to the collector. A worker older than `spent` does not say it.
+
+    `nonce` is the judged chunk's own: empty where that had none, None from a worker that knows of no nonces.
+    """
 
     NEWEST: ClassVar[int] = WIRE_VERSION
 
@@ -97,6 +104,7 @@ class VerdictChunk(Shared):
     timings: Timings
     verdicts: tuple[Verdict, ...] = Field(min_length=1)
     spent: Spent | None = Field(default=None, **ADDED)
+    nonce: str | None = Field(default=None, exclude_if=lambda nonce: nonce is None)
 
     @property
     def chunk_id(self) -> str:

@@ -105,6 +105,8 @@ class RunSpec(Shared):
         *,
         iteration: int,
         enqueued_at: float,
+        nonce: str = "",
+        ordinal: int = 0,
         attempt: int = 1,
     ) -> JudgeChunk:
         """A chunk of this run as it travels: to be judged as the run says, the first time and ever after."""
@@ -122,6 +124,8 @@ class RunSpec(Shared):
             cache=self.uses_cache,
             verdict_only=self.verdict_only,
             examples=self.examples,
+            nonce=nonce,
+            ordinal=ordinal,
         )
 
 

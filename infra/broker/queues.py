@@ -11,13 +11,14 @@ Messages may have been written by anybody: nothing malformed breaks a caller.
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import math
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, NamedTuple, Protocol, Self, cast
 
 import redis
 from kombu import Message
@@ -48,7 +49,72 @@ end
 return 0
 """
 
+# A chunk's message is queued. One whose ordinal is lower than that of a message queued before (its producer was slow,
+# or committed first and published second) is noted as late, with the highest ordinal before it: its place in the queue.
+_PUBLISH: Final = """
+if redis.call('LPUSH', KEYS[1], ARGV[1]) == 1 then redis.call('DEL', KEYS[3]) end
+local last = redis.call('GET', KEYS[2]) or ''
+if tonumber(ARGV[2]) < (tonumber(last) or 0) then
+    redis.call('ZADD', KEYS[3], last, ARGV[3])
+else
+    redis.call('SET', KEYS[2], ARGV[2])
+end
+"""
+_SLICE: Final = 256
+"""Messages read at a time."""
+_DIGITS: Final = 16
+"""Numbers so long are nobody's: attempts stay small, and ordinals below what a Lua number can hold."""
+
 log = get_logger(__name__)
+
+
+class Task(NamedTuple):
+    """A chunk's attempt as a message's task id names it: RUN/NUMBER/ATTEMPT, with a nonce RUN/NUMBER/ATTEMPT.NONCE."""
+
+    chunk_id: str
+    attempt: int = 1
+    nonce: str = ""
+
+    @property
+    def run_id(self) -> str:
+        """The chunk's run."""
+        return self.chunk_id.rpartition("/")[0]
+
+    @property
+    def committed_id(self) -> str:
+        """The chunk as it was committed: no other has this id, even after a failover that lost commits."""
+        return f"{self.chunk_id}.{self.nonce}" if self.nonce else self.chunk_id
+
+    def __str__(self) -> str:
+        """The task id."""
+        return f"{self.chunk_id}/{self.attempt}" + (f".{self.nonce}" if self.nonce else "")
+
+    @classmethod
+    def of(cls, chunk: JudgeChunk | VerdictChunk) -> Self:
+        """The task of a chunk, or the one that its verdicts answer."""
+        return cls(chunk.chunk_id, chunk.attempt, chunk.nonce or "")
+
+    @classmethod
+    def read(cls, headers: object) -> Self | None:
+        """The task that a message's headers name, or None where no process of ours wrote them."""
+        chunk_id, _, rest = task_id_of(headers).rpartition("/")
+        attempt, _, nonce = rest.partition(".")
+        if not chunk_id:
+            return None
+        counted = attempt.isascii() and attempt.isdecimal() and len(attempt) < _DIGITS
+        return cls(chunk_id, int(attempt) if counted else 1, nonce)
+
+
+class Lineup(NamedTuple):
+    """How far a queue has been dispatched, by its chunks' ordinals.
+
+    `next_ordinal` is that of the message that is delivered next (0: it has none), None for an empty queue; `late` are
+    chunks that wait although their ordinals are lower. `published` is the highest ordinal that was ever queued.
+    """
+
+    next_ordinal: int | None
+    late: list[str]
+    published: int
 
 
 class Queues:
@@ -61,6 +127,38 @@ class Queues:
     def transaction(self) -> Pipeline:
         """A pipeline whose commands all take effect, in their order, or none does; one round trip."""
         return self._redis.pipeline(transaction=True)
+
+    def publish(self, chunk: JudgeChunk, message: str) -> None:
+        """Enqueue a chunk's message; a note says where it comes out of the order of the ordinals."""
+        queue = queue_of(chunk.guard, chunk.lane)
+        if chunk.ordinal:
+            self._redis.eval(_PUBLISH, 3, *self._lineup_keys(queue), message, str(chunk.ordinal), chunk.chunk_id)
+        else:
+            self.push(queue, message)
+
+    def lineup(self, guard: str, lane: Lane) -> Lineup:
+        """See how far a queue has been dispatched."""
+        queue, last, late = self._lineup_keys(queue_of(guard, lane))
+        with self.transaction() as pipe:
+            pipe.lindex(queue, -1)
+            pipe.get(last)
+            pipe.zrange(late, 0, -1, withscores=True)
+            raw, published, noted = pipe.execute()
+        places = dict(cast("list[tuple[str, float]]", noted))
+        highest = int(published) if published and published.isdecimal() and len(published) < _DIGITS else 0
+        if raw is None:
+            return Lineup(None, [], highest)
+        ordinal = ordinal_of(raw)
+        at = places.get(task_of(raw).rpartition("/")[0], ordinal)
+        self._redis.zremrangebyscore(late, "-inf", f"({at:.0f}")  # what was queued before the next one is gone
+        return Lineup(ordinal and int(at), [chunk_id for chunk_id, place in places.items() if place >= at], highest)
+
+    def _lineup_keys(self, queue: str) -> tuple[str, str, str]:
+        return (
+            f"{self._prefix}{queue}",
+            f"{self._prefix}board:published:{queue}",
+            f"{self._prefix}board:late:{queue}",
+        )
 
     def push(self, queue: str, message: str, pipe: Pipeline | None = None) -> None:
         """Enqueue a message, by itself or as part of a pipeline."""
@@ -96,8 +194,13 @@ class Queues:
 
     def _tasks_in(self, queue: str) -> list[str]:
         """Task ids of a queue's messages, each without its last part."""
-        messages = cast("list[str]", self._redis.lrange(self._prefix + queue, 0, -1))
-        return [task.rpartition("/")[0] for task in map(task_of, messages) if task]
+        found: list[str] = []
+        for start in itertools.count(0, _SLICE):  # from the new end: what comes meanwhile moves none out of sight
+            messages = cast("list[str]", self._redis.lrange(self._prefix + queue, start, start + _SLICE - 1))
+            found += [task.rpartition("/")[0] for task in map(task_of, messages) if task]
+            if len(messages) < _SLICE:
+                return found
+        return found
 
     def forget(self, guard: str, lane: Lane) -> None:
         """Drop everything that waits in a queue; the reconciler finds it again from the ledger."""
@@ -136,6 +239,15 @@ def enqueued_at(message: str) -> float:
     except MALFORMED:
         return 0.0
     return at if math.isfinite(at) else 0.0
+
+
+def ordinal_of(message: str) -> int:
+    """The ordinal of a queued message; 0 for one that has none, so that it overtakes nothing."""
+    try:
+        ordinal = json.loads(message)["headers"]["ordinal"]
+    except MALFORMED:
+        return 0
+    return ordinal if type(ordinal) is int and 0 < ordinal < 10 ** (_DIGITS - 1) else 0
 
 
 def task_of(message: str) -> str:
@@ -183,7 +295,7 @@ def task_message(task: str, body: str, *, queue: str, task_id: str, **headers: o
 
 def verdicts_message(chunk: VerdictChunk) -> str:
     """A chunk's verdicts on their way to the collector."""
-    return task_message(SETTLE, chunk.model_dump_json(), queue=VERDICTS, task_id=f"{chunk.chunk_id}/{chunk.attempt}/v")
+    return task_message(SETTLE, chunk.model_dump_json(), queue=VERDICTS, task_id=f"{Task.of(chunk)}/v")
 
 
 class Publisher:
@@ -193,10 +305,11 @@ class Publisher:
         self._queues = queues
 
     def judge(self, chunk: JudgeChunk) -> None:
-        """Enqueue a chunk on its guard's lane; the header lets the reconciler read its age without the body."""
-        queue, task_id = queue_of(chunk.guard, chunk.lane), f"{chunk.chunk_id}/{chunk.attempt}"
-        body = chunk.model_dump_json()
-        self._push(queue, task_message(JUDGE, body, queue=queue, task_id=task_id, enqueued_at=chunk.enqueued_at))
+        """Enqueue a chunk on its guard's lane; headers let the reconciler read its age and order without the body."""
+        headers = {"enqueued_at": chunk.enqueued_at, "ordinal": chunk.ordinal}
+        queue, task_id = queue_of(chunk.guard, chunk.lane), str(Task.of(chunk))
+        message = task_message(JUDGE, chunk.model_dump_json(), queue=queue, task_id=task_id, **headers)
+        retry(lambda: self._queues.publish(chunk, message))
 
     def settle(self, chunk: VerdictChunk) -> None:
         """Enqueue verdicts for the collector; returns only once the broker has them."""

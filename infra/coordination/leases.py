@@ -8,6 +8,8 @@ from typing import Final, NamedTuple, cast
 import redis
 from redis.client import Pipeline
 
+from infra.broker.queues import Task
+
 HELD_FOR_S: Final = 6
 """A chunk counts as held this long after its consumer last said so (it says so every third of that)."""
 
@@ -52,19 +54,20 @@ class Leases:
         self._prefix = prefix
         self._remember_s = remember_s
 
-    def take(self, pipe: Pipeline, chunk_id: str, run_id: str, queue: str, holder: str) -> Delivery:
+    def take(self, pipe: Pipeline, task: Task, queue: str, holder: str) -> Delivery:
         """Count a delivery before its inference starts, so that the death of a whole machine counts as well.
 
-        This executes the pipeline, with what is in it already.
+        This executes the pipeline, with what is in it already. A chunk that settled before this attempt was made
+        has been found pending since then: the ledger lost its verdicts, and the note of them does not count.
         """
-        attempts = f"{self._prefix}deliveries:{chunk_id}"
+        attempts = f"{self._prefix}deliveries:{task.committed_id}"
         pipe.incr(attempts)
         pipe.expire(attempts, self._remember_s)
-        pipe.exists(f"{self._prefix}settled:{chunk_id}")  # both written by `Notices`
-        pipe.exists(f"{self._prefix}cancelled:{run_id}")
-        pipe.eval(_HOLD, 2, *self._keys(queue, holder), chunk_id)
+        pipe.get(f"{self._prefix}settled:{task.committed_id}")  # both written by `Notices`
+        pipe.exists(f"{self._prefix}cancelled:{task.run_id}")
+        pipe.eval(_HOLD, 2, *self._keys(queue, holder), task.chunk_id)
         deliveries, _, settled, cancelled, _ = pipe.execute()[-5:]
-        return Delivery(deliveries, bool(settled), bool(cancelled))
+        return Delivery(deliveries, int(settled or 0) >= task.attempt, bool(cancelled))
 
     def _keys(self, queue: str, holder: str) -> tuple[str, str]:
         return f"{self._prefix}held:{queue}", f"{self._prefix}hand:{holder}"

@@ -9,7 +9,8 @@ from contextlib import closing, contextmanager
 import redis
 from redis.client import PubSub
 
-from schemas.messages import VerdictChunk
+from infra.broker.queues import Task
+from schemas.messages import JudgeChunk, VerdictChunk
 
 
 class Notices:
@@ -24,8 +25,9 @@ class Notices:
         """Wake those who wait, and let redelivered copies of the chunks be skipped."""
         with self._redis.pipeline(transaction=False) as pipe:
             for chunk in chunks:
-                pipe.set(f"{self._prefix}settled:{chunk.chunk_id}", 1, ex=self._remember_s)
-                pipe.delete(f"{self._prefix}deliveries:{chunk.chunk_id}")
+                committed_id = Task.of(chunk).committed_id
+                pipe.set(f"{self._prefix}settled:{committed_id}", chunk.attempt, ex=self._remember_s)
+                pipe.delete(f"{self._prefix}deliveries:{committed_id}")
                 pipe.publish(self._channel(chunk.run_id), json.dumps([verdict.seq for verdict in chunk.verdicts]))
             pipe.execute()
 
@@ -36,6 +38,11 @@ class Notices:
     def cancelled(self, run_id: str) -> None:
         """Let workers skip what is still queued of a run."""
         self._redis.set(f"{self._prefix}cancelled:{run_id}", 1, ex=self._remember_s)
+
+    def forget(self, chunk: JudgeChunk) -> None:
+        """Take back what lets workers skip a chunk: it is pending, whatever was noted before a failover."""
+        settled, cancelled = f"settled:{Task.of(chunk).committed_id}", f"cancelled:{chunk.run_id}"
+        self._redis.delete(self._prefix + settled, self._prefix + cancelled)
 
     @contextmanager
     def watching(self, run_id: str) -> Iterator[PubSub]:

@@ -1,7 +1,8 @@
 """The coordination store on Redis: who works, who holds which chunk, what has settled, how long the queues are.
 
 Everything here may be lost without harm: it saves device time and shortens waits, but the promise that
-each item settles exactly once rests on the ledger alone.
+each item settles exactly once rests on the ledger alone. Nor is anything here ahead of the ledger for long: what a
+failover lost there is found pending, and the notes that say otherwise are taken back (`Notices.forget`).
 """
 
 from __future__ import annotations

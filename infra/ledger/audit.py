@@ -103,6 +103,13 @@ _COUNTS: Final = {
             AND v.seq BETWEEN c.first_seq AND c.first_seq + c.size - 1) AS v ON true
         WHERE c.run_id = :run_id
         """,
+    "chunks were judged as they were committed": """
+        SELECT count(*) FILTER (WHERE judged_nonce <> coalesce(nonce, '')) AS breaches,
+               count(*) || ' judged' || CASE WHEN bool_or(judged_nonce IS NULL AND nonce IS NOT NULL)
+                   THEN ', ' || count(*) FILTER (WHERE judged_nonce IS NULL AND nonce IS NOT NULL)
+                        || ' by workers that name no commit' ELSE '' END AS found
+        FROM chunks WHERE run_id = :run_id AND worker IS NOT NULL
+        """,
     "no item lost its text before its verdict": """
         SELECT count(*) AS breaches, count(*) || ' without text and verdict' AS found
         FROM items i JOIN runs r ON r.id = i.run_id

@@ -45,10 +45,12 @@ _ACCEPTING: Final = """
                          CAST(:subcategories AS text[]), CAST(:hashes AS bytea[]))
              WITH ORDINALITY AS i(item_id, question, response, truth, source, category, subcategory, hash, row)
     ), new_chunks AS (
-        INSERT INTO chunks (run_id, chunk_no, iteration, first_seq, size)
-        SELECT :run_id, run.first_chunk + c.row - 1, iteration, run.first_seq + start, size
-        FROM run, unnest(CAST(:iterations AS int[]), CAST(:starts AS bigint[]), CAST(:sizes AS int[]))
-             WITH ORDINALITY AS c(iteration, start, size, row)
+        INSERT INTO chunks (run_id, chunk_no, iteration, first_seq, size, nonce)
+        SELECT :run_id, run.first_chunk + c.row - 1, iteration, run.first_seq + start, size, nonce
+        FROM run, unnest(CAST(:iterations AS int[]), CAST(:starts AS bigint[]), CAST(:sizes AS int[]),
+                         CAST(:nonces AS text[]))
+             WITH ORDINALITY AS c(iteration, start, size, nonce, row)
+        RETURNING chunk_no, ordinal
     )
 """
 _SUBMITTING: Final = """
@@ -60,7 +62,11 @@ _SUBMITTING: Final = """
              WITH ORDINALITY AS s(tenant, custom_id, policy, callback_url, metadata, row)
     )
 """
-_PLACE: Final = "SELECT first_seq, first_chunk, enqueued_at FROM run"
+_PLACE: Final = """
+    SELECT first_seq, first_chunk, enqueued_at,
+           (SELECT array_agg(ordinal ORDER BY chunk_no) FROM new_chunks) AS ordinals
+    FROM run
+"""
 _ACCEPT: Final = sa.text(_ACCEPTING + _PLACE)
 _ACCEPT_SUBMITTED: Final = sa.text(_ACCEPTING + _SUBMITTING + _PLACE)
 
@@ -128,6 +134,7 @@ def accept(
     # A chunk per group and iteration; `starts` count from the first item accepted now.
     starts = itertools.accumulate(map(len, groups), initial=0)
     chunks = [(n, start, len(group)) for start, group in zip(starts, groups, strict=False) for n in range(spec.repeat)]
+    nonces = [secrets.token_hex(8) for _ in chunks]
     columns = {
         "run_id": run_id,
         "item_count": len(batch),
@@ -143,6 +150,7 @@ def accept(
         "iterations": [iteration for iteration, _, _ in chunks],
         "starts": [start for _, start, _ in chunks],
         "sizes": [size for _, _, size in chunks],
+        "nonces": nonces,
         **(submitted or {}),
     }
     try:
@@ -157,12 +165,20 @@ def accept(
         raise DataError(f"an item id is in run {run_id} already: {str(detail).strip()}") from error
     if row is None:
         raise RunError(f"run {run_id} takes no more items: it is sealed, cancelled or gone")
-    seqs, chunk_nos = itertools.count(row.first_seq), itertools.count(row.first_chunk)
+    seqs = itertools.count(row.first_seq)
+    places = zip(itertools.count(row.first_chunk), nonces, row.ordinals or (), strict=False)
     accepted = []
     for group in groups:
         wire = tuple(ChunkItem(seq=next(seqs), question=item.question, response=item.response) for item in group)
-        for iteration in range(spec.repeat):
-            accepted.append(spec.chunk(run_id, next(chunk_nos), wire, iteration=iteration, enqueued_at=row.enqueued_at))
+        for iteration, (chunk_no, nonce, ordinal) in zip(range(spec.repeat), places, strict=False):
+            chunk = spec.chunk(
+                *(run_id, chunk_no, wire),
+                iteration=iteration,
+                enqueued_at=row.enqueued_at,
+                nonce=nonce,
+                ordinal=ordinal,
+            )
+            accepted.append(chunk)
     return accepted
 
 

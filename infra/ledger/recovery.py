@@ -1,7 +1,8 @@
 """The reconciler's half of the ledger: lost chunks are found, and taken up again.
 
 A chunk is lost when its lane had dispatched a later one (watermark) more than a lease ago and no live
-consumer holds it. Time is the database's alone.
+consumer holds it. What is later the chunks' ordinals say, not a clock; a lease runs by the database's clock, and
+the reconciler takes off again what it should not count.
 """
 
 from __future__ import annotations
@@ -62,7 +63,18 @@ def lanes_with_pending(connection: sa.Connection) -> list[LaneKey]:
     return [LaneKey(row.guard, Lane(row.lane)) for row in connection.execute(statement)]
 
 
-def note_overtaken(connection: sa.Connection, key: LaneKey, *, watermark: float, held: Sequence[str]) -> None:
+def next_ordinal(connection: sa.Connection) -> int:
+    """An ordinal beyond all that were drawn so far."""
+    return int(connection.scalar(sa.text("SELECT last_value + 1 FROM chunk_ordinals")) or 0)
+
+
+def count_on_from(connection: sa.Connection, published: int) -> None:
+    """Draw no ordinal again that the broker has seen: a failover that lost commits has set the sequence back."""
+    ahead = sa.text("SELECT setval('chunk_ordinals', :at) FROM chunk_ordinals WHERE last_value < :at")
+    connection.execute(ahead, {"at": published})
+
+
+def note_overtaken(connection: sa.Connection, key: LaneKey, *, watermark: int, held: Sequence[str]) -> None:
     """Start the lease of chunks that the watermark has passed, and restart it for those that are held.
 
     A chunk the watermark has not passed may still be queued: it has no lease.
@@ -72,7 +84,7 @@ def note_overtaken(connection: sa.Connection, key: LaneKey, *, watermark: float,
         UPDATE chunks c SET overtaken_at = clock_timestamp()
         FROM runs r
         WHERE r.id = c.run_id AND r.guard = :guard AND r.lane = :lane AND c.settled < c.size
-          AND c.enqueued_at < to_timestamp(:watermark)
+          AND coalesce(c.ordinal, 0) < :watermark
           AND (c.overtaken_at IS NULL OR c.run_id || '/' || c.chunk_no = ANY(CAST(:held AS text[])))
         """
     )
@@ -81,7 +93,7 @@ def note_overtaken(connection: sa.Connection, key: LaneKey, *, watermark: float,
         UPDATE chunks c SET overtaken_at = NULL
         FROM runs r
         WHERE r.id = c.run_id AND r.guard = :guard AND r.lane = :lane AND c.settled < c.size
-          AND c.enqueued_at >= to_timestamp(:watermark) AND c.overtaken_at IS NOT NULL
+          AND coalesce(c.ordinal, 0) >= :watermark AND c.overtaken_at IS NOT NULL
         """
     )
     values = {"guard": key.guard, "lane": key.lane.value, "watermark": watermark}
@@ -89,10 +101,33 @@ def note_overtaken(connection: sa.Connection, key: LaneKey, *, watermark: float,
     connection.execute(none, values)
 
 
-def restart_leases(connection: sa.Connection) -> None:
-    """Restart every lease: time in which no reconciler looked, or none could settle, counts against no chunk."""
-    statement = sa.text("UPDATE chunks SET overtaken_at = NULL WHERE settled < size AND overtaken_at IS NOT NULL")
-    connection.execute(statement)
+def discount(connection: sa.Connection, key: LaneKey, *, uncounted_s: float) -> None:
+    """Take so many seconds off a lane's leases; no lease is left with less than nothing on it."""
+    if not uncounted_s:
+        return
+    statement = sa.text(
+        """
+        UPDATE chunks c
+        SET overtaken_at = least(c.overtaken_at + make_interval(secs => :uncounted_s), clock_timestamp())
+        FROM runs r
+        WHERE r.id = c.run_id AND r.guard = :guard AND r.lane = :lane AND c.settled < c.size
+          AND c.overtaken_at IS NOT NULL
+        """
+    )
+    values = {"guard": key.guard, "lane": key.lane.value, "uncounted_s": uncounted_s}
+    connection.execute(statement, values)
+
+
+def restart_leases(connection: sa.Connection, chunks: Sequence[OverdueChunk]) -> None:
+    """Begin the leases of some chunks anew."""
+    statement = sa.text(
+        """
+        UPDATE chunks SET overtaken_at = clock_timestamp()
+        WHERE (run_id, chunk_no) IN (SELECT * FROM unnest(CAST(:run_ids AS text[]), CAST(:chunk_nos AS bigint[])))
+        """
+    )
+    of_chunks = {"run_ids": [lost.run_id for lost in chunks], "chunk_nos": [lost.chunk_no for lost in chunks]}
+    connection.execute(statement, of_chunks)
 
 
 def overdue(connection: sa.Connection, key: LaneKey, *, lease_s: float, limit: int = 256) -> list[OverdueChunk]:
@@ -113,11 +148,13 @@ def take_up(connection: sa.Connection, lost: OverdueChunk) -> JudgeChunk | None:
     """A fresh attempt at a lost chunk, holding only the items still pending; None where it settled meanwhile."""
     renew = sa.text(
         """
-        UPDATE chunks c SET attempt = attempt + 1, enqueued_at = clock_timestamp(), overtaken_at = NULL
+        UPDATE chunks c SET attempt = attempt + 1, enqueued_at = clock_timestamp(), overtaken_at = NULL,
+                            ordinal = nextval('chunk_ordinals')
         FROM runs r
         WHERE r.id = c.run_id AND c.run_id = :run_id AND c.chunk_no = :chunk_no AND c.attempt = :attempt
           AND c.settled < c.size
-        RETURNING c.iteration, c.first_seq, c.size, c.attempt, extract(epoch FROM c.enqueued_at)::float8 AS at, r.spec
+        RETURNING c.iteration, c.first_seq, c.size, c.attempt, c.nonce, c.ordinal,
+                  extract(epoch FROM c.enqueued_at)::float8 AS at, r.spec
         """
     )
     pending = sa.text(
@@ -137,7 +174,12 @@ def take_up(connection: sa.Connection, lost: OverdueChunk) -> JudgeChunk | None:
     spec = RunSpec.model_validate(row.spec, strict=False)
     wire = tuple(ChunkItem(seq=item.seq, question=item.question, response=item.response) for item in items)
     return spec.chunk(
-        lost.run_id, lost.chunk_no, wire, iteration=row.iteration, enqueued_at=row.at, attempt=row.attempt
+        *(lost.run_id, lost.chunk_no, wire),
+        iteration=row.iteration,
+        enqueued_at=row.at,
+        attempt=row.attempt,
+        nonce=row.nonce or "",
+        ordinal=row.ordinal,
     )
 
 

@@ -60,7 +60,7 @@ _LOCK_CHUNKS: Final = sa.text(
         WHERE NOT EXISTS (SELECT 1 FROM fingerprints k WHERE k.digest = f.digest)
         ON CONFLICT DO NOTHING
     )
-    SELECT c.run_id, c.chunk_no, c.first_seq, c.size, c.iteration, EXISTS (
+    SELECT c.run_id, c.chunk_no, c.first_seq, c.size, c.iteration, c.nonce, EXISTS (
         SELECT 1 FROM submissions s
         WHERE s.run_id = c.run_id AND s.seq BETWEEN c.first_seq AND c.first_seq + c.size - 1) AS submitted,
         r.guard, r.lane
@@ -82,10 +82,10 @@ _INSERT_VERDICTS: Final = sa.text(
                              CAST(:queue_s AS real[]), CAST(:render_s AS real[]), CAST(:device_s AS real[]),
                              CAST(:sizes AS int[]), CAST(:submitted AS boolean[]), CAST(:spent_s AS real[]),
                              CAST(:spent_prompt_tokens AS int[]), CAST(:spent_new_tokens AS int[]),
-                             CAST(:devices AS text[]))
+                             CAST(:devices AS text[]), CAST(:nonces AS text[]))
              WITH ORDINALITY AS c(run_id, chunk_no, iteration, attempt, fingerprint, worker, queue_s, render_s,
                                   device_s, verdicts, submitted, spent_s, spent_prompt_tokens, spent_new_tokens,
-                                  device, place)
+                                  device, nonce, place)
     ), verdict AS (
         SELECT * FROM unnest(CAST(:places AS bigint[]), CAST(:seqs AS bigint[]), CAST(:outcomes AS text[]),
                              CAST(:labels AS text[]), CAST(:p_unsafe AS float8[]), CAST(:label_mass AS float8[]),
@@ -123,7 +123,8 @@ _INSERT_VERDICTS: Final = sa.text(
                                                      ELSE chunks.spent_prompt_tokens END,
                           spent_new_tokens = CASE WHEN inserted > 0 THEN chunk.spent_new_tokens
                                                   ELSE chunks.spent_new_tokens END,
-                          device = CASE WHEN inserted > 0 THEN chunk.device ELSE chunks.device END
+                          device = CASE WHEN inserted > 0 THEN chunk.device ELSE chunks.device END,
+                          judged_nonce = CASE WHEN inserted > 0 THEN chunk.nonce ELSE chunks.judged_nonce END
         FROM chunk JOIN counted USING (place)
         WHERE chunks.run_id = chunk.run_id AND chunks.chunk_no = chunk.chunk_no
     )
@@ -274,6 +275,9 @@ def _lock(connection: sa.Connection, chunks: Sequence[VerdictChunk]) -> list[Row
         own = range(row.first_seq, row.first_seq + row.size)
         if row.iteration != chunk.iteration or any(verdict.seq not in own for verdict in chunk.verdicts):
             raise MessageError(f"chunk {chunk.chunk_id} carries verdicts of items that are not its own")
+        # A worker that knows of no nonces says None: it may settle anything, or a rolling upgrade would stop the fleet.
+        if chunk.nonce is not None and chunk.nonce != (row.nonce or ""):
+            raise MessageError(f"chunk {chunk.chunk_id} was judged for another commit, which the ledger does not hold")
     return [rows[chunk.run_id, chunk.chunk_no] for chunk in chunks]
 
 
@@ -295,6 +299,7 @@ def _columns(chunks: Sequence[VerdictChunk], submitted: list[bool], *, keep_raw:
         "spent_prompt_tokens": [chunk.spent and chunk.spent.prompt_tokens for chunk in chunks],
         "spent_new_tokens": [chunk.spent and chunk.spent.new_tokens for chunk in chunks],
         "devices": [chunk.spent and chunk.spent.device for chunk in chunks],
+        "nonces": [chunk.nonce for chunk in chunks],
         "submitted": submitted,
         "places": [place for place, _ in placed],
         "seqs": [verdict.seq for verdict in verdicts],

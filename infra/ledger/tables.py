@@ -101,6 +101,9 @@ items: Final = sa.Table(
     sa.UniqueConstraint("run_id", "item_id"),
 )
 
+chunk_ordinals: Final = sa.Sequence("chunk_ordinals", metadata=metadata)
+"""Counts what is enqueued, over all lanes: within each lane the order that the reconciler's watermark compares."""
+
 chunks: Final = sa.Table(
     "chunks",
     metadata,
@@ -122,6 +125,10 @@ chunks: Final = sa.Table(
     sa.Column("spent_prompt_tokens", sa.Integer),
     sa.Column("spent_new_tokens", sa.Integer),
     sa.Column("device", sa.Text),
+    # Null in rows that are older than these columns. `nonce` is random; `judged_nonce` came with the verdicts.
+    sa.Column("nonce", sa.Text),
+    sa.Column("judged_nonce", sa.Text),
+    sa.Column("ordinal", sa.BigInteger, server_default=chunk_ordinals.next_value()),
     sa.CheckConstraint("settled >= 0 AND settled <= size", name="settled"),
     sa.CheckConstraint("wasted >= 0", name="wasted"),
 )

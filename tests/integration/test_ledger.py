@@ -422,9 +422,9 @@ def test_a_chunk_is_lost_only_when_a_later_one_was_dispatched_a_lease_ago(servic
     _, chunks = open_run(services, 8)
     with recovery.reconciler_lock(services.engine) as connection:
         assert connection is not None
-        recovery.note_overtaken(connection, BULK, watermark=chunks[0].enqueued_at, held=[])
+        recovery.note_overtaken(connection, BULK, watermark=chunks[0].ordinal, held=[])
         while_queued = recovery.overdue(connection, BULK, lease_s=0)
-        recovery.note_overtaken(connection, BULK, watermark=chunks[0].enqueued_at + 1, held=[])
+        recovery.note_overtaken(connection, BULK, watermark=chunks[-1].ordinal + 1, held=[])
         in_lease = recovery.overdue(connection, BULK, lease_s=60)
         after_lease = recovery.overdue(connection, BULK, lease_s=0)
 
@@ -437,9 +437,9 @@ def test_a_chunk_that_a_consumer_holds_is_never_lost(services: Services) -> None
     held = [chunks[0].chunk_id]
     with recovery.reconciler_lock(services.engine) as connection:
         assert connection is not None
-        recovery.note_overtaken(connection, BULK, watermark=chunks[0].enqueued_at + 1, held=held)
+        recovery.note_overtaken(connection, BULK, watermark=chunks[-1].ordinal + 1, held=held)
         connection.execute(sa.text("UPDATE chunks SET overtaken_at = overtaken_at - interval '100 seconds'"))
-        recovery.note_overtaken(connection, BULK, watermark=chunks[0].enqueued_at + 1, held=held)
+        recovery.note_overtaken(connection, BULK, watermark=chunks[-1].ordinal + 1, held=held)
 
         overdue = recovery.overdue(connection, BULK, lease_s=60)
 
@@ -450,8 +450,8 @@ def test_a_chunk_put_back_on_the_queue_has_no_lease_running(services: Services) 
     _, chunks = open_run(services, 4)
     with recovery.reconciler_lock(services.engine) as connection:
         assert connection is not None
-        recovery.note_overtaken(connection, BULK, watermark=chunks[0].enqueued_at + 1, held=[])
-        recovery.note_overtaken(connection, BULK, watermark=chunks[0].enqueued_at - 1, held=[])
+        recovery.note_overtaken(connection, BULK, watermark=chunks[0].ordinal + 1, held=[])
+        recovery.note_overtaken(connection, BULK, watermark=chunks[0].ordinal - 1, held=[])
 
         assert recovery.overdue(connection, BULK, lease_s=0) == []
 
@@ -461,7 +461,7 @@ def test_taking_up_a_lost_chunk_carries_only_what_is_pending_and_only_once(servi
     settlement.settle(services.engine, verdicts_for(chunks[0], seqs=[1, 2]))
     with recovery.reconciler_lock(services.engine) as connection:
         assert connection is not None
-        recovery.note_overtaken(connection, BULK, watermark=chunks[0].enqueued_at + 1, held=[])
+        recovery.note_overtaken(connection, BULK, watermark=chunks[0].ordinal + 1, held=[])
         (lost,) = recovery.overdue(connection, BULK, lease_s=0)
 
         again = recovery.take_up(connection, lost)
@@ -470,7 +470,7 @@ def test_taking_up_a_lost_chunk_carries_only_what_is_pending_and_only_once(servi
     assert again is not None
     assert [item.seq for item in again.items] == [0, 3]
     assert (again.attempt, again.chunk_no) == (2, chunks[0].chunk_no)
-    assert again.enqueued_at > chunks[0].enqueued_at
+    assert again.ordinal > chunks[0].ordinal
     assert twice is None
 
 

@@ -56,6 +56,7 @@ def verdicts_for(
         verdicts=tuple(
             Verdict(seq=seq, outcome=Outcome.SCORED, label=label, p_unsafe=0.25, label_mass=1.0) for seq in wanted
         ),
+        nonce=chunk.nonce or None,  # a chunk made by hand has none
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections import defaultdict
 from typing import Final, NamedTuple
 
@@ -27,8 +28,12 @@ from schemas.messages import Lane
 from schemas.verdicts import Outcome
 
 _JITTER: Final = 0.2
-_BEHIND_CHUNKS: Final = 256
-"""While more verdicts wait for a collector, what looks lost may lie among them: no lease runs out."""
+_NOT_LOOKED_S: Final = 1e9
+"""For a lane that this process has not looked at yet: no lease has so much on it."""
+_PAUSES_COUNTED: Final = 3.0
+"""Of the time between two looks at a lane, no more counts than so many pauses."""
+_NOTICEABLE_S: Final = 0.5
+"""A difference between two clocks that is worth a statement."""
 
 log = get_logger(__name__)
 
@@ -51,14 +56,13 @@ class Reconciler:
         self._coordination = coordination
         self._publisher = publisher
         self._settings = settings
+        self._looked: dict[LaneKey, tuple[float, float]] = {}  # the last whole look: the ledger's clock, and our own
 
     def run(self, stop: threading.Event) -> None:
         """Reconcile until stopped."""
         while not stop.is_set():
             try:
                 with recovery.reconciler_lock(self._engine) as connection:
-                    if connection is not None:
-                        recovery.restart_leases(connection)
                     while connection is not None and not stop.wait(self._pause_s()):
                         self.look(connection)
             except Exception as error:  # noqa: BLE001 - a loop's edge: broker or ledger may be away for a while
@@ -69,23 +73,19 @@ class Reconciler:
         return self._settings.reconcile_every_s * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - jitter
 
     def look(self, connection: sa.Connection) -> Reconciled:
-        """One pass over all lanes."""
+        """One pass over all lanes. What fails in one of them costs that lane this look, and no lease any time."""
         requeued = given_up = 0
         tally = Tally()
-        if self._coordination.queues.verdicts_waiting() > _BEHIND_CHUNKS:
-            recovery.restart_leases(connection)
-        for key in recovery.lanes_with_pending(connection):
-            now = connection.scalar(NOW)  # before the queue is read: what is enqueued later is not overtaken
-            oldest = self._coordination.queues.oldest_enqueued_at(key.guard, key.lane)
-            held = self._coordination.leases.held(queue_of(key.guard, key.lane))
-            recovery.note_overtaken(connection, key, watermark=now if oldest is None else oldest, held=held)
-            lease_s = self._settings.live_lease_s if key.lane is Lane.LIVE else self._settings.bulk_lease_s
-            lost = recovery.overdue(connection, key, lease_s=lease_s)
-            if lost:  # read only now: verdicts that still wait are as good as settled, and few by the rule above
-                judged = self._coordination.queues.judged()
-                missing = [chunk for chunk in lost if chunk.chunk_id not in judged]
-                again, dead = self._recover(connection, key, missing, tally)
+        lanes = recovery.lanes_with_pending(connection)
+        self._looked = {key: at for key, at in self._looked.items() if key in lanes}
+        for key in lanes:
+            try:
+                again, dead = self._look_at(connection, key, tally)
                 requeued, given_up = requeued + again, given_up + dead
+            except Exception as error:
+                if connection.invalidated:
+                    raise
+                log.warning("lane_waits", guard=key.guard, lane=key.lane.value, error=str(error))
         unfinished = recovery.unfinished(connection)
         for run_id in unfinished:
             self._publisher.finalize(run_id)
@@ -95,6 +95,42 @@ class Reconciler:
         if requeued or given_up:
             log.warning("reconciled", requeued=requeued, given_up=given_up)
         return Reconciled(requeued, given_up, len(unfinished))
+
+    def _look_at(self, connection: sa.Connection, key: LaneKey, tally: Tally) -> tuple[int, int]:
+        """Find a lane's lost chunks and deal with them; returns how many are queued again, and how many given up."""
+        looked = connection.scalar(NOW), time.monotonic()
+        recovery.discount(connection, key, uncounted_s=self._uncounted_s(key, looked))
+        beyond = recovery.next_ordinal(connection)  # before the queue is read: what is enqueued later is not overtaken
+        lineup = self._coordination.queues.lineup(key.guard, key.lane)
+        if lineup.published >= beyond:
+            recovery.count_on_from(connection, lineup.published)
+        held = self._coordination.leases.held(queue_of(key.guard, key.lane))
+        watermark = beyond if lineup.next_ordinal is None else lineup.next_ordinal
+        recovery.note_overtaken(connection, key, watermark=watermark, held=[*held, *lineup.late])
+        found = self._recover(connection, key, self._missing(connection, key), tally)
+        self._looked[key] = looked
+        return found
+
+    def _uncounted_s(self, key: LaneKey, looked: tuple[float, float]) -> float:
+        """Seconds by the ledger's clock since the last whole look at a lane that count against no chunk.
+
+        Time in which nobody looked does not, nor does a jump of that clock, which may go back as well.
+        """
+        if key not in self._looked:
+            return _NOT_LOOKED_S
+        ledger_s, own_s = (now - then for now, then in zip(looked, self._looked[key], strict=True))
+        uncounted_s = ledger_s - min(own_s, _PAUSES_COUNTED * self._settings.reconcile_every_s)
+        return uncounted_s if abs(uncounted_s) > _NOTICEABLE_S else 0.0
+
+    def _missing(self, connection: sa.Connection, key: LaneKey) -> list[OverdueChunk]:
+        """Overdue chunks of a lane, without those whose verdicts wait for a collector: their leases begin anew."""
+        lease_s = self._settings.live_lease_s if key.lane is Lane.LIVE else self._settings.bulk_lease_s
+        while overdue := recovery.overdue(connection, key, lease_s=lease_s):
+            judged = self._coordination.queues.judged()
+            recovery.restart_leases(connection, [chunk for chunk in overdue if chunk.chunk_id in judged])
+            if missing := [chunk for chunk in overdue if chunk.chunk_id not in judged]:
+                return missing
+        return []
 
     def _recover(
         self, connection: sa.Connection, key: LaneKey, lost: list[OverdueChunk], tally: Tally
@@ -107,6 +143,7 @@ class Reconciler:
                 continue
             again = recovery.take_up(connection, chunk)
             if again is not None:
+                self._coordination.notices.forget(again)
                 self._publisher.judge(again)
                 requeued += 1
         for run_id, chunk_nos in hopeless.items():

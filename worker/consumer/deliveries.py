@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from kombu import Message
 
 from infra.broker.app import VERDICTS
-from infra.broker.queues import task_id_of, verdicts_message
+from infra.broker.queues import Task, verdicts_message
 from infra.coordination.cache import Cache
 from infra.coordination.leases import HELD_FOR_S, Delivery
 from infra.coordination.store import CoordinationStore
@@ -49,13 +49,13 @@ class Deliveries:
 
     def note(self, message: Message, tag: str) -> None:
         """Record a popped message and, where it is a chunk's, take the lease: what kombu calls for each message."""
-        chunk_id = task_id_of(message.headers).rpartition("/")[0]
+        task = Task.read(message.headers)
         with self._queues.transaction() as pipe:
             self._queues.note(pipe, message, tag)
-            if not chunk_id:
+            if task is None:
                 pipe.execute()  # no process of ours wrote it; the task handler refuses it
                 return
-            self._noted[tag] = self._leases.take(pipe, chunk_id, chunk_id.rpartition("/")[0], self._queue, self._holder)
+            self._noted[tag] = self._leases.take(pipe, task, self._queue, self._holder)
 
     def is_acknowledged(self, tag: str) -> bool:
         """True, once, for a message that `finish` acknowledged."""
@@ -72,7 +72,7 @@ class Deliveries:
 
         def take() -> Delivery:
             with self._queues.transaction() as pipe:
-                return self._leases.take(pipe, chunk.chunk_id, chunk.run_id, self._queue, self._holder)
+                return self._leases.take(pipe, Task.of(chunk), self._queue, self._holder)
 
         delivery = noted or retry(take)  # a message that came without a note, as in tests, is counted here
         with self._lock:

@@ -126,6 +126,7 @@ class Judge:
                 prompt_tokens=sum(len(prompts[at]) for at in asked),
                 new_tokens=sum(len(answer.ids) for answer in written if isinstance(answer, Generated)),
             ),
+            nonce=chunk.nonce,
         )
         return judged, answered.fresh
 

@@ -97,6 +97,14 @@ def test_a_reader_that_knows_no_examples_does_not_pass_them_over() -> None:
         decode_chunk(JudgeChunk, json.dumps({**json.loads(chunk.model_dump_json()), "version": 1}))
 
 
+def test_a_verdict_message_tells_no_nonce_from_a_worker_that_knows_none() -> None:
+    silent = verdict_chunk()
+    without = silent.model_copy(update={"nonce": ""})
+
+    assert "nonce" not in json.loads(silent.model_dump_json())
+    assert [decode_chunk(VerdictChunk, chunk.model_dump_json()).nonce for chunk in (silent, without)] == [None, ""]
+
+
 def test_a_newer_verdict_is_parked_as_newer() -> None:
     with pytest.raises(NewerVersionError, match="knows 1"):
         decode_chunk(VerdictChunk, json.dumps({**json.loads(verdict_chunk().model_dump_json()), "version": 2}))

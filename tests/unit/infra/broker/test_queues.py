@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from infra.broker.queues import enqueued_at, is_message, task_id_of
+from infra.broker.queues import Task, enqueued_at, is_message, task_id_of
 from tests.support.kombu_channel import Channel
 
 
@@ -48,4 +48,10 @@ def test_a_message_needs_a_tag_that_can_be_part_of_a_key() -> None:
 
 def test_a_task_id_can_always_be_part_of_a_key() -> None:
     assert task_id_of({"id": "r1/0/1"}) == "r1/0/1"
+    assert Task.read({"id": "r1/0/3"}) == Task("r1/0", 3)
+    assert Task.read({"id": "r1/0/3.ab"}) == Task("r1/0", 3, "ab")
+    assert str(Task("r1/0", 3, "ab")) == "r1/0/3.ab"
+    assert Task.read({"id": "x"}) is None
+    assert Task.read({"id": "r1/0/" + "9" * 5_000}) == Task("r1/0", 1)
+    assert Task.read({"id": "r1/0/\u00b2"}) == Task("r1/0", 1)
     task_id_of({"id": "\ud800/1/1"}).encode()
