@@ -20,8 +20,10 @@ from infra.servers.services import Services
 from infra.settings import Settings, load_settings
 from libra_fleet.cli.options import json_option
 from libra_fleet.cli.show import err, out
+from libra_fleet.drill.disk import can_mount, small_disk
 from libra_fleet.drill.drill import Drill, DrillOptions
-from libra_fleet.drill.faults import EVERYTHING, Mix, forget_namespace, parse_mix
+from libra_fleet.drill.faults import FAULTS, Mix, Needs, everything, parse_mix
+from libra_fleet.drill.ground import forget_namespace
 from libra_fleet.drill.report import show
 
 
@@ -35,10 +37,11 @@ from libra_fleet.drill.report import show
     callback=lambda _, __, value: parse_mix(value) if value else None,
     help="Which faults, such as worker=3,valkey=1. Default: all, equally often.",
 )
-@click.option("--item-ms", type=click.FloatRange(min=0), default=4.0, show_default=True, help="Cost of an item.")
+@click.option("--item-ms", type=click.FloatRange(min=0), default=8.0, show_default=True, help="Cost of an item.")
 @click.option("--lease", type=click.FloatRange(min=0.5), default=3.0, show_default=True, help="Lease in seconds.")
-@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="So many workers.")
-@click.option("--collectors", type=click.IntRange(min=1), default=1, show_default=True, help="So many collectors.")
+@click.option("--workers", type=click.IntRange(min=1), default=2, show_default=True, help="So many workers.")
+@click.option("--collectors", type=click.IntRange(min=1), default=2, show_default=True, help="So many collectors.")
+@click.option("--list", "listed", is_flag=True, help="Name the faults and end.")
 @click.option("--state-dir", type=click.Path(file_okay=False, path_type=Path), help="Keep servers' data and logs here.")
 @click.option(
     "--on-configured", is_flag=True, help="Drill on the configured servers, in a namespace and database of its own."
@@ -56,6 +59,7 @@ def drill(
     lease: float,
     workers: int,
     collectors: int,
+    listed: bool,
     state_dir: Path | None,
     on_configured: bool,
     as_json: bool,
@@ -63,10 +67,13 @@ def drill(
 ) -> None:
     """Break a fleet of the fake guard on purpose, and audit what it kept.
 
-    Parts of it are killed on a schedule; exit 7 on any breach. FAULTS: device, live-consumer, bulk-consumer, worker,
-    collector (with its reconciler), producer, pause (SIGSTOP of a consumer), flush (the broker loses everything),
-    valkey, postgres (kill -9 of the server).
+    Its processes, servers and work are broken on a schedule; exit 7 on any breach. `--list` names the faults.
     """
+    if listed:
+        for fault in FAULTS.values():
+            out.print(f"{fault.name:<16} {fault.what}", highlight=False)
+        return
+    own_disk = not on_configured and state_dir is None and can_mount()
     options = DrillOptions(
         seed=seed,
         faults=faults if faults or duration else 20,
@@ -77,10 +84,12 @@ def drill(
         lease_s=lease,
         workers=workers,
         collectors=collectors,
-        mix=mix or {fault: 1 for fault in EVERYTHING if not (on_configured and fault.needs_own_servers)},
+        mix=mix or everything(own_servers=not on_configured, own_disk=own_disk),
     )
-    if on_configured and any(fault.needs_own_servers for fault in options.mix):
-        raise UsageError("a drill does not kill servers that are not its own: leave valkey and postgres out of --mix")
+    if on_configured and any(FAULTS[name].needs is not Needs.NOTHING for name in options.mix):
+        raise UsageError("a drill does not kill servers that are not its own: leave those out of --mix that need them")
+    if not own_disk and "full-disk" in options.mix:
+        raise UsageError("full-disk needs root on Linux, servers of the drill's own, and no --state-dir")
     with _servers(load_settings(), state_dir, on_configured=on_configured) as (found, folder, own_state):
         err.print(f"drill with seed {seed} below {folder}")
         report = Drill(found, folder, options, state_dir=own_state, say=err.print).run()
@@ -102,6 +111,7 @@ def _servers(
     """Servers that hold nothing else, a folder for logs and data, and the state folder of servers of our own."""
     with tempfile.TemporaryDirectory(prefix="libra-drill-") as temporary:
         folder = state_dir or Path(temporary)
+        Path(temporary).chmod(0o711)  # Postgres, which runs as another user under root, walks through
         folder.mkdir(parents=True, exist_ok=True)
         if not on_configured:
             if settings.redis_url or settings.database_url:
@@ -109,7 +119,10 @@ def _servers(
                     "servers are configured (LIBRA_REDIS_URL, LIBRA_DATABASE_URL): unset both to drill on embedded "
                     "ones, or say --on-configured to drill there, in a Redis namespace and a database made for it"
                 )
-            with EmbeddedServers(folder / "servers", keep=state_dir is not None) as urls:
+            with (
+                small_disk(folder / "servers", keep=state_dir is not None),
+                EmbeddedServers(folder / "servers", keep=state_dir is not None) as urls,
+            ):
                 found = Services(settings, urls.redis_url, urls.database_url, embedded=True)
                 yield found, folder, folder / "servers"
                 found.engine.dispose()

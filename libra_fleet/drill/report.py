@@ -31,12 +31,11 @@ class ChunkEnd(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """Items of all runs in the ledger, and how many runs have ended or are live and whole."""
+    """Items of all runs in the ledger."""
 
     accepted: int
     settled: int
     dead: int
-    ended_runs: int
 
 
 _ENDS = """
@@ -77,12 +76,25 @@ class LedgerProbe:
     def totals(self) -> Totals:
         """The drill's progress."""
         statement = sa.text(
-            "SELECT coalesce(sum(accepted), 0), coalesce(sum(settled), 0), coalesce(sum(dead), 0), "
-            "count(*) FILTER (WHERE state = 'complete' OR (lane = 'live' AND accepted = settled)) FROM runs"
+            "SELECT coalesce(sum(accepted), 0), coalesce(sum(settled), 0), coalesce(sum(dead), 0) FROM runs"
         )
         with self._services.engine.connect() as connection:
             row = connection.execute(statement).one()
         return Totals(*map(int, row))
+
+    def unfinished(self, left_open: Sequence[str]) -> list[str]:
+        """Names of runs that have not completed, save live ones and those that are left open on purpose."""
+        statement = "SELECT name FROM runs WHERE state <> 'complete' AND lane <> 'live' AND name <> ALL(:left_open)"
+        return [str(name) for name in self._column(statement, left_open=list(left_open))]
+
+    def sealed_names(self) -> set[str]:
+        """Names of the runs that are sealed or have ended."""
+        return set(self._column("SELECT name FROM runs WHERE state <> 'open'"))
+
+    def accepted_by_name(self) -> dict[str, int]:
+        """How many items each run has accepted."""
+        with self._services.engine.connect() as connection:
+            return {row.name: row.accepted for row in connection.execute(sa.text("SELECT name, accepted FROM runs"))}
 
     def runs(self) -> list[str]:
         """Every run's id."""
@@ -103,6 +115,8 @@ class LedgerProbe:
 class InjectedFault:
     """One fault. Times are epoch seconds by the ledger's clock.
 
+    `went_on` is when all others had recovered, where the fault is of a kind that must not hold them up.
+
     `chunks` were in flight when it came, and `attempts` are those of all chunks then; the look at them began at
     `looked`.
     """
@@ -115,12 +129,19 @@ class InjectedFault:
     over: float
     chunks: set[str] = field(repr=False)
     attempts: Mapping[str, int] = field(default_factory=dict, repr=False)
+    went_on: float | None = None
     recovered: float | None = None
 
     @property
     def recovery_s(self) -> float | None:
-        """From the fault's end until items settled again and all that was in flight had settled."""
-        return None if self.recovered is None else max(0.0, self.recovered - self.over)
+        """How long until items settled again and all that was in flight had settled: from the fault's end.
+
+        Where others must go on meanwhile: from its start or from its end, whichever took longer.
+        """
+        if self.recovered is None or (self.fault.others_go_on and self.went_on is None):
+            return None
+        during_s = self.went_on - self.at if self.went_on is not None else 0.0
+        return max(0.0, self.recovered - self.over, during_s)
 
 
 @dataclass(frozen=True)
@@ -154,6 +175,10 @@ class DrillReport:
     in_flight_items: int
     tried_again_items: int
     wasted_items: int
+    poisoned_items: int
+    wrong_items: int
+    false_deaths: int
+    acknowledged_calls: int
     breaches: tuple[str, ...]
 
     def to_json(self) -> str:
@@ -172,7 +197,7 @@ def lines_of(injected: Sequence[InjectedFault], ends: Mapping[str, ChunkEnd], st
         lines.append(
             FaultLine(
                 number=each.number,
-                fault=each.fault.value,
+                fault=each.fault.name,
                 hit=each.hit,
                 at_s=round(each.at - started, 2),
                 lasted_s=round(each.over - each.at, 2),
@@ -189,7 +214,7 @@ def broken_bounds(injected: Sequence[InjectedFault], ends: Mapping[str, ChunkEnd
     """Faults that took too long to recover from, and chunks that were judged again though no fault had hit them."""
     limit_s = lease_s + RECOVERY_GRACE_S
     slow = [
-        f"fault {each.number} ({each.fault}): "
+        f"fault {each.number} ({each.fault.name}): "
         + ("no recovery" if each.recovery_s is None else f"recovery took {each.recovery_s:.1f} s, over {limit_s:g} s")
         for each in injected
         if each.recovery_s is None or each.recovery_s > limit_s
@@ -208,12 +233,12 @@ def broken_bounds(injected: Sequence[InjectedFault], ends: Mapping[str, ChunkEnd
 
 
 def _hit_by(each: InjectedFault, ends: Mapping[str, ChunkEnd]) -> set[str]:
-    """Chunks in flight at the fault: those seen then, and those that settled from that look to the fault's end."""
-    forgotten_s = _AOF_WINDOW_S if each.fault in (Fault.VALKEY, Fault.FLUSH) else 0.0
+    """Chunks in flight at the fault: those seen then, and those that settled from that look to the recovery."""
+    forgotten_s = _AOF_WINDOW_S if each.fault.loses_queue else 0.0
     return each.chunks.intersection(ends) | {
         chunk
         for chunk, end in ends.items()
-        if end.settled_at is not None and each.looked - forgotten_s <= end.settled_at <= each.over
+        if end.settled_at is not None and each.looked - forgotten_s <= end.settled_at <= (each.recovered or each.over)
     }
 
 
@@ -245,7 +270,11 @@ def show(report: DrillReport, out: Console) -> None:
         f"{report.in_flight_items:,} items in flight at the faults · {report.tried_again_items:,} tried again · "
         f"{report.wasted_items:,} verdicts discarded"
     )
+    out.print(
+        f"{report.wrong_items:,} wrong verdicts · {report.false_deaths:,} false deaths · {report.poisoned_items:,} "
+        f"poisonous items died · {report.acknowledged_calls:,} calls acknowledged"
+    )
     for breach in report.breaches:
         out.print(f"[red]✗[/] {breach}")
     if not report.breaches:
-        out.print("[green]✓[/] nothing lost, nothing doubled")
+        out.print("[green]✓[/] nothing lost, nothing doubled, nothing wrong")

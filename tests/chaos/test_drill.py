@@ -1,4 +1,7 @@
-"""A drill of ten faults, one of each kind: nothing lost, nothing doubled, recovered in time."""
+"""A drill of the faults that soon pass, one of each kind: nothing lost, doubled, wrong or falsely dead, in time.
+
+The faults that last for several leases are left to `make drill`.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,24 @@ from infra.servers.embedded import EmbeddedServers
 from infra.servers.services import Services
 from infra.settings import Settings
 from libra_fleet.drill.drill import Drill, DrillOptions
-from libra_fleet.drill.faults import Fault
+from libra_fleet.drill.faults import FAULTS, Lasts, Needs
+
+QUICK = {
+    name: 1
+    for name, fault in FAULTS.items()
+    if fault.lasts is not Lasts.BEYOND_LEASES and fault.needs is not Needs.OWN_DISK
+}
 
 
-def test_a_fleet_survives_one_fault_of_each_kind(tmp_path: Path, settings: Settings) -> None:
-    options = DrillOptions(seed=10, faults=len(Fault), items=1_000, round_items=500, lease_s=3.0)
+def test_a_fleet_survives_one_fault_of_each_quick_kind(tmp_path: Path, settings: Settings) -> None:
+    options = DrillOptions(seed=10, faults=len(QUICK), items=1_000, round_items=500, lease_s=3.0, mix=QUICK)
     with EmbeddedServers(tmp_path / "servers", keep=False) as urls:
         services = Services(settings, urls.redis_url, urls.database_url, embedded=True)
         report = Drill(services, tmp_path, options, state_dir=tmp_path / "servers").run()
         services.engine.dispose()
 
     assert report.breaches == ()
-    assert {line.fault for line in report.faults} == set(Fault)
+    assert {line.fault for line in report.faults} == set(QUICK)
     assert report.items == report.settled >= 1_000
+    assert (report.wrong_items, report.false_deaths) == (0, 0)
     assert report.worst_recovery_s <= 13
