@@ -83,7 +83,7 @@ _TABLE: Final = (
     Fault("poison-read", "an item at whose answer the guard raises", work.poison("raise-in-read")),
     Fault("poison-device", "an item that kills the device process", work.poison("crash")),
     Fault("poison-consumer", "an item that kills its consumer", work.poison("kill-consumer")),
-    Fault("fat-tail", "an item of 0.6 MB and one of a second amid short ones", work.fat_tail),
+    Fault("fat-tail", "an item of 450 KB and one of a second amid short ones", work.fat_tail),
     Fault("slow-consumer", "bulk consumer at a tenth of its pace", work.slow_consumer, _LONG),
     Fault("held-rows", "a session stands still with rows of settling locked", work.held_rows, _LONG),
     Fault("old-snapshot", "a snapshot held while all rows are rewritten", work.old_snapshot, _LONG),

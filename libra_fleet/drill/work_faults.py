@@ -21,7 +21,7 @@ _NEIGHBOURS: Final = 15
 _HELD_CHUNKS: Final = 8
 _CHURN: Final = 30
 _STOPPED_S, _RUNS_S = 0.9, 0.1
-_FAT_BYTES: Final = 200_000
+_FAT_CHARACTERS: Final = 150_000
 
 
 def poison(marker: str) -> Callable[[Ground], Strike]:
@@ -38,7 +38,7 @@ def poison(marker: str) -> Callable[[Ground], Strike]:
 def fat_tail(ground: Ground) -> Strike:
     """One chunk with an item that takes a hundred times as long as the others, and one that is as large."""
     texts = [f"slim {number} of {ground.chance.random()}" for number in range(_NEIGHBOURS)]
-    texts[3], texts[7] = f"[[fake:slow]] {ground.chance.random()}", "长" * _FAT_BYTES + str(ground.chance.random())
+    texts[3], texts[7] = f"[[fake:slow]] {ground.chance.random()}", "长" * _FAT_CHARACTERS + str(ground.chance.random())
     return Strike(f"slow and large items in chunk {ground.submit(texts)}")
 
 
