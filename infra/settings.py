@@ -70,7 +70,7 @@ class Settings(BaseSettings):
         60, gt=0, description="a dispatched bulk chunk that no consumer holds counts as lost after this"
     )
     live_lease_s: float = Field(10, gt=0, description="the same for live chunks")
-    finalize_lease_s: float = Field(60, gt=0, description="metrics of a run are computed again after this")
+    finalize_lease_s: float = Field(60, gt=0, description="a report whose finalizer died is computed again after this")
     reconcile_every_s: float = Field(2, gt=0, description="how often the reconciler looks")
     max_attempts: int = Field(5, ge=1, description="a chunk lost this often settles as dead")
     cuda_visible_devices: str | None = Field(

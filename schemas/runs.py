@@ -166,11 +166,15 @@ class Metric(Frozen):
 
 
 class MetricGroup(Frozen):
-    """Metrics over one slice of a run: a source, a scenario, a sub-category, or everything."""
+    """Metrics over one slice of a run: a source, a scenario, a sub-category, or everything.
+
+    `merged`: how many groups are counted together in this one, since only the largest of a kind are listed; else 0.
+    """
 
     kind: str
     name: str
     metrics: tuple[Metric, ...]
+    merged: int = Field(default=0, ge=0, **ADDED)
 
     def metric(self, name: str) -> Metric | None:
         """A metric by its name, or None where it is not reported."""
@@ -275,7 +279,9 @@ class RunReport(Shared):
     `groups` holds one MetricGroup of kind "average" (the benchmark's unweighted mean over sources),
     "all" (the whole run), one per "source", "category" and "subcategory" (named category/subcategory),
     "baseline" (constant unsafe) and, where verdicts were controversial, "loose" (the average were they safe).
-    infra.metrics names and defines their metrics. `cached` counts the judgements that came from the cache.
+    infra.metrics names and defines their metrics. Only the largest groups of a kind are listed; all others are one
+    group, with the number of those `merged`. `without_groups` says why there are none.
+    `cached` counts the judgements that came from the cache.
     `cascade` is there where the verdicts are those of several stages.
     """
 
@@ -288,6 +294,7 @@ class RunReport(Shared):
     rule: str = "libra-head"
     fingerprint: dict[str, str] = Field(default_factory=dict)
     groups: tuple[MetricGroup, ...] = ()
+    without_groups: str = Field(default="", **ADDED)
     throughput: Throughput | None = None
     dead_reasons: dict[str, int] = Field(default_factory=dict)
     invalid_rows: tuple[InvalidRow, ...] = ()

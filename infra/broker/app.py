@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from typing import Any, Final
-from urllib.parse import parse_qs, urlencode, urlsplit
 
 import kombu.serialization
 import redis
@@ -16,6 +15,7 @@ from kombu import Queue
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
+from infra.broker.address import parse_redis
 from infra.errors import ServerError
 from infra.settings import Settings
 from schemas.messages import Lane
@@ -39,8 +39,13 @@ def queue_of(guard: str, lane: Lane) -> str:
     return f"guard.{guard}.{lane.value}"
 
 
-def make_app(redis_url: str, settings: Settings) -> Celery:
-    """A Celery application on this broker. It declares no task: entry points register what they run."""
+def make_app(redis_url: str, settings: Settings, *, records_unacked: bool = True) -> Celery:
+    """A Celery application on this broker. It declares no task: entry points register what they run.
+
+    Without a record of unacknowledged messages on Redis, each of them costs two round trips less; where their consumer
+    is killed, the reconciler finds what was lost, long before Celery would redeliver it (docs/decisions/0031).
+    """
+    address = parse_redis(redis_url)
     delivery: dict[str, Any] = {
         "task_serializer": _SERIALIZER,
         "accept_content": [_SERIALIZER],  # JSON only, never pickle
@@ -59,16 +64,18 @@ def make_app(redis_url: str, settings: Settings) -> Celery:
         "broker_transport_options": {
             "global_keyprefix": f"{settings.namespace}:",
             "visibility_timeout": settings.visibility_timeout_s,
+            "ack_emulation": records_unacked,
             "unacked_restore_interval": 5,  # stock kombu looks every ~100 s, so that a redelivery comes ~90 s late
             "unacked_restore_throttle": 1,
             "socket_timeout": 30,  # none: a publish over a dead connection waits for ever
             "socket_connect_timeout": 5,
             "socket_keepalive": True,
             "health_check_interval": 25,
+            **address.broker_options(),
         },
     }
     kombu.serialization.register(_SERIALIZER, to_json, json.loads, content_type=CONTENT_TYPE, content_encoding="utf-8")
-    app = Celery("libra", broker=broker_url(redis_url), set_as_current=False)
+    app = Celery("libra", broker=address.broker_url(), set_as_current=False)
     app.conf.update(delivery)
     return app
 
@@ -84,20 +91,21 @@ def worker_queues(*names: str) -> list[Queue]:
 
 
 def broker_url(redis_url: str) -> str:
-    """A redis-py URL as a kombu URL. Only Unix sockets are written differently."""
-    parts = urlsplit(redis_url)
-    if parts.scheme != "unix":
-        return redis_url
-    query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
-    query["virtual_host"] = query.pop("db", "0")
-    account = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
-    return f"redis+socket://{account}{parts.path}?{urlencode(query)}"
+    """The address as kombu spells it; TLS is verified unless the address says otherwise.
+
+    Raises:
+        ServerError: no Redis URL.
+    """
+    return parse_redis(redis_url).broker_url()
 
 
 def redis_client(redis_url: str, *, wait_s: float = 0) -> redis.Redis:
-    """A client that survives a server restart by itself; the server need not be there yet."""
-    return redis.Redis.from_url(
-        redis_url,
+    """A client that survives a server restart or a failover by itself; the server need not be there yet.
+
+    Raises:
+        ServerError: no Redis URL.
+    """
+    return parse_redis(redis_url).client(
         decode_responses=True,
         socket_timeout=30,
         socket_connect_timeout=5,
@@ -113,13 +121,9 @@ def connect_redis(redis_url: str, *, wait_s: float = 0) -> redis.Redis:
     Raises:
         ServerError: no answer within `wait_s` seconds, or no Redis URL.
     """
+    client = redis_client(redis_url, wait_s=wait_s)
     try:
-        client = redis_client(redis_url, wait_s=wait_s)
         client.ping()
-    except ValueError as error:
-        raise ServerError("LIBRA_REDIS_URL is not a Redis URL (redis://host:6379/0 or unix:///path)") from error
-    except redis.RedisError as error:
-        parts = urlsplit(redis_url)
-        where = f"{parts.hostname}:{parts.port or 6379}" if parts.hostname else parts.path
-        raise ServerError(f"cannot reach Redis at {where}: {error}") from error
+    except (redis.RedisError, OSError) as error:  # OSError: a certificate's file is missing
+        raise ServerError(f"cannot reach Redis at {parse_redis(redis_url).shown}: {error}") from error
     return client

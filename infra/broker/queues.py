@@ -184,6 +184,10 @@ class Queues:
         """Judged chunks that no collector has taken yet."""
         return self._redis.llen(self._prefix + VERDICTS)
 
+    def reports_waiting(self) -> int:
+        """Requests for a run's report that no finalizer has taken yet."""
+        return self._redis.llen(self._prefix + FINALIZING)
+
     def judged(self) -> set[str]:
         """Ids of the chunks whose verdicts no collector has taken yet."""
         return {chunk_id.rpartition("/")[0] for chunk_id in self._tasks_in(VERDICTS)}

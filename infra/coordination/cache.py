@@ -17,6 +17,7 @@ from redis.backoff import NoBackoff
 from redis.client import Pipeline
 from redis.retry import Retry
 
+from infra.broker.address import parse_redis
 from infra.log import get_logger
 from infra.settings import Settings
 
@@ -85,8 +86,7 @@ class Cache:
 
 def open_cache(redis_url: str, settings: Settings) -> Cache:
     """The cache of the configured namespace; Redis need not be there."""
-    client = redis.Redis.from_url(
-        redis_url,
+    client = parse_redis(redis_url).client(
         socket_timeout=TIMEOUT_S,
         socket_connect_timeout=TIMEOUT_S,
         retry=Retry(NoBackoff(), 0),

@@ -10,7 +10,8 @@ from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
-from infra.ledger.engine import disable_nested_loops, fetch_all, stream
+from infra.ledger.engine import Row, disable_nested_loops, fetch_all
+from infra.ledger.paging import pages
 from infra.ledger.runs import run_status, stored_report
 from infra.ledger.stats import cached_count
 from infra.ledger.tables import chunks
@@ -157,31 +158,45 @@ def audit(engine: sa.Engine, run_id: str) -> Audit:
     return Audit(status.id, tuple(checks), fresh, wasted_items, reattempted, cached_count(engine, status.id))
 
 
-def receipt(engine: sa.Engine, run_id: str) -> str:
+class Receipt:
     """SHA-256 over (item id, content hash, iteration, outcome, label) of every verdict, in item order."""
-    return _recompute(engine, run_id)[2]
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def add(self, row: Row) -> None:
+        """Take the next verdict, with its item."""
+        parts = (row.item_id, bytes(row.content_hash).hex(), str(row.iteration), row.outcome, row.label or "")
+        self._digest.update("\x1f".join(parts).encode() + b"\n")
+
+    def hexdigest(self) -> str:
+        """The receipt over all verdicts so far."""
+        return self._digest.hexdigest()
 
 
 def _compare(name: str, stored: object, found: object) -> Check:
     return Check(name, int(stored != found), "equal" if stored == found else "differs")
 
 
+_CONTENTS: Final = sa.text(
+    """
+    SELECT i.item_id, i.question, i.response, i.content_hash, v.iteration, v.outcome, v.label
+    FROM verdicts v JOIN items i USING (run_id, seq)
+    WHERE v.run_id = :run_id AND v.seq BETWEEN :first AND :last AND i.seq BETWEEN :first AND :last
+    ORDER BY v.seq, v.iteration
+    """
+)
+
+
 def _recompute(engine: sa.Engine, run_id: str) -> tuple[int, int, str]:
     """Verdicts whose items differ from their content hash, those whose texts were scrubbed, and the receipt."""
-    digest = hashlib.sha256()
+    receipt = Receipt()
     altered = scrubbed = 0
-    statement = sa.text(
-        """
-        SELECT i.item_id, i.question, i.response, i.content_hash, v.iteration, v.outcome, v.label
-        FROM verdicts v JOIN items i USING (run_id, seq) WHERE v.run_id = :run_id ORDER BY v.seq, v.iteration
-        """
-    )
-    for row in stream(engine, statement, {"run_id": run_id}, whole_run=True):
+    for row in pages(engine, _CONTENTS, run_id, page_rows=512):
         item = Item.model_construct(id=row.item_id, question=row.question, response=row.response)
         if not (row.question or row.response):
             scrubbed += 1  # no item is accepted without a text
         elif item.content_hash != bytes(row.content_hash):
             altered += 1
-        parts = (row.item_id, bytes(row.content_hash).hex(), str(row.iteration), row.outcome, row.label or "")
-        digest.update("\x1f".join(parts).encode() + b"\n")
-    return altered, scrubbed, digest.hexdigest()
+        receipt.add(row)
+    return altered, scrubbed, receipt.hexdigest()

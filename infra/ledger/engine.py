@@ -15,7 +15,7 @@ from sqlalchemy.exc import InvalidatePoolError, OperationalError
 
 from infra.errors import LedgerOutdatedError, ServerError
 
-HEAD: Final = "0003_nonces_and_ordinals"
+HEAD: Final = "0004_reports_beside_the_settling"
 """Revision this code needs; a test holds it equal to the newest migration."""
 
 _RETRY_EVERY_S: Final = 0.25

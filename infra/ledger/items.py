@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 import sqlalchemy as sa
 
 from infra.ledger.engine import Row, fetch_all, fetch_one, named, stream
+from infra.ledger.paging import pages
 from infra.ledger.tables import items, verdicts
 from infra.metrics import Judged
 from schemas.items import Item, Label
@@ -163,6 +164,36 @@ def settled_of(engine: sa.Engine, run_id: str, item_ids: Sequence[str]) -> dict[
     for row in fetch_all(engine, statement, {"run_id": run_id, "item_ids": list(item_ids)}):
         found[row.item_id].append(Ending(Outcome(row.outcome), label_of(row.label), row.raw, row.reason))
     return found
+
+
+_OUTCOMES: Final = sa.text(
+    """
+    SELECT i.item_id, i.source, i.category, i.subcategory, i.truth, i.content_hash,
+           v.iteration, v.outcome, v.label, v.p_unsafe, v.categories
+    FROM verdicts v JOIN items i USING (run_id, seq)
+    WHERE v.run_id = :run_id AND v.seq BETWEEN :first AND :last AND i.seq BETWEEN :first AND :last
+    ORDER BY v.seq, v.iteration
+    """
+)
+
+
+def outcome_rows(engine: sa.Engine, run_id: str) -> Iterator[Row]:
+    """Every judgement of a run in item order, without texts, for its report and receipt; in short transactions."""
+    return pages(engine, _OUTCOMES, run_id)
+
+
+def judged_from(row: Row) -> Judged:
+    """A row of `outcome_rows` as metrics take it."""
+    return Judged(
+        source=row.source,
+        category=row.category,
+        subcategory=row.subcategory,
+        truth=label_of(row.truth),
+        outcome=Outcome(row.outcome),
+        label=label_of(row.label),
+        p_unsafe=row.p_unsafe,
+        controversial=CONTROVERSIAL in row.categories.split(","),
+    )
 
 
 def judged_rows(engine: sa.Engine, *run_ids: str) -> Iterator[Judged]:

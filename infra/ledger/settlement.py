@@ -15,13 +15,11 @@ import sqlalchemy as sa
 
 from infra.errors import LibraError, RunEndedError
 from infra.ledger import decisions
-from infra.ledger.engine import Row, autocommit, execute, named
+from infra.ledger.engine import Row, autocommit, named
 from infra.ledger.feed import append_to_feeds
 from infra.ledger.retention import scrub_settled
-from infra.ledger.runs import WAITS_FOR_NEXT_STAGE
 from schemas.items import Retention
 from schemas.messages import MessageError, VerdictChunk
-from schemas.runs import RunReport
 from schemas.verdicts import Fingerprint, Outcome, Verdict
 
 CANCELLED: Final = "cancelled"
@@ -343,34 +341,6 @@ def _count_in(
     if run.lane == "bulk" and (others := [digest for digest in digests if digest != run.fingerprint]):
         raise FingerprintMismatchError(f"run {run_id} is pinned to {run.fingerprint}, judged by {others[0]}")
     return run
-
-
-def begin_finalizing(engine: sa.Engine, run_id: str, *, lease_s: float) -> bool:
-    """Take the lease on computing a run's metrics; False where somebody holds it or the run is not ready.
-
-    A stage of a cascade is ready once it has escalated what it was not sure of.
-    """
-    statement = sa.text(
-        f"""
-        UPDATE runs SET state = 'finalizing', lease_until = now() + make_interval(secs => :lease_s)
-        WHERE id = :run_id AND settled = expected
-          AND (state = 'sealed' OR (state = 'finalizing' AND lease_until < now()))
-          AND NOT ({WAITS_FOR_NEXT_STAGE})
-        """  # noqa: S608 - our own
-    )
-    return execute(engine, statement, {"run_id": run_id, "lease_s": lease_s}) == 1
-
-
-def complete(engine: sa.Engine, run_id: str, report: RunReport) -> None:
-    """Store the report and end the run: complete, or cancelled where that was asked."""
-    statement = sa.text(
-        """
-        UPDATE runs SET state = CASE WHEN cancelled THEN 'cancelled' ELSE 'complete' END,
-                        report = CAST(:report AS jsonb), completed_at = now(), lease_until = NULL
-        WHERE id = :run_id AND state = 'finalizing'
-        """
-    )
-    execute(engine, statement, {"run_id": run_id, "report": report.model_dump_json()})
 
 
 def cancel(engine: sa.Engine, run_id: str) -> Settled:

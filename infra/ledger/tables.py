@@ -68,6 +68,8 @@ runs: Final = sa.Table(
     sa.Column("invalid_rows", JSONB, nullable=False, server_default=sa.text("'[]'")),
     sa.Column("cancelled", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("lease_until", sa.DateTime(timezone=True)),
+    sa.Column("finalize_token", sa.Text),
+    sa.Column("finalize_attempts", sa.Integer, nullable=False, server_default=_ZERO),
     sa.Column("report", JSONB),
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=_NOW),
     sa.Column("sealed_at", sa.DateTime(timezone=True)),
@@ -81,6 +83,7 @@ runs: Final = sa.Table(
     sa.CheckConstraint("expected IS NULL OR expected = accepted * repeat", name="expected"),
     sa.CheckConstraint("(state = 'open') = (expected IS NULL)", name="sealed"),
     sa.CheckConstraint("state IN ('open', 'sealed') OR settled = expected", name="ended_whole"),
+    postgresql_with={"fillfactor": 10},  # the counters change with every chunk: room for new versions in the same page
 )
 
 sa.Index("ix_runs_parent", runs.c.parent, postgresql_where=runs.c.parent.is_not(None))

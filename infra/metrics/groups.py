@@ -8,6 +8,7 @@ balanced accuracy and the four counts. In the other view such a row abstains: co
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from random import Random
 from typing import Final, NamedTuple
 
 from infra.metrics.counts import COUNT_METRICS, Confusion, percentiles, reason_undefined, resample
+from infra.metrics.kept_rows import OTHER, KeptRows
 from infra.metrics.scores import Ranking, RankSums, auroc_interval, calibration
 from infra.metrics.tally import Judged, Slice, Tally
 from schemas.items import Label
@@ -31,6 +33,12 @@ SOURCE_ORDER: Final = (
     *("Translated Data", "BeaverTails_30k"),
 )
 """Libra Bench's sources in the benchmark's order, by the names of both eras; any others follow."""
+
+BOOTSTRAP_FROM: Final = 30
+"""A bootstrap over fewer rows says little, and is as dear as one over many."""
+LISTED: Final = {"source": 100, "category": 100, "subcategory": 200}
+"""The largest groups of each kind have their own metrics; the others are counted together."""
+_NAME_CHARS: Final = 200
 
 _NO_ROWS: Final = "no rows"
 _NO_SCORES: Final = "no row has both p_unsafe and a human label"
@@ -57,62 +65,60 @@ class _Part:
 _Path = tuple[str, ...]
 """A group's kind, and its name or the names above each other that make it."""
 
+
+class _Counted(NamedTuple):
+    """All groups with their rows, how many of each kind are counted together, and the controversial rows."""
+
+    parts: Mapping[_Path, _Part]
+    merged: Mapping[str, int]
+    disputed: Mapping[tuple[str, Label | None], int]
+
+
 _ALL: Final[_Path] = ("all", "all")
 
 
-def measure(
-    rows: Iterable[Judged], *, seed: int = 0, resamples: int = RESAMPLES, in_score_order: bool = False
-) -> tuple[MetricGroup, ...]:
+def measure(rows: Iterable[Judged], *, seed: int = 0, resamples: int = RESAMPLES) -> tuple[MetricGroup, ...]:
     """All metrics of a run, as RunReport.groups describes them.
 
-    Intervals are at 95 %: bootstrap percentiles for the metrics over counts, DeLong for auroc. They take rows for
-    independent, so with `repeat` above 1 they are too narrow. Equal rows in any order and an equal seed give
-    equal groups.
+    Intervals are at 95 %: bootstrap percentiles for the metrics over counts, from `BOOTSTRAP_FROM` rows on, DeLong for
+    auroc. They take rows for independent, so with `repeat` above 1 they are too narrow. Equal rows in any order and an
+    equal seed give equal groups. Memory grows neither with the rows nor with the groups: the largest `LISTED` of each
+    kind are listed, and all others are counted together as `OTHER`.
 
     Args:
-        rows: Verdicts with their truth; read once.
+        rows: Verdicts with their truth, in any order; read once.
         seed: Of the bootstrap.
         resamples: Bootstrap resamples per group.
-        in_score_order: The rows come by p_unsafe, highest first, and no row is kept. Else they are sorted in memory.
 
     Raises:
-        ValueError: a scored row has no label, or a row that is not scored has one; or the order is not as said.
+        ValueError: a scored row has no label, or a row that is not scored has one.
+        OSError: more rows than memory should hold, and no room for them in the folder for temporary files.
     """
-    if not in_score_order:
-        rows = sorted(rows, key=lambda row: -1.0 if row.p_unsafe is None else row.p_unsafe, reverse=True)
-    # Each row is counted once, in its cell, and ranked in every group that the cell is part of.
-    parts: defaultdict[_Path, _Part] = defaultdict(_Part)
-    cells: dict[tuple[str, str, str], Tally] = {}
-    disputed: Counter[tuple[str, Label | None]] = Counter()
-    for row in rows:
-        if row.controversial and row.label == Label.UNSAFE:
-            disputed[row.source, row.truth] += 1
-        cell = row[:3]
-        if cell not in cells:
-            of_cell = [parts[path] for path in _paths(*cell)]
-            cells[cell] = Tally([part.ranks for part in of_cell])
-            for part in of_cell:
-                part.tallies.append(cells[cell])
-        cells[cell].add(row)
+    with KeptRows() as kept:
+        for row in rows:
+            kept.add(row if max(map(len, row[:3])) <= _NAME_CHARS else _shortened(row))
+        counted = _count(kept)
 
     def measured(path: _Path) -> _Measured:
         kind, name = path[0], "/".join(path[1:])
-        part = parts.get(path, _Part())
+        part = counted.parts.get(path, _Part())
         rows, rank = Tally.sliced(part.tallies), part.ranks.ranking()
         rng = Random(f"{seed}/{kind}/{name}")  # noqa: S311  statistics, not secrets
-        draws = list(resample(rng, rows.confusion, resamples))
+        enough = rows.confusion.total >= BOOTSTRAP_FROM
+        draws = list(resample(rng, rows.confusion, resamples)) if enough else []
         replicates = {metric: [rule.formula(draw) for draw in draws] for metric, rule in COUNT_METRICS.items()}
         metrics = (*_of_counts(rows.confusion, replicates), *_of_abstaining(rows, rank))
-        group = MetricGroup(kind=kind, name=name, metrics=metrics)
+        merged = counted.merged[kind] if path[1:] == (OTHER,) else 0
+        group = MetricGroup(kind=kind, name=name, metrics=metrics, merged=merged)
         return _Measured(group, rows.confusion, replicates, rank.variance if rank else None)
 
-    def of_kind(kind: str) -> list[_Measured]:
-        # The benchmark's own sources in its order, any others by name.
+    def of_kind(kind: str) -> Iterator[_Measured]:
+        # The benchmark's own sources in its order, any others by name; what is counted together comes last.
         order: dict[_Path, int] = {("source", source): place for place, source in enumerate(SOURCE_ORDER)}
-        paths = sorted((order.get(path, len(order)), path) for path in parts if path[0] == kind)
-        return [measured(path) for _, path in paths]
+        paths = [(path[1:] == (OTHER,), order.get(path, len(order)), path) for path in counted.parts if path[0] == kind]
+        return (measured(path) for *_, path in sorted(paths))
 
-    sources = of_kind("source")
+    sources = list(of_kind("source"))
     # A guard that calls everything unsafe is what any guard has to beat.
     truths = [source.confusion for source in sources]
     constant = [Confusion(tp=truth.tp + truth.fn, fp=truth.fp + truth.tn) for truth in truths]
@@ -126,8 +132,56 @@ def measure(
         *(part.group for part in of_kind("category")),
         *(part.group for part in of_kind("subcategory")),
         _average_of_counts("baseline", "constant unsafe", sources, constant),
-        *([_loose(sources, disputed)] if disputed else []),
+        *([_loose(sources, counted.disputed)] if counted.disputed else []),
     )
+
+
+def _short(name: str) -> str:
+    """A group's name, of a long one the rest as a digest: a report is bounded in size."""
+    if len(name) <= _NAME_CHARS:
+        return name
+    digest = hashlib.blake2b(name.encode(errors="replace"), digest_size=4).hexdigest()
+    return f"{name[: _NAME_CHARS - 9]}…{digest}"
+
+
+def _shortened(row: Judged) -> Judged:
+    return row._replace(source=_short(row.source), category=_short(row.category), subcategory=_short(row.subcategory))
+
+
+def _count(kept: KeptRows) -> _Counted:
+    """Count each row once, in the cell of its groups, and rank it in every group that the cell is part of."""
+    paths_of, merged = _listed(kept)
+    parts: defaultdict[_Path, _Part] = defaultdict(_Part)
+    tallies: dict[tuple[_Path, ...], Tally] = {}
+    for paths in dict.fromkeys(paths_of):
+        of_cell = [parts[path] for path in paths]
+        tallies[paths] = Tally([part.ranks for part in of_cell])
+        for part in of_cell:
+            part.tallies.append(tallies[paths])
+    tally_of = [tallies[paths] for paths in paths_of]
+    disputed: Counter[tuple[str, Label | None]] = Counter()
+    for number, row in kept.highest_first():
+        if row.controversial and row.label == Label.UNSAFE:
+            disputed[paths_of[number][0][1], row.truth] += 1
+        tally_of[number].add(row)
+    return _Counted(parts, merged, disputed)
+
+
+def _listed(kept: KeptRows) -> tuple[list[tuple[_Path, ...]], Counter[str]]:
+    """The groups of each cell, its source first, and how many of each kind are counted together."""
+    paths_of = [tuple(_paths(*cell)) for cell in kept.cells]
+    sizes: defaultdict[str, Counter[_Path]] = defaultdict(Counter)
+    for paths, rows in zip(paths_of, kept.sizes, strict=True):
+        for path in paths:
+            sizes[path[0]][path] += rows
+    listed: set[_Path] = set()
+    merged: Counter[str] = Counter()
+    for kind, of_kind in sizes.items():
+        by_size = sorted((-rows, path) for path, rows in of_kind.items())
+        largest = [path for _, path in by_size[: LISTED.get(kind, 1)]]
+        listed.update(largest)
+        merged[kind] = len(of_kind) - len(largest)
+    return [tuple(path if path in listed else (path[0], OTHER) for path in paths) for paths in paths_of], merged
 
 
 def _paths(source: str, category: str, subcategory: str) -> Iterator[_Path]:
@@ -137,7 +191,7 @@ def _paths(source: str, category: str, subcategory: str) -> Iterator[_Path]:
     if category:
         yield "category", category
         if subcategory:
-            yield "subcategory", category, subcategory
+            yield "subcategory", *((OTHER,) if subcategory == OTHER else (category, subcategory))
 
 
 def _of_counts(confusion: Confusion, replicates: Mapping[str, Sequence[float | None]]) -> Iterator[Metric]:
@@ -208,8 +262,9 @@ def _mean_metric(name: str, sources: Sequence[_Measured]) -> Metric:
             bounds = auroc_interval(mean, fsum(known) / len(sources) ** 2, LEVEL)
     elif name in COUNT_METRICS:
         # Sources are resampled apart, as they were collected: the mean of each one's first draw, second draw, …
+        # One that is too small to be drawn from leaves the average without an interval.
         columns = [source.replicates.get(name, ()) for source in sources]
-        bounds = percentiles([_mean(draws) for draws in zip(*columns, strict=True)], LEVEL)
+        bounds = percentiles([_mean(draws) for draws in zip(*columns, strict=False)], LEVEL)
     return Metric(name=name, n=n, value=mean, interval=_interval(bounds))
 
 

@@ -8,18 +8,17 @@ two are looked at in the background, so that a request costs one round trip to R
 from __future__ import annotations
 
 import math
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import redis
 from limits import RateLimitItemPerMinute
 from limits.storage import RedisStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 
+from infra.broker.address import parse_redis
 from infra.broker.backpressure import oldest_age_s
 from infra.fleet import AWAY
 from infra.ledger.intake import pending_items
@@ -68,10 +67,11 @@ class Admission:
         self._run_ids = run_ids
         settings = services.settings
         self._rate = RateLimitItemPerMinute(settings.tenant_items_per_minute)
-        pool = redis.ConnectionPool.from_url(services.redis_url, socket_timeout=2, socket_connect_timeout=2)
-        # The limiter's library has another scheme for Unix sockets.
-        url = re.sub("^unix://", "redis+unix://", services.redis_url)
-        storage = RedisStorage(url, connection_pool=pool, key_prefix=f"{settings.namespace}:rate")
+        client = parse_redis(services.redis_url).client(socket_timeout=2, socket_connect_timeout=2)
+        # The limiter's library does not read its own address where it is given a pool.
+        storage = RedisStorage(
+            "redis://", connection_pool=client.connection_pool, key_prefix=f"{settings.namespace}:rate"
+        )
         self._limiter = SlidingWindowCounterRateLimiter(storage)
         self._lock = threading.Lock()
         self._asked = threading.Event()

@@ -40,7 +40,7 @@ def cascade_report(engine: sa.Engine, stages: Sequence[RunStatus], *, against: R
             "state": last.state,
             "counts": ends.counts,
             "fingerprint": {},
-            "groups": measure(judged_rows(engine, *run_ids), in_score_order=True),
+            "groups": measure(judged_rows(engine, *run_ids)),
             "throughput": Throughput(seconds=ends.seconds, items_per_s=rate),
             "dead_reasons": last.dead_reasons if ends.counts.dead else {},
             "dead_items": last.dead_items if ends.counts.dead else (),

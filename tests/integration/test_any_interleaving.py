@@ -43,7 +43,9 @@ from schemas.guards import Mode
 from schemas.messages import ChunkItem, Lane
 from schemas.runs import RunState
 from tests.support.make import FINGERPRINT, items, spec
+from worker.collector import finalizer as ending
 from worker.collector import tasks as collecting
+from worker.collector.finalizer import Finalizer
 from worker.collector.reconcile import Reconciler
 from worker.collector.tasks import Collector
 from worker.consumer.deliveries import Deliveries
@@ -263,7 +265,7 @@ class Fleet(RuleBasedStateMachine):
         body = self._pop(FINALIZING)
         if body is not None:
             blows = Fuse(fuse)
-            self._dying(blows, lambda: self._collector(blows).finalize(body))
+            self._dying(blows, lambda: self._finalizer(blows).finalize(body))
 
     def _collector(self, fuse: Fuse) -> Collector:
         coordination, publisher = Mortal(self.services.coordination, fuse), Mortal(self.services.publisher, fuse)
@@ -271,15 +273,18 @@ class Fleet(RuleBasedStateMachine):
             self.services.engine,
             coordination,  # type: ignore[arg-type]
             publisher,  # type: ignore[arg-type]
-            finalize_lease_s=60,
             stopping=lambda: False,
         )
 
+    def _finalizer(self, fuse: Fuse) -> Finalizer:
+        coordination: Any = Mortal(self.services.coordination, fuse)
+        return Finalizer(self.services.engine, coordination, lease_s=60, stopping=lambda: False)
+
     def _dying(self, fuse: Fuse, action: Callable[[], None]) -> None:
         """Acknowledged only if it came through. The steps between two statements of the ledger can die, too."""
-        real = collecting.settlement
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(collecting, "settlement", _MortalModule(real, fuse))
+            patch.setattr(collecting, "settlement", _MortalModule(collecting.settlement, fuse))
+            patch.setattr(ending, "finalizing", _MortalModule(ending.finalizing, fuse))
             try:
                 action()
             except Crash:
@@ -399,7 +404,7 @@ def _p_unsafe(question: str, response: str) -> float:
 
 
 class _MortalModule:
-    """The settlement module as a dying process sees it; its names for errors are the module's own."""
+    """A module of the ledger as a dying process sees it; its names for errors are the module's own."""
 
     def __init__(self, module: Any, fuse: Fuse) -> None:
         self._module = module

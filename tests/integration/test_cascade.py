@@ -27,10 +27,10 @@ from schemas.items import Label, Retention
 from schemas.messages import JudgeChunk, Lane, VerdictChunk
 from schemas.runs import NextStage, RunSpec, RunState
 from schemas.verdicts import Outcome, Timings, Verdict
+from tests.support.finalizing import claimable, finalizer
 from tests.support.fleet import Fleet, kill_tree
 from tests.support.make import FINGERPRINT, items
 from worker.collector.escalation import Escalation
-from worker.collector.tasks import Collector
 
 SPEC = RunSpec(
     guard="small",
@@ -127,7 +127,7 @@ def test_the_next_stage_gets_what_was_not_sure_once_wherever_handing_on_breaks_o
             looking.look()
         assert find_run(services.engine, child) is None or (run_status(services.engine, child).state is RunState.OPEN)
     intake.seal(services.engine, run_id)
-    assert not settlement.begin_finalizing(services.engine, run_id, lease_s=60)  # it has not handed on yet
+    assert not claimable(services, run_id)  # it has not handed on yet
     looking.look()
 
     unsure = [f"item-{seq}" for seq in range(count) if ends[seq] not in SURE]
@@ -136,7 +136,7 @@ def test_the_next_stage_gets_what_was_not_sure_once_wherever_handing_on_breaks_o
     assert (status.state, status.expected, status.spec.guard) == (RunState.SEALED, len(unsure), "large")
     assert audit(services.engine, child).sound
     assert audit(services.engine, run_id).sound
-    assert settlement.begin_finalizing(services.engine, run_id, lease_s=60)
+    assert claimable(services, run_id)
 
 
 def test_two_collectors_that_hand_on_at_once_hand_on_once(services: Services) -> None:
@@ -186,8 +186,8 @@ def test_a_cancelled_stage_hands_nothing_on_and_ends_those_after_it(services: Se
 
     child = run_status(services.engine, next_id(run_id))
     assert (child.counts.accepted, child.counts.dead, child.cancelled) == (3, 3, True)
-    assert settlement.begin_finalizing(services.engine, child.id, lease_s=60)
-    assert settlement.begin_finalizing(services.engine, run_id, lease_s=60)
+    assert claimable(services, child.id)
+    assert claimable(services, run_id)
 
 
 def test_texts_that_may_not_stay_stay_until_they_are_handed_on(services: Services) -> None:
@@ -216,16 +216,8 @@ def test_texts_that_may_not_stay_stay_until_they_are_handed_on(services: Service
 
 
 def ended(services: Services, run_id: str, *, retention: Retention = Retention.FULL) -> None:
-    """Complete a run as a collector would."""
-    collector = Collector(
-        services.engine,
-        services.coordination,
-        services.publisher,
-        finalize_lease_s=60,
-        retention=retention,
-        stopping=lambda: False,
-    )
-    collector.finalize(run_id)
+    """Complete a run as a finalizer would."""
+    finalizer(services, retention=retention).finalize(run_id)
 
 
 def test_the_last_stage_that_scored_an_item_has_the_last_word(services: Services) -> None:

@@ -20,7 +20,6 @@ from infra.ledger import intake
 from infra.servers.services import Services
 from schemas.messages import JudgeChunk, Lane
 from tests.support.make import items, spec, verdicts_for
-from worker.collector.process import without_record
 from worker.consumer.deliveries import Deliveries, holder_of
 
 QUEUE = queue_of("fake", Lane.BULK)
@@ -94,8 +93,7 @@ def test_a_chunk_that_fails_is_given_back_by_its_holder(services: Services, clie
 @contextmanager
 def collecting(services: Services) -> Iterator[virtual.Channel]:
     """A collector's channel, closed in the end, as where the collector stops or loses its broker."""
-    app = make_app(services.redis_url, services.settings)
-    without_record(app)
+    app = make_app(services.redis_url, services.settings, records_unacked=False)
     with app, app.connection_for_read() as connection:
         connection.transport_cls = vetting_transport(connection.get_transport_cls(), lambda *_: None)
         yield connection.default_channel

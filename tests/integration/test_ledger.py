@@ -31,6 +31,7 @@ from schemas.items import Example, Label
 from schemas.messages import JudgeChunk, Lane, MessageError
 from schemas.runs import Cost, RunState
 from schemas.verdicts import CONTROVERSIAL, Spent
+from tests.support.finalizing import claimable
 from tests.support.make import FINGERPRINT, items, spec, verdicts_for
 
 BULK = LaneKey("fake", Lane.BULK)
@@ -372,7 +373,7 @@ def test_cancelling_settles_what_is_pending_as_dead_and_a_late_verdict_changes_n
 
     assert (cancelled.inserted, cancelled.finished, late.inserted) == (4, True, 0)
     assert dead_reasons(services.engine, run_id) == {"cancelled": 4}
-    assert settlement.begin_finalizing(services.engine, run_id, lease_s=60)
+    assert claimable(services, run_id)
     with pytest.raises(UsageError, match="ended"):
         settlement.cancel(services.engine, run_id)
 
@@ -396,19 +397,6 @@ def test_a_run_cancelled_while_its_producer_submits_has_nothing_left_pending(ser
 
     accepted, settled, pending = counts(services, run_id)
     assert (settled, pending) == (accepted, 0)
-
-
-def test_the_finalizing_lease_is_held_by_one_and_taken_over_when_it_ran_out(services: Services) -> None:
-    run_id, chunks = open_run(services, 4)
-    settlement.settle(services.engine, verdicts_for(chunks[0]))
-    intake.seal(services.engine, run_id)
-
-    taken = [settlement.begin_finalizing(services.engine, run_id, lease_s=60) for _ in range(2)]
-    with services.engine.begin() as connection:
-        connection.execute(sa.text("UPDATE runs SET lease_until = now() - interval '1 second'"))
-
-    assert taken == [True, False]
-    assert settlement.begin_finalizing(services.engine, run_id, lease_s=60)
 
 
 def test_the_database_itself_forbids_more_settled_than_accepted(services: Services) -> None:

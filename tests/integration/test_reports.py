@@ -22,10 +22,10 @@ from producer.report.page import gather, run_page
 from schemas.items import Item, Label, Retention
 from schemas.messages import VerdictChunk
 from schemas.verdicts import Outcome, Timings, Verdict
+from tests.support.finalizing import end
 from tests.support.fleet import Fleet
 from tests.support.make import FINGERPRINT, spec
 from tests.support.pages import HOSTILE
-from worker.collector.tasks import build_report
 
 SCORES = (0.9, 0.2, 0.8, None, 0.6, 0.1)
 TRUTHS = (Label.UNSAFE, Label.UNSAFE, Label.SAFE, Label.SAFE, Label.UNSAFE, Label.SAFE)
@@ -66,8 +66,7 @@ def judged_run(services: Services, name: str, scores: tuple[float | None, ...] =
         ),
     )
     intake.seal(engine, run_id)
-    settlement.begin_finalizing(engine, run_id, lease_s=60)
-    settlement.complete(engine, run_id, build_report(engine, run_id))
+    end(services, run_id)
     return run_id
 
 

@@ -20,6 +20,7 @@ from libra_fleet.cli.data import purge
 from producer.intake.submit import submit
 from schemas.items import Example, Item, Label, Retention
 from schemas.messages import JudgeChunk, Lane, VerdictChunk
+from tests.support.finalizing import finalizer
 from tests.support.make import items, spec, verdicts_for
 from worker.collector.tasks import Collector
 
@@ -41,7 +42,6 @@ def collector(services: Services, kept: Retention) -> Collector:
         services.engine,
         services.coordination,
         services.publisher,
-        finalize_lease_s=60,
         retention=kept,
         stopping=lambda: False,
     )
@@ -60,7 +60,7 @@ def completed(services: Services, kept: Retention, *, repeat: int = 1) -> str:
     collect = collector(services, kept)
     for chunk in chunks:
         collect.settle(chatty(chunk).model_dump_json())
-    collect.finalize(run_id)
+    finalizer(services, retention=kept).finalize(run_id)
     return run_id
 
 

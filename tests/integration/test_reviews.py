@@ -18,6 +18,7 @@ from libra_fleet.cli.run import list_ as list_command
 from schemas.items import Label, Retention
 from schemas.messages import JudgeChunk, Lane
 from schemas.policy import Action
+from tests.support.finalizing import finalizer
 from tests.support.make import verdicts_for
 from tests.support.submissions import human_labels, judged, policy_of, submitted
 from worker.collector.tasks import Collector
@@ -133,11 +134,9 @@ def settled_child(services: Services, run_id: str) -> JudgeChunk:
         assert connection is not None
         chunk = recovery.take_up(connection, recovery.OverdueChunk(run_id, 0, 1))
     assert chunk is not None
-    collector = Collector(
-        services.engine, services.coordination, services.publisher, finalize_lease_s=60, stopping=lambda: False
-    )
+    collector = Collector(services.engine, services.coordination, services.publisher, stopping=lambda: False)
     collector.settle(verdicts_for(chunk, label=Label.UNSAFE).model_dump_json())
-    collector.finalize(run_id)
+    finalizer(services).finalize(run_id)
     return chunk
 
 

@@ -9,8 +9,8 @@ from infra.ledger import intake, settlement
 from infra.ledger.audit import audit
 from infra.servers.services import Services
 from schemas.runs import RunReport
+from tests.support.finalizing import end
 from tests.support.make import items, spec, verdicts_for
-from worker.collector.tasks import build_report
 
 PLANTED = {
     "a lost verdict": "DELETE FROM verdicts WHERE seq = 3",
@@ -47,8 +47,7 @@ def complete_run(services: Services) -> str:
     intake.seal(services.engine, run_id)
     for chunk in chunks:
         settlement.settle(services.engine, verdicts_for(chunk))
-    assert settlement.begin_finalizing(services.engine, run_id, lease_s=60)
-    settlement.complete(services.engine, run_id, build_report(services.engine, run_id))
+    end(services, run_id)
     return run_id
 
 

@@ -55,7 +55,7 @@ def report_of(rows: Sequence[Judged], **changes: object) -> RunReport:
             pending=0,
         ),
         "fingerprint": {"digest": "a1b2c3d4e5f60718", "model": "14b", "revision": "1", "dtype": "bfloat16"},
-        "groups": measure(rows, resamples=60, in_score_order=True),
+        "groups": measure(rows, resamples=60),
         "throughput": Throughput(
             seconds=101.5, items_per_s=56.3, queue_p50_s=20.1, queue_p95_s=50.3, device_p50_s=1.1, device_p95_s=1.9
         ),

@@ -86,7 +86,8 @@ class Reconciler:
                 if connection.invalidated:
                     raise
                 log.warning("lane_waits", guard=key.guard, lane=key.lane.value, error=str(error))
-        unfinished = recovery.unfinished(connection)
+        # Reports are computed one after the other: what was asked for already waits, and would only wait twice.
+        unfinished = [] if self._coordination.queues.reports_waiting() else recovery.unfinished(connection)
         for run_id in unfinished:
             self._publisher.finalize(run_id)
         tally.add(counters.FINISHED_AGAIN, by=len(unfinished))

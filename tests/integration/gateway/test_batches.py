@@ -21,8 +21,8 @@ from schemas.items import Item, Retention
 from schemas.messages import Lane
 from schemas.runs import RunSpec
 from schemas.verdicts import Outcome
+from tests.support.finalizing import finalizer
 from tests.support.settling import settle_pending
-from worker.collector.tasks import Collector
 
 ORDER = {"endpoint": "/v1/moderations", "completion_window": "24h"}
 
@@ -60,10 +60,7 @@ def wait_for(api: TestClient, headers: dict[str, str], batch_id: str, status: st
 
 def finish(services: Services, run_id: str, **verdict: object) -> None:
     settle_pending(services, **verdict)
-    collector = Collector(
-        services.engine, services.coordination, services.publisher, finalize_lease_s=60, stopping=lambda: False
-    )
-    collector.finalize(run_id)
+    finalizer(services).finalize(run_id)
 
 
 def rows(api: TestClient, headers: dict[str, str], file_id: str) -> list[dict[str, Any]]:

@@ -1,12 +1,15 @@
 import random
 import tracemalloc
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infra.metrics import Judged, measure
+from infra.metrics import Judged, kept_rows, measure
+from infra.metrics.groups import LISTED
+from infra.metrics.kept_rows import OTHER
 from schemas.items import Label
 from schemas.runs import Metric, MetricGroup
 from schemas.verdicts import Outcome
@@ -253,12 +256,80 @@ def test_the_loose_reading_is_the_run_whose_controversial_verdicts_were_safe(
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_rows_where_they_come_in_score_order() -> None:
+def test_memory_does_not_grow_with_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_rows, "_PIECE_ROWS", 1_000)
+
     def peak(count: int) -> int:
         tracemalloc.start()
-        measure(stream(count), resamples=0, in_score_order=True)
+        measure(stream(count), resamples=0)
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         return most
 
-    assert (peak(40_000) - peak(20_000)) / 20_000 < 4, "bytes per row; a score alone is 8"
+    assert (peak(40_000) - peak(20_000)) / 20_000 < 8, "bytes per row; a score alone is 8"
+
+
+@given(runs)
+@settings(max_examples=50, deadline=None)
+def test_rows_that_went_through_a_file_give_the_same_groups(run: Sequence[Judged]) -> None:
+    expected = measure(run, resamples=10)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kept_rows, "_PIECE_ROWS", 3)
+        patch.setattr(kept_rows, "_BLOCK_ROWS", 2)
+        assert measure(run, resamples=10) == expected
+
+
+def row_of(category: str, source: str = "s", subcategory: str = "") -> Judged:
+    return Judged(source, category, subcategory, Label.SAFE, Outcome.SCORED, Label.SAFE, 0.25)
+
+
+def test_only_the_largest_groups_are_listed_and_all_others_are_counted_together() -> None:
+    n = LISTED["category"]
+    rows = [row_of(f"c{number:04}") for number in range(n + 50)] + [row_of(f"c{n + 49:04}")]
+
+    groups = [group for group in measure(rows, resamples=0) if group.kind == "category"]
+
+    assert len(groups) == n + 1
+    assert f"c{n + 49:04}" in {group.name for group in groups}, "the only one with two rows"
+    assert (groups[-1].name, groups[-1].merged, metric(groups[-1], "coverage").n) == (OTHER, 50, 50)
+    assert sum(metric(group, "coverage").n for group in groups) == len(rows)
+    assert not any(group.merged for group in groups[:-1])
+
+
+def test_a_hundred_thousand_groups_of_each_kind_make_a_report_of_a_few_hundred() -> None:
+    rows = (row_of(f"c{at}", f"s{at}", f"u{at}") for at in range(100_000))
+
+    groups = measure(rows)
+
+    kinds = Counter(group.kind for group in groups)
+    assert {kind: kinds[kind] for kind in LISTED} == {kind: most + 1 for kind, most in LISTED.items()}
+    assert {group.merged for group in groups if group.name == OTHER} == {100_000 - most for most in LISTED.values()}
+
+
+def test_more_cells_than_are_told_apart_cost_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_rows, "MAX_CELLS", 4)
+
+    groups = measure([row_of(f"c{at}", f"s{at}", "u") for at in range(20)], resamples=0)
+
+    for kind in ("source", "category", "subcategory"):
+        assert sum(metric(group, "coverage").n for group in groups if group.kind == kind) == 20
+
+
+def test_a_long_name_is_shortened_and_two_that_begin_alike_stay_apart() -> None:
+    groups = measure([row_of("类" * 500_000 + end) for end in "ab"], resamples=0)
+
+    names = [group.name for group in groups if group.kind == "category"]
+    assert len(set(names)) == 2
+    assert all(len(name) == 200 and name.startswith("类类") for name in names)
+
+
+def test_below_thirty_rows_there_is_no_bootstrap() -> None:
+    rows = [row_of("c")._replace(label=Label.UNSAFE if at % 3 else Label.SAFE) for at in range(30)]
+
+    few, enough = (find(measure(some), "all").metric("accuracy") for some in (rows[:29], rows))
+
+    assert few is not None
+    assert enough is not None
+    assert (few.value is None, few.interval) == (False, None)
+    assert enough.interval is not None
