@@ -313,7 +313,6 @@ class Fleet(RuleBasedStateMachine):
             engine,
             self.services.coordination,
             self.services.publisher,
-            finalize_lease_s=60,
             stopping=lambda: False,
         )
 
