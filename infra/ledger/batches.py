@@ -84,6 +84,11 @@ class Batch(NamedTuple):
     settled_at: datetime | None
     completed_at: datetime | None
 
+    @property
+    def purged(self) -> bool:
+        """True if its run was deleted, and with it the results."""
+        return self.submitted_at is not None and self.run_id is not None and self.state is None
+
 
 def store_file(engine: sa.Engine, *, tenant: str, filename: str, purpose: str, content: bytes) -> StoredFile:
     """Keep a file."""
@@ -167,18 +172,20 @@ def begin_run(engine: sa.Engine, batch_id: str, run_id: str) -> str:
     return str(fetch_value(engine, noted.returning(batches.c.run_id)))
 
 
-def end_submission(engine: sa.Engine, batch_id: str) -> None:
-    """Everything is in the run."""
-    execute(engine, _update(batch_id, submitted_at=sa.func.coalesce(batches.c.submitted_at, sa.func.now())))
+def end_submission(engine: sa.Engine, batch_id: str, *, cancelled: bool = False) -> bool:
+    """Everything is in the run, or the run is `cancelled`; False where it is to be cancelled first."""
+    ended = _update(batch_id, submitted_at=sa.func.coalesce(batches.c.submitted_at, sa.func.now()))
+    return execute(engine, ended if cancelled else ended.where(batches.c.cancelling_at.is_(None))) == 1
 
 
-def ask_to_cancel(engine: sa.Engine, batch_id: str) -> None:
-    """Have the gateway that submits the batch stop."""
-    execute(engine, _update(batch_id, cancelling_at=sa.func.coalesce(batches.c.cancelling_at, sa.func.now())))
+def ask_to_cancel(engine: sa.Engine, batch_id: str) -> bool:
+    """Have the gateway that submits the batch stop; False where none does any more, so that the caller must."""
+    asked = _update(batch_id, cancelling_at=sa.func.coalesce(batches.c.cancelling_at, sa.func.now()))
+    return bool(fetch_value(engine, asked.returning(batches.c.submitted_at.is_(None))))
 
 
 def fail_batch(engine: sa.Engine, batch_id: str, errors: Sequence[LineError]) -> None:
-    """End a batch whose file cannot be judged; nothing of it was."""
+    """End a batch whose file cannot be judged, or no further."""
     rows = [error._asdict() for error in errors]
     execute(engine, _update(batch_id, failed_at=sa.func.now(), errors=rows))
 

@@ -81,6 +81,16 @@ _SEAL: Final = sa.text(
 )
 
 
+LIVE_DAY: Final = "runs.lane = 'live' AND runs.name LIKE 'live-%' AND runs.spec ->> 'source' LIKE 'live:%'"
+"""SQL over a row of `runs`: a day's run of live traffic, as `todays_run` opens it."""
+DAY_END: Final = "date_trunc('day', runs.created_at AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' + interval '1 day'"
+_GRACE: Final = timedelta(hours=6)
+"""A day's run stays open so long after its day, for a gateway that has not asked for the next one yet."""
+_PAST_DAYS: Final = sa.text(
+    f"SELECT id FROM runs WHERE {LIVE_DAY} AND state = 'open' AND {DAY_END} < now() - :grace ORDER BY id"  # noqa: S608
+)
+
+
 def new_run_id() -> str:
     """An id that no run has."""
     return "r" + secrets.token_hex(5)
@@ -194,6 +204,17 @@ def seal(engine: sa.Engine, run_id: str, *, invalid_count: int = 0, invalid_rows
         "invalid_rows": json.dumps(rows, ensure_ascii=False),
     }
     return bool(fetch_value(engine, _SEAL, values))
+
+
+def seal_past_days(engine: sa.Engine) -> list[str]:
+    """Seal the runs of live traffic whose day ended some hours ago; returns their ids.
+
+    Late traffic goes to the day's next run, as where an operator has ended one.
+    """
+    past = [row.id for row in fetch_all(engine, _PAST_DAYS, {"grace": _GRACE})]
+    for run_id in past:  # one at a time, so that no two rows of `runs` are locked at once
+        seal(engine, run_id)
+    return past
 
 
 class LiveRun(NamedTuple):

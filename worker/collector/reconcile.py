@@ -18,7 +18,7 @@ from infra.broker.queues import Publisher
 from infra.coordination import counters
 from infra.coordination.counters import Tally
 from infra.coordination.store import CoordinationStore
-from infra.ledger import recovery, settlement
+from infra.ledger import intake, recovery, settlement
 from infra.ledger.engine import NOW
 from infra.ledger.recovery import LaneKey, OverdueChunk
 from infra.log import get_logger
@@ -86,6 +86,8 @@ class Reconciler:
                 if connection.invalidated:
                     raise
                 log.warning("lane_waits", guard=key.guard, lane=key.lane.value, error=str(error))
+        if sealed := intake.seal_past_days(self._engine):
+            log.info("past_days_sealed", runs=len(sealed))
         # Reports are computed one after the other: what was asked for already waits, and would only wait twice.
         unfinished = [] if self._coordination.queues.reports_waiting() else recovery.unfinished(connection)
         for run_id in unfinished:

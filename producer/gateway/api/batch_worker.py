@@ -13,7 +13,7 @@ import redis
 import sqlalchemy as sa
 from pydantic import Field, ValidationError
 
-from infra.errors import LibraError
+from infra.errors import LibraError, RunEndedError
 from infra.ledger import batches, intake, settlement
 from infra.ledger.batches import Batch, LineError
 from infra.ledger.intake import Submission
@@ -177,11 +177,11 @@ class BatchWorker:
             return
         content = batches.file_content(engine, batch.input_file_id)
         if content is None:
-            batches.fail_batch(engine, batch_id, [LineError(1, "file_gone", "the input file was deleted")])
+            self._fail(batch, [LineError(1, "file_gone", "the input file was deleted")])
             return
         order = read_order(content, batch, self._gateway)
         if order.errors or order.guard is None:
-            batches.fail_batch(engine, batch_id, order.errors)
+            self._fail(batch, order.errors)
             return
         spec = RunSpec(
             guard=order.guard.name,
@@ -194,12 +194,29 @@ class BatchWorker:
         try:
             self._submit(batch_id, run_id, spec, order)
         except _CancelledError:
-            cancel_run(self._gateway, run_id)
+            log.info("batch_cancelled", batch=batch_id)
         except _StoppedError:
             return
-        batches.end_submission(engine, batch_id)
+        self._end(batch_id, run_id)
         if self._services.settings.retention is not Retention.FULL:
             batches.delete_file(engine, batch.input_file_id)
+
+    def _fail(self, batch: Batch, errors: list[LineError]) -> None:
+        """End a batch that cannot go on. What an earlier gateway submitted of it is cancelled, unless it was all."""
+        engine = self._services.engine
+        run = find_run(engine, batch.run_id) if batch.run_id else None
+        if run is not None and run.state is not RunState.OPEN:
+            self._end(batch.id, run.id)
+            return
+        if run is not None:
+            cancel_run(self._gateway, run.id)
+        batches.fail_batch(engine, batch.id, errors)
+
+    def _end(self, batch_id: str, run_id: str) -> None:
+        """Note that all is submitted; where the batch was cancelled since the last look, its run is cancelled first."""
+        if not batches.end_submission(self._services.engine, batch_id):
+            cancel_run(self._gateway, run_id)
+            batches.end_submission(self._services.engine, batch_id, cancelled=True)
 
     def _submit(self, batch_id: str, run_id: str, spec: RunSpec, order: BatchOrder) -> None:
         """Submit the items that the run does not hold yet, and seal it; nothing happens where that was done."""
@@ -228,7 +245,10 @@ def cancel_run(gateway: Gateway, run_id: str) -> None:
     status = find_run(services.engine, run_id)
     if status is None or status.state not in (RunState.OPEN, RunState.SEALED):
         return
-    settled = settlement.cancel(services.engine, run_id)
+    try:
+        settled = settlement.cancel(services.engine, run_id)
+    except RunEndedError:  # since it was found
+        return
     services.coordination.notices.cancelled(run_id)
     if settled.finished:
         services.publisher.finalize(run_id)

@@ -34,6 +34,10 @@ _OUTPUT: Final = "file-output-"
 _ERRORS: Final = "file-errors-"
 _JSONL: Final = "application/jsonl"
 _LONGEST_FILENAME: Final = 200
+_PURGED: Final = {
+    **{"line": None, "code": "purged", "param": None},
+    "message": "the batch's run was purged, and its results with it",
+}
 
 router = APIRouter(prefix="/v1", tags=["batches"])
 _Owned = TypeVar("_Owned", StoredFile, Batch)
@@ -91,7 +95,7 @@ async def get_file_content(file_id: str, principal: Reader, gateway: Here) -> Re
     for prefix in (_OUTPUT, _ERRORS):
         if file_id.startswith(prefix):
             batch = await _own(ledger.find_batch, "batch", file_id.removeprefix(prefix), principal, gateway)
-            if not _has_ended(batch) or batch.run_id is None:
+            if not _has_ended(batch) or batch.run_id is None or batch.purged:
                 raise NoSuchThingError("file", file_id[:80])
             return StreamingResponse(_result_lines(gateway, batch, dead=prefix == _ERRORS), media_type=_JSONL)
     stored = await _own(ledger.find_file, "file", file_id, principal, gateway)
@@ -158,9 +162,10 @@ async def cancel_batch(batch_id: str, principal: Submitter, gateway: Here) -> di
     batch = await _own(ledger.find_batch, "batch", batch_id, principal, gateway)
     if _has_ended(batch):
         raise ProblemError(409, "ended", f"the batch is {_status(batch)}")
-    await gateway.ask(ledger.ask_to_cancel, batch.id)
-    if batch.submitted_at is not None and batch.run_id is not None:
-        await asyncio.to_thread(cancel_run, gateway, batch.run_id)
+    submitting = await gateway.ask(ledger.ask_to_cancel, batch.id)
+    asked = await _own(ledger.find_batch, "batch", batch_id, principal, gateway)
+    if not submitting and asked.run_id is not None:
+        await asyncio.to_thread(cancel_run, gateway, asked.run_id)
     return batch_view(await _own(ledger.find_batch, "batch", batch_id, principal, gateway))
 
 
@@ -192,13 +197,15 @@ def _result_lines(gateway: Gateway, batch: Batch, *, dead: bool) -> Iterator[byt
 
 
 def _has_ended(batch: Batch) -> bool:
-    return batch.failed_at is not None or (batch.state is not None and batch.state.ended)
+    return batch.failed_at is not None or batch.purged or (batch.state is not None and batch.state.ended)
 
 
 def _status(batch: Batch) -> str:
-    """OpenAI's word for where the batch stands."""
+    """OpenAI's word for where the batch stands; `expired` says that its results were purged."""
     if batch.failed_at is not None:
         return "failed"
+    if batch.purged:
+        return "expired"
     if batch.state is RunState.CANCELLED:
         return "cancelled"
     if batch.state is RunState.COMPLETE:
@@ -211,10 +218,10 @@ def _status(batch: Batch) -> str:
 
 
 def batch_view(batch: Batch) -> dict[str, Any]:
-    """OpenAI's batch object; a batch here never expires."""
+    """OpenAI's batch object; a batch here expires only by its results being purged."""
     counts = batch.counts
-    errors = [error._asdict() for error in batch.errors]
-    ended = _has_ended(batch) and batch.run_id is not None
+    errors = [error._asdict() for error in batch.errors] + ([_PURGED] if batch.purged else [])
+    ended = _has_ended(batch) and batch.run_id is not None and batch.state is not None
     done: dict[str, int | None] = {"completed_at": None, "cancelled_at": None}
     if batch.state is not None and batch.state.ended:
         done["cancelled_at" if batch.state is RunState.CANCELLED else "completed_at"] = _unix(batch.completed_at)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
-from infra.ledger import batches, intake
+from infra.ledger import batches, intake, retention
 from infra.ledger.audit import audit
 from infra.ledger.intake import Submission
+from infra.ledger.runs import run_status
 from infra.process import wait_until
 from infra.servers.services import Services
 from producer.gateway.app import build_app
@@ -19,7 +21,7 @@ from producer.intake.submit import submit
 from schemas.guards import Mode
 from schemas.items import Item, Retention
 from schemas.messages import Lane
-from schemas.runs import RunSpec
+from schemas.runs import RunSpec, RunState
 from schemas.verdicts import Outcome
 from tests.support.finalizing import finalizer
 from tests.support.settling import settle_pending
@@ -139,17 +141,7 @@ def test_a_bad_line_fails_the_batch_and_is_named(
 
 
 def test_a_batch_whose_gateway_died_is_gone_on_with(services: Services, service: dict[str, str]) -> None:
-    content = "\n".join(line(f"c{at}", input=f"text {at}") for at in range(6)).encode()
-    file = batches.store_file(services.engine, tenant="acme", filename="f", purpose="batch", content=content)
-    batch_id = batches.create_batch(
-        services.engine, tenant="acme", input_file_id=file.id, endpoint="/v1/moderations", metadata=None
-    )
-    assert batches.claim_batch(services.engine, lease_s=0.1) == batch_id
-    run_id = batches.begin_run(services.engine, batch_id, intake.new_run_id())
-    spec = RunSpec(guard="fake", mode=Mode.SCORE, lane=Lane.BULK, source=f"batch:{batch_id}", tenant="acme")
-    intake.create_run(services.engine, spec, run_id=run_id, name=batch_id)
-    half = [Item(id=str(at + 1), response=f"text {at}") for at in range(3)]
-    submit(services, run_id, spec, half, submission_of=lambda item: Submission("acme", f"c{int(item.id) - 1}"))
+    batch_id, run_id, _ = half_submitted(services)
 
     with TestClient(build_app(services, default_guard="fake")) as api:
         assert wait_until(lambda: submitted(services), timeout_s=20)
@@ -172,6 +164,88 @@ def test_a_cancelled_batch_settles_what_is_pending_as_dead(
     done = wait_for(api, service, batch["id"], "cancelled")
     assert cancelling["status"] == "cancelling"
     assert done["request_counts"] == {"total": 1, "completed": 0, "failed": 1}
+    assert api.post(f"/v1/batches/{batch['id']}/cancel", headers=service).status_code == 409
+
+
+def half_submitted(services: Services) -> tuple[str, str, str]:
+    """A batch whose gateway died after three of six lines; its id, its run's and its file's."""
+    content = "\n".join(line(f"c{at}", input=f"text {at}") for at in range(6)).encode()
+    file = batches.store_file(services.engine, tenant="acme", filename="f", purpose="batch", content=content)
+    batch_id = batches.create_batch(
+        services.engine, tenant="acme", input_file_id=file.id, endpoint="/v1/moderations", metadata=None
+    )
+    assert batches.claim_batch(services.engine, lease_s=0.1) == batch_id
+    run_id = batches.begin_run(services.engine, batch_id, intake.new_run_id())
+    spec = RunSpec(guard="fake", mode=Mode.SCORE, lane=Lane.BULK, source=f"batch:{batch_id}", tenant="acme")
+    intake.create_run(services.engine, spec, run_id=run_id, name=batch_id)
+    half = [Item(id=str(at + 1), response=f"text {at}") for at in range(3)]
+    submit(services, run_id, spec, half, submission_of=lambda item: Submission("acme", f"c{int(item.id) - 1}"))
+    return batch_id, run_id, file.id
+
+
+def test_a_file_that_goes_amid_its_batch_cancels_the_run(services: Services, service: dict[str, str]) -> None:
+    batch_id, run_id, file_id = half_submitted(services)
+    settle_pending(services)
+    batches.delete_file(services.engine, file_id)
+
+    with TestClient(build_app(services, default_guard="fake")) as api:
+        failed = wait_for(api, service, batch_id, "failed")
+        finish(services, run_id)
+        results = wait_for(api, service, batch_id, "failed")["output_file_id"]
+        assert len(rows(api, service, results)) == 3, "what was judged by then stays"
+
+    assert [error["code"] for error in failed["errors"]["data"]] == ["file_gone"]
+    assert run_status(services.engine, run_id).state is RunState.CANCELLED
+
+
+def test_a_file_that_goes_once_all_is_submitted_changes_nothing(services: Services, service: dict[str, str]) -> None:
+    batch_id, run_id, file_id = half_submitted(services)
+    intake.seal(services.engine, run_id)
+    batches.delete_file(services.engine, file_id)
+
+    with TestClient(build_app(services, default_guard="fake")) as api:
+        assert wait_until(lambda: submitted(services), timeout_s=20)
+        finish(services, run_id)
+        wait_for(api, service, batch_id, "completed")
+
+
+def test_a_batch_that_is_cancelled_after_the_last_look_at_it_is_cancelled(
+    services: Services, service: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller's request comes when all is submitted, and before that is noted."""
+    end = batches.end_submission
+    asked: list[bool] = []
+
+    def cancelled_meanwhile(engine: sa.Engine, batch_id: str, **options: bool) -> bool:
+        if not asked:
+            asked.append(batches.ask_to_cancel(engine, batch_id))
+        return end(engine, batch_id, **options)
+
+    monkeypatch.setattr(batches, "end_submission", cancelled_meanwhile)
+    with TestClient(build_app(services, default_guard="fake")) as api:
+        batch = order(api, service, line("c0", input="a"))
+        assert wait_until(lambda: submitted(services), timeout_s=20)
+        run_id = api.get(f"/v1/batches/{batch['id']}", headers=service).json()["run_id"]
+        finish(services, run_id)
+        done = wait_for(api, service, batch["id"], "cancelled")
+
+    assert asked == [True], "the caller was told that a gateway would stop it"
+    assert done["request_counts"] == {"total": 1, "completed": 0, "failed": 1}
+
+
+def test_a_batch_whose_run_was_purged_says_so(api: TestClient, services: Services, service: dict[str, str]) -> None:
+    batch = order(api, service, line("c0", input="a"))
+    assert wait_until(lambda: submitted(services), timeout_s=20)
+    run_id = api.get(f"/v1/batches/{batch['id']}", headers=service).json()["run_id"]
+    finish(services, run_id)
+    wait_for(api, service, batch["id"], "completed")
+
+    retention.purge(services.engine, timedelta(0), delete=True)
+
+    found = api.get(f"/v1/batches/{batch['id']}", headers=service).json()
+    assert (found["status"], found["output_file_id"]) == ("expired", None)
+    assert [error["code"] for error in found["errors"]["data"]] == ["purged"]
+    assert api.get(f"/v1/files/file-output-{batch['id']}/content", headers=service).status_code == 404
     assert api.post(f"/v1/batches/{batch['id']}/cancel", headers=service).status_code == 409
 
 
