@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from infra.ledger import intake, recovery, retention, settlement
+from infra.ledger import engine, intake, recovery, retention, settlement
 from infra.ledger.runs import find_run, list_runs
 from infra.servers.services import Services
 from producer.intake.live import LiveClient, live_spec
 from schemas.guards import Mode
 from schemas.runs import RunState
+from tests.support.finalizing import finalizer
 from tests.support.make import items, spec, verdicts_for
 from worker.collector.reconcile import Reconciler
-from worker.collector.tasks import Collector
 
 SPEC = live_spec("acme", "fake", Mode.SCORE)
 
@@ -26,16 +28,17 @@ def day_run(services: Services, *, hours_ago: float, settled: bool = True) -> st
     chunks = intake.accept(services.engine, run_id, SPEC, [items(6)])
     if settled:
         settlement.settle(services.engine, verdicts_for(chunks[0]))
-    yesterday = "date_trunc('day', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' - interval '1 second'"
+    # The day's end cannot be moved: the run is opened on an earlier day, as many whole days ago as needed.
+    opened = sa.text(
+        """
+        UPDATE runs SET name = name || '-old', created_at = date_trunc('day', now() AT TIME ZONE 'UTC')
+            AT TIME ZONE 'UTC' - interval '1 second' - make_interval(days => :days)
+        """
+    )
+    settled_at = sa.text("UPDATE verdicts SET settled_at = now() - make_interval(hours => :hours)")
     with services.engine.begin() as connection:
-        # The day's end cannot be moved: the run is opened on an earlier day, as many whole days ago as needed.
-        connection.execute(
-            sa.text(f"UPDATE runs SET created_at = {yesterday} - make_interval(days => :days), name = name || '-old'"),
-            {"days": int(hours_ago // 24)},
-        )
-        connection.execute(
-            sa.text("UPDATE verdicts SET settled_at = now() - make_interval(hours => :h)"), {"h": hours_ago}
-        )
+        connection.execute(opened, {"days": int(hours_ago // 24)})
+        connection.execute(settled_at, {"hours": hours_ago})
     return run_id
 
 
@@ -45,17 +48,11 @@ def reconcile(services: Services) -> None:
         Reconciler(services.engine, services.coordination, services.publisher, services.settings).look(connection)
 
 
-def collector(services: Services) -> Collector:
-    return Collector(
-        services.engine, services.coordination, services.publisher, finalize_lease_s=60, stopping=lambda: False
-    )
-
-
 def test_a_day_of_live_traffic_is_completed_some_hours_after_it(services: Services) -> None:
     run_id = day_run(services, hours_ago=48)
 
     reconcile(services)
-    collector(services).finalize(run_id)
+    finalizer(services).finalize(run_id)
 
     run = find_run(services.engine, run_id)
     assert run is not None
@@ -79,10 +76,10 @@ def test_an_item_of_a_past_day_that_is_pending_settles_before_its_run_completes(
     run_id = day_run(services, hours_ago=48, settled=False)
 
     reconcile(services)
-    collector(services).finalize(run_id)
+    finalizer(services).finalize(run_id)
     sealed = find_run(services.engine, run_id)
     settlement.settle_dead(services.engine, run_id, [0], "a reason")
-    collector(services).finalize(run_id)
+    finalizer(services).finalize(run_id)
 
     ended = find_run(services.engine, run_id)
     assert sealed is not None
@@ -106,7 +103,7 @@ def test_a_purge_deletes_old_days_whether_or_not_a_collector_ended_them(services
     run_id = day_run(services, hours_ago=24 * 400)
     if reported:
         reconcile(services)
-        collector(services).finalize(run_id)
+        finalizer(services).finalize(run_id)
 
     purged = retention.purge(services.engine, timedelta(days=30), delete=True)
 
@@ -135,9 +132,8 @@ def test_a_purge_works_in_bounded_transactions(services: Services, monkeypatch: 
     sa.event.listen(services.engine, "after_cursor_execute", lambda *call: touched.append(call[1].rowcount))
 
     scrubbed = retention.purge(services.engine, timedelta(days=30))
-    broken = monkeypatch.context()
-    with broken as patch:
-        patch.setattr(retention, "execute", _failing_after(3))
+    with monkeypatch.context() as patch:
+        patch.setattr(retention, "execute", _failing_after(1))
         with pytest.raises(InterruptedError):
             retention.purge(services.engine, timedelta(days=30), delete=True)
     deleted = retention.purge(services.engine, timedelta(days=30), delete=True)
@@ -148,10 +144,10 @@ def test_a_purge_works_in_bounded_transactions(services: Services, monkeypatch: 
     assert max(touched) <= 2
 
 
-def _failing_after(calls: int):  # type: ignore[no-untyped-def]
-    real, left = retention.execute, [calls]
+def _failing_after(calls: int) -> Callable[..., int]:
+    real, left = engine.execute, [calls]
 
-    def execute(*given):  # type: ignore[no-untyped-def]
+    def execute(*given: Any) -> int:
         left[0] -= 1
         if left[0] < 0:
             raise InterruptedError

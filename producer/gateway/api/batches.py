@@ -202,14 +202,10 @@ def _has_ended(batch: Batch) -> bool:
 
 def _status(batch: Batch) -> str:
     """OpenAI's word for where the batch stands; `expired` says that its results were purged."""
-    if batch.failed_at is not None:
-        return "failed"
-    if batch.purged:
-        return "expired"
-    if batch.state is RunState.CANCELLED:
-        return "cancelled"
-    if batch.state is RunState.COMPLETE:
-        return "completed"
+    if batch.failed_at is not None or batch.purged:
+        return "expired" if batch.failed_at is None else "failed"
+    if batch.state is not None and batch.state.ended:
+        return "cancelled" if batch.state is RunState.CANCELLED else "completed"
     if batch.cancelling_at is not None:
         return "cancelling"
     if batch.state is RunState.FINALIZING:
