@@ -243,6 +243,7 @@ class Drill:
         self._strike = fault.inject(self._ground)
         if self._strike is None:
             return None
+        exposed = exposed | self._strike.chunks
         at, attempts = self._now(), {chunk: end.attempt for chunk, end in ends.items()}
         return InjectedFault(len(self._injected) + 1, fault, self._strike.hit, looked, at, at, exposed, attempts)
 

@@ -34,10 +34,11 @@ def nothing() -> None:
 
 
 class Strike(NamedTuple):
-    """A fault that was done: what it hit, and how it ends."""
+    """A fault that was done: what it hit, and how it ends. `chunks` were put in by it, and have to settle as well."""
 
     hit: str
     end: Callable[[], None] = nothing
+    chunks: frozenset[str] = frozenset()
 
 
 class Ground:
