@@ -282,7 +282,7 @@ class Drill:
 
     def _feed_to_the_end(self) -> None:
         """Feed until there were as many items as were asked for."""
-        while self._retry(self._ledger.totals).accepted < self._options.items:
+        while self._calls.waiting or self._retry(self._ledger.totals).accepted < self._options.items:
             self._run_for(_LOOK_EVERY_S)
         self._feeding = False
 

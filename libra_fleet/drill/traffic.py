@@ -161,7 +161,15 @@ class Callers:
     def call_again(self) -> None:
         """Send what was acknowledged lately once more, under the same keys: what a caller does after a failover."""
         since = time.monotonic() - _CALLS_KEPT_S
-        self._again += [call for call in self.calls if (call.acknowledged_at or 0.0) > since]
+        for call in self.calls:
+            if (call.acknowledged_at or 0.0) > since:
+                call.acknowledged_at = None
+                self._again.append(call)
+
+    @property
+    def waiting(self) -> bool:
+        """True if some are still to be sent again."""
+        return bool(self._again)
 
     def _run(self, key: str, over: threading.Event) -> None:
         for number in itertools.count():
