@@ -77,7 +77,7 @@ class DrillOptions:
             "LIBRA_NAMESPACE": namespace,
             "LIBRA_BULK_LEASE_S": f"{self.lease_s:g}",
             "LIBRA_LIVE_LEASE_S": f"{self.lease_s:g}",
-            "LIBRA_FINALIZE_LEASE_S": f"{max(self.lease_s, 5):g}",
+            "LIBRA_FINALIZE_LEASE_S": f"{self.lease_s:g}",
             "LIBRA_BATCH_DEADLINE_S": f"{self.lease_s:g}",
             "LIBRA_RECONCILE_EVERY_S": "0.5",
             "LIBRA_CHUNK_ITEMS": "16",
