@@ -71,6 +71,8 @@ class DrillOptions:
     def environment(self, namespace: str) -> dict[str, str]:
         """Small chunks and short queues, so that what is in flight at a fault soon has its turn again.
 
+        Every limit that the product derives its bound from is as short as the lease.
+
         A chunk that is lost twice is given up: one false loss shows as dead items.
         """
         return {
@@ -80,6 +82,10 @@ class DrillOptions:
             "LIBRA_FINALIZE_LEASE_S": f"{self.lease_s:g}",
             "LIBRA_BATCH_DEADLINE_S": f"{self.lease_s:g}",
             "LIBRA_RECONCILE_EVERY_S": "0.5",
+            "LIBRA_RECONCILER_LEASE_S": f"{max(self.lease_s / 2, 1):g}",
+            "LIBRA_LEDGER_IDLE_S": f"{self.lease_s:g}",
+            "LIBRA_LEDGER_PEER_S": f"{max(self.lease_s, 3):g}",
+            "LIBRA_SILENCE_S": f"{self.lease_s:g}",
             "LIBRA_CHUNK_ITEMS": "16",
             "LIBRA_WINDOW_ITEMS": "64",
             "LIBRA_HIGH_WATER_CHUNKS": "8",

@@ -303,14 +303,15 @@ def judge_apart(found: Fleet, guard: str, items: int, folder: Path) -> None:
             undo.callback(stop, worker, grace_s=15)
         undo.callback(stop, machine_b.start("gateway", "--guard", guard, "--no-local"), grace_s=15)
         assert wait_until(lambda: found.ready() == 2 * len(MACHINES) + 1, timeout_s=WAIT_S), "they do not all come up"
-        source = folder / "items.jsonl"
-        source.write_text("".join(_record(number) for number in range(items)), encoding="utf-8")
+        source, longer = folder / "items.jsonl", folder / "longer.jsonl"
+        for path, count in ((source, items), (longer, _LONGER * items)):
+            path.write_text("".join(_record(number) for number in range(count)), encoding="utf-8")
         options = ("--guard", guard)
         servers.run("status")
         found.places["machine-a"].run("doctor", "--guard", guard, "--devices", "cpu")
         servers.run("bench", "run", str(source), *options, "--no-local", "--name", "together")
         print(f"judged by: {found.judged_by('together')}")
-        servers.run("bench", "submit", str(source), *options, "--name", "unplugged")
+        servers.run("bench", "submit", str(longer), *options, "--name", "unplugged")
         assert wait_until(lambda: len(found.judged_by("unplugged")) == len(MACHINES), timeout_s=WAIT_S)
         key = create_key(found.ledger(), tenant="unplugged", role=Role.SERVICE)[1]
         undo.callback(stop, machine_b.start_python(_HOLD_ROWS), grace_s=1)
@@ -326,6 +327,9 @@ def judge_apart(found: Fleet, guard: str, items: int, folder: Path) -> None:
         for run in ("together", "unplugged"):
             servers.run("verify", run)
 
+
+_LONGER: Final = 3
+"""So that the run lasts until the cable is pulled, and beyond."""
 
 _HOLD_ROWS: Final = """
 import os, time, sqlalchemy as sa
