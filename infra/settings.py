@@ -46,7 +46,13 @@ class Settings(BaseSettings):
     live_high_water_age_s: float = Field(5, gt=0, description="the gateway answers 429 while a live chunk is older")
 
     api_key: SecretStr | None = Field(None, description="key with which `libra submit` asks a gateway")
-    gateway_wait_s: float = Field(10, gt=0, le=300, description="how long a moderation waits before it answers 202")
+    gateway_wait_s: float = Field(10, gt=0, le=300, description="how long a moderation waits for its verdicts")
+    unjudged: Literal["flag", "error"] = Field(
+        "flag", description="an input that could not be judged, on OpenAI's routes: flagged, or an error"
+    )
+    unnamed_category: str = Field(
+        "all", description="OpenAI's category that is true where the guard named none: all, or its name"
+    )
     gateway_gather_ms: float = Field(20, ge=0, le=1000, description="commits of a tenant's items begin no closer")
     gateway_threads: int = Field(6, ge=2, description="threads for the ledger and the broker, per gateway")
     gateway_body_bytes: int = Field(8 << 20, ge=1024, description="a request's body, at most; uploads excepted")

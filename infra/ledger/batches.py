@@ -105,6 +105,20 @@ def find_file(engine: sa.Engine, file_id: str) -> StoredFile | None:
     return StoredFile(*row) if row else None
 
 
+def list_files(
+    engine: sa.Engine, tenant: str, *, after: str | None, limit: int, newest_first: bool
+) -> list[StoredFile]:
+    """A tenant's files by age, those behind the file `after`."""
+    age = (files.c.created_at, files.c.id)
+    query = sa.select(*_FILE).where(files.c.tenant == tenant)
+    if after is not None:
+        place = sa.select(*age).where(files.c.id == after, files.c.tenant == tenant).subquery()
+        at = sa.tuple_(*place.c)
+        query = query.join(place, sa.true()).where(sa.tuple_(*age) < at if newest_first else sa.tuple_(*age) > at)
+    query = query.order_by(*(column.desc() if newest_first else column.asc() for column in age)).limit(limit)
+    return [StoredFile(*row) for row in fetch_all(engine, query)]
+
+
 def file_content(engine: sa.Engine, file_id: str) -> bytes | None:
     """A file's content, or None where it is gone."""
     content = fetch_value(engine, sa.select(files.c.content).where(files.c.id == file_id))

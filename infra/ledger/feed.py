@@ -67,7 +67,12 @@ _ITEMS: Final = sa.text(
 )
 
 
-_RUN: Final = sa.text(f"SELECT {_ITEM_COLUMNS} FROM {_ITEM_TABLES} WHERE s.run_id = :run_id ORDER BY s.seq")  # noqa: S608
+_OF_BATCH: Final = sa.text(
+    f"""
+    SELECT {_ITEM_COLUMNS} FROM {_ITEM_TABLES} JOIN items i ON i.run_id = s.run_id AND i.seq = s.seq
+    WHERE s.run_id = :run_id ORDER BY CAST(string_to_array(i.item_id, '.') AS integer[])
+    """  # noqa: S608 - no user text in it
+)
 
 
 class Decided(NamedTuple):
@@ -116,9 +121,9 @@ def submitted_items(engine: sa.Engine, run_id: str, seqs: Sequence[int]) -> dict
     return {row.seq: _item(row) for row in fetch_all(engine, _ITEMS, {"run_id": run_id, "seqs": list(seqs)})}
 
 
-def run_items(engine: sa.Engine, run_id: str) -> Iterator[SubmittedItem]:
-    """All items of a run that were submitted with a tenant's name, streamed in order."""
-    yield from map(_item, stream(engine, _RUN, {"run_id": run_id}, whole_run=True))
+def batch_items(engine: sa.Engine, run_id: str) -> Iterator[SubmittedItem]:
+    """All items of a batch's run, streamed in the order of its file; their ids are LINE or LINE.TEXT."""
+    yield from map(_item, stream(engine, _OF_BATCH, {"run_id": run_id}, whole_run=True))
 
 
 def _item(row: Row) -> SubmittedItem:

@@ -65,13 +65,10 @@ class DataSets:
         name = f"drill-{len(self.submitted)}"
         self.submitted.append(name)
         rows = (
-            # A category of its own each: a report over as many groups as there are items.
-            {"id": f"{name}-{at}", "text": f"第 {at} 条文本 of {name}", "category": f"category {at}"}
+            json.dumps({"id": f"{name}-{at}", "text": f"第 {at} 条文本 of {name}"}, ensure_ascii=False)
             for at in range(self.rows)
         )
-        self._path(name).write_text(
-            "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows), encoding="utf-8"
-        )
+        self._path(name).write_text("\n".join(rows) + "\n", encoding="utf-8")
         return name, self._path(name)
 
     def submit_again(self, names: Sequence[str]) -> None:
@@ -164,15 +161,7 @@ class Callers:
     def call_again(self) -> None:
         """Send what was acknowledged lately once more, under the same keys: what a caller does after a failover."""
         since = time.monotonic() - _CALLS_KEPT_S
-        for call in self.calls:
-            if (call.acknowledged_at or 0.0) > since:
-                call.acknowledged_at = None
-                self._again.append(call)
-
-    @property
-    def waiting(self) -> bool:
-        """True if some are still to be sent again."""
-        return bool(self._again)
+        self._again += [call for call in self.calls if (call.acknowledged_at or 0.0) > since]
 
     def _run(self, key: str, over: threading.Event) -> None:
         for number in itertools.count():

@@ -12,11 +12,14 @@ from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.middleware.cors import CORSMiddleware
 
+from infra.errors import UsageError
 from infra.ledger.intake import forget_old_keys
 from infra.log import get_logger
 from infra.servers.services import Services
-from producer.gateway.api import batches, items, moderations, ops
+from producer.gateway.api import batches, items, models, moderations, ops
 from producer.gateway.api.batch_worker import BatchWorker
+from producer.gateway.api.moderation_result import EVERY_CATEGORY
+from producer.gateway.api.openai_categories import CATEGORIES
 from producer.gateway.console import routes as console
 from producer.gateway.console.pages import ConsoleHeaders
 from producer.gateway.console.visitor import Console
@@ -37,9 +40,14 @@ def build_app(
     default_guard: str = DEFAULT_GUARD,
     knows_policy: Callable[[str], bool] = lambda _name: False,
 ) -> FastAPI:
-    """The gateway on these servers."""
-    gateway = Gateway(services, default_guard, knows_policy)
+    """The gateway on these servers. UsageError where a setting of it means nothing."""
     settings = services.settings
+    if settings.unnamed_category not in (EVERY_CATEGORY, *CATEGORIES):
+        raise UsageError(
+            f"LIBRA_UNNAMED_CATEGORY is {settings.unnamed_category!r}; it may be {EVERY_CATEGORY} or one of OpenAI's "
+            f"categories: {', '.join(CATEGORIES)}"
+        )
+    gateway = Gateway(services, default_guard, knows_policy)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -75,7 +83,8 @@ def build_app(
     app.add_middleware(BodyLimit, limit_bytes=settings.gateway_body_bytes, larger=larger)
     app.add_middleware(ConsoleHeaders)
     app.add_middleware(RequestFrame, metrics=gateway.metrics)
-    for router in (ops.router, moderations.router, items.router, batches.router, items.runs, console.router):
+    of_openai = (models.router, moderations.router, batches.router)
+    for router in (ops.router, *of_openai, items.router, items.runs, console.router):
         app.include_router(router, responses={"default": IN_OPENAPI})
     return app
 

@@ -101,7 +101,8 @@ class BodyLimit:
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         if announced.isdigit() and int(announced) > limit:
             request_id = scope.get("state", {}).get("request_id")
-            await ProblemError(413, "too-large", detail, field="body").response(request_id)(scope, receive, send)
+            problem = ProblemError(413, "too-large", detail, field="body")
+            await problem.response(request_id, path=scope["path"])(scope, receive, send)
             return
         received = 0
 

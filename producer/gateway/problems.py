@@ -1,4 +1,7 @@
-"""Every error as a problem document (RFC 9457). Says which field is wrong, never what the user wrote in it."""
+"""Every error as a problem document (RFC 9457). Says which field is wrong, never what the user wrote in it.
+
+On OpenAI's routes it also holds the `error` object that OpenAI's clients read.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,7 @@ IN_OPENAPI: Final[dict[str, Any]] = {
                     "field": {"type": "string", "description": "the place that is wrong, such as items.0.text"},
                     "errors": {"type": "array", "items": {"type": "object"}},
                     "request_id": {"type": "string"},
+                    "error": {"type": "object", "description": "OpenAI's error object, on OpenAI's routes"},
                 },
             }
         }
@@ -40,6 +44,7 @@ IN_OPENAPI: Final[dict[str, Any]] = {
 """Every error, as the OpenAPI document describes it."""
 
 _TYPE: Final = "urn:libra-fleet:problem:"
+_OPENAI_ROUTES: Final = ("/v1/moderations", "/v1/files", "/v1/batches", "/v1/models")
 _ERRORS_SHOWN: Final = 20
 _SHOWN_CHARS: Final = 300
 _RETRY: Final = {"Retry-After": "2"}
@@ -67,9 +72,9 @@ class ProblemError(LibraError):
         self.headers = dict(headers or {})
         self.more = {**({"field": field} if field else {}), **more}
 
-    def response(self, request_id: str | None = None) -> Response:
-        """The problem as a response."""
-        content = {
+    def response(self, request_id: str | None = None, *, path: str = "") -> Response:
+        """The problem as a response to a request for a path."""
+        content: dict[str, object] = {
             "type": _TYPE + self.kind,
             "title": HTTPStatus(self.status).phrase,
             "status": self.status,
@@ -77,7 +82,20 @@ class ProblemError(LibraError):
             **self.more,
             **({"request_id": request_id} if request_id else {}),
         }
+        if path.startswith(_OPENAI_ROUTES):
+            content["error"] = self._openai_error()
         return JSONResponse(content, self.status, self.headers, media_type=MEDIA_TYPE)
+
+    def _openai_error(self) -> dict[str, object]:
+        """OpenAI's error object: https://platform.openai.com/docs/guides/error-codes."""
+        kinds = {429: "requests"} | dict.fromkeys(range(500, 600), "server_error")
+        codes = {401: "invalid_api_key", 429: "rate_limit_exceeded"}
+        return {
+            "message": self.detail,
+            "type": kinds.get(self.status, "invalid_request_error"),
+            "param": self.more.get("field"),
+            "code": codes.get(self.status, self.kind),
+        }
 
 
 class BadFieldError(ProblemError):
@@ -106,7 +124,7 @@ async def _answer(request: Request, error: Exception) -> Response:
     problem = _problem_of(error)
     if problem.kind == "internal" and request_id:
         problem.headers["X-Request-ID"] = request_id  # this answer is given outside RequestFrame
-    return problem.response(request_id)
+    return problem.response(request_id, path=request.url.path)
 
 
 def _problem_of(error: Exception) -> ProblemError:

@@ -1,10 +1,11 @@
-"""A batch from its file to its bulk run: OpenAI's batch input format, each line one text to judge.
+"""A batch from its file to its bulk run: OpenAI's batch input format, each line one request with its texts.
 
 Batches are taken up and submitted in threads of the gateway's own. One whose gateway died is continued by another.
 """
 
 from __future__ import annotations
 
+import codecs
 import threading
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Literal
@@ -34,8 +35,8 @@ log = get_logger(__name__)
 
 Endpoint = Literal["/v1/moderations", "/v1/items"]
 
-_MOST_LINES: Final = 50_000
-"""As OpenAI's."""
+_MOST_TEXTS: Final = 50_000
+"""OpenAI's limit of lines; here also of texts, since a line may hold several."""
 _ERRORS_KEPT: Final = 100
 _LEASE_S: Final = 60.0
 _LOOK_EVERY_S: Final = 1.0
@@ -74,7 +75,7 @@ class _LineError(Exception):
 def read_order(content: bytes, batch: Batch, gateway: Gateway) -> BatchOrder:
     """Read a whole file. Where `errors` are found, nothing of it should be judged."""
     order = BatchOrder()
-    for number, line in enumerate(content.splitlines(), 1):
+    for number, line in enumerate(_as_utf8(content).splitlines(), 1):
         if len(order.errors) >= _ERRORS_KEPT:
             break
         if line.strip():
@@ -87,6 +88,13 @@ def read_order(content: bytes, batch: Batch, gateway: Gateway) -> BatchOrder:
     return order
 
 
+def _as_utf8(content: bytes) -> bytes:
+    """A file as editors save it: a byte order mark says UTF-8 or UTF-16, none means UTF-8."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16", errors="replace").encode()
+    return content.removeprefix(codecs.BOM_UTF8)
+
+
 def _add(order: BatchOrder, number: int, raw: bytes, batch: Batch, gateway: Gateway) -> None:
     try:
         line = _Line.model_validate(decode_line(raw))
@@ -96,31 +104,39 @@ def _add(order: BatchOrder, number: int, raw: bytes, batch: Batch, gateway: Gate
         raise _invalid(error) from None
     if line.url != batch.endpoint:
         raise _LineError("mismatched_url", f"the batch is for {batch.endpoint}", "url")
-    if len(order.items) >= _MOST_LINES:
-        raise _LineError("too_many_lines", f"a file holds {_MOST_LINES:,} lines at most")
     if line.custom_id in order.custom_ids:
         raise _LineError("duplicate_custom_id", "another line has this custom_id", "custom_id")
-    guard, item, submission = _judgeable(str(number), line, batch.tenant, gateway)
+    guard, items = _judgeable(str(number), line, batch.tenant, gateway)
+    if len(order.items) + len(items) > _MOST_TEXTS:
+        raise _LineError("too_many_lines", f"a file holds {_MOST_TEXTS:,} texts at most")
     if order.guard is not None and guard != order.guard:
         raise _LineError("mismatched_model", f"the lines before are for {order.guard.name}", "body.model")
     order.guard = guard
-    order.items.append(item)
-    order.submissions[item.id] = submission
+    order.items.extend(item for item, _ in items)
+    order.submissions.update((item.id, submission) for item, submission in items)
     order.custom_ids.add(line.custom_id)
 
 
-def _judgeable(item_id: str, line: _Line, tenant: str, gateway: Gateway) -> tuple[GuardSelection, Item, Submission]:
+def _judgeable(
+    item_id: str, line: _Line, tenant: str, gateway: Gateway
+) -> tuple[GuardSelection, list[tuple[Item, Submission]]]:
+    """A line's guard, and its texts as items in their order; several share its `custom_id`."""
     try:
         if line.url == "/v1/moderations":
             asked = ModerationRequest.model_validate(line.body)
-            if len(asked.input) != 1:
-                raise _LineError("invalid_request", "a line of a batch holds one text", "body.input")
             guard = guard_of(asked.model, gateway, field="body.model")
-            item = item_of(asked.input[0], fields={"response": "input"}, where="body.", item_id=item_id)
-            return guard, item, Submission(tenant, line.custom_id)
+            submission = Submission(tenant, line.custom_id, metadata=asked.context)
+            names = asked.input_names()
+            ids = [item_id] if len(names) == 1 else [f"{item_id}.{at}" for at in range(len(names))]
+            texts = zip(asked.input, names, ids, strict=True)
+            return guard, [
+                (item_of(text, fields={"response": name}, where="body.", item_id=one_id), submission)
+                for text, name, one_id in texts
+            ]
         one = BatchItemRequest.model_validate(line.body)
         item, submission = submitted(one, tenant, gateway, where="body.", item_id=item_id)
-        return guard_of(one.guard, gateway, field="body.guard"), item, submission._replace(custom_id=line.custom_id)
+        guard = guard_of(one.guard, gateway, field="body.guard")
+        return guard, [(item, submission._replace(custom_id=line.custom_id))]
     except ValidationError as error:
         raise _invalid(error, "body.") from None
     except ProblemError as error:

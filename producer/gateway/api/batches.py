@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
+from itertools import groupby
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 import sqlalchemy as sa
@@ -18,10 +19,11 @@ from fastapi.responses import Response, StreamingResponse
 from infra.ledger import batches as ledger
 from infra.ledger import feed
 from infra.ledger.batches import Batch, StoredFile
+from infra.ledger.feed import SubmittedItem
 from infra.ledger.intake import AlreadyMadeError, KeyInFlightError, KeyReusedError, find_made
 from producer.gateway.api.batch_worker import Endpoint, cancel_run
 from producer.gateway.api.items import item_view
-from producer.gateway.api.moderations import result_of
+from producer.gateway.api.moderation_result import moderation_result
 from producer.gateway.api.requests import IdempotencyHeader, key_problem, once_of
 from producer.gateway.problems import BadFieldError, NoSuchThingError, ProblemError
 from producer.gateway.state import Gateway, Here, Principal, Reader, Submitter
@@ -38,18 +40,20 @@ _PURGED: Final = {
     **{"line": None, "code": "purged", "param": None},
     "message": "the batch's run was purged, and its results with it",
 }
+_NO_LABEL: Final = "the guard's answer has no label"
 
 router = APIRouter(prefix="/v1", tags=["batches"])
 _Owned = TypeVar("_Owned", StoredFile, Batch)
 
 
 class BatchRequest(ApiRequest):
-    """OpenAI's request."""
+    """OpenAI's request. Results are read from the ledger, so `output_expires_after` is accepted and has no effect."""
 
     input_file_id: str
     endpoint: Endpoint
     completion_window: Literal["24h"]
     metadata: Metadata | None = None
+    output_expires_after: dict[str, Any] | None = None
 
 
 @router.post("/files")
@@ -75,6 +79,26 @@ async def upload_file(
     return _file_view(stored)
 
 
+@router.get("/files")
+async def list_files(
+    *,
+    principal: Reader,
+    gateway: Here,
+    purpose: str | None = None,
+    after: Annotated[str | None, Query(pattern=r"^file-[0-9a-f]{20}$")] = None,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+    order: Literal["asc", "desc"] = "desc",
+) -> dict[str, Any]:
+    """The tenant's uploaded files, newest first unless asked otherwise."""
+    if purpose not in (None, "batch"):
+        return _list([], has_more=False)
+    newest_first = order == "desc"
+    found = await gateway.ask(
+        ledger.list_files, principal.tenant, after=after, limit=limit + 1, newest_first=newest_first
+    )
+    return _list([_file_view(stored) for stored in found[:limit]], has_more=len(found) > limit)
+
+
 @router.get("/files/{file_id}")
 async def get_file(file_id: str, principal: Reader, gateway: Here) -> dict[str, Any]:
     """A file that was uploaded, without its content."""
@@ -97,7 +121,7 @@ async def get_file_content(file_id: str, principal: Reader, gateway: Here) -> Re
             batch = await _own(ledger.find_batch, "batch", file_id.removeprefix(prefix), principal, gateway)
             if not _has_ended(batch) or batch.run_id is None or batch.purged:
                 raise NoSuchThingError("file", file_id[:80])
-            return StreamingResponse(_result_lines(gateway, batch, dead=prefix == _ERRORS), media_type=_JSONL)
+            return StreamingResponse(_result_lines(gateway, batch, errors=prefix == _ERRORS), media_type=_JSONL)
     stored = await _own(ledger.find_file, "file", file_id, principal, gateway)
     return Response(await gateway.ask(ledger.file_content, stored.id) or b"", media_type=_JSONL)
 
@@ -151,9 +175,13 @@ async def list_batches(
 ) -> dict[str, Any]:
     """The tenant's batches, newest first."""
     found = await gateway.ask(ledger.list_batches, principal.tenant, after=after, limit=limit + 1)
-    page = [batch_view(batch) for batch in found[:limit]]
+    return _list([batch_view(batch) for batch in found[:limit]], has_more=len(found) > limit)
+
+
+def _list(page: list[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:
+    """OpenAI's page of a list."""
     ends = {"first_id": page[0]["id"], "last_id": page[-1]["id"]} if page else {"first_id": None, "last_id": None}
-    return {"object": "list", "data": page, "has_more": len(found) > limit, **ends}
+    return {"object": "list", "data": page, "has_more": has_more, **ends}
 
 
 @router.post("/batches/{batch_id}/cancel")
@@ -180,20 +208,37 @@ async def _own(
     return found
 
 
-def _result_lines(gateway: Gateway, batch: Batch, *, dead: bool) -> Iterator[bytes]:
-    """A batch's results, or its errors (`dead`), as OpenAI's JSONL."""
-    for item in feed.run_items(gateway.services.engine, str(batch.run_id)):
-        if item.verdict is None or (item.verdict.outcome is Outcome.DEAD) != dead:
+def _result_lines(gateway: Gateway, batch: Batch, *, errors: bool) -> Iterator[bytes]:
+    """A batch's results, or its `errors`, as OpenAI's JSONL: a line for each of the input file's.
+
+    A line of several texts is an error where one of them is: a text that was not judged is never left out of a result.
+    """
+    refused = set(Outcome) - {Outcome.SCORED} if gateway.settings.unjudged == "error" else {Outcome.DEAD}
+    in_order = feed.batch_items(gateway.services.engine, str(batch.run_id))
+    for custom_id, group in groupby(in_order, key=lambda item: item.custom_id):
+        items = [item for item in group if item.verdict is not None]
+        bad = [item.verdict for item in items if item.verdict and item.verdict.outcome in refused]
+        if not items or bool(bad) != errors:
             continue
-        name = submitted_name(item.run_id, item.seq)
-        line: dict[str, Any] = {"id": f"batch_req_{name}", "custom_id": item.custom_id, "response": None, "error": None}
-        if dead:
-            line["error"] = {"code": "dead", "message": item.verdict.reason}
+        name = submitted_name(items[0].run_id, items[0].seq)
+        line: dict[str, Any] = {"id": f"batch_req_{name}", "custom_id": custom_id, "response": None, "error": None}
+        if bad:
+            line["error"] = {
+                "code": bad[0].outcome.value,
+                "message": bad[0].reason or _NO_LABEL,
+            }
         else:
-            moderation = {"id": f"modr-{name}", "model": item.guard, "results": [result_of(item.verdict, name)]}
-            body = item_view(item) if batch.endpoint == "/v1/items" else moderation
+            body = item_view(items[0]) if batch.endpoint == "/v1/items" else _moderation(gateway, items)
             line["response"] = {"status_code": 200, "request_id": name, "body": body}
         yield json.dumps(line, ensure_ascii=False).encode() + b"\n"
+
+
+def _moderation(gateway: Gateway, items: Sequence[SubmittedItem]) -> dict[str, Any]:
+    """OpenAI's moderation of the texts of one line."""
+    unnamed = gateway.settings.unnamed_category
+    named = [(item.verdict, submitted_name(item.run_id, item.seq)) for item in items if item.verdict is not None]
+    results = [moderation_result(verdict, name, unnamed_category=unnamed) for verdict, name in named]
+    return {"id": f"modr-{named[0][1]}", "model": items[0].guard, "results": results}
 
 
 def _has_ended(batch: Batch) -> bool:

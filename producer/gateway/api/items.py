@@ -19,6 +19,7 @@ from producer.gateway.api.requests import (
     accept_and_wait,
     guard_of,
     item_batch_of,
+    may_answer_later,
     once_of,
     wait_s_of,
 )
@@ -59,7 +60,7 @@ async def submit_items(
     item_batch = item_batch_of(asked.items, guard, principal, gateway)
     once = once_of(idempotency_key, principal, "items", await request.body())
     answer = {"object": "list", "guard": guard.name}
-    if prefer is None:
+    if not may_answer_later(prefer):
         refs = (await accept(gateway, item_batch, once)).refs
         named = [{"id": ref.name, "custom_id": one.custom_id} for ref, one in zip(refs, asked.items, strict=True)]
         return JSONResponse({**answer, "data": named}, 202)

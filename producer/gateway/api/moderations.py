@@ -5,6 +5,7 @@ Shapes are those of OpenAI's API reference (moderations/create). Our own fields 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Request, Response
@@ -12,7 +13,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from infra.ledger.intake import Submission
-from producer.gateway.api.openai_categories import CATEGORIES, openai_categories
+from producer.gateway.api.moderation_result import moderation_result
 from producer.gateway.api.requests import (
     IdempotencyHeader,
     ItemBatch,
@@ -20,12 +21,13 @@ from producer.gateway.api.requests import (
     accept_and_wait,
     guard_of,
     item_of,
+    may_answer_later,
     once_of,
     wait_s_of,
 )
+from producer.gateway.problems import ProblemError
 from producer.gateway.state import Here, Submitter
-from schemas.http import MOST_ITEMS, ApiRequest
-from schemas.items import Label
+from schemas.http import MOST_ITEMS, ApiRequest, Metadata, MetadataValue
 from schemas.verdicts import Outcome, Verdict
 
 router = APIRouter(prefix="/v1", tags=["moderations"])
@@ -54,6 +56,8 @@ def _texts(given: object) -> object:
         return [given]
     if isinstance(given, list) and given and all(isinstance(part, dict) for part in given):
         for at, part in enumerate(given):
+            if part.get("type") == "image_url":
+                raise ValueError(f"part {at} is an image_url; no guard here judges images, only text")
             if part.get("type") != "text" or not isinstance(part.get("text"), str):
                 raise ValueError(f"part {at} is not of the form {{type: text, text: …}}; only text can be judged")
         return ["\n".join(part["text"] for part in given)]
@@ -70,9 +74,27 @@ class ModerationRequest(ApiRequest):
         WithJsonSchema(_INPUT_SCHEMA),
     ]
     model: str | None = None
+    metadata: Metadata | None = None
+    user: MetadataValue | None = None
+    safety_identifier: MetadataValue | None = None
+
+    def input_names(self) -> list[str]:
+        """What an error calls each text."""
+        return ["input"] if len(self.input) == 1 else [f"input.{at}" for at in range(len(self.input))]
+
+    @property
+    def context(self) -> Metadata | None:
+        """The metadata of each item: the caller's own, with the end user's id under the name it was given."""
+        users = {"user": self.user, "safety_identifier": self.safety_identifier}
+        given = {name: value for name, value in users.items() if value is not None}
+        return {**given, **(self.metadata or {})} or None
 
 
-@router.post("/moderations", response_model=None, responses={202: {"description": "Accepted, not judged in time"}})
+@router.post(
+    "/moderations",
+    response_model=None,
+    responses={202: {"description": "Accepted, not judged in time; only where `Prefer` was sent"}},
+)
 async def create_moderation(
     *,
     asked: ModerationRequest,
@@ -82,41 +104,44 @@ async def create_moderation(
     prefer: Prefer = None,
     idempotency_key: IdempotencyHeader = None,
 ) -> Response:
-    """Judge texts and answer with OpenAI's categories; 202 with ids where the verdicts do not come in time."""
+    """Judge texts and answer with OpenAI's categories.
+
+    Where the verdicts do not come in time: 202 with ids if the request has `Prefer: wait=SECONDS` or `respond-async`,
+    else 503 with Retry-After, because OpenAI's clients read 202 as "nothing flagged".
+    """
     guard = guard_of(asked.model, gateway, field="model")
-    names = ["input"] if len(asked.input) == 1 else [f"input.{at}" for at in range(len(asked.input))]
+    names = asked.input_names()
     items = [item_of(text, fields={"response": name}) for text, name in zip(asked.input, names, strict=True)]
-    item_batch = ItemBatch(principal.tenant, guard, items, {item.id: Submission(principal.tenant) for item in items})
+    submission = Submission(principal.tenant, metadata=asked.context)
+    item_batch = ItemBatch(principal.tenant, guard, items, {item.id: submission for item in items})
     once = once_of(idempotency_key, principal, "moderations", await request.body())
     refs, verdicts = await accept_and_wait(gateway, item_batch, once, wait_s=wait_s_of(prefer, gateway))
     answer = {"id": f"modr-{refs[0].run_id}-{refs[0].seq}", "model": guard.name}
     if verdicts is None:
+        where = {"Location": f"/v1/items/{refs[0].name}"}
+        if not may_answer_later(prefer):
+            raise _not_in_time([ref.name for ref in refs], where)
         # An empty list, which OpenAI's clients can read: there are no results yet.
         pending = {**answer, "results": [], "status": "pending", "items": [ref.name for ref in refs]}
-        return JSONResponse(pending, 202, headers={"Location": f"/v1/items/{refs[0].name}"})
-    results = [result_of(verdict, ref.name) for ref, verdict in zip(refs, verdicts, strict=True)]
+        return JSONResponse(pending, 202, headers=where)
+    if gateway.settings.unjudged == "error":
+        refuse_unjudged(verdicts, names)
+    unnamed = gateway.settings.unnamed_category
+    pairs = zip(refs, verdicts, strict=True)
+    results = [moderation_result(verdict, ref.name, unnamed_category=unnamed) for ref, verdict in pairs]
     return JSONResponse({**answer, "results": results})
 
 
-def result_of(verdict: Verdict, ours: str) -> dict[str, Any]:
-    """One of OpenAI's results. A category's score is p_unsafe where the guard named the category, else null.
+def _not_in_time(item_names: Sequence[str], headers: Mapping[str, str]) -> ProblemError:
+    detail = "accepted, but not judged in time; the items will settle, and can be read at /v1/items/ID"
+    return ProblemError(
+        503, "not-judged-in-time", detail, headers={"Retry-After": "2", **headers}, items=list(item_names)
+    )
 
-    Null, not 0, because the guard said nothing of it (docs/decisions/0011); likewise a category of an unsafe
-    item where the guard named none. Nothing is claimed of an item that could not be judged.
-    """
-    named = openai_categories(verdict.categories)
-    says_which = verdict.label is Label.SAFE or bool(verdict.categories)
-    return {
-        "flagged": verdict.label is Label.UNSAFE,
-        "categories": {name: name in named if says_which else None for name in CATEGORIES},
-        "category_scores": {name: verdict.p_unsafe if name in named else None for name in CATEGORIES},
-        "category_applied_input_types": {name: ["text"] if name in named else [] for name in CATEGORIES},
-        "libra": {
-            "item": ours,
-            "outcome": verdict.outcome.value,
-            "label": verdict.label.value if verdict.label else None,
-            "p_unsafe": verdict.p_unsafe,
-            "categories": list(verdict.categories),
-            "reason": verdict.reason if verdict.outcome is not Outcome.SCORED else None,
-        },
-    }
+
+def refuse_unjudged(verdicts: Sequence[Verdict], names: Sequence[str]) -> None:
+    """502 on the first input that could not be judged. OpenAI's clients do not retry it: it has settled."""
+    for verdict, name in zip(verdicts, names, strict=True):
+        if verdict.outcome is not Outcome.SCORED:
+            detail = f"{name}: not judged ({verdict.outcome.value}: {verdict.reason or 'no reason given'})"
+            raise ProblemError(502, "not-judged", detail, field=name, headers={"x-should-retry": "false"})

@@ -1,7 +1,8 @@
 """OpenAI's moderation categories, and which of ours belongs to which. Data with reasons, no logic beyond a look-up.
 
 OpenAI's names and what they cover are from its moderation guide; ours are in schemas/taxonomy.py. Where a scenario of
-ours has no counterpart (rumours, superstition, privacy, …), it maps to nothing: the item is flagged, no category is.
+ours has no counterpart (rumours, superstition, privacy, …), it maps to nothing; moderation_result.py
+then names a category that is not the guard's.
 """
 
 from __future__ import annotations

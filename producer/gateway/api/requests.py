@@ -33,7 +33,9 @@ from schemas.http import ItemRequest
 from schemas.items import Item
 from schemas.verdicts import Verdict
 
-_WAIT: Final = re.compile(r"\bwait=(\d{1,4})\b")
+_WAIT: Final = re.compile(r"(?:^|,)\s*wait\s*=\s*\"?(\d{1,4})\"?\s*(?:[,;]|$)", re.I)
+_ASYNC: Final = re.compile(r"(?:^|,)\s*respond-async\s*(?:[,;]|$)", re.I)
+"""Preferences of RFC 7240."""
 _OPENAI_NAMES: Final = ("omni-moderation-", "text-moderation-")
 """Programs written for OpenAI's endpoint name its models: they get the default guard, and the answer says so."""
 
@@ -93,7 +95,8 @@ def item_of(
 
 def guard_of(name: str | None, gateway: Gateway, *, field: str) -> GuardSelection:
     """The guard that a request means, or 422 where there is none of that name."""
-    if name is None or name.startswith(_OPENAI_NAMES) or name == gateway.default_guard:
+    # Routers put the provider before the name, as in openai/omni-moderation-latest.
+    if name is None or name.rpartition("/")[2].startswith(_OPENAI_NAMES) or name == gateway.default_guard:
         name = gateway.default_guard
     card = GUARDS.get(name)
     if card is None and name != gateway.default_guard:
@@ -104,7 +107,11 @@ def guard_of(name: str | None, gateway: Gateway, *, field: str) -> GuardSelectio
 
 
 Prefer = Annotated[
-    str | None, Header(description="`wait=SECONDS` (RFC 7240): how long to wait for the verdict.", max_length=200)
+    str | None,
+    Header(
+        description="RFC 7240: `wait=SECONDS`, how long to wait for the verdict; `respond-async`, not at all.",
+        max_length=200,
+    ),
 ]
 IdempotencyHeader = Annotated[
     str | None,
@@ -117,11 +124,18 @@ IdempotencyHeader = Annotated[
 ]
 
 
+def may_answer_later(prefer: str | None) -> bool:
+    """Whether the caller asked for it: `wait=SECONDS` or `respond-async`. Other preferences do not count."""
+    return prefer is not None and bool(_WAIT.search(prefer) or _ASYNC.search(prefer))
+
+
 def wait_s_of(prefer: str | None, gateway: Gateway) -> float:
     """Seconds to wait for verdicts: the caller's preference, at most what the settings allow."""
-    asked = _WAIT.search(prefer or "")
     longest = gateway.settings.gateway_wait_s
-    return min(float(asked[1]), longest) if asked else longest
+    asked = _WAIT.search(prefer or "")
+    if asked:
+        return min(float(asked[1]), longest)
+    return 0 if _ASYNC.search(prefer or "") else longest
 
 
 def once_of(key: str | None, principal: Principal, route: str, body: bytes) -> IdempotencyKey | None:

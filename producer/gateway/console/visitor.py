@@ -95,7 +95,7 @@ class PageError(ProblemError):
         super().__init__(status, "console", message)
         self._words = words
 
-    def response(self, request_id: str | None = None) -> Response:
+    def response(self, request_id: str | None = None, *, path: str = "") -> Response:  # noqa: ARG002 - a page for all
         """The page."""
         return render("message.html", self._words, status=self.status, message=self.detail, request_id=request_id)
 
@@ -107,9 +107,9 @@ class LoginFirstError(ProblemError):
         super().__init__(401, "console", "log in first")
         self._fragment = fragment
 
-    def response(self, request_id: str | None = None) -> Response:
+    def response(self, request_id: str | None = None, *, path: str = "") -> Response:
         """The way to the login."""
-        return super().response(request_id) if self._fragment else go_to("/login")
+        return super().response(request_id, path=path) if self._fragment else go_to("/login")
 
 
 class Visitor(NamedTuple):

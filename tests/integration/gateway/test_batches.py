@@ -121,7 +121,7 @@ def test_dead_items_of_a_batch_are_in_its_error_file(
     [
         ([""], [(1, "empty_file", None)]),
         ([line("a", input="x"), line("a", input="y")], [(2, "duplicate_custom_id", "custom_id")]),
-        ([line("a", input=["x", "y"])], [(1, "invalid_request", "body.input")]),
+        ([line("a", input=["x", " "])], [(1, "invalid_request", "body.input.1")]),
         ([line("a", input="x", model="none")], [(1, "invalid_request", "body.model")]),
         ([line("a", input="x"), line("b", input="x", model="libra-tiny")], [(2, "mismatched_model", "body.model")]),
         ([line("a", inputs="x")], [(1, "invalid_request", "body.input")]),

@@ -46,11 +46,14 @@ def _moderates(client: openai.OpenAI) -> None:
     assert one.results[0].categories.violence is False
     assert [result.flagged for result in many.results] == [True, False]
     assert many.model == "fake"
-    assert many.results[0].categories.violence is None, "this guard names no category, so nobody knows"
+    assert many.results[0].categories.violence is True, "this guard names no category, so all are true"
+    assert many.results[0].category_scores.violence > 0.5
     assert many.results[0].model_extra is not None
     assert many.results[0].model_extra["libra"]["p_unsafe"] > 0.5
     assert parts.results[0].flagged
-    assert (unread.flagged, unread.model_extra["libra"]["outcome"]) == (False, "unparseable")  # type: ignore[index]
+    assert (unread.flagged, unread.model_extra["libra"]["outcome"]) == (True, "unparseable")  # type: ignore[index]
+    assert [model.id for model in client.models.list()] == ["fake"]
+    assert client.models.retrieve("fake").owned_by == "libra-fleet"
 
 
 def _refuses(client: openai.OpenAI, port: int) -> None:
@@ -60,6 +63,8 @@ def _refuses(client: openai.OpenAI, port: int) -> None:
         openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="lk_no").moderations.create(input="a")
 
     assert bad.value.response.json()["field"] == "model"
+    assert (bad.value.param, bad.value.code) == ("model", "invalid-field")
+    assert "no guard named" in str(bad.value), "the client shows the reason"
 
 
 def _runs_a_batch(client: openai.OpenAI, fleet: Fleet, services: Services) -> None:
