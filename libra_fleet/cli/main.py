@@ -74,8 +74,10 @@ def main() -> None:
         for argument in sys.argv:  # one that is not valid text could be neither stored nor shown
             if argument.encode(errors="replace").decode() != argument:
                 raise UsageError(f"not valid UTF-8: {argument.encode(errors='replace').decode()}")
-        libra.main(prog_name="libra", standalone_mode=False)
+        code = libra.main(prog_name="libra", standalone_mode=False)
         sys.stdout.flush()
+        if isinstance(code, int) and code:  # what a command gave to context.exit
+            sys.exit(code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

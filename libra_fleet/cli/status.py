@@ -13,7 +13,7 @@ import click
 from rich.live import Live
 from rich.text import Text
 
-from infra.errors import ServerError
+from infra.errors import GuardError, ServerError
 from infra.fleet import look
 from infra.settings import load_settings
 from libra_fleet.cli.context import connected
@@ -63,7 +63,7 @@ _MARKS: Final = {Level.ERROR: ("✗", "bold red"), Level.WARNING: ("!", "yellow"
 def doctor(context: click.Context, *, guard: str, devices: str, as_json: bool) -> None:
     """Look for problems of machine, servers, settings and fleet.
 
-    Changes nothing; exit 1 on an error.
+    Changes nothing; exit 5 if the guard's checkpoint cannot be loaded, 1 on any other error.
     """
     name, _, location = guard.partition("=")
     findings = list(examine(load_settings(), guard=name, location=location or None, devices=devices))
@@ -80,4 +80,5 @@ def doctor(context: click.Context, *, guard: str, devices: str, as_json: bool) -
         lines.append(Text(f"{counts[Level.ERROR]} errors, {counts[Level.WARNING]} warnings", style="bold"))
         for line in lines:
             out.print(line, soft_wrap=True)
-    context.exit(int(counts[Level.ERROR] > 0))
+    refused = any(finding.level is Level.ERROR and finding.check == "checkpoint" for finding in findings)
+    context.exit(GuardError.exit_code if refused else int(counts[Level.ERROR] > 0))

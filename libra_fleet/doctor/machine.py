@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import math
 import platform
 import resource
 import shutil
-import struct
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,8 +13,10 @@ from typing import Final, NamedTuple
 from infra.errors import GuardError, UsageError
 from infra.guard_catalogue import GUARDS
 from libra_fleet.doctor import Finding, error, good, graded, warning
-from schemas.guards import Family, GuardCard
-from worker.guards.registry import BUNDLED, cached_checkpoint, resolve_checkpoint
+from schemas.guards import Family, GuardCard, Mode
+from worker.device.versions import FLOORS, numbers_of
+from worker.guards.registry import BUNDLED, cached_checkpoint, load_guard, resolve_checkpoint
+from worker.guards.weights import Weights, check_config, read_weights
 from worker.supervisor import Device, choose_devices, cuda_devices
 
 _GIB: Final = 2**30
@@ -25,7 +24,6 @@ _SPARE_SHARE: Final = 1.1
 _SPARE_BYTES: Final = int(1.5 * _GIB)
 """Memory needed besides the weights: its context, activations of a batch, fragments. An estimate: a batch that
 does not fit is halved, so that little room costs speed before it costs the start."""
-_LONGEST_HEADER: Final = 100 << 20
 
 
 class _Range(NamedTuple):
@@ -44,8 +42,8 @@ TESTED: Final = {
     "sqlalchemy": _Range("2.0.36", "2.2"),
     "psycopg": _Range("3.2", "4"),
     "pydantic": _Range("2.11", "3"),
-    "torch": _Range("2.6", "3", "worker"),
-    "transformers": _Range("5.2", "6", "worker"),
+    "torch": _Range(FLOORS["torch"].oldest, "3", "worker"),
+    "transformers": _Range(FLOORS["transformers"].oldest, "6", "worker"),
     "tokenizers": _Range("0.22", "0.24", "worker"),
     "safetensors": _Range("0.5", "0.9", "worker"),
     "accelerate": _Range("1.10", "2", "worker"),
@@ -71,10 +69,11 @@ def check_versions(installed: Callable[[str], str | None] = installed_version) -
             missing.append(name)
         elif found is None:
             yield error("versions", f"{name} is not installed", why="nothing runs without it", do=do)
-        elif _numbers(found) < _numbers(tested.oldest):
+        elif numbers_of(found) < numbers_of(tested.oldest):
             what = f"{name} {found} is older than {tested.oldest}"
-            yield error("versions", what, why="it lacks something that is used here", do=do)
-        elif _numbers(found) >= _numbers(tested.untested):
+            why = FLOORS[name].why if name in FLOORS else "it lacks something that is used here"
+            yield error("versions", what, why=why, do=do)
+        elif numbers_of(found) >= numbers_of(tested.untested):
             what = f"{name} {found} is newer than the tested versions (below {tested.untested})"
             yield warning("versions", what, why="it may behave differently where it matters", do=do)
         else:
@@ -82,17 +81,6 @@ def check_versions(installed: Callable[[str], str | None] = installed_version) -
     if missing:
         fine.append(f"without {', '.join(missing)}: this machine can submit and collect, but not judge")
     yield good("versions", ", ".join(fine))
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    """The leading numbers of a version: 2.13.0+cu130 is (2, 13, 0)."""
-    numbers = []
-    for part in text.split("+", maxsplit=1)[0].split("."):
-        digits = part[: len(part) - len(part.lstrip("0123456789"))]
-        if not digits:
-            break
-        numbers.append(int(digits))
-    return tuple(numbers)
 
 
 def check_disk(state_dir: Path, free_bytes: Callable[[Path], int] | None = None) -> Iterator[Finding]:
@@ -211,8 +199,8 @@ def parameters(guard: str, location: str | None) -> int | None:
     folder = _checkpoint_here(guard, location, card)
     if folder is not None:
         try:
-            return sum(map(_tensor_parameters, folder.glob("*.safetensors")))
-        except ValueError:
+            return read_weights(folder).parameters
+        except (GuardError, OSError):
             return None
     return None if card is None or location else card.nominal_parameters
 
@@ -254,33 +242,28 @@ def check_checkpoint(guard: str, location: str | None) -> Iterator[Finding]:
         return
     try:
         resolve_checkpoint(guard, location or str(folder))
-        tensors = {path.name: _tensor_parameters(path) for path in sorted(folder.glob("*.safetensors"))}
-        index = folder / "model.safetensors.index.json"
-        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.is_file() else ()
-        if missing := sorted(set(named).difference(tensors)):
-            raise ValueError(f"{', '.join(missing)} of its index are missing")  # noqa: TRY301
+        weights, depth = _examined(folder, guard, location)
     except (GuardError, ValueError, OSError) as problem:
         yield error(
             "checkpoint",
             f"the checkpoint of {guard} cannot be loaded: {problem}",
-            why="its worker ends while loading",
-            do="download it again: an incomplete copy looks like this",
+            why="its worker refuses to start with it (exit code 5)",
+            do="what the end of that sentence says, then run libra fleet doctor again",
         )
         return
-    yield good("checkpoint", f"{guard}: {len(tensors)} safetensors in {folder}")
+    yield good("checkpoint", f"{guard}: {len(weights.files)} safetensors in {folder}, {depth}")
 
 
-def _tensor_parameters(path: Path) -> int:
-    """Numbers in a safetensors file, by its header (u64 length, then JSON), which needs no library of the worker's."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if length > min(size - 8, _LONGEST_HEADER):
-            raise ValueError(f"{path.name} is no safetensors file, or was cut off")
-        header = json.loads(file.read(length))
-    tensors = [entry for name, entry in header.items() if name != "__metadata__"]
-    end = max((entry["data_offsets"][1] for entry in tensors), default=0)
-    if 8 + length + end != size:
-        raise ValueError(f"{path.name} has {size:,} bytes, its header says {8 + length + end:,}")
-    return sum(math.prod(entry["shape"]) for entry in tensors)
+def _examined(folder: Path, guard: str, location: str | None) -> tuple[Weights, str]:
+    """What the headers say, and how far they could be compared with the model."""
+    weights = read_weights(folder)
+    classifies = Mode.CLASSIFY in load_guard(guard, location or str(folder)).modes
+    if installed_version("torch") is None or installed_version("transformers") is None:
+        check_config(folder, weights, classifies=classifies)
+        return weights, "not compared with the model's own keys: torch and transformers are not installed here"
+    from worker.device.engines.fit import check_fit  # noqa: PLC0415 - torch takes seconds
+
+    card = GUARDS.get(guard)
+    if card and card.needs_remote_code and location is None:
+        return weights, "not compared with the model's own keys: it brings its own code"
+    return check_fit(folder, classifies=classifies), "which fit its config.json"

@@ -24,6 +24,7 @@ from schemas.messages import ChunkItem
 from worker.device.engines.base import DeviceLost, Engine, LoadOptions
 from worker.device.server import serve
 from worker.device.spec import DeviceSpec
+from worker.device.versions import refuse_older
 
 log = get_logger("worker.device")
 
@@ -50,7 +51,9 @@ def main(arguments: list[str]) -> int:
     # The caller decides if an item's trace is sampled; its batches follow.
     tracing.start(settings.otlp_endpoint, "libra-device", guard=spec.guard, always=True)
     try:
-        engine = load_engine(spec, settings.state_dir / "budgets")
+        engine = load_engine(spec, settings.state_dir)
+    except GuardError as error:
+        return _fail(report, error)
     except Exception as error:  # noqa: BLE001 - torch, transformers and safetensors each raise their own
         return _fail(report, GuardError(f"cannot load {spec.guard}: {type(error).__name__}: {error}"))
     try:
@@ -71,8 +74,11 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def load_engine(spec: DeviceSpec, budgets_folder: Path | None = None) -> Engine:
-    """The engine a spec asks for, with the prefix its guard's prompts share; budgets are kept in a folder, if any."""
+def load_engine(spec: DeviceSpec, state_dir: Path | None = None) -> Engine:
+    """The engine a spec asks for, with the prefix its guard's prompts share.
+
+    `state_dir` keeps what would have to be found again: batch budgets and digests of weights.
+    """
     if spec.engine == "fake":
         from worker.device.engines.fake import FakeEngine  # noqa: PLC0415 - one engine per process
 
@@ -96,6 +102,7 @@ def load_engine(spec: DeviceSpec, budgets_folder: Path | None = None) -> Engine:
             max_batch_tokens=spec.max_batch_tokens,
             max_batch_items=spec.max_batch_items,
         )
+    refuse_older()
     card = GUARDS.get(spec.guard)
     if card and card.needs_remote_code and not (spec.trust_remote_code or spec.location):
         raise GuardError(f"{card.name} brings its own code, which is not run without --trust-remote-code ({card.note})")
@@ -108,6 +115,7 @@ def load_engine(spec: DeviceSpec, budgets_folder: Path | None = None) -> Engine:
         "offload_folder": spec.offload_folder,
         "trust_remote_code": spec.trust_remote_code,
         "revision": spec.revision,
+        "digests": state_dir / "digests.json" if state_dir else None,
         "max_batch_tokens": spec.max_batch_tokens,
         "max_batch_items": spec.max_batch_items,
     }
@@ -124,7 +132,7 @@ def load_engine(spec: DeviceSpec, budgets_folder: Path | None = None) -> Engine:
         checkpoint,
         prefix_ids=prefix_ids,
         deterministic=spec.deterministic,
-        budgets=BudgetBook(budgets_folder) if budgets_folder else None,
+        budgets=BudgetBook(state_dir / "budgets") if state_dir else None,
         **options,
     )
 

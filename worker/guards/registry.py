@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import json
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +13,7 @@ from infra.errors import GuardError
 from infra.guard_catalogue import GUARDS
 from schemas.guards import Family, GuardCard, is_generator
 from worker.guards.base import Guard
-from worker.guards.checkpoint import QWEN_V1, TOKENIZER_JSON, read_json
+from worker.guards.checkpoint import check_complete, read_json
 from worker.guards.fake import FakeGuard
 
 if TYPE_CHECKING:
@@ -95,6 +94,8 @@ def resolve_checkpoint(name: str, location: str | None = None, *, weights: bool 
         return _complete(BUNDLED[name], name, weights=weights)
     place = location or (card and card.hub_id) or ""
     folder = Path(place).expanduser()
+    if location and folder.is_file():
+        raise GuardError(f"{name}: {folder} is a file; name the folder that it lies in, with config.json and tokenizer")
     if location and folder.is_dir():
         return _complete(folder.resolve(), name, weights=weights)
     if not _HUB_ID.fullmatch(place):
@@ -151,18 +152,5 @@ def _complete(folder: Path, name: str, *, weights: bool) -> Path:
     """The folder, if it holds what a guard needs."""
     if not folder.is_dir():
         raise GuardError(f"{name}: its checkpoint {folder} is not there")
-    missing = [file for file in ("config.json", TOKENIZER_JSON) if not (folder / file).is_file()]
-    if (folder / QWEN_V1).is_file():
-        missing = [file for file in missing if file != TOKENIZER_JSON]
-    if TOKENIZER_JSON in missing:
-        try:
-            own_code = "auto_map" in json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            own_code = False
-        if own_code:
-            raise GuardError(f"{name}: {folder} needs its own tokenizer code, which is not run; add a tokenizer.json")
-    if weights and not any(folder.glob("*.safetensors")):
-        missing.append("*.safetensors")
-    if missing:
-        raise GuardError(f"{name}: {folder} lacks {', '.join(missing)}")
+    check_complete(folder, name, weights=weights)
     return folder

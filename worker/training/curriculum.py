@@ -20,8 +20,8 @@ from accelerate import Accelerator
 
 from infra.errors import DataError, UsageError
 from schemas.items import Label
-from worker.device.engines.loading import checkpoint_digest
 from worker.guards.checkpoint import CALIBRATION, context_tokens_of, tokenizer_file
+from worker.guards.digest import checkpoint_digest
 from worker.guards.registry import resolve_checkpoint
 from worker.training.calibration import Fit, fit_temperature
 from worker.training.card import CARD, CardFacts, StageFacts, write_model_card

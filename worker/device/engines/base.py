@@ -54,7 +54,8 @@ class EngineInfo:
 class LoadOptions(TypedDict, total=False):
     """Options for loading a checkpoint; an absent one is the engine's own choice.
 
-    `spread` lets accelerate place the layers over all visible devices, the rest in `offload_folder`.
+    `spread` lets accelerate place the layers over all visible devices, the rest in `offload_folder`. `digests` is the
+    file that remembers the digests of weights; without it they are read anew.
     """
 
     device: str
@@ -63,6 +64,7 @@ class LoadOptions(TypedDict, total=False):
     offload_folder: Path | None
     trust_remote_code: bool
     revision: str | None
+    digests: Path | None
     max_batch_tokens: int | None
     max_batch_items: int | None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 from collections.abc import Iterator, Sequence
@@ -11,11 +10,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from transformers.utils import logging as transformers_logging
+from transformers import AutoModelForSequenceClassification
 
-import worker.device.ngram_lm  # noqa: F401 - registers this project's own architecture
 from infra.errors import GuardError
 from worker.device.engines.base import DeviceLost, EngineInfo, LoadOptions, OutOfMemory
+from worker.device.engines.fit import check_fit, check_values, quiet, refuse_misfits
+from worker.guards.digest import DigestBook, checkpoint_digest, snapshot
 
 CPU_BUDGET: Final = (1_024, 64)
 CUDA_BUDGET: Final = (16_384, 1_024)
@@ -26,74 +26,63 @@ TOLERANCE: Final = {torch.float32: 1e-4, torch.float16: 0.01, torch.bfloat16: 0.
 standard deviations of the plain ones. Rounding alone was measured at 2e-6, 0.001 and 0.01 on random models
 of 3 to 24 layers; a prefix one position off at 1.2 where the attention matters."""
 
-_DIGEST_BLOCKS: Final = 64
-_DIGEST_BLOCK_BYTES: Final = 4096
-
-
-def checkpoint_digest(checkpoint: Path) -> str:
-    """16 hex characters that tell checkpoints apart, two trainings of one model too. Fast at any size.
-
-    Covers the config, and of each safetensors file the name, the size and samples spread over the content.
-
-    Raises:
-        GuardError: the folder holds no safetensors.
-    """
-    files = sorted(checkpoint.glob("*.safetensors"))
-    if not files:
-        raise GuardError(f"{checkpoint} holds no safetensors files")
-    digest = hashlib.blake2b(digest_size=8)
-    config = checkpoint / "config.json"
-    digest.update(config.read_bytes() if config.exists() else b"")
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"\0{path.name}\0{size}\0".encode())
-        with path.open("rb") as file:
-            for block in range(_DIGEST_BLOCKS):
-                file.seek(size * block // _DIGEST_BLOCKS)
-                digest.update(file.read(_DIGEST_BLOCK_BYTES))
-    return digest.hexdigest()
-
 
 def load_model(auto: Any, checkpoint: Path, engine: str, options: LoadOptions) -> tuple[Any, EngineInfo]:  # noqa: ANN401 - transformers has no types
     """The checkpoint's model by this auto class, ready to run, and the facts about it.
 
     Raises:
-        GuardError: the folder holds no safetensors, or they cannot be loaded; or the dtype is none to run in.
-        OutOfMemory: the weights do not fit.
+        GuardError: the checkpoint is not what it says (see `check_fit`), changes while it is loaded, or its numbers are
+            none; or the dtype is none to run in.
+        OutOfMemory: the weights do not fit on the device.
     """
-    digest = checkpoint_digest(checkpoint)
+    trust = options.get("trust_remote_code", False)
+    check_fit(checkpoint, classifies=auto is AutoModelForSequenceClassification, trust_remote_code=trust)
+    before = snapshot(checkpoint)
+    digest = checkpoint_digest(checkpoint, DigestBook(options.get("digests")))
     device = options.get("device", "cpu")
     on_cuda = torch.device(device).type == "cuda"
     name = options.get("dtype", "auto")
     dtype = (torch.bfloat16 if on_cuda else torch.float32) if name == "auto" else getattr(torch, name)
     if dtype not in TOLERANCE:
         raise GuardError(f"dtype {name} is none of float32, bfloat16, float16")
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        with device_errors():
-            model: Any = auto.from_pretrained(
+        with quiet(), device_errors():
+            model, report = auto.from_pretrained(
                 checkpoint,
                 dtype=dtype,
                 device_map="auto" if options.get("spread") else {"": device},
                 offload_folder=options.get("offload_folder"),
                 use_safetensors=True,
-                trust_remote_code=options.get("trust_remote_code", False),
+                trust_remote_code=trust,
                 local_files_only=True,
+                output_loading_info=True,
             )
-    except (OSError, ValueError) as error:
+            refuse_misfits(checkpoint, report)
+            check_values(checkpoint, model)
+            own_memory(model)
+    except (OSError, ValueError, ImportError) as error:
         raise GuardError(f"cannot load {checkpoint}: {error}") from error
+    if snapshot(checkpoint) != before:
+        raise GuardError(f"{checkpoint} changed while it was loaded; wait until it is complete, and start again")
     tokens, items = CUDA_BUDGET if on_cuda else CPU_BUDGET
     info = EngineInfo(
         engine=engine,
         dtype=str(dtype).removeprefix("torch."),
         device=device,
         device_name=device_name_of(device),
-        revision=options.get("revision") or digest,
+        revision=":".join(part for part in (options.get("revision"), digest) if part),
         max_batch_tokens=options.get("max_batch_tokens") or tokens,
         max_batch_items=options.get("max_batch_items") or items,
         context_tokens=int(getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", 2048)),
     )
     return model.eval(), info
+
+
+def own_memory(model: torch.nn.Module) -> None:
+    """Copy weights that are still the file's own pages: overwriting the file would change a model that runs."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and type(tensor.data) is torch.Tensor:  # others hold packed numbers
+            tensor.data = tensor.data.clone()
 
 
 def device_name_of(device: str) -> str:

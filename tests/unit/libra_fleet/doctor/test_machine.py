@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from infra.guard_catalogue import GUARDS
-from libra_fleet.doctor import Finding, Level
+from libra_fleet.doctor import Finding, Level, machine
 from libra_fleet.doctor.machine import check_checkpoint, check_devices, list_devices, parameters
+from tests.support.checkpoints import small_tokenizer, write_checkpoint, write_model
 from worker.supervisor import Device
 
 GIB = 2**30
@@ -88,27 +89,35 @@ def write_safetensors(path: Path, shape: list[int], *, data: bytes) -> None:
     path.write_bytes(struct.pack("<Q", len(header)) + header + data)
 
 
-def checkpoint(folder: Path, *, data: bytes = b"123456", index: list[str] | None = None) -> list[tuple[str, str, str]]:
-    for name in ("config.json", "tokenizer.json"):
-        (folder / name).write_text("{}")
-    write_safetensors(folder / "model.safetensors", [2, 3], data=data)
-    if index:
-        named = {f"tensor-{number}": name for number, name in enumerate(index)}
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": named}))
-    return wrong(list(check_checkpoint("mine", str(folder))))
-
-
 def test_a_whole_checkpoint_is_fine_and_its_parameters_are_counted(tmp_path: Path) -> None:
-    assert checkpoint(tmp_path) == []
-    assert parameters("mine", str(tmp_path)) == 6
+    pytest.importorskip("torch")
+    write_model(write_checkpoint(tmp_path, small_tokenizer(whole=["安全", "不安全"])))
+    assert wrong(list(check_checkpoint("mine", str(tmp_path)))) == []
+    from transformers import Qwen2ForCausalLM
+
+    model = Qwen2ForCausalLM.from_pretrained(tmp_path)
+    assert parameters("mine", str(tmp_path)) == sum(weight.numel() for weight in model.parameters())
 
 
-def test_a_file_that_was_cut_off_or_is_missing_is_an_error(tmp_path: Path) -> None:
-    assert "cannot be loaded: model.safetensors has" in checkpoint(tmp_path, data=b"123")[0][2]
-    assert "b.safetensors of its index are missing" in checkpoint(tmp_path, index=["b.safetensors"])[0][2]
-    (tmp_path / "model.safetensors").write_bytes(b"<html>")
-    assert "is no safetensors file" in wrong(list(check_checkpoint("mine", str(tmp_path))))[0][2]
+def test_weights_that_were_cut_off_are_an_error_and_not_counted(tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
+    write_safetensors(tmp_path / "model.safetensors", [2, 3], data=b"123")
+    [(check, level, what)] = wrong(list(check_checkpoint("mine", str(tmp_path))))
+    assert (check, level) == ("checkpoint", "error")
+    assert "model.safetensors has" in what
     assert parameters("mine", str(tmp_path)) is None
+
+
+def test_without_torch_the_headers_are_still_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "installed_version", lambda _: None)
+    write_checkpoint(tmp_path, small_tokenizer(whole=["安全", "不安全"]))
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"abcd")
+    [finding] = check_checkpoint("mine", str(tmp_path))
+    assert "torch and transformers are not installed here" in finding.what
+    (tmp_path / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    assert "git lfs pull" in next(iter(check_checkpoint("mine", str(tmp_path)))).what
 
 
 def test_what_is_not_here_is_an_error_for_a_path_and_a_warning_for_the_hub(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ transformers = pytest.importorskip("transformers")
 
 from infra.errors import GuardError  # noqa: E402
 from worker.device.engines.base import DeviceLost, OutOfMemory  # noqa: E402
-from worker.device.engines.loading import checkpoint_digest  # noqa: E402
 from worker.device.engines.transformers import TransformersEngine  # noqa: E402
+from worker.guards.digest import checkpoint_digest  # noqa: E402
 
 VOCABULARY = 301
 SHAPE = {
@@ -175,7 +175,7 @@ def test_the_digest_tells_trainings_apart(tmp_path: Path) -> None:
     one, two, again = (save(tmp_path / name, "Qwen2", seed) for name, seed in (("a", 0), ("b", 1), ("c", 0)))
     assert checkpoint_digest(one) == checkpoint_digest(again) != checkpoint_digest(two)
     assert TransformersEngine(one).info.revision == checkpoint_digest(one)
-    assert TransformersEngine(one, revision="abc").info.revision == "abc"
+    assert TransformersEngine(one, revision="abc").info.revision == f"abc:{checkpoint_digest(one)}"
 
 
 def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
