@@ -25,6 +25,10 @@ class ServerError(LibraError):
     exit_code = 4
 
 
+class ItemLostError(ServerError):
+    """An item that was accepted is not in the ledger any more, which lost its last commits: send it again."""
+
+
 class GuardError(LibraError):
     """A guard's checkpoint, tokenizer or template cannot do what the guard needs."""
 

@@ -134,6 +134,20 @@ def verdict_of(engine: sa.Engine, run_id: str, seqs: Sequence[int]) -> dict[int,
     return {row.seq: verdict_from(row) for row in fetch_all(engine, statement, {"run_id": run_id, "seqs": list(seqs)})}
 
 
+def verdicts_by_item(engine: sa.Engine, run_id: str, seqs: Sequence[int]) -> dict[int, tuple[str, Verdict]]:
+    """As `verdict_of`, each verdict with the id of its item."""
+    statement = sa.text(
+        """
+        SELECT item_id, seq, outcome, label, p_unsafe, label_mass, categories, reason, raw, prompt_tokens, windows,
+               cached
+        FROM verdicts JOIN items USING (run_id, seq)
+        WHERE run_id = :run_id AND iteration = 0 AND seq = ANY(CAST(:seqs AS bigint[]))
+        """
+    )
+    found = fetch_all(engine, statement, {"run_id": run_id, "seqs": list(seqs)})
+    return {row.seq: (row.item_id, verdict_from(row)) for row in found}
+
+
 def accepted_hashes(engine: sa.Engine, run_id: str, item_ids: Sequence[str]) -> dict[str, bytes]:
     """Content hash by item id, for those of the ids that the run holds already (resume compares them)."""
     statement = sa.text(

@@ -219,7 +219,9 @@ class LiveIntake:
             ref_of = {item.id: ItemRef(run_id, next(seqs)) for group in groups for item in group}
             for request in requests:
                 refs = [ref_of[item.id] for item in request.items]
-                request.accepted.set_result(Accepted(refs, self.verdicts.expect(refs) if request.waits else None))
+                item_ids = [item.id for item in request.items]
+                verdicts = self.verdicts.expect(refs, item_ids) if request.waits else None
+                request.accepted.set_result(Accepted(refs, verdicts))
             self._committed(spec, len(items))
             for chunk in chunks:
                 self._services.publisher.judge(chunk)
@@ -307,6 +309,7 @@ class LiveClient:
         Raises:
             pydantic.ValidationError: the text is empty or too long.
             NoVerdictError: none within the time-out; the item stays accepted and will settle.
+            ItemLostError: a failover of the ledger lost the item; judge it again.
             RunError: an operator has ended the day's run, and the next.
         """
         deadline = time.monotonic() + timeout_s

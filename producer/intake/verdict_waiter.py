@@ -16,8 +16,9 @@ from typing import Final, NamedTuple
 
 from redis.client import PubSub
 
+from infra.errors import ItemLostError
 from infra.fleet import AWAY
-from infra.ledger.items import verdict_of
+from infra.ledger.items import verdicts_by_item
 from infra.log import get_logger
 from infra.servers.services import Services
 from schemas.items import submitted_name
@@ -41,10 +42,14 @@ class ItemRef(NamedTuple):
 
 
 class PendingVerdicts:
-    """The verdicts to come of one caller's items; `result` is done when the last of them is there, in their order."""
+    """The verdicts to come of one caller's items; `result` is done when the last of them is there, in their order.
 
-    def __init__(self, refs: Sequence[ItemRef]) -> None:
+    It raises ItemLostError where another item, by its id, has got the place of one of them.
+    """
+
+    def __init__(self, refs: Sequence[ItemRef], item_ids: Sequence[str]) -> None:
         self.refs: Final = refs
+        self.item_ids: Final = dict(zip(refs, item_ids, strict=False))
         self.found: Final[dict[ItemRef, Verdict]] = {}
         self.result: Final[Future[list[Verdict]]] = Future()
         self.result.set_running_or_notify_cancel()  # a caller who gives up calls `forget`; no other code cancels it
@@ -81,12 +86,13 @@ class VerdictWaiter:
         with self._lock:
             return sum(map(len, self._waiting.values()))
 
-    def expect(self, refs: Sequence[ItemRef]) -> PendingVerdicts:
+    def expect(self, refs: Sequence[ItemRef], item_ids: Sequence[str] = ()) -> PendingVerdicts:
         """The verdicts to come of some items; `forget` them when time is up.
 
-        Call it before the items are enqueued, so that no notice of them comes earlier.
+        Call it before the items are enqueued, so that no notice of them comes earlier. With `item_ids`, in the same
+        order, no other item's verdict is taken for one of theirs: a failover that lost commits gives places twice.
         """
-        pending = PendingVerdicts(refs)
+        pending = PendingVerdicts(refs, item_ids)
         with self._lock:
             for ref in refs:
                 self._waiting.setdefault(ref.run_id, {}).setdefault(ref.seq, []).append(pending)
@@ -141,16 +147,24 @@ class VerdictWaiter:
 
     def _read(self, run_id: str, seqs: Sequence[int]) -> None:
         """Read verdicts from the ledger and deliver them."""
-        verdicts: Mapping[int, Verdict] = verdict_of(self._services.engine, run_id, seqs)
+        verdicts: Mapping[int, tuple[str, Verdict]] = verdicts_by_item(self._services.engine, run_id, seqs)
         complete: list[PendingVerdicts] = []
+        lost: list[PendingVerdicts] = []
         with self._lock:
             waiting = self._waiting.get(run_id, {})
-            for seq, verdict in verdicts.items():
+            for seq, (item_id, verdict) in verdicts.items():
+                ref = ItemRef(run_id, seq)
                 for pending in waiting.pop(seq, []):
-                    pending.found[ItemRef(run_id, seq)] = verdict
+                    if pending.item_ids.get(ref, item_id) != item_id:
+                        lost.append(pending)
+                        continue
+                    pending.found[ref] = verdict
                     if len(pending.found) == len(pending.refs):
                         complete.append(pending)
             if not waiting:
                 self._waiting.pop(run_id, None)
         for pending in complete:  # without the lock: a callback of the future may do anything
             pending.result.set_result([pending.found[ref] for ref in pending.refs])
+        for pending in dict.fromkeys(lost):
+            self.forget(pending)
+            pending.result.set_exception(ItemLostError("the ledger lost the item in a failover; send it again"))

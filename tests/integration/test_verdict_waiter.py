@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from infra.errors import ItemLostError
 from infra.ledger import intake
 from infra.ledger.intake import Submission, accept_submitted
 from infra.servers.services import Services
@@ -68,4 +69,20 @@ def test_two_who_wait_for_one_item_both_have_it_and_who_gave_up_is_forgotten(
 
     assert [one.result.result(0) for one in (first, second)] == [third.result.result(0)] * 2
     assert not gone.result.done()
+    assert waiter.count == 0
+
+
+def test_who_waits_for_an_item_that_a_failover_lost_is_not_given_anothers_verdict(
+    services: Services, waiter: VerdictWaiter
+) -> None:
+    """The promoted ledger has given its place to another item, through another gateway."""
+    refs = accepted(services, 3)
+    lost = waiter.expect(refs, ["item-0", "of-a-lost-commit", "of-another"])
+    kept = waiter.expect(refs, ["item-0", "item-1", "item-2"])
+    settle_pending(services)
+    waiter.expect_settled(refs)
+
+    with pytest.raises(ItemLostError, match="send it again"):
+        lost.result.result(0)
+    assert len(kept.result.result(0)) == 3
     assert waiter.count == 0
