@@ -25,6 +25,9 @@ NAMES: Final = sorted(
     if not module.ispkg and not module.name.startswith("_")
 )
 
+_ON_REQUEST: Final = {"ten_million"}
+"""Run only by name: an hour or so."""
+
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
 
 
@@ -40,7 +43,7 @@ def main() -> int:
     facts = machine_facts()
     console.print(f"{facts['cores']} cores, load {facts['load_before'][0]}, commit {facts['commit'][:10]}")
     figures = []
-    for name in options.names or NAMES:
+    for name in options.names or [name for name in NAMES if name not in _ON_REQUEST]:
         figures += _measure(name, quick=options.quick)
     if options.json:
         _write(options.json, facts, figures)

@@ -1,8 +1,8 @@
-"""Whether a long run costs more than a short one: memory of producer and collector, CPU of the whole fleet per item."""
+"""Whether a long run costs more than a short one: memory by process, CPU of the whole fleet per item."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from tests.benchmarks.kit.figures import Figure
@@ -17,10 +17,13 @@ _TEXT_BYTES: Final = 200
 _MORE_MIB: Final = 64
 _MORE_CPU: Final = 1.1
 _MIB: Final = 2**20
+_KINDS: Final = ("producer", "collector", "finalizer")
 _POINTS: Final = 12
 
 
-class _Seen(NamedTuple):
+class Seen(NamedTuple):
+    """A run with the memory of its processes by kind (bytes), on the way and at its peak."""
+
     times: RunTimes
     peaks: dict[str, int]
     curve: dict[str, str]
@@ -30,8 +33,8 @@ class _Seen(NamedTuple):
 def run(*, quick: bool) -> Iterator[Figure]:
     """The same fleet with 10,000 items (some times over), and another with a hundred times as many."""
     long = _QUICK_LONG if quick else _LONG
-    short_run, long_run = _seen(_SHORT, runs=_SHORT_RUNS), _seen(long, runs=1)
-    for kind in ("producer", "collector"):
+    short_run, long_run = seen(_SHORT, runs=_SHORT_RUNS), seen(long, runs=1)
+    for kind in _KINDS:
         low, high = short_run.peaks[kind] / _MIB, long_run.peaks[kind] / _MIB
         yield Figure("flat_memory", f"{kind}, peak at {_SHORT:,}", low, "MiB")
         note = f"over the run: {long_run.curve[kind]}"
@@ -44,18 +47,18 @@ def run(*, quick: bool) -> Iterator[Figure]:
     yield Figure("flat_memory", f"metrics of {long:,} items", times.ended_at - times.settled_at, "s")
 
 
-def _seen(items: int, *, runs: int) -> _Seen:
-    """Peak resident memory (VmHWM) of fresh processes, metrics included, what it was on the way, and CPU an item."""
+def seen(items: int, *, runs: int, kinds: Sequence[str] = _KINDS) -> Seen:
+    """Peak resident memory of fresh processes, metrics included, what it was on the way, and CPU an item."""
     cpu_s = 0.0
     with rig() as found, found.fleet():
         source = write_items(found.folder / "items.jsonl", items, _TEXT_BYTES)
-        collector = find_process("collector").pid
         for _ in range(runs):
             with found.producer(source) as producer, Meter(every_s=0.2 if runs > 1 else 1).running() as meter:
                 meter.look()
                 times = producer.finish()
-                peaks = {"producer": peak_rss(producer.pid), "collector": peak_rss(collector)}
+                pids = {kind: producer.pid if kind == "producer" else find_process(kind).pid for kind in kinds}
+                peaks = {kind: peak_rss(pid) for kind, pid in pids.items()}
             cpu_s += sum(meter.cpu_between(times.started_at, times.settled_at).values())
     step = max(1, len(meter.samples) // _POINTS)
-    curve = {kind: " ".join(f"{sample.rss[kind] / _MIB:.0f}" for sample in meter.samples[::step]) for kind in peaks}
-    return _Seen(times, peaks, curve, 1_000 * cpu_s / (runs * items))
+    curve = {kind: " ".join(f"{sample.rss[kind] / _MIB:.0f}" for sample in meter.samples[::step]) for kind in kinds}
+    return Seen(times, peaks, curve, 1_000 * cpu_s / (runs * items))

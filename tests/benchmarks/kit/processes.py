@@ -28,6 +28,7 @@ _KINDS: Final = (
     ("worker.device", "device process"),
     ('"lane": "live"', "live consumer"),
     ('"lane": "bulk"', "bulk consumer"),
+    ("worker.collector.finalizer", "finalizer"),
     ("libra_fleet.cli collector", "collector"),
     ("infra.servers.keeper", "keeper"),
     ("valkey-server", "valkey"),
