@@ -163,6 +163,7 @@ _SUBMITTED: Final = sa.text(
     CROSS JOIN LATERAL (SELECT item_id, source FROM items WHERE run_id = s.run_id AND seq = s.seq OFFSET 0) AS i
     LEFT JOIN tenant_policies t USING (tenant)
     WHERE s.run_id = :run_id AND s.seq = ANY(CAST(:seqs AS bigint[]))
+      AND NOT EXISTS (SELECT 1 FROM reviews h WHERE h.run_id = s.run_id AND h.seq = s.seq)
     """
 )
 
@@ -240,7 +241,11 @@ class Change(NamedTuple):
 
 
 def decide_settled(connection: sa.Connection, run_id: str, settled: Sequence[StoredVerdict]) -> None:
-    """Decide verdicts that this transaction has just written, and put their notifications into the outbox."""
+    """Decide verdicts that this transaction has just written, and put their notifications into the outbox.
+
+    Items that a human decided while they were pending are left out: no policy overrules a human. A review of a pending
+    item locks its chunk, as this transaction has, so that one of the two sees the other.
+    """
     event = Event.JUDGED
     wanted = {"run_id": run_id, "seqs": [judged.verdict.seq for judged in settled], "event": event.value}
     found = connection.execute(_SUBMITTED, wanted).all()

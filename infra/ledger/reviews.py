@@ -13,7 +13,7 @@ from infra.errors import ItemNotFoundError, UsageError
 from infra.ledger.engine import Row, autocommit, disable_nested_loops, fetch_all, named
 from infra.ledger.items import verdict_from
 from infra.ledger.tables import decisions, disagreements, reviews
-from infra.ledger.webhooks import WebhookMessage, exported_metadata, post
+from infra.ledger.webhooks import WebhookMessage, exported_metadata, post, withdraw_contrary
 from schemas.items import Label, submitted_name
 from schemas.policy import Action, surface_of
 from schemas.verdicts import Outcome
@@ -195,6 +195,14 @@ def _with_texts(connection: sa.Connection, queue: Mapping[_Key, Why]) -> list[Re
     ]
 
 
+# A settlement locks its chunk first and writes to items later, so the chunk comes first here as well.
+_LOCK_PENDING: Final = sa.text(
+    """
+    SELECT FROM chunks
+    WHERE run_id = :run_id AND settled < size AND :seq BETWEEN first_seq AND first_seq + size - 1
+    ORDER BY chunk_no FOR UPDATE
+    """
+)
 _LOCK: Final = sa.text(
     """
     SELECT s.tenant, s.custom_id, s.callback_url, s.metadata
@@ -230,6 +238,7 @@ def decide(
     by_moderator = sa.select(reviews).where(of_item, reviews.c.moderator == moderator)
     said = {"label": label.value, "action": action.value, "note": note}
     with engine.begin() as connection:
+        connection.execute(_LOCK_PENDING, {"run_id": run_id, "seq": seq})
         # The lock makes a double press wait for the first.
         item = connection.execute(_LOCK, {"run_id": run_id, "seq": seq}).one_or_none()
         if item is None or tenant not in (None, item.tenant):
@@ -251,6 +260,7 @@ def decide(
             action=action,
             metadata=exported_metadata(item.metadata),
         )
+        withdraw_contrary(connection, run_id, seq, action.value)
         message = WebhookMessage(seq, item.tenant, item.callback_url, data)
         post(connection, run_id, Event.REVIEWED, [message])
     return review

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
@@ -73,6 +73,18 @@ def post(connection: sa.Connection, run_id: str, event: Event, messages: Sequenc
     connection.execute(_POST, values)
 
 
+def withdraw_contrary(connection: sa.Connection, run_id: str, seq: int, action: str) -> None:
+    """Send none of an item's messages that waits and tells of another action: a human has decided on this one."""
+    statement = sa.text(
+        """
+        UPDATE outbox SET state = 'failed', settled_at = now(), last_error = 'a human decided otherwise'
+        WHERE run_id = :run_id AND seq = :seq AND state = 'pending'
+          AND CAST(body AS jsonb) #>> '{data,action}' IS DISTINCT FROM :action
+        """
+    )
+    connection.execute(statement, {"run_id": run_id, "seq": seq, "action": action})
+
+
 class Delivery(NamedTuple):
     """A message that a sender has taken, with its address and its signing secrets, the newest first.
 
@@ -86,6 +98,8 @@ class Delivery(NamedTuple):
     secrets: tuple[str, ...]
     body: str
     attempt: int
+    destination: str
+    """Messages with the same one go to the same receiver."""
 
 
 class Sent(NamedTuple):
@@ -106,35 +120,74 @@ class Sent(NamedTuple):
     settled_at: datetime | None
 
 
-# SKIP LOCKED: senders take different rows and none waits. Endpoints that rest or are disabled are left alone.
+_DESTINATION: Final = "coalesce(o.endpoint_id, o.tenant || ' ' || split_part(o.callback_url, '/', 3))"
+"""An endpoint, or the host of a tenant's callback addresses."""
+
+# SKIP LOCKED: senders take different rows and none waits. Endpoints that rest or are disabled are left alone, and so
+# are destinations without room; of each other, no more than there is room for.
 _TAKE: Final = sa.text(
-    """
-    WITH due AS (
-        SELECT o.id FROM outbox o LEFT JOIN webhook_endpoints e ON e.id = o.endpoint_id
+    f"""
+    WITH candidate AS (
+        SELECT o.id, o.next_at, {_DESTINATION} AS destination
+        FROM outbox o LEFT JOIN webhook_endpoints e ON e.id = o.endpoint_id
         WHERE o.state = 'pending' AND o.next_at <= now() AND e.disabled_at IS NULL
           AND (e.paused_until IS NULL OR e.paused_until <= now())
+          AND {_DESTINATION} <> ALL(CAST(:full AS text[])) AND o.tenant <> ALL(CAST(:full_tenants AS text[]))
+        ORDER BY o.next_at LIMIT :candidates
+    ), placed AS (
+        SELECT id, coalesce(room, :first_room) AS room,
+               row_number() OVER (PARTITION BY destination ORDER BY next_at, id) AS place
+        FROM candidate LEFT JOIN unnest(CAST(:destinations AS text[]), CAST(:rooms AS int[])) AS w(destination, room)
+             USING (destination)
+    ), due AS (
+        SELECT o.id FROM outbox o JOIN placed USING (id)
+        WHERE place <= room AND o.state = 'pending' AND o.next_at <= now()
         ORDER BY o.next_at LIMIT :limit FOR UPDATE OF o SKIP LOCKED
     )
     UPDATE outbox o SET attempts = o.attempts + 1, next_at = now() + make_interval(secs => :lease_s)
     FROM due WHERE o.id = due.id
-    RETURNING o.id, o.tenant, o.endpoint_id, o.body, o.attempts, o.callback_url,
+    RETURNING o.id, o.tenant, o.endpoint_id, o.body, o.attempts, o.callback_url, {_DESTINATION} AS destination,
               (SELECT e.url FROM webhook_endpoints e WHERE e.id = o.endpoint_id) AS endpoint_url,
               coalesce((SELECT e.secrets FROM webhook_endpoints e WHERE e.id = o.endpoint_id),
                        (SELECT w.secrets FROM webhook_secrets w WHERE w.tenant = o.tenant AND o.endpoint_id IS NULL),
-                       '{}') AS secrets
-    """
+                       '{{}}') AS secrets
+    """  # noqa: S608 - our own
 )
+_CANDIDATES_PER_TAKEN: Final = 16
 
 
-def take_due(engine: sa.Engine, *, limit: int, lease_s: float) -> list[Delivery]:
-    """Take due messages, each for at most `lease_s` seconds; other senders see none of them meanwhile."""
+def take_due(
+    engine: sa.Engine,
+    *,
+    limit: int,
+    lease_s: float,
+    rooms: Mapping[str, int] | None = None,
+    first_room: int | None = None,
+    full_tenants: Sequence[str] = (),
+) -> list[Delivery]:
+    """Take due messages, each for at most `lease_s` seconds; other senders see none of them meanwhile.
+
+    Of a destination in `rooms` at most so many are taken, of another at most `first_room` (None: any number), and of
+    `full_tenants` none.
+    """
+    rooms = rooms or {}
+    values = {
+        "limit": limit,
+        "lease_s": lease_s,
+        "candidates": _CANDIDATES_PER_TAKEN * limit,
+        "full": [name for name, room in rooms.items() if not room],
+        "full_tenants": list(full_tenants),
+        "destinations": list(rooms),
+        "rooms": list(rooms.values()),
+        "first_room": limit if first_room is None else first_room,
+    }
     return [
         Delivery(
             **{**named(Delivery, row), "secrets": tuple(row.secrets)},
             url=row.endpoint_url or row.callback_url,
             attempt=row.attempts,
         )
-        for row in fetch_all(engine, _TAKE, {"limit": limit, "lease_s": lease_s})
+        for row in fetch_all(engine, _TAKE, values)
     ]
 
 

@@ -71,15 +71,21 @@ class DrillOptions:
     def environment(self, namespace: str) -> dict[str, str]:
         """Small chunks and short queues, so that what is in flight at a fault soon has its turn again.
 
+        Every limit that the product derives its bound from is as short as the lease.
+
         A chunk that is lost twice is given up: one false loss shows as dead items.
         """
         return {
             "LIBRA_NAMESPACE": namespace,
             "LIBRA_BULK_LEASE_S": f"{self.lease_s:g}",
             "LIBRA_LIVE_LEASE_S": f"{self.lease_s:g}",
-            "LIBRA_FINALIZE_LEASE_S": f"{max(self.lease_s, 5):g}",
+            "LIBRA_FINALIZE_LEASE_S": f"{self.lease_s:g}",
             "LIBRA_BATCH_DEADLINE_S": f"{self.lease_s:g}",
             "LIBRA_RECONCILE_EVERY_S": "0.5",
+            "LIBRA_RECONCILER_LEASE_S": f"{max(self.lease_s / 2, 1):g}",
+            "LIBRA_LEDGER_IDLE_S": f"{self.lease_s:g}",
+            "LIBRA_LEDGER_PEER_S": f"{max(self.lease_s, 3):g}",
+            "LIBRA_SILENCE_S": f"{self.lease_s:g}",
             "LIBRA_CHUNK_ITEMS": "16",
             "LIBRA_WINDOW_ITEMS": "64",
             "LIBRA_HIGH_WATER_CHUNKS": "8",
@@ -243,6 +249,7 @@ class Drill:
         self._strike = fault.inject(self._ground)
         if self._strike is None:
             return None
+        exposed = exposed | self._strike.chunks
         at, attempts = self._now(), {chunk: end.attempt for chunk, end in ends.items()}
         return InjectedFault(len(self._injected) + 1, fault, self._strike.hit, looked, at, at, exposed, attempts)
 
@@ -281,7 +288,7 @@ class Drill:
 
     def _feed_to_the_end(self) -> None:
         """Feed until there were as many items as were asked for."""
-        while self._retry(self._ledger.totals).accepted < self._options.items:
+        while self._calls.waiting or self._retry(self._ledger.totals).accepted < self._options.items:
             self._run_for(_LOOK_EVERY_S)
         self._feeding = False
 

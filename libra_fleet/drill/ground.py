@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import psutil
 
 GUARD: Final = "fake"
-_CONSUMER, _DEVICE = "worker.consumer.app", "worker.device"
+_CONSUMER, _DEVICE, _FINALIZER = "worker.consumer.app", "worker.device", "worker.collector.finalizer"
 
 
 def nothing() -> None:
@@ -34,10 +34,11 @@ def nothing() -> None:
 
 
 class Strike(NamedTuple):
-    """A fault that was done: what it hit, and how it ends."""
+    """A fault that was done: what it hit, and how it ends. `chunks` were put in by it, and have to settle as well."""
 
     hit: str
     end: Callable[[], None] = nothing
+    chunks: frozenset[str] = frozenset()
 
 
 class Ground:
@@ -93,6 +94,12 @@ class Ground:
         """The consumer of a lane of some worker."""
         return self._child(lambda line: _CONSUMER in line and f'"lane": "{lane}"' in line)
 
+    def finalizer(self) -> psutil.Process | None:
+        """The process beside some collector that computes reports."""
+        collector = self.one("collector")
+        lines = [] if collector is None else _lines(collector)
+        return next((child for child, line in lines if _FINALIZER in line), None)
+
     def consumers(self, lane: str) -> list[psutil.Process]:
         """The consumers of a lane, of all workers."""
         return [
@@ -108,7 +115,8 @@ class Ground:
         if not pairs:
             return []
         worker, collector = self.chance.choice(pairs)
-        return [collector, worker, *worker.children(recursive=True)]
+        machine = [collector, worker]
+        return [*machine, *(child for process in machine for child in process.children(recursive=True))]
 
     def keeper(self) -> psutil.Process:
         """The keeper of the drill's own servers."""
@@ -188,5 +196,5 @@ def forget_namespace(client: redis.Redis, namespace: str) -> None:
         client.delete(key)
 
 
-def _lines(worker: psutil.Process) -> list[tuple[psutil.Process, str]]:
-    return [(child, " ".join(child.cmdline())) for child in worker.children(recursive=True)]
+def _lines(parent: psutil.Process) -> list[tuple[psutil.Process, str]]:
+    return [(child, " ".join(child.cmdline())) for child in parent.children(recursive=True)]

@@ -48,6 +48,11 @@ def kill_gateway(ground: Ground) -> Strike | None:
     return _kill(ground.one("gateway"))
 
 
+def kill_finalizer(ground: Ground) -> Strike | None:
+    """Kill -9 the process that computes reports."""
+    return _kill(ground.finalizer())
+
+
 def kill_machine(ground: Ground) -> Strike | None:
     """Kill -9 everything of one machine: its collector, its worker and all children."""
     machine = ground.machine()
@@ -80,6 +85,11 @@ def stop_gateway(ground: Ground) -> Strike | None:
 def stop_producer(ground: Ground) -> Strike | None:
     """SIGSTOP the producer."""
     return _stop(ground, ground.one("producer"))
+
+
+def stop_finalizer(ground: Ground) -> Strike | None:
+    """SIGSTOP the process that computes reports."""
+    return _stop(ground, ground.finalizer())
 
 
 def stop_machine(ground: Ground) -> Strike | None:

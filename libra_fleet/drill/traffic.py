@@ -65,10 +65,13 @@ class DataSets:
         name = f"drill-{len(self.submitted)}"
         self.submitted.append(name)
         rows = (
-            json.dumps({"id": f"{name}-{at}", "text": f"第 {at} 条文本 of {name}"}, ensure_ascii=False)
+            # A category of its own each: a report over as many groups as there are items.
+            {"id": f"{name}-{at}", "text": f"第 {at} 条文本 of {name}", "category": f"category {at}"}
             for at in range(self.rows)
         )
-        self._path(name).write_text("\n".join(rows) + "\n", encoding="utf-8")
+        self._path(name).write_text(
+            "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows), encoding="utf-8"
+        )
         return name, self._path(name)
 
     def submit_again(self, names: Sequence[str]) -> None:
@@ -161,7 +164,15 @@ class Callers:
     def call_again(self) -> None:
         """Send what was acknowledged lately once more, under the same keys: what a caller does after a failover."""
         since = time.monotonic() - _CALLS_KEPT_S
-        self._again += [call for call in self.calls if (call.acknowledged_at or 0.0) > since]
+        for call in self.calls:
+            if (call.acknowledged_at or 0.0) > since:
+                call.acknowledged_at = None
+                self._again.append(call)
+
+    @property
+    def waiting(self) -> bool:
+        """True if some are still to be sent again."""
+        return bool(self._again)
 
     def _run(self, key: str, over: threading.Event) -> None:
         for number in itertools.count():

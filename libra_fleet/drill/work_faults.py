@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 import psycopg
@@ -30,7 +30,7 @@ def poison(marker: str) -> Callable[[Ground], Strike]:
     def inject(ground: Ground) -> Strike:
         texts = [f"neighbour {number} of {ground.chance.random()}" for number in range(_NEIGHBOURS)]
         texts.insert(ground.chance.randrange(_NEIGHBOURS), f"[[fake:{marker}]] {ground.chance.random()}")
-        return Strike(f"{marker} in chunk {ground.submit(texts)}")
+        return _submitted(ground, texts, f"{marker} amid {_NEIGHBOURS} healthy items")
 
     return inject
 
@@ -39,7 +39,12 @@ def fat_tail(ground: Ground) -> Strike:
     """One chunk with an item that takes a hundred times as long as the others, and one that is as large."""
     texts = [f"slim {number} of {ground.chance.random()}" for number in range(_NEIGHBOURS)]
     texts[3], texts[7] = f"[[fake:slow]] {ground.chance.random()}", "长" * _FAT_CHARACTERS + str(ground.chance.random())
-    return Strike(f"slow and large items in chunk {ground.submit(texts)}")
+    return _submitted(ground, texts, f"a slow and a large item amid {_NEIGHBOURS - 2}")
+
+
+def _submitted(ground: Ground, texts: Sequence[str], what: str) -> Strike:
+    chunk = ground.submit(texts)
+    return Strike(f"{what}: {chunk}", chunks=frozenset([chunk]))
 
 
 def slow_consumer(ground: Ground) -> Strike | None:

@@ -29,6 +29,7 @@ from infra.ledger.webhooks import Delivery
 from infra.log import get_logger
 from infra.settings import Settings
 from producer.webhooks.addresses import Allowed, IpAddress, RefusedAddressError, checked_addresses
+from producer.webhooks.shares import Shares
 
 try:
     from standardwebhooks.webhooks import EmptyWebhookSecretError, Webhook
@@ -85,6 +86,7 @@ class Sender:
         self._connections = settings.webhook_connections
         self._poll_s = settings.webhook_poll_s
         self._channel: PubSub | None = None
+        self._shares = Shares(settings.webhook_connections)
 
     def run(self, stop: threading.Event) -> None:
         """Send until `stop` is set; returns when what was begun has ended."""
@@ -102,19 +104,21 @@ class Sender:
         with ExitStack() as subscription:
             async with http:
                 while not stop.is_set():
-                    limit, lease_s = self._connections - len(running), self._timeout_s + _GRACE_S
                     try:
-                        taken = await asyncio.to_thread(webhooks.take_due, self._engine, limit=limit, lease_s=lease_s)
+                        taken = await asyncio.to_thread(self._take, self._connections - len(running))
                     except sa.exc.SQLAlchemyError as error:
                         log.warning("ledger_away", error=str(error.__cause__ or error).strip())
                         await asyncio.sleep(_LEDGER_AWAY_S)
                         taken = []
                     for delivery in taken:
+                        self._shares.begin(delivery.destination, delivery.tenant)
                         task = asyncio.create_task(self._deliver(http, delivery))
                         running.add(task)
                         task.add_done_callback(running.discard)
                     if len(running) >= self._connections:
                         await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                    elif running and not taken:  # what ends makes room for what waits
+                        await asyncio.wait(running, timeout=_LOOKS_APART_S, return_when=asyncio.FIRST_COMPLETED)
                     elif not taken:
                         await asyncio.to_thread(self._wait_for_notice, stop, subscription)
                     else:
@@ -144,8 +148,22 @@ class Sender:
             self._channel = None
             stop.wait(max(0.0, until - time.monotonic()))
 
+    def _take(self, limit: int) -> list[Delivery]:
+        return webhooks.take_due(
+            self._engine,
+            limit=limit,
+            lease_s=self._timeout_s + _GRACE_S,
+            rooms=self._shares.rooms(),
+            first_room=self._shares.first,
+            full_tenants=self._shares.full_tenants(),
+        )
+
     async def _deliver(self, http: httpx2.AsyncClient, delivery: Delivery) -> None:
+        began = time.monotonic()
         answer = await self._attempt(http, delivery)
+        took_s = time.monotonic() - began
+        answered = answer.status is not None
+        self._shares.end(delivery.destination, delivery.tenant, answered=answered, took_s=took_s)
         try:
             await asyncio.to_thread(self._settle, delivery, answer)
         except sa.exc.SQLAlchemyError as error:  # the lease brings it back; a receiver knows it by its id

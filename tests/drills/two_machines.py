@@ -1,8 +1,8 @@
 """`python -m tests.drills.two_machines`: three machines on one, as network namespaces, and a cable that is pulled.
 
-    servers     Valkey and Postgres over TCP with passwords, the collector, the producer
-    machine-a   a worker, joined to the servers by one cable (a veth pair)
-    machine-b   a worker, joined to the servers by another cable
+    servers     Valkey and Postgres over TCP with passwords, the producer
+    machine-a   a collector and a worker, joined to the servers by one cable (a veth pair)
+    machine-b   the same and a gateway, joined to the servers by another cable; its collector reconciles
 
 Nothing but the two URLs is shared: every machine has its own state folder and host name. A run is judged by both; in
 the middle of a second one machine-b's cable is pulled. Both runs must end whole and verify. Needs root, `ip` and
@@ -31,15 +31,20 @@ import sqlalchemy as sa
 
 from infra.coordination.store import CoordinationStore
 from infra.ledger.engine import open_ledger
+from infra.ledger.keys import create_key
 from infra.process import module_path, wait_until
 from infra.servers.places import Binaries, find_binaries, postgres_user
 from infra.settings import child_environment
+from schemas.access import Role
+from schemas.fleet import ready
 from tests.support.processes import stop
 
 SERVERS: Final = "servers"
 MACHINES: Final = {"machine-a": "10.77.1", "machine-b": "10.77.2"}
 """Each machine's name and the network of its cable: the servers are .1 on it, the machine .2."""
 WAIT_S: Final = 90.0
+LEASE_S: Final = 6.0
+CALLS: Final = 200
 
 
 class Place:
@@ -72,6 +77,23 @@ class Place:
                 stdout=output,
                 stderr=output,
             )
+
+    def start_python(self, program: str) -> subprocess.Popen[bytes]:
+        """Start a Python program there, and wait until it has said something."""
+        process = subprocess.Popen(
+            self.command(sys.executable, "-c", program),
+            env=child_environment(**self._environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline(), f"a program on {self.name} ended at once"
+        return process
+
+    def run_python(self, program: str, *arguments: str) -> None:
+        """Run a Python program there, to its end."""
+        command = self.command(sys.executable, "-c", program, *arguments)
+        subprocess.run(command, env=child_environment(**self._environment), stdin=subprocess.DEVNULL, check=True)
 
     def run(self, *arguments: str) -> str:
         """Run a libra command there and show it; what it printed."""
@@ -190,6 +212,32 @@ class Fleet:
         coordination = CoordinationStore(self.broker, namespace="libra", remember_s=0)
         return sum(process.state == "ready" for process in coordination.presence.announced())
 
+    def has(self, kind: str, machine: str) -> bool:
+        """Whether a machine's process of this kind has announced that it is ready."""
+        coordination = CoordinationStore(self.broker, namespace="libra", remember_s=0)
+        return any(f"-{machine}-" in one.id for one in ready(coordination.presence.announced(), kind))
+
+    def check_bound(self) -> None:
+        """See that nobody was held up for more than a lease and ten seconds, and that every call has its verdict.
+
+        Raises:
+            SystemExit: that is not so.
+        """
+        gaps = sa.text(
+            "SELECT max(gap) FROM (SELECT extract(epoch FROM settled_at - lag(settled_at) OVER (ORDER BY settled_at)) "
+            "AS gap FROM verdicts v JOIN runs r ON r.id = v.run_id WHERE r.name <> 'together') AS times"
+        )
+        calls = sa.text(
+            "SELECT count(DISTINCT s.custom_id) FROM submissions s JOIN verdicts USING (run_id, seq) "
+            "WHERE s.tenant = 'unplugged'"
+        )
+        with self.ledger().connect() as connection:
+            assert wait_until(lambda: connection.scalar(calls) == CALLS, timeout_s=WAIT_S), "calls without a verdict"
+            stall_s = float(connection.scalar(gaps))
+        print(f"{CALLS} acknowledged calls have a verdict; nothing settled for {stall_s:.1f} s at most")
+        if stall_s > LEASE_S + 10:
+            raise SystemExit(f"nothing settled for {stall_s:.1f} s: more than the lease of {LEASE_S:g} s and 10 s")
+
     def ledger(self) -> sa.Engine:
         """The ledger, reached by its socket file."""
         return open_ledger(self._database_url, wait_s=30)
@@ -211,7 +259,7 @@ def fleet() -> Iterator[Fleet]:
     folder = Path(tempfile.mkdtemp(prefix="libra-two-machines-"))
     folder.chmod(0o755)  # Postgres, which runs as another user, must be able to walk through
     password = secrets.token_hex(16)
-    environment = {"LIBRA_BULK_LEASE_S": "6", "LIBRA_RECONCILE_EVERY_S": "1", "LIBRA_LOG_FORMAT": "json"}
+    environment = {"LIBRA_BULK_LEASE_S": f"{LEASE_S:g}", "LIBRA_RECONCILE_EVERY_S": "1", "LIBRA_LOG_FORMAT": "json"}
     with ExitStack() as undo:
         undo.callback(shutil.rmtree, folder, ignore_errors=True)
         names = undo.enter_context(cabled())
@@ -238,27 +286,36 @@ def _answers(broker: redis.Redis) -> bool:
 def judge_apart(found: Fleet, guard: str, items: int, folder: Path) -> None:
     """Two runs over both machines; in the second one a cable is pulled.
 
+    Machine-b has the collector that reconciles, a gateway that has just acknowledged items, and a client that holds
+    rows of the run in a transaction: no server hears of the end of any of them.
+
     Raises:
-        SystemExit: a command failed, `libra run verify` among them.
+        SystemExit: a command failed, `libra run verify` among them, or the others were held up for too long.
     """
     with ExitStack() as undo:
-        servers = found.places[SERVERS]
+        servers, machine_b = found.places[SERVERS], found.places["machine-b"]
         servers.run("migrate")
-        for name, command in (
-            (SERVERS, ("collector",)),
-            *((machine, ("worker", "--guard", guard, "--devices", "cpu", *_slow(guard))) for machine in MACHINES),
-        ):
-            undo.callback(stop, found.places[name].start(*command), grace_s=15)
-        assert wait_until(lambda: found.ready() == 1 + len(MACHINES), timeout_s=WAIT_S), "they do not all come up"
-        source = folder / "items.jsonl"
-        source.write_text("".join(_record(number) for number in range(items)), encoding="utf-8")
+        for machine in reversed(MACHINES):  # the collector that comes first reconciles
+            undo.callback(stop, found.places[machine].start("collector"), grace_s=15)
+            assert wait_until(lambda machine=machine: found.has("collector", machine), timeout_s=WAIT_S), machine  # type: ignore[misc]
+        for machine in MACHINES:
+            worker = found.places[machine].start("worker", "--guard", guard, "--devices", "cpu", *_slow(guard))
+            undo.callback(stop, worker, grace_s=15)
+        undo.callback(stop, machine_b.start("gateway", "--guard", guard, "--no-local"), grace_s=15)
+        assert wait_until(lambda: found.ready() == 2 * len(MACHINES) + 1, timeout_s=WAIT_S), "they do not all come up"
+        source, longer = folder / "items.jsonl", folder / "longer.jsonl"
+        for path, count in ((source, items), (longer, _LONGER * items)):
+            path.write_text("".join(_record(number) for number in range(count)), encoding="utf-8")
         options = ("--guard", guard)
         servers.run("status")
         found.places["machine-a"].run("doctor", "--guard", guard, "--devices", "cpu")
         servers.run("bench", "run", str(source), *options, "--no-local", "--name", "together")
         print(f"judged by: {found.judged_by('together')}")
-        servers.run("bench", "submit", str(source), *options, "--name", "unplugged")
+        servers.run("bench", "submit", str(longer), *options, "--name", "unplugged")
         assert wait_until(lambda: len(found.judged_by("unplugged")) == len(MACHINES), timeout_s=WAIT_S)
+        key = create_key(found.ledger(), tenant="unplugged", role=Role.SERVICE)[1]
+        undo.callback(stop, machine_b.start_python(_HOLD_ROWS), grace_s=1)
+        machine_b.run_python(_CALL_GATEWAY, key)
         print("\n… the cable of machine-b is pulled")
         pulled_at = time.monotonic()
         pull_cable(found.names["machine-b"])
@@ -266,8 +323,36 @@ def judge_apart(found: Fleet, guard: str, items: int, folder: Path) -> None:
         print(
             f"judged by: {found.judged_by('unplugged')}; it ended {time.monotonic() - pulled_at:.1f} s after the pull"
         )
+        found.check_bound()
         for run in ("together", "unplugged"):
             servers.run("verify", run)
+
+
+_LONGER: Final = 3
+"""So that the run lasts until the cable is pulled, and beyond."""
+
+_HOLD_ROWS: Final = """
+import os, time, sqlalchemy as sa
+from infra.settings import load_settings
+from infra.servers.services import Services
+settings = load_settings()
+found = Services(settings, settings.require_redis_url(), settings.require_database_url(), embedded=False)
+connection = found.engine.connect()
+connection.execute(sa.text("SELECT 1 FROM runs WHERE name = 'unplugged' FOR UPDATE"))
+connection.execute(sa.text("SELECT 1 FROM chunks c JOIN runs r ON r.id = c.run_id WHERE r.name = 'unplugged' "
+                           "AND c.settled < c.size ORDER BY c.chunk_no LIMIT 8 FOR UPDATE OF c SKIP LOCKED"))
+print("holds rows", flush=True)
+time.sleep(600)
+"""
+"""A client that stands amid a settlement."""
+
+_CALL_GATEWAY: Final = """
+import json, sys, urllib.request
+items = [{"text": f"text {number}", "custom_id": f"call-{number}"} for number in range(200)]
+headers = {"Authorization": f"Bearer {sys.argv[1]}", "Content-Type": "application/json"}
+request = urllib.request.Request("http://127.0.0.1:8000/v1/items", json.dumps({"items": items}).encode(), headers)
+assert urllib.request.urlopen(request, timeout=30).status == 202
+"""
 
 
 def _slow(guard: str) -> tuple[str, ...]:

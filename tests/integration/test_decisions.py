@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from infra.ledger import decisions, feed, intake, reviews, settlement, webhooks
 from infra.servers.services import Services
 from libra_fleet.cli.commands import POLICY
 from schemas.items import Label
+from schemas.messages import JudgeChunk
 from schemas.policy import Action, Policy
 from schemas.webhooks import Event
 from tests.support.make import items, spec, verdicts_for
@@ -264,6 +266,57 @@ def test_no_policy_overrules_a_human(services: Services) -> None:
         if item.decided
     }
     assert current == {0: (Action.BLOCK, False), 1: (Action.PASS, True)}
+
+
+@pytest.mark.usefixtures("default")
+def test_a_human_decision_on_a_pending_item_is_not_followed_by_the_machines(services: Services) -> None:
+    webhooks.add_endpoint(services.engine, "forum", "https://hook.example/")
+    chunk = submitted(services, 2)
+    reviews.decide(services.engine, chunk.run_id, 0, label=Label.SAFE, moderator="m")
+
+    settlement.settle(services.engine, judged(chunk, [0.95, 0.95]))
+
+    told = [(letter["type"], letter["data"]["seq"], letter["data"]["action"]) for letter in letters(services)]
+    assert told == [("item.reviewed", 0, "pass"), ("item.judged", 1, "block")]
+    decided = feed.submitted_items(services.engine, chunk.run_id, [0, 1])
+    assert {seq: item.decided and item.decided.action for seq, item in decided.items()} == {
+        0: Action.PASS,
+        1: Action.BLOCK,
+    }
+    assert actions(services, chunk.run_id) == [("block", "default", 1)]
+
+
+@pytest.mark.usefixtures("default")
+def test_a_review_and_a_settlement_at_once_end_with_the_humans_word(services: Services) -> None:
+    webhooks.add_endpoint(services.engine, "forum", "https://hook.example/")
+    chunks = [submitted(services, 1, prefix=f"p{number}") for number in range(30)]
+
+    def review(chunk: JudgeChunk) -> None:
+        reviews.decide(services.engine, chunk.run_id, 0, label=Label.SAFE, moderator="m")
+
+    with ThreadPoolExecutor(4) as pool:
+        work = []
+        for chunk in chunks:
+            work.append(pool.submit(settlement.settle, services.engine, judged(chunk, [0.95])))
+            work.append(pool.submit(review, chunk))
+        for each in work:
+            each.result(60)
+
+    waiting = [row.event for row in webhooks.sent(services.engine, state="pending", limit=None)]
+    assert waiting == ["item.reviewed"] * len(chunks)
+    overruled = webhooks.sent(services.engine, state="failed", limit=None)
+    assert {(row.event, row.last_error) for row in overruled} <= {("item.judged", "a human decided otherwise")}
+
+
+@pytest.mark.usefixtures("default")
+def test_a_message_that_agrees_with_the_human_still_leaves(services: Services) -> None:
+    webhooks.add_endpoint(services.engine, "forum", "https://hook.example/")
+    chunk = submitted(services, 1)
+    settlement.settle(services.engine, judged(chunk, [0.95]))
+
+    reviews.decide(services.engine, chunk.run_id, 0, label=Label.UNSAFE, moderator="m")
+
+    assert {row.state for row in webhooks.sent(services.engine)} == {"pending"}
 
 
 @pytest.mark.usefixtures("default")

@@ -291,6 +291,22 @@ def test_a_receiver_that_never_answers_is_given_up_at_the_deadline(services: Ser
     assert sent(services)[0].last_error == "no answer within 0.2 s"
 
 
+def test_a_receiver_that_never_answers_delays_no_other_tenant(services: Services, receiver: Receiver) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        webhooks.add_endpoint(services.engine, "silent", url)
+        webhooks.add_endpoint(services.engine, "forum", receiver.url)
+        judge(services, 60, tenant="silent")
+        judge(services, 6, tenant="forum")
+
+        with sending(services, webhook_connections=8, webhook_timeout_s=5):
+            until(lambda: [row.state for row in webhooks.sent(services.engine, tenant="forum")] == ["delivered"] * 6)
+            of_silent = webhooks.sent(services.engine, tenant="silent", limit=None)
+
+    assert any(row.attempts for row in of_silent), "they were taken first"
+    assert not any(row.last_error for row in of_silent), "none of them has been given up yet"
+
+
 def test_many_senders_send_each_letter_once(services: Services, receiver: Receiver) -> None:
     webhooks.add_endpoint(services.engine, "forum", receiver.url)
     judge(services, 40)
