@@ -14,6 +14,7 @@ from psycopg.types.array import ListBinaryDumper
 from sqlalchemy.exc import InvalidatePoolError, OperationalError
 
 from infra.errors import LedgerOutdatedError, ServerError
+from infra.ledger.address import parse_postgres as _parse
 
 HEAD: Final = "0004_reports_beside_the_settling"
 """Revision this code needs; a test holds it equal to the newest migration."""
@@ -167,6 +168,17 @@ def require_current(engine: sa.Engine) -> None:
         raise LedgerOutdatedError(f"the ledger is at revision {revision or 'none'}, this version needs {HEAD}")
 
 
+def _find_pooler(made: psycopg.Connection, _: object) -> None:
+    """Prepare no statement where a pooler stands between: the next transaction may be another server process's.
+
+    A pooler gives its clients keys of its own, so that what it calls the server process is not what that is.
+    """
+    row = made.execute("SELECT pg_backend_pid()").fetchone()
+    made.rollback()
+    if row is None or row[0] != made.info.backend_pid:
+        made.prepare_threshold = None
+
+
 def _replace_dead_connections(engine: sa.Engine) -> None:
     """See that a pooled connection is alive before it is used again; a server that went away has closed its end."""
 
@@ -187,15 +199,6 @@ def _replace_dead_connections(engine: sa.Engine) -> None:
         except psycopg.Error as error:
             raise InvalidatePoolError from error
 
+    sa.event.listen(engine, "connect", _find_pooler)
     sa.event.listen(engine, "checkin", note_use)
     sa.event.listen(engine, "checkout", check)
-
-
-def _parse(database_url: str) -> sa.URL:
-    try:
-        url = sa.make_url(database_url)
-    except sa.exc.ArgumentError as error:
-        raise ServerError("LIBRA_DATABASE_URL is not a database URL (postgresql://user:password@host/name)") from error
-    if not url.drivername.startswith("postgresql"):
-        raise ServerError(f"LIBRA_DATABASE_URL names {url.drivername}; the ledger needs Postgres")
-    return url.set(drivername="postgresql+psycopg")

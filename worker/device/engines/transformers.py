@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Final, Unpack
 
 import torch
-from accelerate.utils import align_module_device
 from transformers import AutoModelForCausalLM, DynamicCache, StoppingCriteria
 
 from infra.log import get_logger
@@ -66,10 +65,6 @@ class TransformersEngine:
         self._device = torch.device(self.info.device)
         self._tolerance = TOLERANCE[getattr(torch, self.info.dtype)]
         self._head = self._model.get_output_embeddings()
-        self._asked: tuple[int, ...] = ()
-        self._label_rows: dict[tuple[int, ...], torch.Tensor] = {}
-        if isinstance(self._head, torch.nn.Linear):
-            self._head.register_forward_hook(self._sharpen)
         self._vocabulary = int(self._model.get_input_embeddings().weight.shape[0])
         self._own_attention: str = self._model.config._attn_implementation
         self._deterministic = deterministic
@@ -104,7 +99,7 @@ class TransformersEngine:
         firsts = [label[0] for label in labels]
         with device_errors():
             if len(set(firsts)) == len(firsts):
-                table = self._next_logprobs(prompts, firsts)[:, firsts]
+                table = self._next_logprobs(prompts)[:, firsts]
             else:
                 # Per label the sum of the log-probabilities of its ids, one forward for each: (n,).
                 columns = []
@@ -112,7 +107,7 @@ class TransformersEngine:
                     steps = []
                     for step, token in enumerate(label):
                         continued = [prompt + array("i", label[:step]) for prompt in prompts]
-                        steps.append(self._next_logprobs(continued, [token])[:, token])
+                        steps.append(self._next_logprobs(continued)[:, token])
                     columns.append(torch.stack(steps).sum(dim=0))
                 table = torch.stack(columns, dim=1)
             rows: list[list[float]] = table.double().cpu().tolist()
@@ -161,15 +156,8 @@ class TransformersEngine:
 
     # Scores.
 
-    def _next_logprobs(self, prompts: Sequence[array[int]], asked: Sequence[int] = ()) -> torch.Tensor:
-        """Log-probabilities of the id after each prompt: (n, V), float32; exact for the ids that are `asked` for."""
-        self._asked = tuple(asked)
-        try:
-            return self._rough_or_exact(prompts)
-        finally:
-            self._asked = ()
-
-    def _rough_or_exact(self, prompts: Sequence[array[int]]) -> torch.Tensor:
+    def _next_logprobs(self, prompts: Sequence[array[int]]) -> torch.Tensor:
+        """Log-probabilities of the id after each prompt: (n, V), float32."""
         cached = len(self._prefix)
         # At least one id must be left behind the prefix: its hidden state is what is read.
         inside = [
@@ -187,22 +175,6 @@ class TransformersEngine:
         if inside and outside:
             logits = logits[torch.tensor(inside + outside, device=logits.device).argsort()]
         return logits.float().log_softmax(dim=-1)
-
-    def _sharpen(self, head: torch.nn.Linear, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> object:
-        """Compute the labels' logits in float32: bfloat16 rounds those of 16 to 32 to eighths, and ties become safe."""
-        if not self._asked:
-            return None
-        rows = self._label_rows.get(self._asked)
-        if rows is None:
-            with align_module_device(head):  # where accelerate keeps the weights elsewhere
-                ids = torch.tensor(self._asked, device=head.weight.device)
-                rows = self._label_rows[self._asked] = head.weight[ids].detach().float()
-        exact = inputs[0].float() @ rows.to(inputs[0].device).T
-        if head.bias is not None:
-            exact = exact + head.bias[list(self._asked)].float().to(exact.device)
-        logits = output.float()
-        logits[..., list(self._asked)] = exact.to(logits.device)
-        return logits
 
     @torch.inference_mode()
     def _last_logits(self, prompts: Sequence[array[int]], prefix_states: PrefixStates) -> torch.Tensor:
