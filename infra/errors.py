@@ -1,5 +1,7 @@
 """The one family of errors. Each carries a message for a person and the exit code a script can use."""
 
+from collections.abc import Mapping
+
 
 class LibraError(Exception):
     """Base of every error this project raises on purpose."""
@@ -39,6 +41,23 @@ class DeviceError(LibraError):
     """The device process is gone or broken."""
 
     exit_code = 6
+
+
+class DeviceAwayError(DeviceError):
+    """No device process answers for now.
+
+    `suspects`: by index the prompts in whose batch one died, and how often it died of them alone.
+    """
+
+    def __init__(self, message: str, suspects: Mapping[int, int] | None = None) -> None:
+        super().__init__(message)
+        self.suspects = dict(suspects or {})
+
+
+class DeviceProtocolError(DeviceError):
+    """The device process is of another version than this process."""
+
+    exit_code = 8
 
 
 class RunError(LibraError):

@@ -86,6 +86,7 @@ class Settings(BaseSettings):
 
     max_batch_tokens: int | None = Field(None, ge=16, description="token budget of a batch; none: by the engine")
     batch_deadline_s: float = Field(120, gt=0, description="a batch that runs longer is killed")
+    silence_s: float = Field(10, gt=0, description="a device process or consumer without a sign of life is killed")
     max_item_deaths: int = Field(2, ge=1, description="a prompt that kills the device this often, alone, is dead")
     webhook_allow: str | None = Field(
         None, description="hosts and networks inside that webhooks may reach, by http as well; commas between"

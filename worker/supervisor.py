@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Any, Final, NamedTuple
 
 from infra.broker.app import queue_of
 from infra.coordination.store import CoordinationStore
-from infra.errors import DeviceError, GuardError, UsageError
+from infra.errors import DeviceError, DeviceProtocolError, GuardError, UsageError
 from infra.log import get_logger
 from infra.process import python_module
 from infra.settings import Settings, child_environment
@@ -33,13 +33,17 @@ from schemas.fleet import Announcement
 from schemas.messages import Lane
 from worker.consumer.app import ConsumerSpec, read_fingerprints
 from worker.consumer.deliveries import holder_of
-from worker.device.heartbeat import Pace, Pulse, read_pulse
+from worker.device.heartbeat import Pace, Pulse, Watch, read_pulse
 from worker.device.spec import DeviceSpec
 
 _TICK_S: Final = 0.1
 _ANNOUNCE_EVERY_S: Final = 5.0
 _LOAD_TIMEOUT_S: Final = 1800.0
+_LOAD_SILENCE_S: Final = 60.0
+_LOOK_S: Final = 0.5
 _MAX_DEATHS: Final = 10
+_APART_FROM_DEATHS: Final = 2
+"""Consumers that died in a row: what they read may have killed them."""
 _RESTART: Final = Restart(max_deaths=_MAX_DEATHS)
 _DEVICE_GRACE_S: Final = 10.0
 _CHILD_GRACE_S: Final = 1.0
@@ -49,6 +53,10 @@ _SPINS: Final = "20000"
 of its rate; the default, fifteen times as often, takes more from the other processes (docs/decisions/0016)."""
 
 log = get_logger(__name__)
+
+
+class _HangsError(DeviceError):
+    """A device process hung while it loaded, and was killed."""
 
 
 class _StopLoadingError(Exception):
@@ -62,12 +70,16 @@ class DeviceProcess:
     the *thread* that started it ends (PR_SET_PDEATHSIG).
     """
 
-    def __init__(self, spec: DeviceSpec, *, visible_devices: str | None = None) -> None:
-        """Start it. `visible_devices` becomes CUDA_VISIBLE_DEVICES; None leaves it as it is."""
+    def __init__(self, spec: DeviceSpec, *, visible_devices: str | None = None, silence_s: float = 10.0) -> None:
+        """Start it. `visible_devices` becomes CUDA_VISIBLE_DEVICES; None leaves it as it is.
+
+        `silence_s`: how long it may give no sign of life once it is ready.
+        """
         changes = {"GOMP_SPINCOUNT": _SPINS}
         if visible_devices is not None:
             changes["CUDA_VISIBLE_DEVICES"] = visible_devices
         self._spec = spec
+        self._watch = Watch(silence_s=silence_s, load_silence_s=_LOAD_SILENCE_S, load_s=_LOAD_TIMEOUT_S)
         spec.heartbeat_path.unlink(missing_ok=True)
         command = python_module("worker.device", spec.model_dump_json())
         self.process = spawn(command, child_environment(**changes), stdout=subprocess.PIPE)
@@ -88,7 +100,10 @@ class DeviceProcess:
             with selectors.DefaultSelector() as selector:
                 selector.register(stdout, selectors.EVENT_READ)
                 while not line.endswith(b"\n"):
-                    if not selector.select(max(0.0, deadline - time.monotonic())):
+                    if not selector.select(min(_LOOK_S, max(0.0, deadline - time.monotonic()))):
+                        self._kill_if_it_hangs()
+                        if time.monotonic() < deadline:
+                            continue
                         self.kill()
                         raise DeviceError(
                             f"the device process of {self._spec.guard} was not ready after {timeout_s:g} s"
@@ -109,9 +124,14 @@ class DeviceProcess:
             raise GuardError(report["error"])
         raise DeviceError(f"the device process of {self._spec.guard} ended with code {code} while starting")
 
-    def overdue(self, now: float) -> bool:
-        """True if its batch runs past the deadline; `now` in CLOCK_MONOTONIC seconds."""
-        return 0 < self.stats().deadline < now
+    def hangs(self, now: float) -> str | None:
+        """The way in which it hangs, or None; `now` in CLOCK_MONOTONIC seconds. Ask often: see `Watch`."""
+        return self._watch.hangs(now, self.stats())
+
+    def _kill_if_it_hangs(self) -> None:
+        if how := self.hangs(time.monotonic()):
+            self.kill()
+            raise _HangsError(f"the device process of {self._spec.guard} was killed while it loaded: {how}")
 
     def stats(self) -> Pulse:
         """Its work since it started."""
@@ -135,8 +155,12 @@ class _Device:
         visible: str,
         env: dict[str, str],
         coordination: CoordinationStore,
+        silence_s: float,
     ) -> None:
         self.worker_id = worker_id
+        self._env = env
+        self._silence_s = silence_s
+        self._watches: dict[str, Watch] = {}
         self._coordination = coordination
         self._spec = spec
         self._visible = visible
@@ -147,30 +171,49 @@ class _Device:
         )
         self._consumer_specs = {consumer.lane.value: consumer for consumer in consumers}
         self.consumers = Supervisor(
-            [
-                SupervisedProcess(
-                    lane, partial(spawn, python_module("worker.consumer.app", consumer.to_argument()), env), _RESTART
-                )
-                for lane, consumer in self._consumer_specs.items()
-            ],
+            [SupervisedProcess(lane, partial(self._start_consumer, lane), _RESTART) for lane in self._consumer_specs],
             on_exit=self._on_consumer_exit,
         )
 
     def _start_device(self) -> subprocess.Popen[bytes]:
-        self._process = DeviceProcess(self._spec, visible_devices=self._visible)
+        self._process = DeviceProcess(self._spec, visible_devices=self._visible, silence_s=self._silence_s)
         return self._process.process
 
+    def _start_consumer(self, lane: str) -> subprocess.Popen[bytes]:
+        """Start a consumer; where some died one after the other, the next one reads no item in its own process."""
+        spec = self._consumer_specs[lane]
+        deaths = next(consumer.deaths for consumer in self.consumers.processes if consumer.name == lane)
+        spec = replace(spec, apart=deaths >= _APART_FROM_DEATHS)
+        spec.heartbeat_path.unlink(missing_ok=True)
+        self._watches[lane] = Watch(silence_s=self._silence_s, load_silence_s=_LOAD_SILENCE_S, load_s=_LOAD_TIMEOUT_S)
+        return spawn(python_module("worker.consumer.app", spec.to_argument()), self._env)
+
     def wait_ready(self) -> None:
-        """Wait until the model is loaded: see `DeviceProcess.wait_ready`."""
-        if self._process is not None:
-            self._process.wait_ready(_LOAD_TIMEOUT_S)
+        """Wait until the model is loaded; one that hangs meanwhile is replaced. See `DeviceProcess.wait_ready`."""
+        while self._process is not None:
+            try:
+                self._process.wait_ready(_LOAD_TIMEOUT_S)
+                break
+            except _HangsError as error:
+                log.error("device_process_hangs", worker=self.worker_id, error=str(error))
+                self._device.poll()
 
     def poll_device(self) -> None:
         """Start the device process; kill one that is stuck, and replace one that died (DeviceError: too often)."""
-        if self._process is not None and self._process.overdue(time.monotonic()):
-            log.error("batch_overdue", worker=self.worker_id)
+        if self._process is not None and (how := self._process.hangs(time.monotonic())):
+            log.error("device_process_hangs", worker=self.worker_id, error=how)
             self._process.kill()
         self._device.poll()
+
+    def poll_consumers(self) -> None:
+        """Start the consumers; kill those that are stuck, and replace those that died (DeviceError: too often)."""
+        for consumer in self.consumers.processes:
+            watch = self._watches.get(consumer.name)
+            pulse = read_pulse(self._consumer_specs[consumer.name].heartbeat_path)
+            if watch and consumer.process and consumer.running and (how := watch.hangs(time.monotonic(), pulse)):
+                log.error("consumer_hangs", worker=self.worker_id, lane=consumer.name, error=how)
+                consumer.process.kill()
+        self.consumers.poll()
 
     def _on_device_exit(self, device: SupervisedProcess, code: int) -> None:
         log.error("device_process_died", worker=self.worker_id, exit_code=code)
@@ -182,6 +225,8 @@ class _Device:
         if consumer.given_up:
             raise DeviceError(f"the {consumer.name} consumer of {self.worker_id} died too often in a row")
         self._give_back(consumer)
+        if code == DeviceProtocolError.exit_code and self._process is not None:
+            self._process.kill()  # the package was replaced under the older of the two; the next ones are alike
 
     def _give_back(self, consumer: SupervisedProcess) -> threading.Thread:
         """Put what a dead consumer held back on its queue, in a thread that the broker may hold up."""
@@ -258,7 +303,7 @@ class _Worker:
             while not self._signals:
                 for device in self.devices:
                     device.poll_device()
-                    device.consumers.poll()
+                    device.poll_consumers()
                 time.sleep(_TICK_S)
             self._drain()
         except _StopLoadingError:
@@ -281,7 +326,7 @@ class _Worker:
             device.wait_ready()
         self._state = "ready"
         for device in self.devices:
-            device.consumers.poll()
+            device.poll_consumers()
         self._announce()
         log.info("worker_ready", guard=self.guard, devices=len(self.devices))
 
@@ -358,7 +403,13 @@ def run_worker(
             visible = "" if device == "cpu" else device
             supervised.append(
                 _Device(
-                    own, consumers, worker_id=worker_id, visible=visible, env=environment, coordination=coordination
+                    own,
+                    consumers,
+                    worker_id=worker_id,
+                    visible=visible,
+                    env=environment,
+                    coordination=coordination,
+                    silence_s=settings.silence_s,
                 )
             )
         _Worker(supervised, coordination, spec.guard, settings.drain_s).run()

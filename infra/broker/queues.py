@@ -333,6 +333,9 @@ class Unacked(Protocol):
     def note(self, message: Message, tag: str) -> None:
         """Record a message that was popped."""
 
+    def may_take(self) -> bool:
+        """False while this process could do nothing with another message."""
+
     def is_acknowledged(self, tag: str) -> bool:
         """True, once, for a message that was acknowledged with the publication of its verdicts."""
 
@@ -358,6 +361,9 @@ class _RecordingQoS:
         # In the record before anything else happens to it; while Redis is full that waits, or it would be lost.
         retry(lambda: self.unacked.note(message, delivery_tag), errors=FULL)
         virtual.QoS.append(self, message, delivery_tag)
+
+    def can_consume(self) -> bool:
+        return self.unacked.may_take() and bool(super().can_consume())  # type: ignore[misc]
 
     def ack(self, delivery_tag: str) -> None:
         if self.unacked.is_acknowledged(delivery_tag):

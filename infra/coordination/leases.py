@@ -1,8 +1,12 @@
-"""Leases on Redis: how often a chunk was delivered and which live consumer holds it. Times are the server's clock."""
+"""Leases on Redis: how often a chunk was delivered, which live consumer holds it, which of its items are suspects.
+
+Times are the server's clock.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Final, NamedTuple, cast
 
 import redis
@@ -24,6 +28,18 @@ redis.call('EXPIRE', KEYS[1], 3600)
 redis.call('EXPIRE', KEYS[2], 3600)
 """
 
+# A delivery beside a live holder's is no sign that a process died with the chunk: it is not counted.
+_TAKE: Final = f"""
+local now = redis.call('TIME')
+local held_at = redis.call('ZSCORE', KEYS[1], ARGV[1])
+if not held_at or tonumber(held_at) < now[1] - {HELD_FOR_S} or redis.call('EXISTS', KEYS[3]) == 0 then
+    redis.call('INCR', KEYS[3])
+end
+redis.call('EXPIRE', KEYS[3], ARGV[2])
+{_HOLD.replace("#ARGV", "1").replace("local now = redis.call('TIME')", "")}
+return tonumber(redis.call('GET', KEYS[3]))
+"""
+
 _HELD: Final = """
 local now = redis.call('TIME')
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now[1] - tonumber(ARGV[1]))
@@ -39,11 +55,25 @@ return chunks
 
 
 class Delivery(NamedTuple):
-    """State of a chunk that was just delivered."""
+    """State of a chunk that was just delivered.
+
+    By `seq`: how often a device process died of an item alone (0: in whose batch one died), and how often a worker
+    ended while it judged that item alone. `returns`: how often a worker gave the chunk back because of an error.
+    """
 
     deliveries: int
     settled: bool
     cancelled: bool
+    device_deaths: Mapping[int, int] = MappingProxyType({})
+    tries: Mapping[int, int] = MappingProxyType({})
+    returns: int = 0
+
+
+_DEVICE, _WORKER, _RETURNS = "device:", "worker:", "returns"
+
+
+def _by_seq(noted: Mapping[str, str], kind: str) -> Mapping[int, int]:
+    return {int(name.removeprefix(kind)): int(value) for name, value in noted.items() if name.startswith(kind)}
 
 
 class Leases:
@@ -60,14 +90,62 @@ class Leases:
         This executes the pipeline, with what is in it already. A chunk that settled before this attempt was made
         has been found pending since then: the ledger lost its verdicts, and the note of them does not count.
         """
-        attempts = f"{self._prefix}deliveries:{task.committed_id}"
-        pipe.incr(attempts)
-        pipe.expire(attempts, self._remember_s)
         pipe.get(f"{self._prefix}settled:{task.committed_id}")  # both written by `Notices`
         pipe.exists(f"{self._prefix}cancelled:{task.run_id}")
-        pipe.eval(_HOLD, 2, *self._keys(queue, holder), task.chunk_id)
-        deliveries, _, settled, cancelled, _ = pipe.execute()[-5:]
-        return Delivery(deliveries, int(settled or 0) >= task.attempt, bool(cancelled))
+        pipe.hgetall(self._suspects(task.committed_id))
+        keys = (*self._keys(queue, holder), self._deliveries(task.committed_id))
+        pipe.eval(_TAKE, 3, *keys, task.chunk_id, self._remember_s)
+        settled, cancelled, noted, deliveries = pipe.execute()[-4:]
+        return Delivery(
+            deliveries,
+            int(settled or 0) >= task.attempt,
+            bool(cancelled),
+            device_deaths=_by_seq(noted, _DEVICE),
+            tries=_by_seq(noted, _WORKER),
+            returns=int(noted.get(_RETURNS, 0)),
+        )
+
+    def _deliveries(self, committed_id: str) -> str:
+        return f"{self._prefix}deliveries:{committed_id}"
+
+    def _suspects(self, committed_id: str) -> str:
+        return f"{self._prefix}suspects:{committed_id}"
+
+    def uncount(self, committed_id: str, device_deaths: Mapping[int, int]) -> None:
+        """Take a delivery back that ended because no device was there; keep what it learnt about the items."""
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.decr(self._deliveries(committed_id))
+            pipe.expire(self._deliveries(committed_id), self._remember_s)
+            if device_deaths:
+                fields = [part for seq, deaths in device_deaths.items() for part in (f"{_DEVICE}{seq}", deaths)]
+                pipe.hset(self._suspects(committed_id), items=fields)
+            pipe.expire(self._suspects(committed_id), self._remember_s)
+            pipe.execute()
+
+    def count_return(self, committed_id: str) -> None:
+        """Note that a chunk goes back because of an error; such a delivery counts here alone."""
+        self.uncount(committed_id, {})
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hincrby(self._suspects(committed_id), _RETURNS, 1)
+            pipe.expire(self._suspects(committed_id), self._remember_s)
+            pipe.execute()
+
+    def begin_try(self, committed_id: str, seq: int, survived: int | None) -> None:
+        """Note, before it happens, that an item is judged alone: if the worker ends now, it was this item.
+
+        `survived`: the item before, which the worker survived.
+        """
+        suspects = self._suspects(committed_id)
+        with self._redis.pipeline(transaction=True) as pipe:
+            if survived is not None:
+                pipe.hdel(suspects, f"{_WORKER}{survived}")
+            pipe.hincrby(suspects, f"{_WORKER}{seq}", 1)
+            pipe.expire(suspects, self._remember_s)
+            pipe.execute()
+
+    def end_try(self, committed_id: str, seq: int) -> None:
+        """Note that the worker lives, though the item is not judged."""
+        self._redis.hdel(self._suspects(committed_id), f"{_WORKER}{seq}")
 
     def _keys(self, queue: str, holder: str) -> tuple[str, str]:
         return f"{self._prefix}held:{queue}", f"{self._prefix}hand:{holder}"

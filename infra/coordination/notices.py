@@ -27,7 +27,7 @@ class Notices:
             for chunk in chunks:
                 committed_id = Task.of(chunk).committed_id
                 pipe.set(f"{self._prefix}settled:{committed_id}", chunk.attempt, ex=self._remember_s)
-                pipe.delete(f"{self._prefix}deliveries:{committed_id}")
+                pipe.delete(f"{self._prefix}deliveries:{committed_id}", f"{self._prefix}suspects:{committed_id}")
                 pipe.publish(self._channel(chunk.run_id), json.dumps([verdict.seq for verdict in chunk.verdicts]))
             pipe.execute()
 

@@ -105,7 +105,7 @@ class Mortal:
 class StubDevice:
     """Runs the fake engine here."""
 
-    def run(self, request: DeviceRequest) -> DeviceResult:
+    def run(self, request: DeviceRequest, *, on_progress: Callable[[], None]) -> DeviceResult:  # noqa: ARG002
         return DeviceResult(answers=[Scored(scores) for scores in ENGINE.score(request.prompts, request.labels)])
 
 

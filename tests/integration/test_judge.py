@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+from collections.abc import Callable
 
 from infra.broker.app import VERDICTS, connect_redis, queue_of
 from infra.ledger import intake
@@ -25,7 +26,7 @@ class Device:
     def __init__(self, *scores: tuple[float, float]) -> None:
         self._scores = scores
 
-    def run(self, request: DeviceRequest) -> DeviceResult:
+    def run(self, request: DeviceRequest, *, on_progress: Callable[[], None]) -> DeviceResult:  # noqa: ARG002
         return DeviceResult(answers=[Scored(self._scores[at]) for at, _ in enumerate(request.prompts)])
 
 

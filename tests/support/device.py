@@ -55,7 +55,7 @@ class KeptDevice:
     def _keep(self) -> None:
         process = None
         while not self._done.wait(0.005):
-            if process is not None and process.overdue(time.monotonic()):
+            if process is not None and process.hangs(time.monotonic()):
                 process.kill()
             if process is None or process.process.poll() is not None:
                 process = DeviceProcess(self.spec)
@@ -99,6 +99,7 @@ def serving(engine: FakeEngine, folder: Path) -> Iterator[tuple[Server, Path]]:
     threads = [
         threading.Thread(target=server.accept, args=(listener, 0), daemon=True),
         threading.Thread(target=server.run, daemon=True),
+        threading.Thread(target=server.say_alive, daemon=True),
     ]
     for thread in threads:
         thread.start()

@@ -10,11 +10,12 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple
 
 from infra.coordination.cache import Cache
+from infra.errors import DeviceAwayError
 from schemas.items import Retention
 from schemas.verdicts import Fingerprint
 from worker.device.client import DeviceClient
@@ -50,21 +51,32 @@ class AnswerCache:
         self._cache = cache
         self._retention = retention
 
-    def run(self, device: DeviceClient, request: DeviceRequest, fingerprint: Fingerprint) -> Answered:
-        """Answer every prompt.
+    def run(
+        self,
+        device: DeviceClient,
+        request: DeviceRequest,
+        fingerprint: Fingerprint,
+        *,
+        on_progress: Callable[[], None] = lambda: None,
+    ) -> Answered:
+        """Answer every prompt of a request without suspects.
 
         Raises:
-            infra.errors.DeviceError: the device process did not come back in time.
+            infra.errors.DeviceError: see `DeviceClient.run`; suspects are named by their place in the request.
         """
         # A generation is a text, a key is a hash of one.
         whole, some = self._retention is Retention.FULL, self._retention is not Retention.NONE
         if not (whole or (some and request.kind is not Kind.GENERATE)):
-            return Answered.uncached(device.run(request))
+            return Answered.uncached(device.run(request, on_progress=on_progress))
         keys = keys_of(fingerprint, request)
         found = [unpack(value, request) for value in self._cache.get(keys)]
         missing = [at for at, answer in enumerate(found) if answer is None]
         asked = replace(request, prompts=[request.prompts[at] for at in missing])
-        result = device.run(asked) if missing else DeviceResult([])
+        try:
+            result = device.run(asked, on_progress=on_progress) if missing else DeviceResult([])
+        except DeviceAwayError as error:
+            suspects = {missing[index]: deaths for index, deaths in error.suspects.items()}
+            raise DeviceAwayError(str(error), suspects) from error
         news = dict(zip(missing, result.answers, strict=True))
         packed = {keys[at]: pack(answer) for at, answer in news.items()}
         return Answered(

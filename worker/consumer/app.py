@@ -9,10 +9,11 @@ import json
 import os
 import sys
 import threading
+import time
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from celery import Celery, Task
 from celery.exceptions import Reject, SecurityWarning
@@ -24,7 +25,7 @@ from infra.broker.dead_letters import DeadLetters, dead_letter_consumer
 from infra.broker.queues import Unacked
 from infra.coordination.cache import open_cache
 from infra.coordination.store import open_coordination
-from infra.errors import DeviceError
+from infra.errors import DeviceAwayError, DeviceProtocolError, LibraError
 from infra.log import configure_logging, get_logger
 from infra.process import die_with_parent
 from infra.settings import Settings, load_settings
@@ -33,22 +34,31 @@ from schemas.messages import Lane, MessageError
 from schemas.verdicts import Fingerprint
 from worker.consumer.answers import AnswerCache
 from worker.consumer.deliveries import Deliveries
+from worker.consumer.reading import GuardClock, Reader
 from worker.consumer.tasks import Judge
 from worker.device.client import DeviceClient
+from worker.device.engines.base import EngineInfo
+from worker.device.heartbeat import Heartbeat
 from worker.guards.base import Guard
 from worker.guards.registry import load_guard
 
 log = get_logger(__name__)
 
-RECONNECT_TIMEOUT_S = 600.0
-"""Seconds that a consumer waits for a device process that is being respawned (a large model loads for minutes)."""
+_LOAD_TIMEOUT_S: Final = 1800.0
+"""How long a consumer that starts waits for a device process that is being respawned."""
+_PATIENCE: Final = 0.5
+"""The part of a lease for which a chunk waits for a device process that is away, before another worker gets it."""
+_LEAST_PATIENCE_S: Final = 5.0
+_RETURN_PAUSE_S: Final = 1.0
+"""The pause before a chunk goes back because of an error; it does so a few times at most."""
 
 
 @dataclass(frozen=True)
 class ConsumerSpec:
     """The configuration of one consumer, from its supervisor. `weights`: whether the checkpoint's weights are here too.
 
-    `devices`: over how many the model is spread.
+    `devices`: over how many the model is spread. `apart`: read every item in a process of its own, because consumers
+    before this one died.
     """
 
     guard: str
@@ -59,6 +69,12 @@ class ConsumerSpec:
     threads: int
     weights: bool = True
     devices: int = 1
+    apart: bool = False
+
+    @property
+    def heartbeat_path(self) -> Path:
+        """The file of its pulse, next to the device's."""
+        return Path(self.device_socket).with_suffix(f".{self.lane.value}.pulse")
 
     def to_argument(self) -> str:
         """The spec as a command-line argument."""
@@ -71,9 +87,8 @@ class ConsumerSpec:
         return cls(**{**fields, "lane": Lane(fields["lane"])})
 
 
-def fingerprints_of(guard: Guard, device: DeviceClient) -> dict[Mode, Fingerprint]:
-    """The fingerprint of this guard on this device, per mode."""
-    info = device.info
+def fingerprints_of(guard: Guard, info: EngineInfo) -> dict[Mode, Fingerprint]:
+    """The fingerprint of this guard on a device with this engine, per mode."""
     return {
         mode: Fingerprint(
             guard=guard.name,
@@ -117,40 +132,71 @@ def register_judge(app: Celery, judge: Judge, dead_letters: DeadLetters, queue: 
         except MessageError as error:
             log.error("chunk_parked", reason=str(error))
             dead_letters.put(queue, str(error), body)
-        except DeviceError as error:
-            log.error("device_lost", error=str(error))
+        except DeviceAwayError as error:
+            log.error("device_away", error=str(error))
             raise Reject(str(error), requeue=True) from error
+        except DeviceProtocolError as error:
+            # The package was replaced under us: our successor is of the new version, and gets our chunks.
+            log.error("device_of_another_version", error=str(error))
+            os._exit(error.exit_code)
+        except Exception as error:
+            # Never dropped: it goes back after a pause, and from its third return on, item by item.
+            name = type(error).__name__
+            log.error("chunk_returned", error=f"{name}: {error}" if isinstance(error, LibraError) else name)
+            time.sleep(_RETURN_PAUSE_S)
+            raise Reject(name, requeue=True) from error
 
 
 def run_consumer(spec: ConsumerSpec, settings: Settings) -> None:
     """Consume one lane until SIGTERM; returns after what was in hand is published and acknowledged."""
+    clock = GuardClock()
+    heartbeat = Heartbeat(spec.heartbeat_path)
+    heartbeat.keep_beating(clock.is_well)
     redis_url = settings.require_redis_url()
     app = make_app(redis_url, settings)
     coordination = open_coordination(redis_url, settings)
     guard = load_guard(spec.guard, spec.location, weights=spec.weights)
+    socket_path = Path(spec.device_socket)
+    lease_s = settings.live_lease_s if spec.lane is Lane.LIVE else settings.bulk_lease_s
     device = DeviceClient(
-        Path(spec.device_socket), max_deaths=settings.max_item_deaths, reconnect_timeout_s=RECONNECT_TIMEOUT_S
+        socket_path,
+        max_deaths=settings.max_item_deaths,
+        reconnect_timeout_s=max(_LEAST_PATIENCE_S, lease_s * _PATIENCE),
+        silence_s=settings.silence_s,
     )
-    fingerprints = fingerprints_of(guard, device)
+    info = DeviceClient(socket_path, reconnect_timeout_s=_LOAD_TIMEOUT_S).info
+    fingerprints = fingerprints_of(guard, info)
     leave_fingerprints(Path(spec.device_socket), fingerprints)
     queue = queue_of(spec.guard, spec.lane)
     # A server's model is known by its name alone, and can change under it.
-    cached = settings.cache_ttl_s and not device.info.engine.startswith("openai")
+    cached = settings.cache_ttl_s and not info.engine.startswith("openai")
     cache = open_cache(redis_url, settings) if cached else None
-    deliveries = Deliveries(coordination, queue=queue, worker_id=spec.worker_id, cache=cache)
+    deliveries = Deliveries(
+        coordination,
+        queue=queue,
+        worker_id=spec.worker_id,
+        longest_hold_s=settings.visibility_timeout_s,
+        cache=cache,
+        may_take=lambda: not device.is_away,
+    )
     judge = Judge(
         guard=guard,
         device=device,
         deliveries=deliveries,
         fingerprints=fingerprints,
         worker_id=spec.worker_id,
+        reader=Reader(spec.guard, spec.location, weights=spec.weights),
+        apart=spec.apart,
+        clock=clock,
         cache=None if cache is None else AnswerCache(cache, settings.retention),
-        device_name=device.info.device_name or device.info.device,
+        device_name=info.device_name or info.device,
         devices=spec.devices,
     )
     register_judge(app, judge, coordination.dead_letters, queue)
     stop = threading.Event()
     threading.Thread(target=deliveries.keep, args=(stop,), daemon=True, name="holder").start()
+    threading.Thread(target=_look_for_device, args=(device, stop), daemon=True, name="device-watch").start()
+    heartbeat.ready()
     run_celery(
         app,
         coordination.dead_letters,
@@ -160,6 +206,13 @@ def run_consumer(spec: ConsumerSpec, settings: Settings) -> None:
         unacked=deliveries,
     )
     stop.set()
+
+
+def _look_for_device(device: DeviceClient, stop: threading.Event) -> None:
+    """While no device process answers, nothing is taken: see, every second, whether one is back."""
+    while not stop.wait(1.0):
+        if device.is_away:
+            device.look_for_device()
 
 
 def run_celery(
@@ -197,7 +250,11 @@ def main() -> None:
     spec = ConsumerSpec.from_argument(sys.argv[1])
     configure_logging(settings.log_level, settings.log_format, worker=spec.worker_id, lane=spec.lane.value)
     tracing.start(settings.otlp_endpoint, "libra-consumer")
-    run_consumer(spec, settings)
+    try:
+        run_consumer(spec, settings)
+    except LibraError as error:
+        log.error("consumer_failed", error=str(error))
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,11 @@ the message: all of it or nothing, so that no message is acknowledged whose verd
 
 from __future__ import annotations
 
+import math
 import os
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from kombu import Message
@@ -35,8 +37,18 @@ class Deliveries:
     """Chunks that this process has in hand. Thread-safe: Celery's loop notes them, its pool does the rest."""
 
     def __init__(
-        self, coordination: CoordinationStore, *, queue: str, worker_id: str, cache: Cache | None = None
+        self,
+        coordination: CoordinationStore,
+        *,
+        queue: str,
+        worker_id: str,
+        longest_hold_s: float = math.inf,
+        cache: Cache | None = None,
+        may_take: Callable[[], bool] = lambda: True,
     ) -> None:
+        """`longest_hold_s`: how long a chunk without progress is held. `may_take` says if messages are wanted."""
+        self.may_take = may_take
+        self._longest_hold_s = longest_hold_s
         self._queues = coordination.queues
         self._leases = coordination.leases
         self._queue = queue
@@ -44,7 +56,8 @@ class Deliveries:
         self._cache = cache
         self._noted: dict[str, Delivery] = {}
         self._acknowledged: set[str] = set()
-        self._in_hand: set[str] = set()
+        self._in_hand: dict[str, float] = {}
+        """The chunks that are judged now, and when each last made progress (CLOCK_MONOTONIC seconds)."""
         self._lock = threading.Lock()
 
     def note(self, message: Message, tag: str) -> None:
@@ -76,17 +89,41 @@ class Deliveries:
 
         delivery = noted or retry(take)  # a message that came without a note, as in tests, is counted here
         with self._lock:
-            self._in_hand.add(chunk.chunk_id)
+            self._in_hand[chunk.chunk_id] = time.monotonic()
         try:
             yield delivery
         finally:
             with self._lock:
-                unfinished = chunk.chunk_id in self._in_hand
-                self._in_hand.discard(chunk.chunk_id)
+                unfinished = self._in_hand.pop(chunk.chunk_id, None) is not None
             if unfinished:
                 with ignore_redis_errors("release"), self._queues.transaction() as pipe:
                     self._leases.release(pipe, self._queue, self._holder, chunk.chunk_id)
                     pipe.execute()
+
+    def note_progress(self, chunk_id: str) -> None:
+        """Some of a chunk's prompts were answered."""
+        with self._lock:
+            if chunk_id in self._in_hand:
+                self._in_hand[chunk_id] = time.monotonic()
+
+    def give_back(self, chunk: JudgeChunk, device_deaths: Mapping[int, int]) -> None:
+        """Note that a chunk goes back to its queue because no device is there: the delivery does not count."""
+        with ignore_redis_errors("give_back"):
+            self._leases.uncount(Task.of(chunk).committed_id, device_deaths)
+
+    def note_return(self, chunk: JudgeChunk) -> None:
+        """Note that a chunk goes back to its queue because of an error."""
+        with ignore_redis_errors("return"):
+            self._leases.count_return(Task.of(chunk).committed_id)
+
+    def begin_try(self, chunk: JudgeChunk, seq: int, survived: int | None) -> None:
+        """Note, before it happens, that an item is judged alone, and that this worker survived another one."""
+        retry(lambda: self._leases.begin_try(Task.of(chunk).committed_id, seq, survived))
+
+    def end_try(self, chunk: JudgeChunk, seq: int) -> None:
+        """Note that this worker lives, though the item is not judged."""
+        with ignore_redis_errors("end_try"):
+            self._leases.end_try(Task.of(chunk).committed_id, seq)
 
     def finish(self, verdicts: VerdictChunk, tag: str | None, fresh: Mapping[bytes, bytes]) -> None:
         """Publish a chunk's verdicts and be done with its message; waits while the broker is away or full."""
@@ -106,13 +143,17 @@ class Deliveries:
         if tag is not None:
             self._acknowledged.add(tag)  # so that Celery's own acknowledgement, which comes next, asks nothing of Redis
         with self._lock:
-            self._in_hand.discard(verdicts.chunk_id)
+            self._in_hand.pop(verdicts.chunk_id, None)
 
     def keep(self, stop: threading.Event) -> None:
-        """Renew the leases every few seconds, so that no reconciler takes for lost what is in hand, until stopped."""
+        """Renew the leases every few seconds, so that no reconciler takes for lost what is in hand, until stopped.
+
+        A chunk that has made no progress for very long is not held any more: somebody else may have it.
+        """
         while not stop.is_set():
+            oldest = time.monotonic() - self._longest_hold_s
             with self._lock:
-                chunk_ids = list(self._in_hand)
+                chunk_ids = [chunk_id for chunk_id, at in self._in_hand.items() if at > oldest]
             try:
                 self._leases.hold(self._queue, self._holder, chunk_ids)
             except Exception as error:  # noqa: BLE001 - a loop's edge: the broker may be away, the loop must go on

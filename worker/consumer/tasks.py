@@ -7,28 +7,40 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Final
 
+import redis
 import structlog
 
 from infra import tracing
-from infra.errors import GuardError
+from infra.coordination.leases import Delivery
+from infra.errors import DeviceAwayError, DeviceProtocolError, LibraError
 from infra.log import get_logger
 from schemas.guards import Mode
 from schemas.messages import ChunkItem, JudgeChunk, VerdictChunk, decode_chunk
 from schemas.verdicts import Fingerprint, Outcome, Spent, Timings, Verdict
 from worker.consumer.answers import AnswerCache, Answered
 from worker.consumer.deliveries import Deliveries
+from worker.consumer.reading import GuardClock, Reader, failure, read_items
 from worker.device.client import DeviceClient
 from worker.device.protocol import Answer, Dead, DeviceRequest, DeviceResult, Generated, Kind, Scored
 from worker.guards.base import Guard, PromptIds
 
+APART_FROM_DELIVERY: Final = 2
+"""A chunk delivered this often has seen a consumer die: its items are read in a process of their own."""
 ISOLATE_FROM_DELIVERY: Final = 3
-"""A chunk delivered this often has seen workers die: its items run one by one."""
+"""A chunk delivered this often has seen workers die: its prompts run in batches of one."""
+ONE_BY_ONE_FROM_DELIVERY: Final = 4
+"""A chunk delivered this often has seen whole workers die: it is noted which item is judged, and each is alone."""
+ONE_BY_ONE_FROM_RETURN: Final = 3
+"""A chunk given back this often because of an error: an item that fails alone as well dies of its own error."""
+MOST_TRIES: Final = 3
+"""Workers that ended while they judged an item alone; the first ones may have been chance."""
 
 _EXAMPLE_SETS: Final = 8
 """Runs with worked examples at the same time for which a guard is kept prepared."""
@@ -53,26 +65,35 @@ class Judge:
         deliveries: Deliveries,
         fingerprints: dict[Mode, Fingerprint],
         worker_id: str,
+        reader: Reader | None = None,
+        apart: bool = False,
+        clock: GuardClock | None = None,
         cache: AnswerCache | None = None,
         device_name: str = "",
         devices: int = 1,
     ) -> None:
+        """`apart`: every item is read by the `reader`, not only those of chunks that saw a consumer die."""
         self._guard = guard
         self._with_examples = lru_cache(maxsize=_EXAMPLE_SETS)(guard.with_examples)
         self._device = device
         self._deliveries = deliveries
         self._fingerprints = fingerprints
+        self._reader = reader
+        self._apart = apart
+        self._clock = clock or GuardClock()
         self._cache = cache
         self._device_name = device_name
         self._devices = devices
         self._worker_id = worker_id
+        self._one_by_one = threading.Lock()
 
     def __call__(self, body: str, tag: str | None = None) -> None:
         """Judge one chunk and publish its verdicts; `tag` is the delivery tag of its message.
 
         Raises:
             schemas.messages.MessageError: the body is no chunk this version can read.
-            infra.errors.DeviceError: the device process did not come back in time; nothing was published.
+            infra.errors.DeviceError: nothing was published, because the device process did not come back in time
+                (DeviceAwayError, which names items by `seq`) or gave no answer.
         """
         taken_at = time.time()
         chunk = decode_chunk(JudgeChunk, body)
@@ -86,21 +107,78 @@ class Judge:
             if delivery.settled or delivery.cancelled:
                 log.info("chunk_skipped", settled=delivery.settled, cancelled=delivery.cancelled)
                 return
-            isolate = delivery.deliveries >= ISOLATE_FROM_DELIVERY
-            verdicts, fresh = self._judge(chunk, queue_s=max(0.0, taken_at - chunk.enqueued_at), isolate=isolate)
+            queue_s = max(0.0, taken_at - chunk.enqueued_at)
+            try:
+                if delivery.deliveries >= ONE_BY_ONE_FROM_DELIVERY or delivery.returns >= ONE_BY_ONE_FROM_RETURN:
+                    verdicts, fresh = self._judge_one_by_one(chunk, delivery, queue_s)
+                else:
+                    verdicts, fresh = self._judge(chunk, delivery, queue_s)
+            except DeviceAwayError as error:
+                self._deliveries.give_back(chunk, error.suspects)
+                raise
+            except DeviceProtocolError:
+                raise
+            except Exception:
+                self._deliveries.note_return(chunk)
+                raise
             with tracing.span("libra.publish", **about):
                 self._deliveries.finish(verdicts, tag, fresh)
 
-    def _judge(self, chunk: JudgeChunk, *, queue_s: float, isolate: bool) -> tuple[VerdictChunk, Mapping[bytes, bytes]]:
+    def _judge_one_by_one(
+        self, chunk: JudgeChunk, delivery: Delivery, queue_s: float
+    ) -> tuple[VerdictChunk, Mapping[bytes, bytes]]:
+        """Judge each item as a chunk of its own: what it does to a worker or raises is its own, and it alone dies."""
+        parts: list[VerdictChunk] = []
+        survived: int | None = None
+        with self._one_by_one:  # one such chunk at a time, or two items would be tried when the worker ends
+            for item in chunk.items:
+                alone = chunk.model_copy(update={"items": (item,)})
+                if delivery.tries.get(item.seq, 0) >= MOST_TRIES:
+                    reason = f"the worker ended {MOST_TRIES} times while it judged this item"
+                    parts.append(self._dead(alone, queue_s, reason))
+                    continue
+                self._deliveries.begin_try(chunk, item.seq, survived)
+                try:
+                    parts.append(self._judge(alone, delivery, queue_s)[0])
+                except (DeviceAwayError, DeviceProtocolError, redis.RedisError):
+                    self._deliveries.end_try(chunk, item.seq)
+                    raise
+                except Exception as error:  # noqa: BLE001 - the edge of one item, which is alone here
+                    message = f": {error}" if isinstance(error, LibraError) else ""
+                    reason = f"the item could not be judged: {type(error).__name__}{message}"
+                    parts.append(self._dead(alone, queue_s, reason))
+                survived = item.seq
+        verdicts = tuple(itertools.chain.from_iterable(part.verdicts for part in parts))
+        fingerprint = next((part.fingerprint for part in parts if part.fingerprint), None)
+        return _whole(parts, fingerprint, verdicts), {}
+
+    def _dead(self, chunk: JudgeChunk, queue_s: float, reason: str) -> VerdictChunk:
+        """A verdict on each item of a chunk that was not judged."""
+        return VerdictChunk(
+            run_id=chunk.run_id,
+            chunk_no=chunk.chunk_no,
+            iteration=chunk.iteration,
+            attempt=chunk.attempt,
+            worker=self._worker_id,
+            fingerprint=None,
+            timings=Timings(queue_s=queue_s, render_s=0.0, device_s=0.0),
+            verdicts=tuple(Verdict(seq=item.seq, outcome=Outcome.DEAD, reason=reason) for item in chunk.items),
+            nonce=chunk.nonce,
+        )
+
+    def _judge(
+        self, chunk: JudgeChunk, delivery: Delivery, queue_s: float
+    ) -> tuple[VerdictChunk, Mapping[bytes, bytes]]:
         """The chunk's verdicts, and what the cache may keep of the device's answers."""
         started = time.perf_counter()
         about = _about(chunk)
         with tracing.span("libra.render", **about):
-            windows, refused, fingerprint = self._render(chunk)
+            windows, refused, fingerprint = self._render(chunk, apart=delivery.deliveries >= APART_FROM_DELIVERY)
         rendered = time.perf_counter()
         prompts = [prompt for item_prompts in windows for prompt in item_prompts]
+        owners = [item.seq for item, own in zip(chunk.items, windows, strict=True) for _ in own]
         with tracing.span("libra.device", **about, tokens=sum(map(len, prompts))):
-            answered = self._ask(chunk, prompts, fingerprint, isolate=isolate)
+            answered = self._ask(chunk, prompts, owners, fingerprint, delivery)
         answers = iter(zip(answered.answers, answered.known, strict=True))
         verdicts = tuple(
             self._read(item, item_prompts, [next(answers) for _ in item_prompts])
@@ -130,11 +208,27 @@ class Judge:
         )
         return judged, answered.fresh
 
-    def _ask(self, chunk: JudgeChunk, prompts: list[PromptIds], fingerprint: Fingerprint, *, isolate: bool) -> Answered:
+    def _ask(
+        self,
+        chunk: JudgeChunk,
+        prompts: list[PromptIds],
+        owners: Sequence[int],
+        fingerprint: Fingerprint,
+        delivery: Delivery,
+    ) -> Answered:
+        """The device's answers; `owners` says by `seq` whose prompts they are."""
         if not prompts:
             return Answered.uncached(DeviceResult([]))
         guard = self._guard
-        request = DeviceRequest(Kind(chunk.mode.value), chunk.lane, prompts, iteration=chunk.iteration, isolate=isolate)
+        deaths = delivery.device_deaths
+        request = DeviceRequest(
+            Kind(chunk.mode.value),
+            chunk.lane,
+            prompts,
+            iteration=chunk.iteration,
+            isolate=delivery.deliveries >= ISOLATE_FROM_DELIVERY,
+            suspects={index: deaths[seq] for index, seq in enumerate(owners) if seq in deaths},
+        )
         if chunk.mode is Mode.SCORE:
             request = replace(request, labels=guard.label_ids)
         elif chunk.mode is not Mode.CLASSIFY:
@@ -142,39 +236,57 @@ class Judge:
             request = replace(
                 request, stop_ids=guard.stop_ids, max_new_tokens=guard.max_new_tokens, verdict_ids=verdict_ids
             )
-        if chunk.cache and self._cache is not None:
-            return self._cache.run(self._device, request, fingerprint)
-        return Answered.uncached(self._device.run(request))
+        on_progress = partial(self._deliveries.note_progress, chunk.chunk_id)
+        try:
+            # What the cache knows would shift the suspects' places, and a chunk with suspects is rare.
+            if chunk.cache and self._cache is not None and not request.suspects:
+                return self._cache.run(self._device, request, fingerprint, on_progress=on_progress)
+            return Answered.uncached(self._device.run(request, on_progress=on_progress))
+        except DeviceAwayError as error:
+            by_seq: dict[int, int] = {}
+            for index, count in error.suspects.items():
+                by_seq[owners[index]] = max(count, by_seq.get(owners[index], 0))
+            raise DeviceAwayError(str(error), by_seq) from error
 
-    def _render(self, chunk: JudgeChunk) -> tuple[list[list[PromptIds]], dict[int, str], Fingerprint]:
+    def _render(self, chunk: JudgeChunk, *, apart: bool) -> tuple[list[list[PromptIds]], dict[int, str], Fingerprint]:
         """Prompts per item, why an item has none, and by which guard exactly they are asked.
 
-        One item that cannot be asked must not cost its neighbours.
+        One item that cannot be asked must not cost its neighbours. `apart`: in another process, as a consumer died
+        with this chunk in hand.
         """
         guard, fingerprint = self._guard, self._fingerprints[chunk.mode]
-        if chunk.examples:
-            try:
-                guard = self._with_examples(chunk.examples)
-            except GuardError as error:
-                log.warning("examples_refused", reason=str(error))
-                return [[] for _ in chunk.items], {item.seq: str(error) for item in chunk.items}, fingerprint
-            fingerprint = fingerprint.model_copy(update={"prompt": guard.prompt_digest})
-        try:
-            return guard.render(chunk.items, chunk.mode), {}, fingerprint
-        except GuardError as error:
-            log.warning("chunk_rendered_singly", reason=str(error))
-        windows: list[list[PromptIds]] = []
-        refused: dict[int, str] = {}
-        for item in chunk.items:
-            try:
-                windows += guard.render([item], chunk.mode)
-            except GuardError as error:
-                windows.append([])
-                refused[item.seq] = str(error)
-        return windows, refused, fingerprint
+        with self._clock.running():
+            if chunk.examples:
+                try:
+                    guard = self._with_examples(chunk.examples)
+                except Exception as error:  # noqa: BLE001 - whatever a guard raises, the items get a verdict
+                    reason = failure(guard.name, error)
+                    log.warning("examples_refused", reason=reason)
+                    return [[] for _ in chunk.items], {item.seq: reason for item in chunk.items}, fingerprint
+                fingerprint = fingerprint.model_copy(update={"prompt": guard.prompt_digest})
+            if not (apart or self._apart) or self._reader is None:
+                return *read_items(guard, chunk.items, chunk.mode), fingerprint
+        on_progress = partial(self._deliveries.note_progress, chunk.chunk_id)
+        return *self._reader.read(chunk.items, chunk.mode, chunk.examples, on_progress=on_progress), fingerprint
 
     def _read(self, item: ChunkItem, prompts: Sequence[PromptIds], answered: Sequence[tuple[Answer, bool]]) -> Verdict:
         """An item's verdict from its prompts' answers, each with whether it was known before."""
+        try:
+            with self._clock.running():
+                return self._read_answers(item, prompts, answered)
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - as for rendering: the guard's failure is this item's alone
+            reason = failure(self._guard.name, error)
+            log.warning("answer_unread", seq=item.seq, reason=reason)
+            tokens = sum(map(len, prompts))
+            return Verdict(
+                seq=item.seq, outcome=Outcome.DEAD, reason=reason, prompt_tokens=tokens, windows=len(prompts)
+            )
+
+    def _read_answers(
+        self, item: ChunkItem, prompts: Sequence[PromptIds], answered: Sequence[tuple[Answer, bool]]
+    ) -> Verdict:
         answers = [answer for answer, _ in answered]
         tokens = sum(map(len, prompts))
         scores = [answer.logprobs for answer in answers if isinstance(answer, Scored)]
@@ -193,3 +305,30 @@ class Judge:
             verdict = self._guard.read_ids(item.seq, ids, single=single)
         cached = all(known for _, known in answered)
         return verdict.model_copy(update={"prompt_tokens": tokens, "windows": len(prompts), "cached": cached})
+
+
+def _whole(
+    parts: Sequence[VerdictChunk], fingerprint: Fingerprint | None, verdicts: tuple[Verdict, ...]
+) -> VerdictChunk:
+    """One message from those of a chunk's items."""
+    timings = [part.timings for part in parts]
+    spent = [part.spent for part in parts if part.spent]
+    return parts[0].model_copy(
+        update={
+            "fingerprint": fingerprint,
+            "verdicts": verdicts,
+            "timings": Timings(
+                queue_s=timings[0].queue_s,
+                render_s=sum(one.render_s for one in timings),
+                device_s=sum(one.device_s for one in timings),
+            ),
+            "spent": Spent(
+                device=spent[0].device,
+                device_s=sum(one.device_s for one in spent),
+                prompt_tokens=sum(one.prompt_tokens for one in spent),
+                new_tokens=sum(one.new_tokens for one in spent),
+            )
+            if spent
+            else None,
+        }
+    )

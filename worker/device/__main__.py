@@ -22,6 +22,7 @@ from infra.settings import load_settings
 from schemas.guards import Mode
 from schemas.messages import ChunkItem
 from worker.device.engines.base import DeviceLost, Engine, LoadOptions
+from worker.device.heartbeat import Heartbeat
 from worker.device.server import serve
 from worker.device.spec import DeviceSpec
 from worker.device.versions import refuse_older
@@ -50,6 +51,8 @@ def main(arguments: list[str]) -> int:
     configure_logging(settings.log_level, settings.log_format, guard=spec.guard, device=spec.device)
     # The caller decides if an item's trace is sampled; its batches follow.
     tracing.start(settings.otlp_endpoint, "libra-device", guard=spec.guard, always=True)
+    heartbeat = Heartbeat(spec.heartbeat_path)
+    heartbeat.keep_beating()  # while loading as well
     try:
         engine = load_engine(spec, settings.state_dir)
     except GuardError as error:
@@ -60,7 +63,7 @@ def main(arguments: list[str]) -> int:
         serve(
             spec.socket_path,
             engine,
-            heartbeat_path=spec.heartbeat_path,
+            heartbeat=heartbeat,
             pid=os.getpid(),
             batch_deadline_s=spec.batch_deadline_s,
             on_ready=lambda: _say(report, {"ready": True, "pid": os.getpid(), "guard": spec.guard}),

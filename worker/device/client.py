@@ -4,6 +4,9 @@ When the connection is lost, prompts announced as started but unanswered are sus
 again, one batch each: the next death names the prompt that kills, all others get answers. Halving the
 suspects again and again would run fewer batches but cost a death per halving, and a death costs a
 model's load or a deadline: for 200 suspects 10 deaths instead of 3.
+
+A process that is stopped or hangs sends no sign of life (`Alive`): its client leaves it after some seconds. That is
+no prompt's doing, unless it happens again and again.
 """
 
 from __future__ import annotations
@@ -13,16 +16,18 @@ import itertools
 import socket
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from infra import tracing
-from infra.errors import DeviceError
+from infra.errors import DeviceAwayError, DeviceError, DeviceProtocolError
 from worker.device.engines.base import EngineInfo
 from worker.device.protocol import (
+    INT_BYTES,
+    MAX_PAYLOAD_BYTES,
     PROTOCOL_VERSION,
+    Alive,
     Answer,
     Answers,
     Dead,
@@ -44,19 +49,35 @@ RETRY_S: Final = 0.02
 """Pause between attempts to reach a lost device process."""
 MAX_FRUITLESS_LOSSES: Final = 64
 """Losses in a row that brought a request neither an answer nor a suspect, before it gives up."""
+SILENCE_S: Final = 10.0
+"""A device process that owes answers and sends nothing for so long is left. It says every second that it lives."""
+STILL_S: Final = 3.0
+"""One that was silent for so long before it ended stood still: it was not a prompt that ended it."""
+MAX_STANDSTILLS: Final = 3
+"""Of a request; after these a standstill counts as any other death."""
 
 
 class DeviceClient:
     """Each calling thread has a connection of its own, opened when first needed.
 
     `max_deaths`: how often a prompt may kill the device process alone before it is dead.
-    `reconnect_timeout_s`: how long to wait for a device process that is not there (it loads a model).
+    `reconnect_timeout_s`: how long to wait for a device process that is not there (it loads a model). `silence_s`: how
+    long one may be silent that owes an answer.
     """
 
-    def __init__(self, socket_path: Path | str, *, max_deaths: int = 2, reconnect_timeout_s: float = 300.0) -> None:
+    def __init__(
+        self,
+        socket_path: Path | str,
+        *,
+        max_deaths: int = 2,
+        reconnect_timeout_s: float = 300.0,
+        silence_s: float = SILENCE_S,
+    ) -> None:
         self._socket_path = Path(socket_path)
         self._max_deaths = max_deaths
         self._reconnect_timeout_s = reconnect_timeout_s
+        self._silence_s = silence_s
+        self._away = threading.Event()
         self._local = threading.local()
         self._lock = threading.Lock()
         self._connections: set[_Connection] = set()
@@ -68,39 +89,51 @@ class DeviceClient:
         """The engine behind the socket, as it said when this thread last connected. It waits as `run` does."""
         return self._connected().info
 
-    def run(self, request: DeviceRequest) -> DeviceResult:
-        """Answer every prompt.
+    @property
+    def is_away(self) -> bool:
+        """True from a wait for the device process that was in vain until a connection to it."""
+        return self._away.is_set()
+
+    def look_for_device(self) -> None:
+        """Try once to reach a device process that is away."""
+        try:
+            connection = _Connection(self._socket_path, self._silence_s)
+        except OSError:
+            return
+        connection.close()
+        self._away.clear()
+
+    def run(self, request: DeviceRequest, *, on_progress: Callable[[], None] = lambda: None) -> DeviceResult:
+        """Answer every prompt; `on_progress` is called whenever some more have an answer.
 
         Raises:
-            DeviceError: no device process came within the timeout, or it speaks another protocol.
+            DeviceAwayError: no device process came within the timeout; it carries the suspects.
+            DeviceProtocolError: it speaks another protocol.
+            DeviceError: it sent what is no answer to this.
         """
-        ledger = _Ledger()
-        todo = [_Group(range(len(request.prompts)), alone=request.isolate)]
+        ledger = _Ledger(request.suspects, self._max_deaths)
+        todo = ledger.first_groups(request)
         while todo:
             group = todo.pop()
             if not group.missing:
                 continue
-            connection = self._connected()
-            header = Request(
-                id=next(self._ids),
-                kind=request.kind,
-                lane=request.lane,
-                alone=group.alone,
-                prompts=len(group.indexes),
-                labels=request.labels,
-                stop_ids=request.stop_ids,
-                max_new_tokens=request.max_new_tokens,
-                verdict_ids=request.verdict_ids,
-                iteration=request.iteration,
-                traceparent=tracing.traceparent(),
-            )
             try:
-                connection.send(header, pack_rows([request.prompts[index] for index in group.indexes]))
+                connection = self._connected()
+            except DeviceAwayError as error:
+                raise DeviceAwayError(str(error), ledger.suspects) from error
+            try:
+                request_id = next(self._ids)
+                connection.send(
+                    _header(request, request_id, group),
+                    pack_rows([request.prompts[index] for index in group.indexes]),
+                )
                 while group.missing:
-                    ledger.take(group, *connection.read())
+                    header, payload = connection.read()
+                    ledger.take(group, request_id, header, payload)
+                    on_progress()
             except OSError as error:
                 self._forget(connection)
-                todo.extend(ledger.lost(group, error, self._max_deaths))
+                todo.extend(ledger.lost(group, error, stood_still=connection.stood_still(error)))
             except BaseException:
                 # The answers still under way would be taken for those of the next request.
                 self._forget(connection)
@@ -123,14 +156,17 @@ class DeviceClient:
             if self._closed.is_set():
                 raise DeviceError("the device client is closed")
             try:
-                connection = _Connection(self._socket_path)
+                left_s = deadline - time.monotonic()
+                connection = _Connection(self._socket_path, self._silence_s, hello_s=max(RETRY_S, left_s))
             except OSError as error:
                 if time.monotonic() >= deadline:
-                    raise DeviceError(
+                    self._away.set()
+                    raise DeviceAwayError(
                         f"no device process on {self._socket_path} for {self._reconnect_timeout_s:g} s: {error}"
                     ) from error
                 self._closed.wait(RETRY_S)
                 continue
+            self._away.clear()
             self._local.connection = connection
             with self._lock:
                 self._connections.add(connection)
@@ -146,8 +182,9 @@ class DeviceClient:
 class _Connection:
     """One connection to the device process, greeted."""
 
-    def __init__(self, socket_path: Path) -> None:
+    def __init__(self, socket_path: Path, silence_s: float, *, hello_s: float | None = None) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(silence_s if hello_s is None else min(hello_s, silence_s))
         try:
             self._socket.connect(str(socket_path))
             self._stream = self._socket.makefile("rb")
@@ -157,14 +194,22 @@ class _Connection:
             raise
         if not isinstance(hello, Hello) or hello.version != PROTOCOL_VERSION:
             self._socket.close()
-            raise DeviceError(f"the device process speaks another protocol than version {PROTOCOL_VERSION}")
+            raise DeviceProtocolError(f"the device process speaks another protocol than version {PROTOCOL_VERSION}")
         self.info = hello.info
+        self._socket.settimeout(silence_s)
 
     def send(self, header: Header, payload: bytes) -> None:
         send_frame(self._socket, header, payload)
+        self._heard_at = time.monotonic()
 
     def read(self) -> tuple[Header, bytes]:
-        return read_frame(self._stream)
+        frame = read_frame(self._stream)
+        self._heard_at = time.monotonic()
+        return frame
+
+    def stood_still(self, error: OSError) -> bool:
+        """True if the process showed no sign of life before the connection was given up or lost with `error`."""
+        return isinstance(error, TimeoutError) or time.monotonic() - self._heard_at > STILL_S
 
     def close(self) -> None:
         # A thread that reads from it wakes up; if the other side was faster, it is awake already.
@@ -193,15 +238,38 @@ class _Group:
 class _Ledger:
     """The state of one request: answers, deaths, costs."""
 
-    def __init__(self) -> None:
+    def __init__(self, suspects: Mapping[int, int], max_deaths: int) -> None:
         self._answers: dict[int, Answer] = {}
-        self._deaths: Counter[int] = Counter()
+        self.suspects = dict(suspects)
+        """Prompts in whose batch a process died and that no process survived yet; how often one died of them alone."""
+        self._max_deaths = max_deaths
         self._costs: list[Answers] = []
         self._losses = 0
+        self._standstills = 0
         self._fruitless_losses = 0
 
-    def take(self, group: _Group, header: Header, payload: bytes) -> None:
+    def first_groups(self, request: DeviceRequest) -> list[_Group]:
+        """What to send, the last first: those beyond suspicion, in pieces that fit a frame, then suspects alone."""
+        for suspect in list(self.suspects):
+            self._bury(suspect)
+        sizes = [INT_BYTES * (1 + len(prompt)) for prompt in request.prompts]
+        for index, size in enumerate(sizes):
+            if size > MAX_PAYLOAD_BYTES:
+                self._answers[index] = Dead(f"the prompt takes {size:,} bytes, too many for the device socket", 1)
+        left = [index for index in range(len(sizes)) if index not in self._answers]
+        suspects = [index for index in left if index in self.suspects]
+        others = [index for index in left if index not in self.suspects]
+        return [
+            *(_Group(piece, alone=True) for piece in _pieces(suspects, sizes)),
+            *(_Group(piece, alone=request.isolate) for piece in _pieces(others, sizes)),
+        ]
+
+    def take(self, group: _Group, request_id: int, header: Header, payload: bytes) -> None:
         """Note one frame."""
+        if isinstance(header, Alive):
+            return
+        if isinstance(header, (Started, Answers, Failed)) and header.id != request_id:
+            raise DeviceError("the device process answered another request than this one")
         match header:
             case Started():
                 group.started.update(group.at(unpack_ints(payload)))
@@ -215,23 +283,28 @@ class _Ledger:
             case _:
                 raise DeviceError(f"the device process sent a frame of type {header.type}")
 
-    def lost(self, group: _Group, error: OSError, max_deaths: int) -> list[_Group]:
-        """Note that the device process died; returns those to send again: the last, beyond suspicion, goes first."""
+    def lost(self, group: _Group, error: OSError, *, stood_still: bool) -> list[_Group]:
+        """Note that the device process is gone; returns those to send again: the last, beyond suspicion, goes first."""
         self._losses += 1
+        self._standstills += stood_still
         self._fruitless_losses = 0 if group.started else self._fruitless_losses + 1
         if self._fruitless_losses >= MAX_FRUITLESS_LOSSES:
             raise DeviceError(f"the device process died {self._losses} times, other prompts' doing") from error
+        counts = not stood_still or self._standstills > MAX_STANDSTILLS
         suspects = group.started & group.missing
-        # Only alone is it certain who did it: in a mixed batch it may have been a stranger's prompt.
-        for suspect in sorted(suspects) if group.alone else ():
-            self._deaths[suspect] += 1
-            attempts = self._deaths[suspect]
-            if attempts >= max_deaths:
-                reason = "the prompt killed the device process, or outlived its deadline"
-                self._answers[suspect] = Dead(reason, attempts)
-                suspects.discard(suspect)
+        for suspect in sorted(suspects):
+            # Only alone is it certain who did it: in a mixed batch it may have been a stranger's prompt.
+            self.suspects[suspect] = self.suspects.get(suspect, 0) + (group.alone and counts)
+            self._bury(suspect)
         beyond = group.missing - group.started
-        return [_Group(sorted(suspects), alone=True), _Group(sorted(beyond), alone=group.alone)]
+        left = sorted(suspects - self._answers.keys())
+        return [_Group(left, alone=True), _Group(sorted(beyond), alone=group.alone)]
+
+    def _bury(self, suspect: int) -> None:
+        """Answer a suspect that was alone with enough deaths."""
+        if self.suspects[suspect] >= self._max_deaths:
+            reason = "the prompt killed the device process, or outlived its deadline"
+            self._answers[suspect] = Dead(reason, self.suspects[suspect])
 
     def result(self, prompts: int) -> DeviceResult:
         """The request's result, once every prompt has its answer."""
@@ -247,5 +320,36 @@ class _Ledger:
 
     def _settle(self, group: _Group, answers: Mapping[int, Answer]) -> None:
         self._answers.update(answers)
+        for index in answers:
+            self.suspects.pop(index, None)
         group.missing.difference_update(answers)
         self._fruitless_losses = 0
+
+
+def _header(request: DeviceRequest, request_id: int, group: _Group) -> Request:
+    return Request(
+        id=request_id,
+        kind=request.kind,
+        lane=request.lane,
+        alone=group.alone,
+        prompts=len(group.indexes),
+        labels=request.labels,
+        stop_ids=request.stop_ids,
+        max_new_tokens=request.max_new_tokens,
+        verdict_ids=request.verdict_ids,
+        iteration=request.iteration,
+        traceparent=tracing.traceparent(),
+    )
+
+
+def _pieces(indexes: Sequence[int], sizes: Sequence[int]) -> list[list[int]]:
+    """The indexes in groups whose sizes add up to no more than a frame takes."""
+    pieces: list[list[int]] = []
+    room = 0
+    for index in indexes:
+        if sizes[index] > room:
+            pieces.append([])
+            room = MAX_PAYLOAD_BYTES
+        pieces[-1].append(index)
+        room -= sizes[index]
+    return pieces

@@ -1,19 +1,29 @@
-"""The pulse of a device process, in a small file that the supervisor reads without asking, and the rates drawn from it.
+"""The pulse of a process, in a small file that its supervisor reads without asking: if it hangs, and its rates.
 
-The file lives in the page cache's shared memory, so it can be read while the device process is stuck.
+The file lives in the page cache's shared memory, so it can be read while the process is stuck. A consumer keeps one as
+well, without batches.
 """
 
 from __future__ import annotations
 
 import mmap
 import struct
+import threading
+import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Final
 
-_LAYOUT: Final = struct.Struct("<8d")
-"""The fields of a `Pulse` in their order."""
+_COUNTS: Final = struct.Struct("<8d")
+"""The fields of a `Pulse` that change with each batch, in their order."""
+_LIFE: Final = struct.Struct("<2d")
+"""Its last two: the last sign of life, and whether it is ready."""
+
+BEAT_EVERY_S: Final = 1.0
+_LONGEST_LOOK_S: Final = 1.0
+"""More time than this between two looks is the watcher's own pause: a stopped container, a suspended machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +33,7 @@ class Pulse:
     `deadline` is the CLOCK_MONOTONIC second by which the running batch should have ended, 0 when idle. `items`
     counts prompts that were answered, `rows` those that ran (equal ones that wait together run once), and so do
     `tokens` and `padded_tokens`. `budget_tokens` is the token budget of a batch as it is now, 0 before the first one.
+    `beat_at` is the second of the last sign of life, 0 before the first; `ready`: no longer loading.
     """
 
     deadline: float = 0.0
@@ -33,16 +44,39 @@ class Pulse:
     padded_tokens: int = 0
     busy_s: float = 0.0
     budget_tokens: int = 0
+    beat_at: float = 0.0
+    ready: bool = False
 
 
 class Heartbeat:
     """The writing side. Opening it sets every number to zero."""
 
     def __init__(self, path: Path) -> None:
-        path.write_bytes(bytes(_LAYOUT.size))
+        size = _COUNTS.size + _LIFE.size
+        path.write_bytes(bytes(size))
         with path.open("r+b") as file:
-            self._memory = mmap.mmap(file.fileno(), _LAYOUT.size)
+            self._memory = mmap.mmap(file.fileno(), size)
         self._done = Pulse()
+        self._ready = False
+
+    def keep_beating(self, is_well: Callable[[], bool] = lambda: True) -> None:
+        """Show from a thread of its own, every second, that this process runs; while it is not well, do not."""
+
+        def beat() -> None:
+            while True:
+                if is_well():
+                    self._live()
+                time.sleep(BEAT_EVERY_S)
+
+        threading.Thread(target=beat, daemon=True, name="heartbeat").start()
+
+    def ready(self) -> None:
+        """Loading is over."""
+        self._ready = True
+        self._live()
+
+    def _live(self) -> None:
+        _LIFE.pack_into(self._memory, _COUNTS.size, time.monotonic(), self._ready)
 
     def begin(self, deadline: float) -> None:
         """A batch starts that should end by `deadline` (CLOCK_MONOTONIC seconds)."""
@@ -60,7 +94,7 @@ class Heartbeat:
             busy_s=done.busy_s + batch.busy_s,
             budget_tokens=batch.budget_tokens or done.budget_tokens,
         )
-        _LAYOUT.pack_into(self._memory, 0, *astuple(self._done))
+        _COUNTS.pack_into(self._memory, 0, *astuple(self._done)[:8])
 
 
 def read_pulse(path: Path) -> Pulse:
@@ -69,10 +103,46 @@ def read_pulse(path: Path) -> Pulse:
         content = path.read_bytes()
     except FileNotFoundError:
         return Pulse()
-    if len(content) < _LAYOUT.size:
+    if len(content) < _COUNTS.size + _LIFE.size:
         return Pulse()
-    deadline, batches, items, rows, tokens, padded_tokens, busy_s, budget = _LAYOUT.unpack_from(content)
-    return Pulse(deadline, int(batches), int(items), int(rows), int(tokens), int(padded_tokens), busy_s, int(budget))
+    deadline, batches, items, rows, tokens, padded_tokens, busy_s, budget = _COUNTS.unpack_from(content)
+    beat_at, ready = _LIFE.unpack_from(content, _COUNTS.size)
+    counts = (int(batches), int(items), int(rows), int(tokens), int(padded_tokens))
+    return Pulse(deadline, *counts, busy_s, int(budget), beat_at, bool(ready))
+
+
+class Watch:
+    """Tells from looks at one process's pulse that it hangs: in a batch, in loading, or without a sign of life.
+
+    Only time in which the watcher itself was awake counts, so that nobody is killed for having been stopped together
+    with it. `load_s`: how long loading may take; meanwhile a library may keep the interpreter to itself, so that a
+    silence may last `load_silence_s`, and afterwards `silence_s`.
+    """
+
+    def __init__(self, *, silence_s: float, load_silence_s: float, load_s: float) -> None:
+        self._silence_s = silence_s
+        self._load_silence_s = max(silence_s, load_silence_s)
+        self._load_s = load_s
+        self._looked_at: float | None = None
+        self._beat_at = self._deadline = -1.0
+        self._silent_s = self._loading_s = self._asleep_s = 0.0
+
+    def hangs(self, now: float, pulse: Pulse) -> str | None:
+        """The way in which the process hangs at `now` (CLOCK_MONOTONIC seconds); None if it does not."""
+        passed_s = 0.0 if self._looked_at is None else now - self._looked_at
+        awake_s = min(passed_s, _LONGEST_LOOK_S)
+        self._looked_at = now
+        self._silent_s = self._silent_s + awake_s if pulse.beat_at == self._beat_at else 0.0
+        self._asleep_s = self._asleep_s + passed_s - awake_s if pulse.deadline == self._deadline else 0.0
+        self._loading_s += 0.0 if pulse.ready else awake_s
+        self._beat_at, self._deadline = pulse.beat_at, pulse.deadline
+        if 0 < pulse.deadline < now - self._asleep_s:
+            return "its batch runs past the deadline"
+        if self._silent_s > (self._silence_s if pulse.ready else self._load_silence_s):
+            return f"it gave no sign of life for {self._silent_s:.0f} s"
+        if self._loading_s > self._load_s:
+            return f"it has been loading for {self._loading_s:.0f} s"
+        return None
 
 
 WINDOW_S: Final = 60.0

@@ -5,8 +5,8 @@ A frame is a fixed prefix, a small JSON header and a raw little-endian payload:
     u32 header bytes | u32 payload bytes | header (JSON) | payload
 
 The client sends `Request`; the server sends `Hello` on connect, then per request any number of
-`Started`, `Answers` and `Failed` until each prompt has an answer. No pickle: whatever arrives is
-checked before it is used. Knows nothing of text, guards or queues.
+`Started`, `Answers` and `Failed` until each prompt has an answer, and `Alive` every second meanwhile.
+No pickle: whatever arrives is checked before it is used. Knows nothing of text, guards or queues.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import socket
 import struct
 import sys
 from array import array
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Final, Literal, Protocol, TypeVar
 
@@ -54,6 +54,8 @@ class DeviceRequest:
     verdict_ids: tuple[tuple[int, ...], ...] = ()
     iteration: int = 0
     isolate: bool = False
+    suspects: Mapping[int, int] = field(default_factory=dict)
+    """Prompts, by index, in whose batch a device process died before; each runs alone. How often it died of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ class DeviceResult:
     restarts: int = 0
 
 
-PROTOCOL_VERSION: Final = 4
+PROTOCOL_VERSION: Final = 5
 MAX_HEADER_BYTES: Final = 1 << 20
 MAX_PAYLOAD_BYTES: Final = 64 << 20
 """A chunk holds at most 1 MiB of text, so its ids take a few MiB."""
@@ -172,8 +174,14 @@ class Failed(Frozen):
     reason: str
 
 
+class Alive(Frozen):
+    """The process lives, to a client that waits for answers; without payload."""
+
+    type: Literal["alive"] = "alive"
+
+
 NumbersT = TypeVar("NumbersT", "array[int]", "array[float]")
-Header = Annotated[Hello | Request | Started | Answers | Failed, Field(discriminator="type")]
+Header = Annotated[Hello | Request | Started | Answers | Failed | Alive, Field(discriminator="type")]
 _HEADER: Final[TypeAdapter[Header]] = TypeAdapter(Header)
 
 

@@ -26,6 +26,7 @@ from worker.device.batching import Entry, Waiting, size_tokens
 from worker.device.engines.base import DeviceLost, Engine, OutOfMemory, PartlyAnswered
 from worker.device.heartbeat import Heartbeat, Pulse
 from worker.device.protocol import (
+    Alive,
     Answers,
     Failed,
     Header,
@@ -55,6 +56,8 @@ SEND_TIMEOUT_S: Final = 5
 """A client that reads nothing for this long is dropped: it must not hold up the device."""
 MAX_REASON: Final = 500
 """Characters of a reason: an engine's error message may hold a whole stack."""
+ALIVE_EVERY_S: Final = 1.0
+"""How often a client that waits is told that we live; it gives up on a process that is silent for some of these."""
 RATE_WEIGHT: Final = 0.2
 """Weight of the newest batch in the measured rate."""
 
@@ -68,9 +71,21 @@ class _Client:
         self.gone = False
         self._connection = connection
         self._lock = threading.Lock()
+        self._unanswered = 0
 
-    def send(self, header: Header, payload: bytes = b"") -> None:
+    @property
+    def waits(self) -> bool:
+        """True while prompts of it have no answer."""
+        return self._unanswered > 0
+
+    def expect(self, prompts: int) -> None:
+        """Note that so many prompts came."""
         with self._lock:
+            self._unanswered += prompts
+
+    def send(self, header: Header, payload: bytes = b"", *, answered: int = 0) -> None:
+        with self._lock:
+            self._unanswered -= answered
             if self.gone:
                 return
             try:
@@ -125,6 +140,7 @@ class Server:
         self._batch_deadline_s = batch_deadline_s
         self._changed = threading.Condition()
         self.waiting: Waiting[_Prompt] = Waiting(packs=engine.info.packs)
+        self._clients: set[_Client] = set()
         self._tickets = itertools.count()
         self._stopping = False
         self._live_expected_until = 0.0
@@ -152,6 +168,15 @@ class Server:
                 continue
             threading.Thread(target=self._read, args=(_Client(connection), hello), daemon=True).start()
 
+    def say_alive(self) -> None:
+        """Tell those who wait that this process lives, every second, for ever."""
+        while True:
+            time.sleep(ALIVE_EVERY_S)
+            with self._changed:
+                waiting = [client for client in self._clients if client.waits]
+            for client in waiting:
+                client.send(Alive())
+
     def run(self) -> None:
         """Run batches until stopped.
 
@@ -178,6 +203,8 @@ class Server:
     # Readers: one thread per connection.
 
     def _read(self, client: _Client, hello: Hello) -> None:
+        with self._changed:
+            self._clients.add(client)
         client.send(hello)
         try:
             while True:
@@ -191,6 +218,7 @@ class Server:
             client.close()
             client.stream.close()
             with self._changed:
+                self._clients.discard(client)
                 self.waiting.drop(lambda prompt: prompt.ask.client is client)
 
     def _admit(self, client: _Client, header: Header, payload: bytes) -> None:
@@ -200,6 +228,7 @@ class Server:
             raise DeviceError("a request to score names no labels")
         ask = _Ask(client, header)
         prompts = [_Prompt(ask, index, ids) for index, ids in enumerate(unpack_rows(payload, header.prompts))]
+        client.expect(len(prompts))
         room = self._info.context_tokens - header.max_new_tokens
         fitting = [prompt for prompt in prompts if 0 < len(prompt.ids) <= room]
         known = self._info.prefix_tokens if header.kind is Kind.SCORE else 0
@@ -218,7 +247,7 @@ class Server:
         if len(fitting) < len(prompts):
             refused = [prompt.index for prompt in prompts if not 0 < len(prompt.ids) <= room]
             reason = f"the prompt is empty or longer than the engine's context less the new tokens ({room:,})"
-            client.send(Failed(id=header.id, reason=reason), pack_ints(refused))
+            client.send(Failed(id=header.id, reason=reason), pack_ints(refused), answered=len(refused))
 
     # The engine's thread.
 
@@ -323,7 +352,8 @@ class Server:
                 padded_tokens=padded,
             )
             indexes = [index for index, _ in places]
-            ask.client.send(header, pack_answers(header.kind, indexes, [rows[at] for _, at in places]))
+            payload = pack_answers(header.kind, indexes, [rows[at] for _, at in places])
+            ask.client.send(header, payload, answered=len(places))
 
 
 def _by_ask(batch: _Batch) -> dict[_Ask, list[_Place]]:
@@ -347,24 +377,26 @@ def _refuse(entry: Entry[_Prompt], reason: str) -> None:
     """Say that a prompt has no answer, to all who wait for it."""
     for prompt in entry.items:
         header = Failed(id=prompt.ask.request.id, reason=reason[:MAX_REASON])
-        prompt.ask.client.send(header, pack_ints([prompt.index]))
+        prompt.ask.client.send(header, pack_ints([prompt.index]), answered=1)
 
 
 def serve(
     socket_path: Path,
     engine: Engine,
     *,
-    heartbeat_path: Path,
+    heartbeat: Heartbeat,
     pid: int,
     batch_deadline_s: float = 120.0,
     on_ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve an engine on a Unix socket until SIGTERM; call from the main thread. See `listen` and `Server.run`."""
-    server = Server(engine, Heartbeat(heartbeat_path), batch_deadline_s=batch_deadline_s)
+    server = Server(engine, heartbeat, batch_deadline_s=batch_deadline_s)
     # By a thread of its own: the handler interrupts the main thread, which may hold the lock or be about to wait.
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.stop).start())
     with listen(socket_path) as listener:
         threading.Thread(target=server.accept, args=(listener, pid), daemon=True).start()
+        threading.Thread(target=server.say_alive, daemon=True).start()
+        heartbeat.ready()
         on_ready()
         server.run()
     socket_path.unlink(missing_ok=True)

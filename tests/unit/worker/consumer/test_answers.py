@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -29,7 +30,7 @@ class Device:
     def __init__(self) -> None:
         self.asked: list[list[int]] = []
 
-    def run(self, request: DeviceRequest) -> DeviceResult:
+    def run(self, request: DeviceRequest, *, on_progress: Callable[[], None]) -> DeviceResult:  # noqa: ARG002
         self.asked += [list(prompt) for prompt in request.prompts]
         return DeviceResult([self._answer(request.kind, prompt) for prompt in request.prompts])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +16,7 @@ from infra.errors import GuardError
 from schemas.guards import Mode
 from schemas.items import Example, Label, Retention
 from schemas.messages import ChunkItem, JudgeChunk, Lane, VerdictChunk
-from schemas.verdicts import Fingerprint, Outcome, Spent
+from schemas.verdicts import Fingerprint, Outcome, Spent, Verdict
 from tests.support.store import Store
 from worker.consumer.answers import AnswerCache
 from worker.consumer.tasks import Judge
@@ -65,7 +65,7 @@ def judged(
 ) -> VerdictChunk:
     published: list[VerdictChunk] = []
 
-    def run(request: DeviceRequest) -> DeviceResult:
+    def run(request: DeviceRequest, *, on_progress: Callable[[], None]) -> DeviceResult:
         assert request.prompts, "an empty request is no request"
         if asked is not None:
             asked.append(request)
@@ -77,6 +77,8 @@ def judged(
     store: Any = memory
     deliveries: Any = SimpleNamespace(
         in_hand=lambda *_: nullcontext(Delivery(1, settled=False, cancelled=False)),
+        note_progress=lambda _: None,
+        note_return=lambda _: None,
         finish=lambda verdicts, _tag, fresh: (published.append(verdicts), memory is None or memory.put(fresh)),
     )
     fingerprint = Fingerprint(
@@ -104,6 +106,28 @@ def test_an_item_that_cannot_be_asked_costs_only_itself(texts: tuple[str, ...]) 
         assert verdict.seq == seq
         assert verdict.outcome is (Outcome.DEAD if text == "no" else Outcome.SCORED)
         assert verdict.reason == (f"item {seq} does not fit" if text == "no" else None)
+
+
+class Broken(FakeGuard):
+    """Raises what no guard should, with the text in it."""
+
+    def render(self, items: Sequence[ChunkItem], mode: Mode) -> list[list[PromptIds]]:
+        if any(item.response == "in render" for item in items):
+            raise ValueError("in render")
+        return super().render(items, mode)
+
+    def read_scores(self, seq: int, windows: Sequence[Sequence[float]], *, single: bool = False) -> Verdict:
+        if seq == 2:
+            raise ZeroDivisionError("in read")
+        return super().read_scores(seq, windows, single=single)
+
+
+def test_whatever_a_guard_raises_ends_its_item_alone_with_its_name_and_no_text() -> None:
+    verdicts = judged(chunk_of("fine", "in render", "in read", "fine"), Broken()).verdicts
+
+    assert [verdict.outcome for verdict in verdicts] == [Outcome.SCORED, Outcome.DEAD, Outcome.DEAD, Outcome.SCORED]
+    reasons = [verdict.reason for verdict in verdicts[1:3]]
+    assert reasons == ["the guard fake failed: ValueError", "the guard fake failed: ZeroDivisionError"]
 
 
 class Shown(FakeGuard):
