@@ -221,6 +221,8 @@ class Drill:
         if fault.lasts is not Lasts.NO_TIME:
             self._run_for(began + fault.lasts_s(self._options.lease_s) - time.monotonic())
         self._end_strike(fault)
+        if fault.lasts is Lasts.SECONDS:
+            self._retry(self._ground.answer)  # an outage is over when both servers answer
         each.over = self._now()
         each.chunks |= self._retry(self._ledger.in_flight)
         # Afterwards, so that none is missed: what a stopped consumer had taken and the reconciler put back meanwhile.

@@ -176,6 +176,13 @@ class Ground:
         with redis.Redis.from_url(self.services.redis_url) as client:
             yield client
 
+    def answer(self) -> bool:
+        """True: both servers answer; otherwise it raises what they raise."""
+        with self.broker() as client:
+            client.ping()
+        self.on_database("SELECT 1 AS {}")
+        return True
+
     def forget(self) -> None:
         """Delete everything that the fleet keeps on the broker."""
         with self.broker() as client:
