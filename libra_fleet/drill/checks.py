@@ -5,16 +5,15 @@ The fake guard's P(unsafe) is drawn from the text, so that a verdict on another 
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import sqlalchemy as sa
 
 from infra.servers.services import Services
-from libra_fleet.drill.traffic import TENANT
+from libra_fleet.drill.traffic import OPEN, TENANT
 from libra_fleet.drill.work_faults import POISON
 from schemas.guards import Mode
 from schemas.messages import ChunkItem
@@ -41,11 +40,22 @@ _CALLS: Final = sa.text(
 )
 
 
-class Stall(NamedTuple):
-    """A time in which nothing settled, beyond what an outage explains. Epoch seconds of the ledger's clock."""
-
-    at: float
-    seconds: float
+# What follows one after the other without work of its own in between: settlements of a run that is fed all the time,
+# a submission and its verdict, a run's last verdict and its report.
+_STEPS: Final = sa.text(
+    """
+    SELECT 'run ' || r.name AS what, extract(epoch FROM lag(at) OVER (PARTITION BY r.id ORDER BY at))::float8 AS since,
+           extract(epoch FROM at)::float8 AS until
+    FROM (SELECT DISTINCT run_id, settled_at AS at FROM verdicts) AS times JOIN runs r ON r.id = times.run_id
+    WHERE r.name LIKE 'drill-%' AND r.name <> :filled_at_times
+    UNION ALL
+    SELECT 'item ' || s.custom_id, extract(epoch FROM s.created_at)::float8, extract(epoch FROM v.settled_at)::float8
+    FROM submissions s JOIN verdicts v USING (run_id, seq)
+    UNION ALL
+    SELECT 'report of ' || name, extract(epoch FROM settled_at)::float8, extract(epoch FROM completed_at)::float8
+    FROM runs WHERE completed_at IS NOT NULL
+    """
+)
 
 
 def wrong_verdicts(services: Services) -> list[str]:
@@ -80,16 +90,17 @@ def unanswered_calls(services: Services, acknowledged: Iterable[str]) -> list[st
     return [f"{name} ({found.get(name, 0)} verdicts)" for name in acknowledged if found.get(name) != 1]
 
 
-def stalls(services: Services, outages: Sequence[tuple[float, float]], *, longer_than_s: float) -> list[Stall]:
-    """Times between two settlements that are too long; time in an outage does not count."""
-    statement = sa.text("SELECT DISTINCT extract(epoch FROM settled_at)::float8 AS at FROM verdicts ORDER BY at")
+def stalls(services: Services, explained: Sequence[tuple[float, float]], *, longer_than_s: float) -> list[str]:
+    """What took too long to settle or to be reported on; time that an outage explains does not count."""
     with services.engine.connect() as connection:
-        times = connection.scalars(statement).all()
+        steps = connection.execute(_STEPS, {"filled_at_times": OPEN[2]}).all()
     found = []
-    for before, after in itertools.pairwise(times):
-        explained = sum(max(0.0, min(after, until) - max(before, since)) for since, until in outages)
-        if (seconds := after - before - explained) > longer_than_s:
-            found.append(Stall(before, seconds))
+    for what, since, until in steps:
+        if since is None or until - since <= longer_than_s:
+            continue
+        seconds = until - since - sum(max(0.0, min(until, over) - max(since, at)) for at, over in explained)
+        if seconds > longer_than_s:
+            found.append(f"{what} for {seconds:.1f} s")
     return found
 
 

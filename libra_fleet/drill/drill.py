@@ -310,7 +310,9 @@ class Drill:
 
     def _report(self, started: float, *, whole: bool) -> DrillReport:
         totals, ends = self._ledger.totals(), self._ledger.ends()
-        outages = [(each.at, each.over) for each in self._injected if not each.fault.others_go_on]
+        outages = [
+            (each.at, each.over) for each in self._injected if not each.fault.others_go_on or each.fault.stops_feed
+        ]
         wrong, died = checks.wrong_verdicts(self._services), checks.false_deaths(self._services)
         stalls = checks.stalls(self._services, outages, longer_than_s=self._limit_s)
         unanswered = checks.unanswered_calls(self._services, self._calls.acknowledged)
@@ -320,7 +322,7 @@ class Drill:
             *broken_bounds(self._injected, ends, lease_s=self._options.lease_s),
             *checks.breach("items have the verdict of another text", wrong),
             *checks.breach("items died without a cause of their own", died),
-            *checks.breach("times nothing settled for too long", [f"{stall.seconds:.1f} s" for stall in stalls]),
+            *checks.breach("things stood still for too long", stalls),
             *checks.breach("calls that the gateway acknowledged have not one verdict", unanswered),
         ]
         lines = lines_of(self._injected, ends, started)

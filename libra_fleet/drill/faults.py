@@ -40,7 +40,8 @@ class Fault:
     """A thing that a drill does to a fleet.
 
     `inject` gives None where there is nothing to hit just now. `loses_queue`: the broker forgets what is queued;
-    `loses_commits`: the ledger forgets what was committed lately.
+    `loses_commits`: the ledger forgets what was committed lately;
+    `stops_feed`: a producer's own run stands still with it.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Fault:
     needs: Needs = Needs.NOTHING
     loses_queue: bool = False
     loses_commits: bool = False
+    stops_feed: bool = False
 
     @property
     def others_go_on(self) -> bool:
@@ -78,7 +80,7 @@ _TABLE: Final = (
     Fault("stop-device", "device process stopped for three leases", processes.stop_device, _LONG),
     Fault("stop-collector", "collector stopped for three leases", processes.stop_collector, _LONG),
     Fault("stop-gateway", "gateway stopped for three leases", processes.stop_gateway, _LONG),
-    Fault("stop-producer", "producer stopped for three leases", processes.stop_producer, _LONG),
+    Fault("stop-producer", "producer stopped for three leases", processes.stop_producer, _LONG, stops_feed=True),
     Fault("stop-finalizer", "process that computes reports stopped for three leases", processes.stop_finalizer, _LONG),
     Fault("stop-machine", "all processes of one machine stopped for three leases", processes.stop_machine, _LONG),
     Fault("poison-render", "an item at whose prompt the guard raises", work.poison("raise-in-render")),
