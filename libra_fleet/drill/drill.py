@@ -35,6 +35,7 @@ from libra_fleet.drill.report import (
     lines_of,
 )
 from libra_fleet.drill.traffic import OPEN, Callers, DataSets, LiveItems
+from schemas.fleet import ready
 
 _POLL_S: Final = 0.05
 _LOOK_EVERY_S: Final = 0.25
@@ -128,7 +129,7 @@ class Drill:
             submit=self._live.submit,
         )
         self._ledger = LedgerProbe(services, GUARD)
-        self._feeding = True
+        self._feeding = False
         self._producer: SupervisedProcess | None = None
         self._strike: Strike | None = None
         self._injected: list[InjectedFault] = []
@@ -146,6 +147,9 @@ class Drill:
             undo.callback(self._fleet.stop, _GRACE_S)
             undo.callback(self._end_strike)
             self._start_fleet()
+            if self._first(lambda: self._all_ready() or None, timeout_s=_START_S) is None:
+                raise RunError(f"the fleet was not ready within {_START_S:g} s:\n{self._log_tails()}")
+            self._feeding = True
             with self._live.running(), self._calls.running():
                 if self._first(lambda: self._ledger.totals().settled or None, timeout_s=_START_S) is None:
                     raise RunError(f"the fleet judged nothing within {_START_S:g} s:\n{self._log_tails()}")
@@ -170,6 +174,11 @@ class Drill:
             if machine < options.workers:
                 self._add("worker", "fleet", "worker", "--guard", GUARD, *work)
         self._add("gateway", "fleet", "gateway", "--port", str(self._calls.port), "--guard", GUARD, "--no-local")
+
+    def _all_ready(self) -> bool:
+        announced = self._services.coordination.presence.announced()
+        wanted = {"collector": self._options.collectors, "worker": self._options.workers, "gateway": 1}
+        return all(len(ready(announced, kind)) >= count for kind, count in wanted.items())
 
     def _add(self, kind: str, *command: str) -> SupervisedProcess:
         """Take on a process of the fleet, which dies with the drill; the youngest ends first."""
