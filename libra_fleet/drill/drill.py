@@ -35,7 +35,7 @@ from libra_fleet.drill.report import (
     lines_of,
 )
 from libra_fleet.drill.traffic import OPEN, Callers, DataSets, LiveItems
-from schemas.fleet import ready
+from schemas.fleet import ProcessKind, ready
 
 _POLL_S: Final = 0.05
 _LOOK_EVERY_S: Final = 0.25
@@ -177,7 +177,8 @@ class Drill:
 
     def _all_ready(self) -> bool:
         announced = self._services.coordination.presence.announced()
-        wanted = {"collector": self._options.collectors, "worker": self._options.workers, "gateway": 1}
+        options = self._options
+        wanted: dict[ProcessKind, int] = {"collector": options.collectors, "worker": options.workers, "gateway": 1}
         return all(len(ready(announced, kind)) >= count for kind, count in wanted.items())
 
     def _add(self, kind: str, *command: str) -> SupervisedProcess:
