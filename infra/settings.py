@@ -66,6 +66,27 @@ class Settings(BaseSettings):
 
     retention: Retention = Field(Retention.FULL, description="full, hash or none: text that stays once settled")
 
+    ledger_lock_s: float = Field(
+        5, gt=0, description="a statement waits so long for a row that another session has locked, then fails"
+    )
+    ledger_settle_lock_s: float = Field(
+        1, gt=0, description="the same in a collector, which then settles the others first and comes back"
+    )
+    ledger_statement_s: float = Field(60, gt=0, description="a gateway's statement ends by then: its caller is gone")
+    ledger_settle_statement_s: float = Field(30, gt=0, description="a collector's; others wait for the rows it locks")
+    ledger_long_statement_s: float = Field(
+        3600, gt=0, description="a statement of a command, report, export or purge: over a run of any size"
+    )
+    ledger_idle_s: float = Field(
+        10, gt=0, description="the server ends a transaction of a process that stopped this long, and frees its locks"
+    )
+    ledger_stream_idle_s: float = Field(
+        600, gt=0, description="the same while rows are streamed, as fast as they are read; such a session locks none"
+    )
+    ledger_peer_s: float = Field(
+        15, ge=3, description="each end of a ledger connection gives up one that answers nothing for so long"
+    )
+
     cache_ttl_s: int = Field(86_400, ge=0, description="a device's answers are kept so long; 0: not at all")
 
     bulk_threads: int = Field(4, ge=1, description="bulk chunks a consumer holds at once")
@@ -78,6 +99,7 @@ class Settings(BaseSettings):
     live_lease_s: float = Field(10, gt=0, description="the same for live chunks")
     finalize_lease_s: float = Field(60, gt=0, description="a report whose finalizer died is computed again after this")
     reconcile_every_s: float = Field(2, gt=0, description="how often the reconciler looks")
+    reconciler_lease_s: float = Field(7, gt=0, description="another collector reconciles when one was silent so long")
     max_attempts: int = Field(5, ge=1, description="a chunk lost this often settles as dead")
     cuda_visible_devices: str | None = Field(
         None, validation_alias="CUDA_VISIBLE_DEVICES", description="limits what `--devices all` means"

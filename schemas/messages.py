@@ -90,6 +90,7 @@ class VerdictChunk(Shared):
     """The verdicts of one judged chunk on their way to the collector. A worker older than `spent` does not say it.
 
     `nonce` is the judged chunk's own: empty where that had none, None from a worker that knows of no nonces.
+    `failures` counts the deliveries that ended in an error nobody foresaw.
     """
 
     NEWEST: ClassVar[int] = WIRE_VERSION
@@ -105,6 +106,7 @@ class VerdictChunk(Shared):
     verdicts: tuple[Verdict, ...] = Field(min_length=1)
     spent: Spent | None = Field(default=None, **ADDED)
     nonce: str | None = Field(default=None, exclude_if=lambda nonce: nonce is None)
+    failures: int = Field(default=0, ge=0, **ADDED)
 
     @property
     def chunk_id(self) -> str:

@@ -8,32 +8,74 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
-from typing import Any, Final, cast
+from collections.abc import Callable, Iterator
+from typing import Any, Final, NamedTuple, cast
 
 import redis
 from celery.worker.consumer import Consumer
 from kombu import Connection, Message
 
-from infra.broker.queues import MALFORMED, Unacked, vetting_transport
+from infra.broker.queues import MALFORMED, Publisher, Unacked, vetting_transport
 from infra.log import get_logger
+from infra.retry import retry
+from schemas.messages import VerdictChunk, decode_chunk
 
 _KEPT: Final = 10_000
 
 log = get_logger(__name__)
 
 
+class KeptVerdicts(NamedTuple):
+    """Verdicts that could not be settled, with the reason."""
+
+    reason: str
+    chunk: VerdictChunk
+
+
 class DeadLetters:
-    """Messages that no reader of this version understands: nothing is dropped silently."""
+    """Messages that no reader of this version understands: nothing is dropped silently.
+
+    Verdicts that could not be settled are kept by themselves, by chunk: their items are judged, so nobody judges them
+    again, and once the reason is gone they are put back on their queue.
+    """
 
     def __init__(self, client: redis.Redis, prefix: str) -> None:
         self._redis = client
         self.key = f"{prefix}parked"
+        self.verdicts_key = f"{prefix}parked-verdicts"
 
     def put(self, queue: str, reason: str, body: str) -> None:
         """Keep a message; beyond ten thousand the oldest goes."""
-        self._redis.lpush(self.key, json.dumps({"queue": queue, "reason": reason, "body": body}, ensure_ascii=False))
-        self._redis.ltrim(self.key, 0, _KEPT - 1)
+        entry = json.dumps({"queue": queue, "reason": reason, "body": body}, ensure_ascii=False)
+        retry(lambda: self._redis.lpush(self.key, entry))
+        retry(lambda: self._redis.ltrim(self.key, 0, _KEPT - 1))
+
+    def keep_verdicts(self, chunk: VerdictChunk, reason: str) -> bool:
+        """Keep verdicts until somebody puts them back; False where ten thousand chunks are kept already."""
+        body = chunk.model_copy(update={"failures": 0}).model_dump_json()
+        entry = json.dumps({"reason": reason, "body": body}, ensure_ascii=False)
+        if retry(lambda: self._redis.hlen(self.verdicts_key)) >= _KEPT:
+            return False
+        retry(lambda: self._redis.hset(self.verdicts_key, chunk.chunk_id, entry))
+        return True
+
+    def chunks_kept(self) -> set[str]:
+        """Ids of the chunks whose verdicts are kept."""
+        return set(cast("list[str]", self._redis.hkeys(self.verdicts_key)))
+
+    def kept_verdicts(self) -> Iterator[KeptVerdicts]:
+        """The verdicts that are kept, one chunk at a time, in no particular order."""
+        for _, entry in self._redis.hscan_iter(self.verdicts_key, count=100):
+            found = json.loads(entry)
+            yield KeptVerdicts(found["reason"], decode_chunk(VerdictChunk, found["body"]))
+
+    def put_back(self, publisher: Publisher) -> int:
+        """Deliver all kept verdicts again; returns how many chunks it was."""
+        kept = list(self.kept_verdicts())
+        for verdicts in kept:
+            publisher.settle(verdicts.chunk)
+            self._redis.hdel(self.verdicts_key, verdicts.chunk.chunk_id)  # only now: it is on the queue
+        return len(kept)
 
     def newest_first(self) -> list[dict[str, str]]:
         """Queue, reason and body of each message."""

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
-from infra.ledger.engine import Row, disable_nested_loops, fetch_all
+from infra.ledger.engine import Row, fetch_all, take_long
 from infra.ledger.paging import pages
 from infra.ledger.runs import run_status, stored_report
 from infra.ledger.stats import cached_count
@@ -140,7 +140,7 @@ def audit(engine: sa.Engine, run_id: str) -> Audit:
     status = run_status(engine, run_id)
     # All checks look at one snapshot: a run that is still going on must not be caught between two of them.
     with engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
-        disable_nested_loops(connection)
+        take_long(connection, whole_run=True)
         checks = []
         for name, statement in _COUNTS.items():
             row = connection.execute(sa.text(statement), {"run_id": status.id}).one_or_none()

@@ -6,7 +6,7 @@ import select
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 import psycopg
 import sqlalchemy as sa
@@ -15,8 +15,11 @@ from sqlalchemy.exc import InvalidatePoolError, OperationalError
 
 from infra.errors import LedgerOutdatedError, ServerError
 from infra.ledger.address import parse_postgres as _parse
+from infra.ledger.faults import conceal_values, describe
+from infra.ledger.text import clean_json, register_clean_text
+from infra.log import get_logger
 
-HEAD: Final = "0004_reports_beside_the_settling"
+HEAD: Final = "0002_leaders"
 """Revision this code needs; a test holds it equal to the newest migration."""
 
 _RETRY_EVERY_S: Final = 0.25
@@ -25,6 +28,8 @@ _PING_AFTER_S: Final = 20.0
 _FETCH: Final = 2_000
 """Rows that a stream asks the server for at a time."""
 _MIGRATION_LOCK: Final = 0x11B2A  # any constant that nothing else uses for a Postgres advisory lock
+
+log = get_logger(__name__)
 
 Values = Mapping[str, Any]
 Row = sa.Row[*tuple[Any, ...]]
@@ -35,34 +40,128 @@ def named(kind: type[Any], row: Row) -> dict[str, Any]:
     return {name: row._mapping[name] for name in kind._fields if name in row._mapping}
 
 
-def open_ledger(database_url: str, *, pool_size: int = 4, wait_s: float = 0) -> sa.Engine:
-    """An engine on the ledger's database that has answered once.
+class Limits(NamedTuple):
+    """How long a session may keep others waiting, in seconds; each is a setting, with its reason in `infra.settings`.
+
+    `long_statement_s` and `stream_idle_s` hold in transactions that read or change a whole run.
+    """
+
+    lock_s: float = 5.0
+    statement_s: float = 60.0
+    idle_s: float = 10.0
+    long_statement_s: float = 3_600.0
+    stream_idle_s: float = 600.0
+    peer_s: float = 15.0
+
+
+def open_ledger(database_url: str, *, pool_size: int = 4, wait_s: float = 0, limits: Limits | None = None) -> sa.Engine:
+    """An engine on the ledger's database that has answered once; each of its sessions has time limits.
 
     Raises:
         ServerError: no answer within `wait_s` seconds, or no Postgres URL.
     """
-    url = _parse(database_url)
-    engine = sa.create_engine(
-        url,
-        pool_size=pool_size,
-        max_overflow=2,
-        hide_parameters=True,  # an error's text goes to logs, and parameters are user text
-        connect_args={"connect_timeout": 5, "keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3},
-    )
-    # Arrays in binary form: for the text form psycopg looks for quotes in every text, ten times the work.
-    sa.event.listen(engine, "connect", lambda made, _: made.adapters.register_dumper(list, ListBinaryDumper))
-    _replace_dead_connections(engine)
+    limits, url = limits or Limits(), _parse(database_url)
+    at_start = True
+    engine = _engine(url, pool_size, limits, at_start=at_start)
     deadline = time.monotonic() + wait_s
     while True:
         try:
             with engine.connect():
                 return engine
         except OperationalError as error:
+            reason = describe(error)
+            if at_start and "startup parameter" in reason:
+                # A pooler, which shares its sessions among clients: the limits go with each transaction instead.
+                log.warning("ledger_behind_pooler", error=reason)
+                at_start = False
+                engine = _engine(url, pool_size, limits, at_start=at_start)
+                continue
             if time.monotonic() >= deadline:
-                reason = str(error.orig).strip().splitlines()[0]
                 where = url.render_as_string(hide_password=True)
                 raise ServerError(f"cannot reach Postgres at {where}: {reason}") from error
             time.sleep(_RETRY_EVERY_S)
+
+
+def _engine(url: sa.URL, pool_size: int, limits: Limits, *, at_start: bool) -> sa.Engine:
+    engine = sa.create_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=2,
+        hide_parameters=True,  # an error's text goes to logs, and parameters are user text
+        json_serializer=clean_json,
+        connect_args=_connect_args(url, limits, at_start=at_start),
+        execution_options={"limits": limits},
+    )
+    sa.event.listen(engine, "connect", _adapt)
+    conceal_values(engine)
+    _replace_dead_connections(engine)
+    if not at_start:
+        sa.event.listen(engine, "begin", _limit_transaction)
+    return engine
+
+
+def _adapt(made: psycopg.Connection, _: object) -> None:
+    # Arrays in binary form: for the text form psycopg looks for quotes in every text, ten times the work.
+    made.adapters.register_dumper(list, ListBinaryDumper)
+    register_clean_text(made)
+
+
+def _connect_args(url: sa.URL, limits: Limits, *, at_start: bool) -> dict[str, str | int]:
+    """What libpq and the server are told at the start of a connection; what the URL says itself goes first."""
+    probe_s = max(1, int(limits.peer_s / 3))
+    probing = {"keepalives_idle": probe_s, "keepalives_interval": probe_s, "keepalives_count": 2}
+    args = {"connect_timeout": 5, "tcp_user_timeout": int(1_000 * limits.peer_s), **probing}
+    own: dict[str, str | int] = {name: value for name, value in args.items() if name not in url.query}
+    if at_start:
+        server = {**{f"tcp_{name}": value for name, value in probing.items()}, **_server_limits(limits)}
+        server["tcp_user_timeout"] = args["tcp_user_timeout"]
+        theirs = url.query.get("options", "")
+        options = [f"-c {name}={value}" for name, value in server.items()]
+        own["options"] = " ".join([*options, theirs if isinstance(theirs, str) else " ".join(theirs)]).strip()
+    return own
+
+
+def _server_limits(limits: Limits) -> dict[str, int]:
+    """Postgres' settings that bound a session, in milliseconds."""
+    return {
+        "lock_timeout": int(1_000 * limits.lock_s),
+        "statement_timeout": int(1_000 * limits.statement_s),
+        "idle_in_transaction_session_timeout": int(1_000 * limits.idle_s),
+    }
+
+
+def _set_locally(connection: sa.Connection, values: Mapping[str, object]) -> None:
+    """Change settings for the rest of this transaction, in one round trip."""
+    calls = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in values.items())
+    connection.execute(sa.text(f"SELECT {calls}"))
+
+
+def _limit_transaction(connection: sa.Connection) -> None:
+    if connection.get_isolation_level() != "AUTOCOMMIT":
+        _set_locally(connection, _server_limits(_limits_of(connection)))
+
+
+def _limits_of(connection: sa.Connection) -> Limits:
+    return connection.get_execution_options().get("limits") or Limits()
+
+
+def take_long(connection: sa.Connection, *, streamed: bool = False, whole_run: bool = False) -> None:
+    """Let this transaction's statements take long: they read or change a run of any size.
+
+    With `streamed` it may be idle as well, at the pace of who reads it; it must lock nothing.
+
+    With `whole_run` all rows of a run are not joined by nested loop. Postgres knows nothing of a run that is newer
+    than its statistics, expects one row of it, and joins by nested loop over the run's id alone: 43 s for 20,000
+    items, four times that for twice as many. ANALYZE when a run is sealed does not help: most of its verdicts come
+    later, and live runs are never sealed.
+    """
+    limits = _limits_of(connection)
+    values: dict[str, object] = {"statement_timeout": int(1_000 * limits.long_statement_s)}
+    if streamed:
+        values["idle_in_transaction_session_timeout"] = int(1_000 * limits.stream_idle_s)
+    if whole_run:
+        values["enable_nestloop"] = "off"
+    _set_locally(connection, values)
 
 
 def autocommit(engine: sa.Engine) -> sa.Connection:
@@ -102,19 +201,8 @@ def stream(
 ) -> Iterator[Row]:
     """The rows of one statement, fetched as they are asked for; `whole_run`: it joins all rows of a run."""
     with engine.begin() as connection:  # a server-side cursor lives in a transaction
-        if whole_run:
-            disable_nested_loops(connection)
+        take_long(connection, streamed=True, whole_run=whole_run)
         yield from connection.execution_options(yield_per=_FETCH).execute(statement, values)
-
-
-def disable_nested_loops(connection: sa.Connection) -> None:
-    """Keep this transaction from joining all rows of a run by nested loop.
-
-    Postgres knows nothing of a run that is newer than its statistics, expects one row of it, and joins by nested loop
-    over the run's id alone: 43 s for 20,000 items, four times that for twice as many. ANALYZE when a run is sealed does
-    not help: most of its verdicts come later, and live runs are never sealed.
-    """
-    connection.execute(sa.text("SET LOCAL enable_nestloop = off"))
 
 
 def ledger_now(engine: sa.Engine) -> float:
@@ -142,6 +230,7 @@ def upgrade(engine: sa.Engine) -> None:
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     try:
         with engine.begin() as connection:
+            _set_locally(connection, dict.fromkeys(_server_limits(Limits()), 0))  # others wait for it as long
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
             config.attributes["connection"] = connection
             command.upgrade(config, "head")

@@ -7,7 +7,7 @@ sequence promises, and reading on from the last number seen misses nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
@@ -21,11 +21,11 @@ from schemas.verdicts import Verdict
 _APPEND: Final = sa.text(
     """
     WITH mine AS (
-        SELECT tenant, seq, row_number() OVER (PARTITION BY tenant ORDER BY seq) AS place
-        FROM submissions s
-        WHERE run_id = :run_id AND seq = ANY(CAST(:seqs AS bigint[]))
-          -- OFFSET keeps this a question per item: as a join, an unknown run's entries would all be read each time.
-          AND NOT EXISTS (SELECT 1 FROM feed_entries f WHERE f.run_id = s.run_id AND f.seq = s.seq OFFSET 0)
+        SELECT s.tenant, s.run_id, s.seq, row_number() OVER (PARTITION BY s.tenant ORDER BY s.run_id, s.seq) AS place
+        FROM unnest(CAST(:run_ids AS text[]), CAST(:seqs AS bigint[])) AS w(run_id, seq)
+        -- OFFSET keeps these a question per item: as joins, all rows of an unknown run would be read each time.
+        CROSS JOIN LATERAL (SELECT * FROM submissions WHERE run_id = w.run_id AND seq = w.seq OFFSET 0) AS s
+        WHERE NOT EXISTS (SELECT 1 FROM feed_entries f WHERE f.run_id = s.run_id AND f.seq = s.seq OFFSET 0)
     ), counted AS (
         SELECT tenant, count(*) AS entries FROM mine GROUP BY tenant
     ), numbered AS (
@@ -34,7 +34,7 @@ _APPEND: Final = sa.text(
         RETURNING tenant, last_n
     )
     INSERT INTO feed_entries (tenant, n, run_id, seq)
-    SELECT tenant, last_n - entries + place, :run_id, seq
+    SELECT tenant, last_n - entries + place, run_id, seq
     FROM mine JOIN counted USING (tenant) JOIN numbered USING (tenant)
     """
 )
@@ -105,9 +105,15 @@ class SubmittedItem(NamedTuple):
     decided: Decided | None
 
 
-def append_to_feeds(connection: sa.Connection, run_id: str, seqs: Sequence[int]) -> None:
-    """Number those of the items that were submitted with a tenant's name, each once, within a settling transaction."""
-    connection.execute(_APPEND, {"run_id": run_id, "seqs": list(seqs)})
+def append_to_feeds(connection: sa.Connection, places: Iterable[tuple[str, int]]) -> None:
+    """Number those of the items (run, number) that were submitted with a tenant's name, each once.
+
+    The last statement of a settling transaction, and one for all its runs: the tenants' rows are locked in one order.
+    """
+    ordered = sorted(set(places))
+    if ordered:
+        values = {"run_ids": [run_id for run_id, _ in ordered], "seqs": [seq for _, seq in ordered]}
+        connection.execute(_APPEND, values)
 
 
 def feed_page(engine: sa.Engine, tenant: str, *, after: int, limit: int) -> list[tuple[int, SubmittedItem]]:

@@ -7,7 +7,6 @@ written in the transaction that accepts the items.
 from __future__ import annotations
 
 import itertools
-import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -20,6 +19,7 @@ from sqlalchemy.exc import IntegrityError
 from infra.errors import DataError, LibraError, RunError, TakenError
 from infra.ledger.engine import Row, execute, fetch_all, fetch_one, fetch_value
 from infra.ledger.tables import idempotency_keys, runs
+from infra.ledger.text import clean_json
 from schemas.guards import Mode
 from schemas.items import Item
 from schemas.messages import ChunkItem, JudgeChunk
@@ -201,7 +201,7 @@ def seal(engine: sa.Engine, run_id: str, *, invalid_count: int = 0, invalid_rows
     values = {
         "run_id": run_id,
         "invalid_count": invalid_count,
-        "invalid_rows": json.dumps(rows, ensure_ascii=False),
+        "invalid_rows": clean_json(rows),
     }
     return bool(fetch_value(engine, _SEAL, values))
 
@@ -322,9 +322,7 @@ def accept_submitted(
         "custom_ids": [of_item.custom_id for of_item in said],
         "policies": [of_item.policy for of_item in said],
         "callback_urls": [of_item.callback_url for of_item in said],
-        "metadata": [
-            None if of_item.metadata is None else json.dumps(of_item.metadata, ensure_ascii=False) for of_item in said
-        ],
+        "metadata": [None if of_item.metadata is None else clean_json(of_item.metadata) for of_item in said],
     }
     return accept(engine, run_id, spec, groups, submitted=columns, also=None if once is None else remember)
 

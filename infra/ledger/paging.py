@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import sqlalchemy as sa
 
-from infra.ledger.engine import Row, disable_nested_loops, fetch_one
+from infra.ledger.engine import Row, fetch_one, take_long
 
 
 def pages(engine: sa.Engine, statement: sa.Executable, run_id: str, *, page_rows: int = 4_096) -> Iterator[Row]:
@@ -28,7 +28,7 @@ def pages(engine: sa.Engine, statement: sa.Executable, run_id: str, *, page_rows
     size = max(1, page_rows // run.repeat)
     for first in range(0, run.accepted, size):
         with engine.begin() as connection:
-            disable_nested_loops(connection)
+            take_long(connection, whole_run=True)
             span = {"run_id": run_id, "first": first, "last": first + size - 1}
             rows = connection.execute(statement, span).all()
         yield from rows

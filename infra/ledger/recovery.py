@@ -3,22 +3,49 @@
 A chunk is lost when its lane had dispatched a later one (watermark) more than a lease ago and no live
 consumer holds it. What is later the chunks' ordinals say, not a clock; a lease runs by the database's clock, and
 the reconciler takes off again what it should not count.
+
+A chunk that another transaction has locked is passed over until the next look: whoever holds it delays nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
-from infra.ledger.engine import autocommit
+from infra.ledger.engine import execute
 from infra.ledger.runs import WAITS_FOR_NEXT_STAGE
 from schemas.messages import ChunkItem, JudgeChunk, Lane
 from schemas.runs import RunSpec
 
-_RECONCILER_LOCK: Final = 0x11B2B  # one active reconciler per database
+_RECONCILER: Final = "reconciler"
+
+_SET_OVERTAKEN: Final = """
+    WITH found AS (
+        SELECT c.run_id, c.chunk_no FROM chunks c JOIN runs r ON r.id = c.run_id
+        WHERE r.guard = :guard AND r.lane = :lane AND c.settled < c.size AND {which}
+        ORDER BY c.run_id, c.chunk_no FOR UPDATE OF c SKIP LOCKED
+    )
+    UPDATE chunks c SET overtaken_at = {at} FROM found f WHERE c.run_id = f.run_id AND c.chunk_no = f.chunk_no
+"""
+_START_LEASES: Final = sa.text(
+    _SET_OVERTAKEN.format(
+        which="""coalesce(c.ordinal, 0) < :watermark
+          AND (c.overtaken_at IS NULL OR c.run_id || '/' || c.chunk_no = ANY(CAST(:held AS text[])))""",
+        at="clock_timestamp()",
+    )
+)
+_END_LEASES: Final = sa.text(
+    _SET_OVERTAKEN.format(which="coalesce(c.ordinal, 0) >= :watermark AND c.overtaken_at IS NOT NULL", at="NULL")
+)
+_DISCOUNT: Final = sa.text(
+    _SET_OVERTAKEN.format(
+        which="c.overtaken_at IS NOT NULL",
+        at="least(c.overtaken_at + make_interval(secs => :uncounted_s), clock_timestamp())",
+    )
+)
 
 
 class LaneKey(NamedTuple):
@@ -29,11 +56,15 @@ class LaneKey(NamedTuple):
 
 
 class OverdueChunk(NamedTuple):
-    """A chunk that is lost, with the attempts it has had."""
+    """A chunk that is lost, with the attempts it has had and the start of the lease that ran out.
+
+    Whoever takes it up names both: a reconciler that was stopped for a while changes nothing that moved on meanwhile.
+    """
 
     run_id: str
     chunk_no: int
     attempt: int
+    overtaken_at: datetime | None = None
 
     @property
     def chunk_id(self) -> str:
@@ -41,16 +72,28 @@ class OverdueChunk(NamedTuple):
         return f"{self.run_id}/{self.chunk_no}"
 
 
-@contextmanager
-def reconciler_lock(engine: sa.Engine) -> Iterator[sa.Connection | None]:
-    """The (autocommitting) connection that makes this process the active reconciler, or None where another is."""
-    with autocommit(engine) as connection:
-        taken = connection.scalar(sa.text("SELECT pg_try_advisory_lock(:key)"), {"key": _RECONCILER_LOCK})
-        try:
-            yield connection if taken else None
-        finally:
-            if taken and not connection.invalidated:
-                connection.execute(sa.text("SELECT pg_advisory_unlock(:key)"), {"key": _RECONCILER_LOCK})
+def lead(connection: sa.Connection, holder: str, *, lease_s: float) -> bool:
+    """Become the active reconciler, or stay it, for `lease_s` more by the ledger's clock; False where another one is.
+
+    A row with a lease, not a lock of the session: it ends though its holder's host vanished or its process was
+    stopped, and it holds through a pooler that shares sessions.
+    """
+    statement = sa.text(
+        """
+        INSERT INTO leaders AS l (role, holder, lease_until)
+        VALUES (:role, :holder, clock_timestamp() + make_interval(secs => :lease_s))
+        ON CONFLICT (role) DO UPDATE SET holder = excluded.holder, lease_until = excluded.lease_until
+        WHERE l.holder = excluded.holder OR l.lease_until <= clock_timestamp()
+        RETURNING true
+        """
+    )
+    return bool(connection.scalar(statement, {"role": _RECONCILER, "holder": holder, "lease_s": lease_s}))
+
+
+def resign(engine: sa.Engine, holder: str) -> None:
+    """Give up the lead, if this process has it, so that another need not wait for the end of the lease."""
+    statement = sa.text("UPDATE leaders SET lease_until = '-infinity' WHERE role = :role AND holder = :holder")
+    execute(engine, statement, {"role": _RECONCILER, "holder": holder})
 
 
 def lanes_with_pending(connection: sa.Connection) -> list[LaneKey]:
@@ -79,51 +122,30 @@ def note_overtaken(connection: sa.Connection, key: LaneKey, *, watermark: int, h
 
     A chunk the watermark has not passed may still be queued: it has no lease.
     """
-    started = sa.text(
-        """
-        UPDATE chunks c SET overtaken_at = clock_timestamp()
-        FROM runs r
-        WHERE r.id = c.run_id AND r.guard = :guard AND r.lane = :lane AND c.settled < c.size
-          AND coalesce(c.ordinal, 0) < :watermark
-          AND (c.overtaken_at IS NULL OR c.run_id || '/' || c.chunk_no = ANY(CAST(:held AS text[])))
-        """
-    )
-    none = sa.text(
-        """
-        UPDATE chunks c SET overtaken_at = NULL
-        FROM runs r
-        WHERE r.id = c.run_id AND r.guard = :guard AND r.lane = :lane AND c.settled < c.size
-          AND coalesce(c.ordinal, 0) >= :watermark AND c.overtaken_at IS NOT NULL
-        """
-    )
     values = {"guard": key.guard, "lane": key.lane.value, "watermark": watermark}
-    connection.execute(started, {**values, "held": list(held)})
-    connection.execute(none, values)
+    connection.execute(_START_LEASES, {**values, "held": list(held)})
+    connection.execute(_END_LEASES, values)
 
 
 def discount(connection: sa.Connection, key: LaneKey, *, uncounted_s: float) -> None:
     """Take so many seconds off a lane's leases; no lease is left with less than nothing on it."""
     if not uncounted_s:
         return
-    statement = sa.text(
-        """
-        UPDATE chunks c
-        SET overtaken_at = least(c.overtaken_at + make_interval(secs => :uncounted_s), clock_timestamp())
-        FROM runs r
-        WHERE r.id = c.run_id AND r.guard = :guard AND r.lane = :lane AND c.settled < c.size
-          AND c.overtaken_at IS NOT NULL
-        """
-    )
     values = {"guard": key.guard, "lane": key.lane.value, "uncounted_s": uncounted_s}
-    connection.execute(statement, values)
+    connection.execute(_DISCOUNT, values)
 
 
 def restart_leases(connection: sa.Connection, chunks: Sequence[OverdueChunk]) -> None:
     """Begin the leases of some chunks anew."""
     statement = sa.text(
         """
-        UPDATE chunks SET overtaken_at = clock_timestamp()
-        WHERE (run_id, chunk_no) IN (SELECT * FROM unnest(CAST(:run_ids AS text[]), CAST(:chunk_nos AS bigint[])))
+        WITH found AS (
+            SELECT run_id, chunk_no FROM chunks
+            WHERE (run_id, chunk_no) IN (SELECT * FROM unnest(CAST(:run_ids AS text[]), CAST(:chunk_nos AS bigint[])))
+            ORDER BY run_id, chunk_no FOR UPDATE SKIP LOCKED
+        )
+        UPDATE chunks c SET overtaken_at = clock_timestamp()
+        FROM found f WHERE c.run_id = f.run_id AND c.chunk_no = f.chunk_no
         """
     )
     of_chunks = {"run_ids": [lost.run_id for lost in chunks], "chunk_nos": [lost.chunk_no for lost in chunks]}
@@ -131,13 +153,13 @@ def restart_leases(connection: sa.Connection, chunks: Sequence[OverdueChunk]) ->
 
 
 def overdue(connection: sa.Connection, key: LaneKey, *, lease_s: float, limit: int = 256) -> list[OverdueChunk]:
-    """Chunks of a lane whose lease has run out."""
+    """Chunks of a lane whose lease has run out, without those that somebody is settling at this moment."""
     statement = sa.text(
         """
-        SELECT c.run_id, c.chunk_no, c.attempt FROM chunks c JOIN runs r ON r.id = c.run_id
+        SELECT c.run_id, c.chunk_no, c.attempt, c.overtaken_at FROM chunks c JOIN runs r ON r.id = c.run_id
         WHERE r.guard = :guard AND r.lane = :lane AND c.settled < c.size
           AND c.overtaken_at < clock_timestamp() - make_interval(secs => :lease_s)
-        ORDER BY c.overtaken_at LIMIT :limit
+        ORDER BY c.overtaken_at LIMIT :limit FOR UPDATE OF c SKIP LOCKED
         """
     )
     values = {"guard": key.guard, "lane": key.lane.value, "lease_s": lease_s, "limit": limit}
@@ -145,14 +167,19 @@ def overdue(connection: sa.Connection, key: LaneKey, *, lease_s: float, limit: i
 
 
 def take_up(connection: sa.Connection, lost: OverdueChunk) -> JudgeChunk | None:
-    """A fresh attempt at a lost chunk, holding only the items still pending; None where it settled meanwhile."""
+    """A fresh attempt at a lost chunk, holding only the items still pending; None where it settled or moved on."""
     renew = sa.text(
         """
+        WITH lost AS (
+            SELECT run_id, chunk_no FROM chunks
+            WHERE run_id = :run_id AND chunk_no = :chunk_no AND attempt = :attempt AND settled < size
+              AND overtaken_at IS NOT DISTINCT FROM CAST(:overtaken_at AS timestamptz)
+            FOR UPDATE SKIP LOCKED
+        )
         UPDATE chunks c SET attempt = attempt + 1, enqueued_at = clock_timestamp(), overtaken_at = NULL,
                             ordinal = nextval('chunk_ordinals')
-        FROM runs r
-        WHERE r.id = c.run_id AND c.run_id = :run_id AND c.chunk_no = :chunk_no AND c.attempt = :attempt
-          AND c.settled < c.size
+        FROM runs r, lost
+        WHERE r.id = c.run_id AND c.run_id = lost.run_id AND c.chunk_no = lost.chunk_no
         RETURNING c.iteration, c.first_seq, c.size, c.attempt, c.nonce, c.ordinal,
                   extract(epoch FROM c.enqueued_at)::float8 AS at, r.spec
         """

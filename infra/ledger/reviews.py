@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 import sqlalchemy as sa
 
 from infra.errors import ItemNotFoundError, UsageError
-from infra.ledger.engine import Row, autocommit, disable_nested_loops, fetch_all, named
+from infra.ledger.engine import Row, autocommit, fetch_all, named, take_long
 from infra.ledger.items import verdict_from
 from infra.ledger.tables import decisions, disagreements, reviews
 from infra.ledger.webhooks import WebhookMessage, exported_metadata, post, withdraw_contrary
@@ -290,5 +290,5 @@ def note_disagreements(engine: sa.Engine, child_run_id: str, parent: str) -> int
         """
     )
     with engine.begin() as connection:
-        disable_nested_loops(connection)
+        take_long(connection, whole_run=True)
         return connection.execute(statement, {"child": child_run_id, "parent": parent}).rowcount

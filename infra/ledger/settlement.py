@@ -1,21 +1,25 @@
 """The collector's half of the ledger: every item settles exactly once, and a run completes exactly once.
 
 One transaction writes the verdicts and moves the run's counters by what was really inserted; the row
-lock on the run orders concurrent collectors, so the one that brings the count to its end sees it. Locks
-are always taken in the order chunk, verdicts, run, feed.
+lock on the run orders concurrent collectors, so the one that brings the count to its end sees it.
+
+Locks are always taken in one order, over all runs of a transaction: chunks, verdicts, runs by id, feeds by tenant. A
+row that somebody else keeps locked delays what needs it alone: such chunks have the outcome `BusyError`.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
 from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
 from infra.errors import LibraError, RunEndedError
 from infra.ledger import decisions
-from infra.ledger.engine import Row, autocommit, named
+from infra.ledger.engine import Row, autocommit, named, take_long
+from infra.ledger.faults import is_lock_timeout, is_passing
 from infra.ledger.feed import append_to_feeds
 from infra.ledger.retention import scrub_settled
 from schemas.items import Retention
@@ -47,8 +51,16 @@ class FingerprintMismatchError(LibraError):
     """The chunk was judged by another guard fingerprint than the one pinned on its run."""
 
 
-# The first statement of a settling transaction: makes the fingerprints known and locks the chunks, in the order of
-# their keys, so that two collectors with the same chunks never wait for each other in a circle.
+class BusyError(LibraError):
+    """A row that the chunk needs is locked by somebody else: nothing was written, try again later."""
+
+
+class RunBusyError(BusyError):
+    """It is the run's own row, or its tenant's feed: all chunks of the run wait."""
+
+
+# The first statement of a settling transaction: makes the fingerprints known and locks the chunks. One that somebody
+# else has locked is left out, not waited for.
 _LOCK_CHUNKS: Final = sa.text(
     """
     WITH known AS (
@@ -64,7 +76,13 @@ _LOCK_CHUNKS: Final = sa.text(
         r.guard, r.lane
     FROM chunks c JOIN runs r ON r.id = c.run_id
     WHERE (c.run_id, c.chunk_no) IN (SELECT * FROM unnest(CAST(:run_ids AS text[]), CAST(:chunk_nos AS bigint[])))
-    ORDER BY c.run_id, c.chunk_no FOR UPDATE OF c
+    ORDER BY c.run_id, c.chunk_no FOR UPDATE OF c SKIP LOCKED
+    """
+)
+_KNOWN_CHUNKS: Final = sa.text(
+    """
+    SELECT run_id, chunk_no FROM chunks
+    WHERE (run_id, chunk_no) IN (SELECT * FROM unnest(CAST(:run_ids AS text[]), CAST(:chunk_nos AS bigint[])))
     """
 )
 
@@ -161,12 +179,16 @@ _COUNT_IN: Final = sa.text(
 )
 
 
+Outcomes = list[Settled | Exception]
+
+
 def settle(engine: sa.Engine, chunk: VerdictChunk, *, retention: Retention = Retention.FULL) -> Settled:
     """Write a chunk's verdicts, each at most once whatever is delivered again; scrub the texts that need not stay.
 
     Raises:
         MessageError: the chunk is not in the ledger, or names items that are not its own.
         FingerprintMismatchError: nothing was written; the chunk stays pending.
+        BusyError: nothing was written; somebody else has locked a row that it needs.
     """
     (outcome,) = settle_all(engine, [chunk], retention=retention)
     if isinstance(outcome, Exception):
@@ -174,70 +196,115 @@ def settle(engine: sa.Engine, chunk: VerdictChunk, *, retention: Retention = Ret
     return outcome
 
 
-def settle_all(
-    engine: sa.Engine, chunks: Sequence[VerdictChunk], *, retention: Retention = Retention.FULL
-) -> list[Settled | Exception]:
+def settle_all(engine: sa.Engine, chunks: Sequence[VerdictChunk], *, retention: Retention = Retention.FULL) -> Outcomes:
     """Settle several chunks in one transaction; gives each its outcome: what changed, or the error `settle` raises.
 
-    A chunk that is refused costs the others nothing but a transaction each; so do two copies of one chunk. Where a
+    Nothing is raised. A chunk that is refused, or whatever else is wrong with it, costs the others nothing but a
+    transaction each; so do two copies of one chunk. One whose run is locked costs a transaction for each run. Where a
     run reached its count, the last of its chunks says so.
     """
-    if len(chunks) == 1 or len({chunk.chunk_id for chunk in chunks}) == len(chunks):
+    together = len({chunk.chunk_id for chunk in chunks}) == len(chunks)
+    if together:
         try:
-            return list(_settle_together(engine, chunks, retention))
-        except (MessageError, FingerprintMismatchError) as error:
-            if len(chunks) == 1:
-                return [error]
+            return _settle_together(engine, chunks, retention)
+        except Exception as error:  # noqa: BLE001 - a verdict is dropped by no error, foreseen or not
+            if is_lock_timeout(error):
+                return _settle_by_run(engine, chunks, retention, error)
+            if len(chunks) == 1 or is_passing(error):
+                return [error for _ in chunks]
     return [outcome for chunk in chunks for outcome in settle_all(engine, [chunk], retention=retention)]
 
 
-def _settle_together(engine: sa.Engine, chunks: Sequence[VerdictChunk], retention: Retention) -> list[Settled]:
+def _settle_by_run(
+    engine: sa.Engine, chunks: Sequence[VerdictChunk], retention: Retention, error: Exception
+) -> Outcomes:
+    """Settle the chunks of each run by themselves; those of a single run are busy: its row or its feed is locked."""
+    runs = sorted({chunk.run_id for chunk in chunks})
+    if len(runs) == 1:
+        busy = RunBusyError(f"run {runs[0]} is locked")
+        busy.__cause__ = error
+        return [busy for _ in chunks]
+    outcome_of: dict[str, Settled | Exception] = {}
+    for run_id in runs:
+        own = [chunk for chunk in chunks if chunk.run_id == run_id]
+        outcome_of |= zip((chunk.chunk_id for chunk in own), settle_all(engine, own, retention=retention), strict=True)
+    return [outcome_of[chunk.chunk_id] for chunk in chunks]
+
+
+def _settle_together(engine: sa.Engine, chunks: Sequence[VerdictChunk], retention: Retention) -> Outcomes:
     with engine.begin() as connection:
-        own = _lock(connection, chunks)
-        submitted = [row.submitted for row in own]
-        fresh = connection.execute(_INSERT_VERDICTS, _columns(chunks, submitted, keep_raw=not retention.scrubs)).all()
-        for chunk, row in zip(chunks, fresh, strict=True):
-            if row.seqs:
-                seqs, digest = set(row.seqs), chunk.fingerprint.digest if chunk.fingerprint else None
-                news = [decisions.StoredVerdict(v, chunk.iteration, digest) for v in chunk.verdicts if v.seq in seqs]
-                decisions.decide_settled(connection, chunk.run_id, news)
-        # The runs in an order that all share, for their rows are locked in it.
-        places_of: dict[str, list[int]] = {}
-        for place, chunk in sorted(enumerate(chunks), key=lambda pair: (pair[1].run_id, pair[0])):
-            places_of.setdefault(chunk.run_id, []).append(place)
-        finished: dict[int, bool] = {}
-        for run_id, all_places in places_of.items():
-            places = [place for place in all_places if fresh[place].inserted]
-            if places:
-                rows = [fresh[place] for place in places]
-                scored, unparseable = sum(row.scored for row in rows), sum(row.unparseable for row in rows)
-                settled = _Fresh(scored, unparseable, dead=sum(row.dead for row in rows))
-                run = _count_in(connection, run_id, settled, {chunks[place].fingerprint for place in places})
-                finished[all_places[-1]] = bool(run.finished)
-                judged = [verdict.seq for place in places for verdict in chunks[place].verdicts]
-                scrub_settled(connection, run_id, judged, retention)
-                if any(submitted[place] for place in places):
-                    append_to_feeds(connection, run_id, judged)
+        rows = _lock(connection, chunks)
+        mine = [chunk for chunk in chunks if chunk.chunk_id in rows]
+        settled = _write(connection, mine, [rows[chunk.chunk_id] for chunk in mine], retention) if mine else []
+    outcome_of = dict(zip((chunk.chunk_id for chunk in mine), settled, strict=True))
+    return [outcome_of.get(chunk.chunk_id) or BusyError(f"chunk {chunk.chunk_id} is locked") for chunk in chunks]
+
+
+def _write(
+    connection: sa.Connection, chunks: Sequence[VerdictChunk], own: Sequence[Row], retention: Retention
+) -> list[Settled]:
+    """Write the verdicts of chunks whose rows, `own`, this transaction has locked."""
+    submitted = [row.submitted for row in own]
+    fresh = connection.execute(_INSERT_VERDICTS, _columns(chunks, submitted, keep_raw=not retention.scrubs)).all()
+    for chunk, row in zip(chunks, fresh, strict=True):
+        if row.seqs:
+            seqs, digest = set(row.seqs), chunk.fingerprint.digest if chunk.fingerprint else None
+            news = [decisions.StoredVerdict(v, chunk.iteration, digest) for v in chunk.verdicts if v.seq in seqs]
+            decisions.decide_settled(connection, chunk.run_id, news)
+    places_of: dict[str, list[int]] = {}
+    for place, chunk in sorted(enumerate(chunks), key=lambda pair: (pair[1].run_id, pair[0])):
+        places_of.setdefault(chunk.run_id, []).append(place)
+    finished: dict[int, bool] = {}
+    for run_id, all_places in places_of.items():
+        places = [place for place in all_places if fresh[place].inserted]
+        if places:
+            rows = [fresh[place] for place in places]
+            scored, unparseable = sum(row.scored for row in rows), sum(row.unparseable for row in rows)
+            settled = _Fresh(scored, unparseable, dead=sum(row.dead for row in rows))
+            run = _count_in(connection, run_id, settled, {chunks[place].fingerprint for place in places})
+            finished[all_places[-1]] = bool(run.finished)
+            judged = [verdict.seq for place in places for verdict in chunks[place].verdicts]
+            scrub_settled(connection, run_id, judged, retention)
+    append_to_feeds(connection, ((chunks[at].run_id, seq) for at, row in enumerate(fresh) for seq in row.seqs or ()))
     return [
         Settled(**named(Settled, row), finished=finished.get(place, False), guard=chunk.guard, lane=chunk.lane)
         for place, (chunk, row) in enumerate(zip(own, fresh, strict=True))
     ]
 
 
+_LOCK_SPANS: Final = """
+    SELECT c.chunk_no, c.first_seq, c.size FROM chunks c JOIN unnest(
+        CAST(:chunk_nos AS bigint[]), CAST(:since AS timestamptz[])) AS w(chunk_no, since) USING (chunk_no)
+    WHERE c.run_id = :run_id {unchanged}
+    ORDER BY c.chunk_no FOR UPDATE OF c
+"""
+_LOCK_PENDING: Final = sa.text(_LOCK_SPANS.format(unchanged=""))
+_LOCK_LOST: Final = sa.text(_LOCK_SPANS.format(unchanged="AND c.overtaken_at = w.since") + " SKIP LOCKED")
+
+
 def settle_dead(
-    engine: sa.Engine, run_id: str, chunk_nos: Sequence[int], reason: str, *, retention: Retention = Retention.FULL
+    engine: sa.Engine,
+    run_id: str,
+    chunk_nos: Sequence[int],
+    reason: str,
+    *,
+    lost_since: Sequence[datetime | None] | None = None,
+    retention: Retention = Retention.FULL,
 ) -> Settled:
-    """Settle what is still pending in some chunks of a run as dead; scrub the texts that need not stay."""
-    key = {"run_id": run_id, "chunk_nos": list(chunk_nos)}
-    lock = sa.text(
-        "SELECT first_seq, size FROM chunks WHERE run_id = :run_id AND chunk_no = ANY(CAST(:chunk_nos AS bigint[])) "
-        "ORDER BY chunk_no FOR UPDATE"
-    )
+    """Settle what is still pending in some chunks of a run as dead; scrub the texts that need not stay.
+
+    With `lost_since`, the start of each chunk's lease, a chunk that moved on since then is left alone, and so is one
+    that somebody else has locked.
+    """
+    since = [None] * len(chunk_nos) if lost_since is None else list(lost_since)
+    values = {"run_id": run_id, "chunk_nos": list(chunk_nos), "since": since}
     close = sa.text(
         "UPDATE chunks SET settled = size WHERE run_id = :run_id AND chunk_no = ANY(CAST(:chunk_nos AS bigint[]))"
     )
     with engine.begin() as connection:
-        spans = [range(row.first_seq, row.first_seq + row.size) for row in connection.execute(lock, key)]
+        take_long(connection)
+        locked = connection.execute(_LOCK_PENDING if lost_since is None else _LOCK_LOST, values).all()
+        key = {"run_id": run_id, "chunk_nos": [row.chunk_no for row in locked]}
         died = connection.execute(_INSERT_DEAD, {**key, "reason": reason}).one()
         connection.execute(close, key)
         if died.seqs:
@@ -247,14 +314,15 @@ def settle_dead(
             ]
             decisions.decide_settled(connection, run_id, dead)
         run = _count_in(connection, run_id, _Fresh(dead=died.dead))
-        seqs = list(itertools.chain.from_iterable(spans))
-        scrub_settled(connection, run_id, seqs, retention)
-        append_to_feeds(connection, run_id, seqs)
+        if retention.scrubs:
+            spans = (range(row.first_seq, row.first_seq + row.size) for row in locked)
+            scrub_settled(connection, run_id, list(itertools.chain.from_iterable(spans)), retention)
+        append_to_feeds(connection, ((run_id, seq) for seq in died.seqs or ()))
     return Settled(died.dead, bool(run.finished), run.guard, run.lane, dead=died.dead)
 
 
-def _lock(connection: sa.Connection, chunks: Sequence[VerdictChunk]) -> list[Row]:
-    """Lock the chunks, and see that they hold the items they bring verdicts on.
+def _lock(connection: sa.Connection, chunks: Sequence[VerdictChunk]) -> Mapping[str, Row]:
+    """Lock the chunks, and see that they hold the items they bring verdicts on; those that are busy are left out.
 
     Gives of each its run's guard and lane, and whether some of its items were submitted through the gateway.
     """
@@ -265,9 +333,16 @@ def _lock(connection: sa.Connection, chunks: Sequence[VerdictChunk]) -> list[Row
         "run_ids": [chunk.run_id for chunk in chunks],
         "chunk_nos": [chunk.chunk_no for chunk in chunks],
     }
-    rows = {(row.run_id, row.chunk_no): row for row in connection.execute(_LOCK_CHUNKS, values)}
+    rows = {f"{row.run_id}/{row.chunk_no}": row for row in connection.execute(_LOCK_CHUNKS, values)}
+    busy: set[str] = set()
+    if len(rows) < len(chunks):
+        missing = [chunk for chunk in chunks if chunk.chunk_id not in rows]
+        keys = {"run_ids": [chunk.run_id for chunk in missing], "chunk_nos": [chunk.chunk_no for chunk in missing]}
+        busy = {f"{row.run_id}/{row.chunk_no}" for row in connection.execute(_KNOWN_CHUNKS, keys)}
     for chunk in chunks:
-        row = rows.get((chunk.run_id, chunk.chunk_no))
+        if chunk.chunk_id in busy:
+            continue
+        row = rows.get(chunk.chunk_id)
         if row is None:
             raise MessageError(f"chunk {chunk.chunk_id} is not in the ledger")
         own = range(row.first_seq, row.first_seq + row.size)
@@ -276,7 +351,7 @@ def _lock(connection: sa.Connection, chunks: Sequence[VerdictChunk]) -> list[Row
         # A worker that knows of no nonces says None: it may settle anything, or a rolling upgrade would stop the fleet.
         if chunk.nonce is not None and chunk.nonce != (row.nonce or ""):
             raise MessageError(f"chunk {chunk.chunk_id} was judged for another commit, which the ledger does not hold")
-    return [rows[chunk.run_id, chunk.chunk_no] for chunk in chunks]
+    return rows
 
 
 def _columns(chunks: Sequence[VerdictChunk], submitted: list[bool], *, keep_raw: bool) -> dict[str, object]:
@@ -306,17 +381,12 @@ def _columns(chunks: Sequence[VerdictChunk], submitted: list[bool], *, keep_raw:
         "p_unsafe": [verdict.p_unsafe for verdict in verdicts],
         "label_mass": [verdict.label_mass for verdict in verdicts],
         "categories": [",".join(verdict.categories) for verdict in verdicts],
-        "reasons": [_storable(verdict.reason) for verdict in verdicts],
-        "raws": [_storable(verdict.raw) if keep_raw else None for verdict in verdicts],
+        "reasons": [verdict.reason for verdict in verdicts],
+        "raws": [verdict.raw if keep_raw else None for verdict in verdicts],
         "prompt_tokens": [verdict.prompt_tokens for verdict in verdicts],
         "windows": [verdict.windows for verdict in verdicts],
         "cached": [verdict.cached for verdict in verdicts],
     }
-
-
-def _storable(text: str | None) -> str | None:
-    """Postgres text holds no NUL; a model can generate one."""
-    return None if text is None else text.replace("\x00", "\N{REPLACEMENT CHARACTER}")
 
 
 class _Fresh(NamedTuple):

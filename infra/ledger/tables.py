@@ -377,3 +377,11 @@ sa.Index(
     batches.c.created_at,
     postgresql_where=sa.and_(batches.c.submitted_at.is_(None), batches.c.failed_at.is_(None)),
 )
+
+leaders: Final = sa.Table(
+    "leaders",
+    metadata,
+    sa.Column("role", sa.Text, primary_key=True),
+    sa.Column("holder", sa.Text, nullable=False),
+    sa.Column("lease_until", sa.DateTime(timezone=True), nullable=False),
+)

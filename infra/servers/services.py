@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
 from functools import cached_property
 
 import sqlalchemy as sa
@@ -16,9 +17,34 @@ from infra.broker.app import redis_client
 from infra.broker.queues import Publisher, Queues
 from infra.coordination.store import CoordinationStore, open_coordination
 from infra.errors import UsageError
-from infra.ledger.engine import open_ledger, require_current, upgrade
+from infra.ledger.engine import Limits, open_ledger, require_current, upgrade
 from infra.servers.embedded import EmbeddedServers
 from infra.settings import Settings, child_environment
+
+
+class Work(Enum):
+    """The kind of work that sessions at the ledger do: it decides how long they may keep others waiting."""
+
+    COMMAND = "command"
+    INTAKE = "intake"
+    SETTLE = "settle"
+
+    def limits(self, settings: Settings) -> Limits:
+        """The limits of such sessions."""
+        own = {
+            Work.COMMAND: (settings.ledger_lock_s, settings.ledger_long_statement_s),
+            Work.INTAKE: (settings.ledger_lock_s, settings.ledger_statement_s),
+            Work.SETTLE: (settings.ledger_settle_lock_s, settings.ledger_settle_statement_s),
+        }
+        lock_s, statement_s = own[self]
+        return Limits(
+            lock_s=lock_s,
+            statement_s=statement_s,
+            idle_s=settings.ledger_idle_s,
+            long_statement_s=settings.ledger_long_statement_s,
+            stream_idle_s=settings.ledger_stream_idle_s,
+            peer_s=settings.ledger_peer_s,
+        )
 
 
 @dataclass
@@ -29,11 +55,17 @@ class Services:
     redis_url: str
     database_url: str
     embedded: bool
+    work: Work = Work.COMMAND
+
+    def working(self, work: Work) -> Services:
+        """The same servers, with a ledger of its own connections for this kind of work."""
+        return replace(self, work=work)
 
     @cached_property
     def engine(self) -> sa.Engine:
         """The ledger, at the revision this code needs (embedded: brought there)."""
-        engine = open_ledger(self.database_url, wait_s=self.settings.wait_for_servers_s)
+        limits = self.work.limits(self.settings)
+        engine = open_ledger(self.database_url, wait_s=self.settings.wait_for_servers_s, limits=limits)
         if self.embedded:
             upgrade(engine)
         require_current(engine)

@@ -16,7 +16,7 @@ from infra.errors import ServerError, UsageError
 from infra.guard_catalogue import GUARDS
 from infra.ledger.decisions import PolicyNames
 from infra.ledger.engine import HEAD, open_ledger, upgrade
-from infra.servers.services import services
+from infra.servers.services import Work, services
 from infra.settings import load_settings
 from libra_fleet.cli.context import connected, fleet_for
 from libra_fleet.cli.options import GuardChoice, LocalFleetOptions, guard_option, json_option, mode_for, takes_fleet
@@ -165,8 +165,9 @@ def gateway(*, host: str, port: int, guard: GuardChoice, fleet: LocalFleetOption
     settings = load_settings()
     spec = guard.spec(mode_for(guard, None), "gateway", lane=Lane.LIVE)
     with services(settings) as found, fleet_for(found, spec, fleet), announced(found.coordination.presence, "gateway"):
+        serving = found.working(Work.INTAKE)
         config = uvicorn.Config(
-            build_app(found, default_guard=guard.name, knows_policy=PolicyNames(found.engine)),
+            build_app(serving, default_guard=guard.name, knows_policy=PolicyNames(serving.engine)),
             host=host,
             port=port,
             log_config=None,

@@ -34,9 +34,9 @@ from hypothesis.stateful import (
 )
 
 from infra.broker.app import FINALIZING, VERDICTS, connect_redis, queue_of
-from infra.ledger import intake, recovery
+from infra.ledger import intake
 from infra.ledger.audit import audit
-from infra.ledger.engine import open_ledger
+from infra.ledger.engine import autocommit, open_ledger
 from infra.ledger.runs import run_status
 from infra.servers.services import Services
 from schemas.guards import Mode
@@ -338,8 +338,7 @@ class Fleet(RuleBasedStateMachine):
         blows = Fuse(fuse)
         self.reconciler._publisher = Mortal(self.services.publisher, blows)  # type: ignore[assignment]
         self.reconciler._coordination = Mortal(self.services.coordination, blows)  # type: ignore[assignment]
-        with recovery.reconciler_lock(self.services.engine) as connection:
-            assert connection is not None
+        with autocommit(self.services.engine) as connection:
             try:
                 self.reconciler.look(connection)
             except Crash:

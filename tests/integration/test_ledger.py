@@ -408,8 +408,7 @@ def test_the_database_itself_forbids_more_settled_than_accepted(services: Servic
 
 def test_a_chunk_is_lost_only_when_a_later_one_was_dispatched_a_lease_ago(services: Services) -> None:
     _, chunks = open_run(services, 8)
-    with recovery.reconciler_lock(services.engine) as connection:
-        assert connection is not None
+    with autocommit(services.engine) as connection:
         recovery.note_overtaken(connection, BULK, watermark=chunks[0].ordinal, held=[])
         while_queued = recovery.overdue(connection, BULK, lease_s=0)
         recovery.note_overtaken(connection, BULK, watermark=chunks[-1].ordinal + 1, held=[])
@@ -423,8 +422,7 @@ def test_a_chunk_is_lost_only_when_a_later_one_was_dispatched_a_lease_ago(servic
 def test_a_chunk_that_a_consumer_holds_is_never_lost(services: Services) -> None:
     _, chunks = open_run(services, 8)
     held = [chunks[0].chunk_id]
-    with recovery.reconciler_lock(services.engine) as connection:
-        assert connection is not None
+    with autocommit(services.engine) as connection:
         recovery.note_overtaken(connection, BULK, watermark=chunks[-1].ordinal + 1, held=held)
         connection.execute(sa.text("UPDATE chunks SET overtaken_at = overtaken_at - interval '100 seconds'"))
         recovery.note_overtaken(connection, BULK, watermark=chunks[-1].ordinal + 1, held=held)
@@ -436,8 +434,7 @@ def test_a_chunk_that_a_consumer_holds_is_never_lost(services: Services) -> None
 
 def test_a_chunk_put_back_on_the_queue_has_no_lease_running(services: Services) -> None:
     _, chunks = open_run(services, 4)
-    with recovery.reconciler_lock(services.engine) as connection:
-        assert connection is not None
+    with autocommit(services.engine) as connection:
         recovery.note_overtaken(connection, BULK, watermark=chunks[0].ordinal + 1, held=[])
         recovery.note_overtaken(connection, BULK, watermark=chunks[0].ordinal - 1, held=[])
 
@@ -447,8 +444,7 @@ def test_a_chunk_put_back_on_the_queue_has_no_lease_running(services: Services) 
 def test_taking_up_a_lost_chunk_carries_only_what_is_pending_and_only_once(services: Services) -> None:
     _, chunks = open_run(services, 4)
     settlement.settle(services.engine, verdicts_for(chunks[0], seqs=[1, 2]))
-    with recovery.reconciler_lock(services.engine) as connection:
-        assert connection is not None
+    with autocommit(services.engine) as connection:
         recovery.note_overtaken(connection, BULK, watermark=chunks[0].ordinal + 1, held=[])
         (lost,) = recovery.overdue(connection, BULK, lease_s=0)
 
@@ -462,12 +458,30 @@ def test_taking_up_a_lost_chunk_carries_only_what_is_pending_and_only_once(servi
     assert twice is None
 
 
-def test_only_one_process_reconciles_a_database(services: Services) -> None:
-    with recovery.reconciler_lock(services.engine) as first, recovery.reconciler_lock(services.engine) as second:
-        assert first is not None
-        assert second is None
-    with recovery.reconciler_lock(services.engine) as third:
-        assert third is not None
+def test_one_process_leads_until_it_resigns_or_is_silent_for_a_lease(services: Services) -> None:
+    with autocommit(services.engine) as connection:
+
+        def leads(holder: str) -> bool:
+            return recovery.lead(connection, holder, lease_s=60)
+
+        assert (leads("a"), leads("b"), leads("a")) == (True, False, True)
+        recovery.resign(services.engine, "b")
+        assert not leads("b")
+        recovery.resign(services.engine, "a")
+        assert (leads("b"), leads("a")) == (True, False)
+        connection.execute(sa.text("UPDATE leaders SET lease_until = now() - interval '1 second'"))
+        assert (leads("a"), leads("b")) == (True, False)
+
+
+def test_of_many_processes_at_once_one_leads(services: Services) -> None:
+    def candidate(name: int) -> bool:
+        with autocommit(services.engine) as connection:
+            return recovery.lead(connection, str(name), lease_s=60)
+
+    with ThreadPoolExecutor(6) as pool:
+        leading = list(pool.map(candidate, range(24)))
+
+    assert sum(leading) == 1
 
 
 def test_a_name_is_used_once(services: Services) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from infra.ledger import engine, intake, recovery, retention, settlement
+from infra.ledger import engine, intake, retention, settlement
+from infra.ledger.engine import autocommit
 from infra.ledger.runs import find_run, list_runs
 from infra.servers.services import Services
 from producer.intake.live import LiveClient, live_spec
@@ -43,8 +44,7 @@ def day_run(services: Services, *, hours_ago: float, settled: bool = True) -> st
 
 
 def reconcile(services: Services) -> None:
-    with recovery.reconciler_lock(services.engine) as connection:
-        assert connection is not None
+    with autocommit(services.engine) as connection:
         Reconciler(services.engine, services.coordination, services.publisher, services.settings).look(connection)
 
 

@@ -13,8 +13,9 @@ import sqlalchemy as sa
 
 from infra.broker.queues import Task
 from infra.coordination.leases import Delivery
-from infra.ledger import intake, recovery, settlement
+from infra.ledger import intake, settlement
 from infra.ledger.audit import audit
+from infra.ledger.engine import autocommit
 from infra.ledger.items import verdict_of
 from infra.ledger.runs import run_status
 from infra.servers.embedded import ServerUrls
@@ -72,8 +73,7 @@ def taken_up(services: Services) -> list[JudgeChunk]:
     queued: list[JudgeChunk] = []
     publisher = type("Noting", (), {"judge": lambda _, chunk: queued.append(chunk), "finalize": lambda *_: None})()
     reconciler = Reconciler(services.engine, services.coordination, publisher, services.settings)
-    with recovery.reconciler_lock(services.engine) as connection:
-        assert connection is not None
+    with autocommit(services.engine) as connection:
         reconciler.look(connection)
         connection.execute(sa.text("UPDATE chunks SET overtaken_at = overtaken_at - interval '1 hour'"))
         reconciler.look(connection)

@@ -6,7 +6,8 @@ import pytest
 import sqlalchemy as sa
 
 from infra.broker.app import connect_redis, queue_of
-from infra.ledger import intake, recovery
+from infra.ledger import intake
+from infra.ledger.engine import autocommit
 from infra.servers.services import Services
 from schemas.messages import JudgeChunk, Lane
 from tests.support.make import items, spec, verdicts_for
@@ -33,8 +34,7 @@ def reconciler(services: Services, **changes: float) -> Reconciler:
 def looks(services: Services, reconcile: Reconciler, times: int = 3) -> list[Reconciled]:
     """Some looks in a row; all leases have run out in between."""
     found = []
-    with recovery.reconciler_lock(services.engine) as connection:
-        assert connection is not None
+    with autocommit(services.engine) as connection:
         for _ in range(times):
             found.append(reconcile.look(connection))
             connection.execute(sa.text("UPDATE chunks SET overtaken_at = overtaken_at - interval '1 hour'"))
@@ -140,8 +140,7 @@ def test_a_lease_is_as_long_as_ever_when_the_ledgers_clock_jumps(
     monkeypatch.setattr(reconciling.time, "monotonic", lambda: own[0])
     ledger = services.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
     found = []
-    with recovery.reconciler_lock(services.engine) as connection:
-        assert connection is not None
+    with autocommit(services.engine) as connection:
         for seconds in (0, 20, 20, 20):
             own[0] += seconds
             # The clock cannot be moved: what it wrote is, with what the reconciler remembers of it.

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from infra.errors import UsageError
 from infra.ledger import decisions, intake, reviews, settlement
+from infra.ledger.engine import autocommit
 from infra.ledger.reviews import Why, review_queue
 from infra.ledger.runs import list_runs, run_status
 from infra.servers.services import Services
@@ -130,8 +131,7 @@ def settled_child(services: Services, run_id: str) -> JudgeChunk:
     """The whole child run's chunk, judged unsafe throughout, and the run completed."""
     from infra.ledger import recovery
 
-    with recovery.reconciler_lock(services.engine) as connection:
-        assert connection is not None
+    with autocommit(services.engine) as connection:
         chunk = recovery.take_up(connection, recovery.OverdueChunk(run_id, 0, 1))
     assert chunk is not None
     collector = Collector(services.engine, services.coordination, services.publisher, stopping=lambda: False)

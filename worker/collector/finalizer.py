@@ -30,6 +30,7 @@ from infra.ledger.runs import is_later_stage
 from infra.log import configure_logging, get_logger
 from infra.process import die_with_parent
 from infra.retry import ignore_redis_errors
+from infra.servers.services import Work
 from infra.settings import Settings, load_settings
 from schemas.items import Retention
 from worker.collector.report import build_report
@@ -156,7 +157,12 @@ def run_finalizer(settings: Settings) -> None:
         infra.errors.ServerError: no Redis, no Postgres, or a ledger of another shape.
     """
     redis_url = settings.require_redis_url()
-    engine = open_ledger(settings.require_database_url(), pool_size=_CONNECTIONS, wait_s=settings.wait_for_servers_s)
+    engine = open_ledger(
+        settings.require_database_url(),
+        pool_size=_CONNECTIONS,
+        wait_s=settings.wait_for_servers_s,
+        limits=Work.COMMAND.limits(settings),
+    )
     require_current(engine)
     coordination = open_coordination(redis_url, settings)
     app = make_app(redis_url, settings, records_unacked=False)

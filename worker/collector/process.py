@@ -15,7 +15,7 @@ from infra import tracing
 from infra.broker.app import SETTLE, TRACEPARENT, VERDICTS, make_app
 from infra.coordination.presence import announced
 from infra.log import get_logger
-from infra.servers.services import Services
+from infra.servers.services import Services, Work
 from schemas.messages import MessageError
 from worker.collector.escalation import Escalation
 from worker.collector.finalizer_keeper import FinalizerKeeper
@@ -32,6 +32,7 @@ def run_collector(services: Services) -> None:
     Raises:
         infra.errors.ServerError: no Redis, no Postgres, or a ledger of another shape.
     """
+    services = services.working(Work.SETTLE)
     settings, engine, coordination = services.settings, services.engine, services.coordination
     app = make_app(services.redis_url, settings, records_unacked=False)
     publisher = services.publisher

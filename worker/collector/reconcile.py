@@ -1,14 +1,16 @@
 """The reconciler: re-enqueues what was lost, never what merely waits, and finishes what a dead collector began.
 
-However many collectors run, a database lock lets one of them reconcile.
+However many collectors run, a leased row of the ledger lets one of them reconcile.
 """
 
 from __future__ import annotations
 
 import random
+import secrets
 import threading
 import time
 from collections import defaultdict
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 import sqlalchemy as sa
@@ -19,7 +21,8 @@ from infra.coordination import counters
 from infra.coordination.counters import Tally
 from infra.coordination.store import CoordinationStore
 from infra.ledger import intake, recovery, settlement
-from infra.ledger.engine import NOW
+from infra.ledger.engine import NOW, autocommit
+from infra.ledger.faults import describe
 from infra.ledger.recovery import LaneKey, OverdueChunk
 from infra.log import get_logger
 from infra.retry import ignore_redis_errors
@@ -56,18 +59,25 @@ class Reconciler:
         self._coordination = coordination
         self._publisher = publisher
         self._settings = settings
+        self._holder = secrets.token_hex(8)
         self._looked: dict[LaneKey, tuple[float, float]] = {}  # the last whole look: the ledger's clock, and our own
 
     def run(self, stop: threading.Event) -> None:
         """Reconcile until stopped."""
-        while not stop.is_set():
+        while not stop.wait(self._pause_s()):
             try:
-                with recovery.reconciler_lock(self._engine) as connection:
-                    while connection is not None and not stop.wait(self._pause_s()):
-                        self.look(connection)
+                self.look_in_turn()
             except Exception as error:  # noqa: BLE001 - a loop's edge: broker or ledger may be away for a while
-                log.warning("reconciler_waits", error=str(error))
-            stop.wait(self._pause_s())
+                log.warning("reconciler_waits", error=describe(error))
+        with suppress(sa.exc.SQLAlchemyError):  # away: the lease ends by itself
+            recovery.resign(self._engine, self._holder)
+
+    def look_in_turn(self) -> Reconciled | None:
+        """One pass over all lanes if this process leads or nobody does; None where another one leads."""
+        with autocommit(self._engine) as connection:
+            if recovery.lead(connection, self._holder, lease_s=self._settings.reconciler_lease_s):
+                return self.look(connection)
+        return None
 
     def _pause_s(self) -> float:
         return self._settings.reconcile_every_s * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - jitter
@@ -85,7 +95,7 @@ class Reconciler:
             except Exception as error:
                 if connection.invalidated:
                     raise
-                log.warning("lane_waits", guard=key.guard, lane=key.lane.value, error=str(error))
+                log.warning("lane_waits", guard=key.guard, lane=key.lane.value, error=describe(error))
         if sealed := intake.seal_past_days(self._engine):
             log.info("past_days_sealed", runs=len(sealed))
         # Reports are computed one after the other: what was asked for already waits, and would only wait twice.
@@ -126,10 +136,10 @@ class Reconciler:
         return uncounted_s if abs(uncounted_s) > _NOTICEABLE_S else 0.0
 
     def _missing(self, connection: sa.Connection, key: LaneKey) -> list[OverdueChunk]:
-        """Overdue chunks of a lane, without those whose verdicts wait for a collector: their leases begin anew."""
+        """Overdue chunks of a lane, without those whose verdicts wait: their leases begin anew."""
         lease_s = self._settings.live_lease_s if key.lane is Lane.LIVE else self._settings.bulk_lease_s
         while overdue := recovery.overdue(connection, key, lease_s=lease_s):
-            judged = self._coordination.queues.judged()
+            judged = self._coordination.queues.judged() | self._coordination.dead_letters.chunks_kept()
             recovery.restart_leases(connection, [chunk for chunk in overdue if chunk.chunk_id in judged])
             if missing := [chunk for chunk in overdue if chunk.chunk_id not in judged]:
                 return missing
@@ -139,20 +149,23 @@ class Reconciler:
         self, connection: sa.Connection, key: LaneKey, lost: list[OverdueChunk], tally: Tally
     ) -> tuple[int, int]:
         requeued = 0
-        hopeless: dict[str, list[int]] = defaultdict(list)
+        hopeless: dict[str, list[OverdueChunk]] = defaultdict(list)
         for chunk in lost:
             if chunk.attempt >= self._settings.max_attempts:
-                hopeless[chunk.run_id].append(chunk.chunk_no)
+                hopeless[chunk.run_id].append(chunk)
                 continue
             again = recovery.take_up(connection, chunk)
             if again is not None:
                 self._coordination.notices.forget(again)
                 self._publisher.judge(again)
                 requeued += 1
-        for run_id, chunk_nos in hopeless.items():
+        for run_id, chunks in hopeless.items():
+            chunk_nos, since = [chunk.chunk_no for chunk in chunks], [chunk.overtaken_at for chunk in chunks]
             reason = f"lost {self._settings.max_attempts} times between queue and verdict"
             retention = self._settings.retention
-            settled = settlement.settle_dead(self._engine, run_id, chunk_nos, reason, retention=retention)
+            settled = settlement.settle_dead(
+                self._engine, run_id, chunk_nos, reason, lost_since=since, retention=retention
+            )
             log.error("chunks_given_up", run=run_id, chunks=chunk_nos, items=settled.inserted)
             self._coordination.notices.ended(run_id)
             if settled.finished:

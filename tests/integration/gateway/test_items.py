@@ -84,7 +84,7 @@ def test_of_two_settlements_at_once_none_is_skipped_by_a_reader_between_their_co
     (run_id, _, first, _), (_, _, second, _) = chunks_pending(services)
     other = threading.Thread(target=_append, args=(services, run_id, second))
     with services.engine.begin() as connection:
-        feed.append_to_feeds(connection, run_id, [first])  # the lower number, committed after the other has begun
+        feed.append_to_feeds(connection, [(run_id, first)])  # the lower number, committed after the other has begun
         other.start()
         blocked = wait_until(lambda: _waits_for_a_lock(services), timeout_s=10)
         between = feed.feed_page(services.engine, "acme", after=0, limit=10)
@@ -105,15 +105,15 @@ def test_settled_items_of_a_run_that_postgres_does_not_know_yet_are_looked_up_by
         connection.execute(sa.text("ANALYZE"))
         connection.execute(sa.text("SET LOCAL enable_seqscan = off"))  # as if it were a large table
         explain = sa.text(f"EXPLAIN {statement}")
-        values = {"run_id": "unknown", "seqs": list(range(64)), "event": "item.judged"}
-        plan = "\n".join(connection.execute(explain, values).scalars())
+        keys = {"run_id": "unknown", "run_ids": ["unknown"] * 64, "seqs": list(range(64))}
+        plan = "\n".join(connection.execute(explain, {**keys, "event": "item.judged"}).scalars())
 
     assert "Index Cond: ((run_id = s.run_id) AND (seq = s.seq))" in plan
 
 
 def _append(services: Services, run_id: str, seq: int) -> None:
     with services.engine.begin() as connection:
-        feed.append_to_feeds(connection, run_id, [seq])
+        feed.append_to_feeds(connection, [(run_id, seq)])
 
 
 def _waits_for_a_lock(services: Services) -> bool:
