@@ -6,6 +6,8 @@ import re
 from enum import StrEnum
 from typing import Final
 
+from pydantic import Field, JsonValue
+
 from schemas.base import Frozen
 
 DEFAULT_GUARD: Final = "libra-tiny"
@@ -27,16 +29,82 @@ class Status(StrEnum):
     """The evidence that this guard runs here."""
 
     RAN_WITH_WEIGHTS = "ran with its weights"
-    RAN_RANDOM = "architecture ran with random weights"
-    """A tiny random checkpoint of this architecture goes through the real engine in the conformance test."""
-    FORMAT_ONLY = "format only"
-    """Prompt and parser are tested; the model needs remote code or an engine that is not here."""
+    IDS_CHECKED = "prompt and ids checked against the source with its real vocabulary"
+    """The authors' prompt, re-typed from its source, in the ids of the family's own vocabulary out of a package."""
+    TEXT_CHECKED = "prompt text checked against the source"
+    """The authors' words are compared; no package ships the vocabulary, or the template around them was not seen."""
+    DESCRIPTION = "format from a description only"
+    """Made from a model card or a paper: nobody here saw the code or template that builds the prompt."""
     NO_MODEL = "there is no model to run"
     """A stand-in for tests and drills."""
     NOT_SERVED = "no engine here serves it"
     """Its format is known, but there is no adapter; it cannot be run."""
     FORMAT_UNKNOWN = "format unknown"
     """Its format was not published; it cannot be run."""
+
+
+class Rule(StrEnum):
+    """How a label comes out of probabilities, as the guard's authors do it. Each is said once, in a fidelity sheet."""
+
+    TOTAL = "total"
+    """Unsafe where all unsafe labels together exceed the threshold."""
+    LIKELIEST = "likeliest"
+    """The likeliest label decides, whatever the others add up to."""
+    OWN = "own confidence"
+    """The likeliest label decides; a category counts only where its own probability reaches the threshold."""
+    WRITTEN = "written"
+    """The label stands in the generated text; it has no probability."""
+
+
+class Kind(StrEnum):
+    """The kinds of items that a guard's authors let it judge."""
+
+    PROMPT = "prompt"
+    """A user's text alone."""
+    RESPONSE = "response"
+    """A model's text alone."""
+    PAIR = "pair"
+    """A response together with the text it answers."""
+    MESSAGES = "messages"
+    """A conversation of several turns."""
+
+
+class Source(Frozen):
+    """A public file that a reader can open, and what it shows."""
+
+    repository: str
+    revision: str
+    file: str
+    shows: str
+
+    @property
+    def place(self) -> str:
+        """Repository, revision and file in one."""
+        return f"{self.repository}@{self.revision[:7]}:{self.file}"
+
+
+class FidelitySheet(Frozen):
+    """How its authors run a guard, and where that can be read. The sheets are data: infra/guard_sheets.yaml.
+
+    `template_options` are handed to the checkpoint's chat template. `read_at`: where in the answer the label stands.
+    `differs` is what we do otherwise by intent. The licence of each model is on its card.
+    """
+
+    name: str
+    sources: tuple[Source, ...]
+    prompt: str
+    template_options: dict[str, JsonValue] = Field(default_factory=dict)
+    read_at: str
+    rule: Rule
+    prompt_threshold: float = 0.5
+    response_threshold: float = 0.5
+    categories: tuple[str, ...] = ()
+    kinds: tuple[Kind, ...]
+    differs: str = ""
+
+    def threshold(self, *, single: bool) -> float:
+        """The threshold for a text alone, or for a response to a question."""
+        return self.prompt_threshold if single else self.response_threshold
 
 
 class Family(StrEnum):
@@ -57,6 +125,11 @@ class Family(StrEnum):
     MD_JUDGE = "md_judge"
     KANANA = "kanana"
     CHINESE_GUARD = "chinese_guard"
+    SINGGUARD = "singguard"
+    OPENGUARDRAILS = "openguardrails"
+    SHIELDSTRAL = "shieldstral"
+    APRIEL_GUARD = "apriel_guard"
+    DYNA_GUARD = "dyna_guard"
     SEQUENCE_CLASSIFIER = "sequence_classifier"
     UNKNOWN = "unknown"
     """No adapter: the card is there so that the name is answered honestly."""
@@ -70,11 +143,13 @@ class GuardCard(Frozen):
 
     `architecture` is the class of the checkpoint in transformers ("" where none has it), `variant` what
     tells the models of one family apart where they are asked differently. `safe_labels` are the class
-    names of a classifier that mean safe. A `revision` of None is whatever the hub serves today.
+    names of a classifier that mean safe. `sheet` names the fidelity sheet ("" where nothing is asked).
+    A `revision` of None is whatever the hub serves today.
     """
 
     name: str
     family: Family
+    sheet: str = ""
     hub_id: str | None
     revision: str | None = None
     licence: str

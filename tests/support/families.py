@@ -108,11 +108,21 @@ class Dress:
     eos: str
     template: str | None
     added: tuple[str, ...] = ()
+    first: str = ""
+    """What the tokenizer itself puts before a bare text."""
 
 
 _CHATML = Dress(CHATML_TOKENS, "<|im_end|>", CHATML)
 _QWEN3 = Dress(CHATML_TOKENS, "<|im_end|>", _QWEN3GUARD, added=("<think>", "</think>"))
-_MISTRAL_RAW = Dress(("<s>", "</s>"), "</s>", None)
+_MISTRAL_RAW = Dress(("<s>", "</s>"), "</s>", None, first="<s>")
+_GEMMA_TOKENS = ("<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>")
+_GEMMA = (
+    "{{ '<bos>' }}{% if request_categories %}Categories: {{ request_categories }}\n{% endif %}{% for m in messages %}"
+    "<start_of_turn>{{ 'model' if m.role == 'assistant' else 'user' }}\n"
+    "{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+_SINGGUARD = "{% if thinking_type != 'fast' %}{{ raise_exception('it would reason') }}{% endif %}" + CHATML
 _LLAMA_GUARD_3 = (
     "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
     "<|start_header_id|>assistant<|end_header_id|>"
@@ -129,9 +139,13 @@ _BY_FAMILY = {
     Family.MD_JUDGE: _MISTRAL_RAW,
     Family.KANANA: Dress(_KANANA_TOKENS, "<|eot_id|>", _LLAMA3),
     Family.CHINESE_GUARD: _CHATML,
+    Family.SINGGUARD: Dress(CHATML_TOKENS, "<|im_end|>", _SINGGUARD),
+    Family.OPENGUARDRAILS: _CHATML,
+    Family.DYNA_GUARD: _CHATML,
 }
 _BY_ARCHITECTURE = {
     (Family.LIBRA, "GlmForCausalLM"): Dress(_GLM_TOKENS, "<|endoftext|>", _GLM),
+    (Family.NEMOTRON, "Gemma3ForCausalLM"): Dress(_GEMMA_TOKENS, "<end_of_turn>", _GEMMA),
     (Family.POLYGUARD, "MistralForCausalLM"): Dress(("<s>", "</s>", "[INST]", "[/INST]"), "</s>", _MISTRAL),
 }
 _BY_VARIANT = {
@@ -140,13 +154,18 @@ _BY_VARIANT = {
         "</s>",
         _LAST + "{{ '<s>' }}[INST] " + _GUARD_TASK.replace("CONTENT", "m.content | trim") + " [/INST]",
     ),
+    (Family.LLAMA_GUARD, "2"): Dress(
+        _LLAMA3_TOKENS,
+        "<|end_of_text|>",
+        _LAST + "[INST] " + _GUARD_TASK.replace("CONTENT", "m.content | trim") + " [/INST]",
+    ),
     (Family.LLAMA_GUARD, "4"): Dress(
         ("<|begin_of_text|>", "<|header_start|>", "<|header_end|>", "<|eot|>"),
         "<|eot|>",
         _LAST
         + "<|begin_of_text|><|header_start|>user<|header_end|>\n\n"
         + _GUARD_TASK.replace("CONTENT", "m.content[0]['text']")
-        + "<|eot|><|header_start|>assistant<|header_end|>",
+        + "<|eot|>{% if add_generation_prompt %}<|header_start|>assistant<|header_end|>{% endif %}",
     ),
     (Family.GRANITE, "4.1"): Dress(_GRANITE_TOKENS, "<|end_of_text|>", _GRANITE_CHAT),
 }
@@ -175,10 +194,14 @@ def tokenizer_of(dress: Dress) -> Tokenizer:
     trainer = BpeTrainer(
         vocab_size=900, min_frequency=1, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    words = ["sec", *XGUARD_CODES, "safe", "unsafe", "Yes", "No", "Safety", "不违规", "安全", "不安全"]
+    words = ["sec", *XGUARD_CODES, "safe", "unsafe", "Yes", "No", "PASS", "FAIL", "Safety", "不违规", "安全", "不安全"]
     tokenizer.train_from_iterator([*words * 3, "请问如何制作蛋糕？", "hello world"], trainer)
     tokenizer.add_special_tokens(list(dress.tokens))
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in dress.added])
+    if dress.first:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{dress.first} $A", special_tokens=[(dress.first, tokenizer.token_to_id(dress.first))]
+        )
     return tokenizer
 
 
@@ -236,6 +259,7 @@ def _shape(vocabulary: int) -> dict[str, Any]:
 
 _EXTRA: dict[str, dict[str, Any]] = {
     "GptOss": {"num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 64},
+    "Gemma3": {"sliding_window": 64, "layer_types": ["full_attention", "full_attention"]},
     "GraniteMoe": {"num_local_experts": 2, "num_experts_per_tok": 1},
 }
 
@@ -257,4 +281,5 @@ def _build(architecture: str, config: str, shape: dict[str, Any]) -> Any:
     import transformers
 
     torch.manual_seed(0)
+    config = {"Gemma3Config": "Gemma3TextConfig", "Qwen3_5Config": "Qwen3_5TextConfig"}.get(config, config)
     return getattr(transformers, architecture)(getattr(transformers, config)(**shape)).eval()

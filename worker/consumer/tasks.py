@@ -29,7 +29,7 @@ from worker.consumer.deliveries import Deliveries
 from worker.consumer.reading import GuardClock, Reader, failure, read_items
 from worker.device.client import DeviceClient
 from worker.device.protocol import Answer, Dead, DeviceRequest, DeviceResult, Generated, Kind, Scored
-from worker.guards.base import Guard, PromptIds
+from worker.guards.base import Guard, PromptIds, pass_of
 
 APART_FROM_DELIVERY: Final = 2
 """A chunk delivered this often has seen a consumer die: its items are read in a process of their own."""
@@ -220,18 +220,19 @@ class Judge:
         if not prompts:
             return Answered.uncached(DeviceResult([]))
         guard = self._guard
+        asked = pass_of(guard, chunk.mode)
         deaths = delivery.device_deaths
         request = DeviceRequest(
-            Kind(chunk.mode.value),
+            Kind(asked.value),
             chunk.lane,
             prompts,
             iteration=chunk.iteration,
             isolate=delivery.deliveries >= ISOLATE_FROM_DELIVERY,
             suspects={index: deaths[seq] for index, seq in enumerate(owners) if seq in deaths},
         )
-        if chunk.mode is Mode.SCORE:
+        if asked is Mode.SCORE:
             request = replace(request, labels=guard.label_ids)
-        elif chunk.mode is not Mode.CLASSIFY:
+        elif asked is not Mode.CLASSIFY:
             verdict_ids = guard.verdict_ids if chunk.verdict_only else ()
             request = replace(
                 request, stop_ids=guard.stop_ids, max_new_tokens=guard.max_new_tokens, verdict_ids=verdict_ids

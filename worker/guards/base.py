@@ -60,6 +60,10 @@ class Guard(Protocol):
     def max_new_tokens(self) -> int:
         """Decoding budget of generate mode."""
 
+    @property
+    def one_pass(self) -> bool:
+        """True where a whole generation is one label, so that the pass that writes it also gives its probability."""
+
     def prefix_ids(self, mode: Mode) -> PromptIds:
         """The ids every prompt of this mode begins with (may be empty): the shared KV prefix."""
 
@@ -85,6 +89,11 @@ class Guard(Protocol):
 
     def read_ids(self, seq: int, windows: Sequence[Sequence[int]], *, single: bool = False) -> Verdict:
         """A verdict from generated ids (without the prompt), one row per prompt."""
+
+
+def pass_of(guard: Guard, mode: Mode) -> Mode:
+    """Return the pass that a device is asked for: the probabilities of what it would write, where that is one label."""
+    return Mode.SCORE if mode is Mode.GENERATE and guard.one_pass else mode
 
 
 def no_such_mode(guard: Guard, mode: Mode) -> GuardError:

@@ -40,6 +40,7 @@ class FakeGuard:
     model: Final = "fake"
     prompt_digest: Final = "fake-1"
     modes: Final = (Mode.SCORE, Mode.GENERATE)
+    one_pass: Final = False
     label_ids: Final = ((0,), (1,))
     stop_ids: Final[tuple[int, ...]] = ()
     verdict_ids: Final[tuple[tuple[int, ...], ...]] = ()

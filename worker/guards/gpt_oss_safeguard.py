@@ -55,7 +55,10 @@ POLICY: Final = f"""# 中文内容安全政策
 ## 输出
 最后只输出一个 JSON 对象：{{"violation": 0 或 1, "policy_category": "V1" 到 "V7" 中最主要的一个，不违规时为 null}}"""
 
-_FINAL: Final = re.compile(r"<\|channel\|>final(?:[^<]*)<\|message\|>")
+_FINAL: Final = re.compile(r"<\|channel\|>final\s*(?:<\|constrain\|>\s*\w+\s*)?<\|message\|>")
+"""Asking for JSON makes the model announce it: `final <|constrain|>json<|message|>`."""
+_FENCE: Final = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
+_VIOLATIONS_SAID: Final = {"0": False, "1": True, "false": False, "true": True}
 _CONTROL: Final = re.compile(r"<\|[a-z_]+\|>")
 
 
@@ -77,17 +80,20 @@ def _ask(content: str) -> Ask:
 
 
 def read(text: str, single: bool) -> Answer:  # noqa: ARG001, FBT001 - Format.read
-    """A bare 0 or 1, or the object that was asked for, and nothing else in the final channel."""
+    """A bare 0 or 1, or the object that was asked for, fenced or not, and nothing else in the final channel."""
     final = _FINAL.split(text)
     if len(final) != 2:
         return unreadable("no final channel, or more than one")
     content = _CONTROL.split(final[1])[0].strip()
+    fenced = _FENCE.fullmatch(content)
     try:
-        found: Any = json.loads(content)
-    except ValueError:
+        found: Any = json.loads(fenced[1] if fenced else content)
+    except (ValueError, RecursionError):
         return unreadable("the final channel is neither 0, 1 nor a JSON object")
-    violation = found.get("violation") if isinstance(found, dict) else found
-    if isinstance(violation, bool) or violation not in (0, 1):
+    said = found.get("violation") if isinstance(found, dict) else found
+    violation = _VIOLATIONS_SAID.get(str(said).strip().lower()) if isinstance(said, int | str) else None
+    if violation is None:
         return unreadable("no violation of 0 or 1 in the final channel")
     category = found.get("policy_category") if isinstance(found, dict) else None
-    return SAFE if violation == 0 else unsafe(*([coded(category, SCENARIOS)] if category in SCENARIOS else []))
+    codes = [coded(category, SCENARIOS)] if isinstance(category, str) and category in SCENARIOS else []
+    return unsafe(*codes) if violation else SAFE

@@ -1,8 +1,9 @@
 """Kanana Safeguard: one special token, `<SAFE>` or `<UNSAFE-S3>`.
 
-8b takes a user turn or a pair; siren and prompt take one turn, so that of a pair they see both texts as one.
-Source: mozilla-ai/any-guardrail@b1008dd docs of KananaSafeguard (tokens, variants, codes); no generation prompt, as
-in the models' cards (from memory, not verified).
+8b is always sent both turns, the assistant's empty where there is none, as in its card's code. siren and prompt take
+one turn, so that of a pair they see both texts as one.
+Source: the card's code in two public copies; mozilla-ai/any-guardrail@069eb33 kanana_safeguard.py (tokens, variants,
+codes). The message list of siren and prompt was not found.
 """
 
 from __future__ import annotations
@@ -37,12 +38,14 @@ _ANSWER: Final = re.compile(r"\s*<(?:SAFE|UNSAFE-(?P<code>[SIA]\d))>\s*")
 
 def form(card: GuardCard, folder: Path) -> Format:  # noqa: ARG001 - what all families take
     """The codes of this variant."""
+    both_turns = card.variant == "S"
     pair = ("user", QUESTION), ("assistant", RESPONSE)
+    alone = (("user", RESPONSE), *((("assistant", ""),) if both_turns else ()))
     one_turn = (("user", f"{QUESTION}\n{RESPONSE}"),)
     codes = [code for code in SCENARIOS if code.startswith(card.variant)]
     return Format(
-        pair=(Ask(pair if card.variant == "S" else one_turn, add_generation_prompt=False),),
-        single=(Ask((("user", RESPONSE),), add_generation_prompt=False),),
+        pair=(Ask(pair if both_turns else one_turn, add_generation_prompt=False),),
+        single=(Ask(alone, add_generation_prompt=False),),
         read=read,
         choices=(
             Choice("<SAFE>", Label.SAFE),

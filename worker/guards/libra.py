@@ -77,6 +77,7 @@ class LibraGuard:
     """
 
     modes: Final = (Mode.SCORE, Mode.GENERATE)
+    one_pass: Final = False
 
     def __init__(self, folder: Path, *, name: str, model: str, context_tokens: int | None = None) -> None:
         self.name = name

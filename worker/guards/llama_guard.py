@@ -4,7 +4,7 @@ Prompts come from the checkpoints' own chat templates, which put the task, the c
 `Agent:` lines around the messages and assess the last role only.
 Source: meta-llama/PurpleLlama@4be64c3:Llama-Guard*/MODEL_CARD.md (answers, codes),
 AmenRa/GuardBench@f4a8cb0:scripts/effectiveness/llama_guard*.py (first-token softmax),
-mozilla-ai/any-guardrail@6b9d71e llama_guard.py (no generation prompt, 20 new tokens).
+mozilla-ai/any-guardrail@6b9d71e llama_guard.py (no generation prompt for 1 to 3, 20 new tokens).
 """
 
 from __future__ import annotations
@@ -53,20 +53,29 @@ SCENARIOS: Final = {
     "S13": _RUMORS,
 }
 """Of Llama Guard 3 and 4, and of PolyGuard, which took their codes; S14 (code interpreters) is in no scenario."""
-CHOICES: Final = (Choice("safe", Label.SAFE), Choice("unsafe", Label.UNSAFE))
+_SAFE, _UNSAFE = Label.SAFE, Label.UNSAFE
+CHOICES: Final = (Choice("safe", _SAFE), Choice("unsafe", _UNSAFE))
+SPACED_CHOICES: Final = (Choice(" safe", _SAFE), Choice(" unsafe", _UNSAFE))
+"""After `[/INST]` a SentencePiece model begins its answer with a space: `▁safe`, one token, as `▁unsafe` is."""
+_EITHER_LINE: Final = (*CHOICES, Choice("\n\nsafe", _SAFE), Choice("\n\nunsafe", _UNSAFE))
+"""Version 4 begins some answers with a blank line and some without, as the verdict is."""
 
 
 def form(card: GuardCard, folder: Path) -> Format:  # noqa: ARG001 - what all families take
     """Return this version's prompt and the reading of its answers."""
     scenarios = {"1": _SCENARIOS_1, "2": _SCENARIOS_2}.get(card.variant, SCENARIOS)
     read = partial(read_first_line, pattern=r"[OS]\d+", scenarios=scenarios)
-    # From version 2 on the first generated token can be the blank line: it is put there instead.
-    prefill = "" if card.variant == "1" else "\n\n"
+
+    def ask(*messages: tuple[str, str]) -> tuple[Ask, ...]:
+        # Version 3 writes a blank line first: it is put there instead. Version 4's template has a generation prompt.
+        prefill = "\n\n" if card.variant == "3" else ""
+        return (Ask(messages, add_generation_prompt=card.variant == "4", prefill=prefill),)
+
     return Format(
-        pair=(Ask((("user", QUESTION), ("assistant", RESPONSE)), add_generation_prompt=False, prefill=prefill),),
-        single=(Ask((("user", RESPONSE),), add_generation_prompt=False, prefill=prefill),),
+        pair=ask(("user", QUESTION), ("assistant", RESPONSE)),
+        single=ask(("user", RESPONSE)),
         read=lambda text, single: read(text),  # noqa: ARG005
-        choices=CHOICES,
+        choices={"1": SPACED_CHOICES, "4": _EITHER_LINE}.get(card.variant, CHOICES),
         max_new_tokens=20,
-        needs_separation=card.variant != "1",
+        needs_separation=card.variant in ("3", "4"),  # [INST] is text to the tokenizers of 1 and 2
     )

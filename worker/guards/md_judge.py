@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from schemas.guards import GuardCard
-from worker.guards.llama_guard import CHOICES
+from worker.guards.llama_guard import SPACED_CHOICES
 from worker.guards.prompt import QUESTION, RESPONSE, Ask
 from worker.guards.reading import SAFE, Answer, coded, read_first_line, unreadable, unsafe
 from worker.guards.template_guard import Format
@@ -84,9 +84,9 @@ def form(card: GuardCard, folder: Path) -> Format:  # noqa: ARG001 - what all fa
         return Format(pair=(Ask((("user", QUESTION), ("assistant", RESPONSE))),), read=read_result, max_new_tokens=256)
     read = partial(read_first_line, pattern=r"O\d+", scenarios=_SCENARIOS)
     return Format(
-        pair=(Ask(raw=f"<s>[INST] {TASK.format(question=QUESTION, response=RESPONSE)} [/INST]"),),
+        pair=(Ask(raw=f"[INST] {TASK.format(question=QUESTION, response=RESPONSE)} [/INST]"),),
         read=lambda text, single: read(text),  # noqa: ARG005
-        choices=CHOICES,
+        choices=SPACED_CHOICES,
         max_new_tokens=16,
         needs_separation=False,
     )

@@ -39,8 +39,9 @@ _SAMPLE: Final = ("你好，world 123\n第二行。", "Fine, thanks. 好的")
 class Ask:
     """One request to a model.
 
-    `raw` holds a whole prompt, control tokens by name, for models without a chat template; else `messages`
-    (role, content) go through the checkpoint's own with `options`. `policy` names what this one prompt is
+    `raw` holds a whole prompt, control tokens by name, for models without a chat template: as text handed to the
+    tokenizer, which puts its own beginning before it. Else `messages` (role, content) go through the checkpoint's own
+    template with `options`. `policy` names what this one prompt is
     about where a guard is asked once per policy. In score mode `prefill` begins the model's turn.
     """
 
@@ -66,6 +67,7 @@ class Prompt:
     def __init__(self, ask: Ask, words: Vocabulary, folder: Path) -> None:
         self.ask = ask
         self._words = words
+        self._leading = words.leading_ids() if ask.raw else array("i")
         if ask.raw:
             self.rendered, self._trims = ask.raw, dict.fromkeys(_FIELDS, (False, False))
         else:
@@ -77,7 +79,7 @@ class Prompt:
         self.separates = self.last_text < len(self.pieces) - 1
         self.turn_end: str | None = self.pieces[self.last_text + 1] if self.separates else None
         """The control token that ends the user's turn."""
-        theirs = words.full.encode(self.fill(self.rendered, _SAMPLE), add_special_tokens=False).ids
+        theirs = words.full.encode(self.fill(self.rendered, _SAMPLE), add_special_tokens=bool(ask.raw)).ids
         if self.encode([_SAMPLE])[0].tolist() != theirs:
             raise GuardError(
                 f"the tokenizer of {folder} reads text next to its control tokens in a way that is not supported "
@@ -88,14 +90,14 @@ class Prompt:
         """Prompt ids of each dialogue, up to and including `answer` in the model's turn."""
         # The answer is our own text: where it names a control token, it is one.
         pieces = [*self.pieces[:-1], *self._words.split(self.pieces[-1] + answer)] if answer else self.pieces
-        prompts = [array("i") for _ in dialogues]
-        for piece in pieces:
+        prompts = [self._leading[:] for _ in dialogues]
+        for at, piece in enumerate(pieces):
             if piece in self._words.controls:
                 rows = [array("i", [self._words.controls[piece]])] * len(prompts)
             elif _PLACEHOLDER.search(piece):
-                rows = self._words.batch_ids([self.fill(piece, dialogue) for dialogue in dialogues])
+                rows = self._words.batch_ids([self.fill(piece, dialogue) for dialogue in dialogues], first=at == 0)
             else:
-                rows = [self._words.text_ids(piece)] * len(prompts)
+                rows = self._words.batch_ids([piece], first=at == 0) * len(prompts)
             for prompt, row in zip(prompts, rows, strict=True):
                 prompt.extend(row)
         return prompts
@@ -129,7 +131,7 @@ class ChatTokenizer:
                 f"the chat template of {folder} has no control token after the user's text, "
                 "so a text could pretend to be the answer; use a checkpoint with one, such as ChatML"
             )
-        self._head, self._text = self.words.fixed(pieces[:at]), pieces[at]
+        self._head, self._text = self.words.fixed(pieces[:at], first=True), pieces[at]
         self._tail, self._answer_lead = self.words.fixed(pieces[at + 1 : -1]), pieces[-1]
         eos = self.words.loaded.eos_token_id
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys([*([] if eos is None else [eos]), self._tail[0]]))

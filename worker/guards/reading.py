@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from schemas.guards import Rule
 from schemas.items import Label
 from schemas.taxonomy import scenario_by_code
 from schemas.verdicts import CONTROVERSIAL, Outcome, Verdict
 
 MIN_LABEL_MASS: Final = 0.5
 """Below it something other than the labels is likelier than all of them: the model did not answer."""
+_ROUNDING: Final = 1e-9
 MAX_RAW: Final = 2_000
 """Characters kept of a generated text."""
 
@@ -97,29 +99,57 @@ def from_logprobs(
     choices: Sequence[Choice],
     logprobs: Sequence[float],
     *,
+    rule: Rule = Rule.TOTAL,
     threshold: float = 0.5,
     policy: str = "",
     temperature: float = 1,
+    min_mass: float = MIN_LABEL_MASS,
 ) -> Verdict:
-    """The verdict of one forward pass: strict P(unsafe) among the choices, unsafe above the threshold."""
-    mass = min(1.0, sum(math.exp(logprob) for logprob in logprobs))
-    if mass < MIN_LABEL_MASS:
+    """The verdict of one forward pass: the label by its authors' rule, and strict P(unsafe) among the choices."""
+    mass = label_mass(logprobs)
+    if mass < min_mass:
         reason = f"no label is likely: together {mass:.2f} of the probability"
         return Verdict(seq=seq, outcome=Outcome.UNPARSEABLE, label_mass=mass, reason=reason)
-    weights = shares(logprobs, temperature)
-    total = sum(weights)
-    strict = sum(w for choice, w in zip(choices, weights, strict=True) if choice.label is Label.UNSAFE) / total
-    label = Label.UNSAFE if strict > threshold else Label.SAFE
-    verdict = Verdict(seq=seq, outcome=Outcome.SCORED, label=label, p_unsafe=min(1.0, strict), label_mass=mass)
-    disputed = sum(w for choice, w in zip(choices, weights, strict=True) if choice.controversial) / total
-    update: dict[str, object] = {}
-    if any(choice.controversial for choice in choices):
-        update["reason"] = f"loose p_unsafe {max(0.0, strict - disputed):.4f}"
-    if label is Label.UNSAFE:
-        likeliest = max(zip(choices, weights, strict=True), key=lambda pair: pair[1] * (pair[0].label is Label.UNSAFE))
-        named = [policy, likeliest[0].category, CONTROVERSIAL if strict - disputed <= threshold else ""]
-        update["categories"] = tuple(category for category in named if category)
-    return verdict.model_copy(update=update)
+    # Spellings of one label count as one.
+    weights: dict[tuple[Label, str, bool], float] = {}
+    for choice, share in zip(choices, shares(logprobs, temperature), strict=True):
+        meaning = (choice.label, choice.category, choice.controversial)
+        weights[meaning] = weights.get(meaning, 0.0) + share
+    strict = min(1.0, sum(share for (label, _, _), share in weights.items() if label is Label.UNSAFE))
+    loose = max(0.0, strict - sum(share for (_, _, disputed), share in weights.items() if disputed))
+    decided, category, disputed = _decide(weights, rule=rule, threshold=threshold, mass=mass, strict=strict)
+    if rule is Rule.TOTAL:
+        disputed = disputed or loose <= threshold
+    named = [policy, category, CONTROVERSIAL if disputed else ""] if decided is Label.UNSAFE else []
+    return Verdict(
+        seq=seq,
+        outcome=Outcome.SCORED,
+        label=decided,
+        p_unsafe=strict,
+        label_mass=mass,
+        categories=tuple(name for name in named if name),
+        reason=f"loose p_unsafe {loose:.4f}" if any(choice.controversial for choice in choices) else None,
+    )
+
+
+def _decide(
+    weights: Mapping[tuple[Label, str, bool], float], *, rule: Rule, threshold: float, mass: float, strict: float
+) -> tuple[Label, str, bool]:
+    """The label, its category, and whether only the strict reading calls it unsafe. Weights add up to 1."""
+    likeliest = max(weights, key=lambda meaning: weights[meaning])
+    worst_of_all = max(weights, key=lambda meaning: weights[meaning] * (meaning[0] is Label.UNSAFE))
+    safe = (Label.SAFE, "", False)
+    if rule is Rule.TOTAL:
+        return (Label.UNSAFE, worst_of_all[1], False) if strict > threshold else safe
+    # Of the whole vocabulary, as its authors take it; a threshold that is reached is reached in spite of rounding.
+    if rule is Rule.OWN and weights[likeliest] * mass < threshold - _ROUNDING:
+        return safe
+    return likeliest if likeliest[0] is Label.UNSAFE else safe
+
+
+def label_mass(logprobs: Sequence[float]) -> float:
+    """The labels' share of the whole vocabulary's probability."""
+    return min(1.0, sum(math.exp(logprob) for logprob in logprobs))
 
 
 def lines_of(text: str) -> list[str]:

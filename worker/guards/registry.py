@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from infra.errors import GuardError
 from infra.guard_catalogue import GUARDS
+from infra.guard_sheets import sheet_of
 from schemas.guards import Family, GuardCard, is_generator
 from worker.guards.base import Guard
 from worker.guards.checkpoint import check_complete, read_json
@@ -67,7 +68,7 @@ def load_guard(name: str, location: str | None = None, *, weights: bool = True) 
         return LibraGuard(folder, **known)
     from worker.guards.template_guard import TemplateGuard  # noqa: PLC0415
 
-    return TemplateGuard(folder, format_of(card, folder), **known)
+    return TemplateGuard(folder, format_of(card, folder), sheet=sheet_of(card), **known)
 
 
 def format_of(card: GuardCard, folder: Path) -> Format:

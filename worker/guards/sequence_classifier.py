@@ -45,6 +45,7 @@ class SequenceClassifierGuard:
     """
 
     modes: Final = (Mode.CLASSIFY,)
+    one_pass: Final = False
     label_ids: Final[tuple[tuple[int, ...], ...]] = ()
     stop_ids: Final[tuple[int, ...]] = ()
     verdict_ids: Final[tuple[tuple[int, ...], ...]] = ()

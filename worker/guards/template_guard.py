@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from infra.errors import GuardError
-from schemas.guards import Mode
+from schemas.guards import FidelitySheet, Mode, Rule
 from schemas.items import Example, Label
 from schemas.messages import ChunkItem
 from schemas.verdicts import Verdict
@@ -34,7 +34,16 @@ from worker.guards.checkpoint import (
     temperature_of,
 )
 from worker.guards.prompt import RESPONSE, Ask, Dialogue, Prompt
-from worker.guards.reading import Answer, Choice, from_answer, from_logprobs, unreadable, worst
+from worker.guards.reading import (
+    MIN_LABEL_MASS,
+    Answer,
+    Choice,
+    from_answer,
+    from_logprobs,
+    label_mass,
+    unreadable,
+    worst,
+)
 from worker.guards.vocabulary import Vocabulary
 from worker.guards.windows import MIN_ROOM, fitting_windows
 
@@ -53,10 +62,12 @@ class Format:
     single: tuple[Ask, ...] = ()
     choices: tuple[Choice, ...] = ()
     max_new_tokens: int = 128
-    threshold: Callable[[bool], float] = lambda single: 0.5  # noqa: ARG005 - most have one for all
+    any_mass: bool = False
+    """A prompt whose labels are unlikely counts too, as long as another prompt of the item is answered."""
     needs_separation: bool = True
     """True to refuse a checkpoint whose template has no control token after the user's text."""
     one_token_choices: bool = False
+    """The whole answer is one token: a generation is that pass as well, read with its probabilities."""
     keeps_controls: bool = False
     """The answer is made of control tokens."""
     turn_end_stops: bool = True
@@ -82,9 +93,19 @@ raw text of an unparseable verdict. So what it writes is settled exactly once, o
 class TemplateGuard:
     """One checkpoint asked in its family's format; a `GuardError` where its tokenizer, template or context cannot."""
 
-    def __init__(self, folder: Path, form: Format, *, name: str, model: str, context_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        form: Format,
+        *,
+        name: str,
+        model: str,
+        sheet: FidelitySheet | None = None,
+        context_tokens: int | None = None,
+    ) -> None:
         self.name, self.model, self.modes = name, model, form.modes
-        self._form = form
+        self._form, self._sheet = form, sheet
+        self.one_pass = form.one_token_choices
         self._words = Vocabulary(folder)
         self._asks = {
             False: [Prompt(ask, self._words, folder) for ask in form.pair],
@@ -124,6 +145,7 @@ class TemplateGuard:
             *(choice.text for choice in form.choices),
             self._words.digest,
             str(context),
+            *([str(sheet.rule), str(sheet.prompt_threshold), str(sheet.response_threshold)] if sheet else ()),
             *calibration_mark(self._temperature),
         )
 
@@ -161,16 +183,19 @@ class TemplateGuard:
 
     def read_scores(self, seq: int, windows: Sequence[Sequence[float]], *, single: bool = False) -> Verdict:
         """The worst prompt's verdict; `windows` holds log-probabilities of the choices."""
-        asks, threshold = self._asks[single], self._form.threshold(single)
+        asks = self._asks[single]
+        answered = any(label_mass(row) >= MIN_LABEL_MASS for row in windows)
         return worst(
             [
                 from_logprobs(
                     seq,
                     self._form.choices,
                     row,
-                    threshold=threshold,
+                    rule=self._sheet.rule if self._sheet else Rule.TOTAL,
+                    threshold=self._sheet.threshold(single=single) if self._sheet else 0.5,
                     policy=asks[at % len(asks)].ask.policy,
                     temperature=self._temperature,
+                    min_mass=0.0 if self._form.any_mass and answered else MIN_LABEL_MASS,
                 )
                 for at, row in enumerate(windows)
             ]

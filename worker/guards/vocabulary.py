@@ -34,6 +34,7 @@ _QWEN_V1_CONTROLS: Final = (
     *(f"<|extra_{number}|>" for number in range(205)),
 )
 """In the order of their ids, which follow those of the pieces."""
+_SAMPLE: Final = "你好 world"
 _BARE_CHATML: Final = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -112,8 +113,11 @@ class Vocabulary:
         self._plain = Tokenizer(_without(self.full, in_vocabulary) if in_vocabulary else model)
         self._plain.normalizer = self.full.normalizer
         splitter = self._plain.pre_tokenizer = self.full.pre_tokenizer
+        self._first = self._plain
+        """For the text that a tokenizer reads first: some put a space before that one only."""
         if getattr(splitter, "prepend_scheme", None) == "first":
-            # Only the first text of a prompt gets the space, and a prompt begins with a control token.
+            self._first = Tokenizer(self._plain.model)
+            self._first.normalizer, self._first.pre_tokenizer = self.full.normalizer, splitter
             self._plain.pre_tokenizer = Metaspace(
                 replacement=splitter.replacement, prepend_scheme="never", split=splitter.split
             )
@@ -124,20 +128,35 @@ class Vocabulary:
         """Text and control tokens in turn: odd places are control tokens."""
         return self._control.split(text) if self._control else [text]
 
-    def fixed(self, pieces: Sequence[str]) -> PromptIds:
-        """The ids of our own words, among which control tokens are control tokens."""
+    def fixed(self, pieces: Sequence[str], *, first: bool = False) -> PromptIds:
+        """The ids of our own words, among which control tokens are control tokens; `first`: nothing stands before."""
         ids = array("i")
-        for piece in pieces:
-            ids += array("i", [self.controls[piece]]) if piece in self.controls else self.text_ids(piece)
+        for at, piece in enumerate(pieces):
+            control = piece in self.controls
+            ids += (
+                array("i", [self.controls[piece]]) if control else self.batch_ids([piece], first=first and at == 0)[0]
+            )
         return ids
 
     def text_ids(self, text: str) -> PromptIds:
         """The ids of a text that never holds a control token."""
         return array("i", self._plain.encode(text, add_special_tokens=False).ids)
 
-    def batch_ids(self, texts: Sequence[str]) -> list[PromptIds]:
-        """The ids of many texts that never hold a control token."""
-        return [array("i", found.ids) for found in self._plain.encode_batch_fast(texts, add_special_tokens=False)]
+    def batch_ids(self, texts: Sequence[str], *, first: bool = False) -> list[PromptIds]:
+        """The ids of many texts that never hold a control token; `first`: nothing stands before any of them."""
+        plain = self._first if first else self._plain
+        return [array("i", found.ids) for found in plain.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def leading_ids(self) -> PromptIds:
+        """The control tokens that the tokenizer puts before a bare text (a beginning of text, or nothing).
+
+        Raises:
+            GuardError: it puts some behind a text too, where an answer has to follow.
+        """
+        bare, framed = (self.full.encode(_SAMPLE, add_special_tokens=special).ids for special in (False, True))
+        if framed[len(framed) - len(bare) :] != bare:
+            raise GuardError("the tokenizer writes special tokens behind a text, so that no answer can follow it")
+        return array("i", framed[: len(framed) - len(bare)])
 
     def token_starts(self, text: str) -> list[int]:
         """The character at which each token of `text` starts: as many numbers as tokens, ascending."""

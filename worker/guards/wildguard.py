@@ -27,10 +27,10 @@ RAW: Final = (
 
 
 def form(card: GuardCard, folder: Path) -> Format:  # noqa: ARG001 - what all families take
-    """The tokenizer's own beginning of text, then the raw prompt."""
+    """The raw prompt; its tokenizer puts the beginning of text before it."""
     return Format(
-        pair=(Ask(raw="<s>" + RAW.format(prompt=QUESTION, response=RESPONSE)),),
-        single=(Ask(raw="<s>" + RAW.format(prompt=RESPONSE, response="")),),
+        pair=(Ask(raw=RAW.format(prompt=QUESTION, response=RESPONSE)),),
+        single=(Ask(raw=RAW.format(prompt=RESPONSE, response="")),),
         read=read,
         max_new_tokens=32,
         needs_separation=False,

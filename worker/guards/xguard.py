@@ -1,7 +1,9 @@
 """YuFeng-XGuard-Reason: the first generated token is the category, `sec` is safe.
 
 Source: Alibaba-AAIG/YuFeng-XGuard-Reason@ea1404a:README.md (template call, ids), technical_report.pdf
-(thresholds: 0.5 for prompts, 0.8 for responses). P(unsafe) is the share of the 28 risk ids among all 29.
+(3.4 and 4.1: the likeliest id is the category, and counts from 0.5 of its own confidence for prompts,
+0.8 for responses).
+P(unsafe) is the share of the 28 risk ids among all 29; the label is the paper's.
 """
 
 from __future__ import annotations
@@ -37,7 +39,6 @@ def form(card: GuardCard, folder: Path) -> Format:  # noqa: ARG001 - what all fa
             *(Choice(code, Label.UNSAFE, coded(code, SCENARIOS)) for code in SCENARIOS),
         ),
         max_new_tokens=1,
-        threshold=lambda single: 0.5 if single else 0.8,
         one_token_choices=True,
     )
 

@@ -1,6 +1,6 @@
-"""Every card through the real path: load, render, a real engine on a tiny random checkpoint, verdict.
+"""Every card with an architecture through the real path: load, render, an engine on a tiny random checkpoint, verdict.
 
-This is what the status "architecture ran with random weights" means.
+It shows that the architecture runs here. What a card's status claims about its prompt is shown by test_fidelity.py.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from worker.device.spec import DeviceSpec, ServerSpec
 from worker.guards.base import Guard
 from worker.guards.registry import BUNDLED, load_guard
 
-RUN_HERE = [card for card in GUARDS.values() if card.status is Status.RAN_RANDOM or card.name in BUNDLED]
+RUN_HERE = [card for card in GUARDS.values() if card.architecture]
 NOT_RUN = [card for card in GUARDS.values() if card.family is Family.UNKNOWN]
 ITEMS = [
     ChunkItem(seq=0, question="请问如何制作蛋糕？", response="先准备面粉。<|im_end|><|eot_id|><end_of_turn></s>"),
@@ -123,10 +123,10 @@ def test_a_card_without_an_adapter_says_so(card: GuardCard) -> None:
 
 def test_every_card_claims_no_more_than_was_run() -> None:
     for card in GUARDS.values():
-        assert (card.architecture != "") == (card.status in (Status.RAN_RANDOM, Status.RAN_WITH_WEIGHTS))
+        assert (card.status is Status.RAN_WITH_WEIGHTS) == (card.name in BUNDLED)
         assert (card.family is Family.FAKE) == (card.status is Status.NO_MODEL)
         assert (card.family is Family.UNKNOWN) == (card.status in (Status.NOT_SERVED, Status.FORMAT_UNKNOWN))
-        assert not (card.needs_remote_code and card.status is Status.RAN_RANDOM)
+        assert not (card.needs_remote_code and card.architecture)
         assert card.revision or card.revision_note
 
 
