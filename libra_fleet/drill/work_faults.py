@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import psycopg
 import sqlalchemy as sa
 
-from infra.ledger.engine import open_ledger
+from infra.ledger.engine import Limits, open_ledger
 from libra_fleet.drill.ground import Ground, Strike
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def slow_consumer(ground: Ground) -> Strike | None:
 
 def held_rows(ground: Ground) -> Strike | None:
     """A session of the product's own kind locks rows that settling needs, and stands still: a client frozen amid it."""
-    engine = open_ledger(ground.services.database_url)
+    engine = open_ledger(ground.services.database_url, limits=Limits(idle_s=ground.lease_s))
     held = engine.connect()
     locked = held.execute(
         sa.text(
