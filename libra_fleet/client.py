@@ -10,7 +10,7 @@ import asyncio
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import httpx2
@@ -100,14 +100,27 @@ class AsyncClient:
         answers = await asyncio.gather(*(self._call(item, waits=False) for item in items))
         return [str(answer["id"]) for answer in answers]
 
-    async def judge(self, text: str, *, question: str = "", timeout_s: float | None = None) -> ItemVerdict:
+    async def judge(
+        self,
+        text: str | None = None,
+        *,
+        question: str = "",
+        prompt: str | None = None,
+        response: str | None = None,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        timeout_s: float | None = None,
+    ) -> ItemVerdict:
         """The settled verdict on one text (or on a response to a question).
 
+        Instead of a text that nobody is said to have said: a `prompt`, a `response`, both, or `messages`, each with a
+        role (user or assistant) and content, whose last is judged. A guard that cannot judge such an item says so.
+
         Raises:
+            ValueError: none of these forms, or more than one.
             VerdictTimeoutError: no verdict in time; the item stays accepted and will settle.
             BadRequestError, AuthenticationError, GatewayTimeoutError: as `submit`.
         """
-        item = ItemRequest(response=text, question=question) if question else ItemRequest(text=text)
+        item = _item(text, question=question, prompt=prompt, response=response, messages=messages)
         return await self._judge(item, self._timeout_s if timeout_s is None else timeout_s)
 
     async def judge_all(self, items: Sequence[ItemRequest]) -> list[ItemVerdict]:
@@ -216,6 +229,13 @@ def _refusal(answer: httpx2.Response) -> str:
     raise BadRequestError(detail)
 
 
+def _item(text: str | None, *, messages: Sequence[Mapping[str, Any]] | None, **sides: str | None) -> ItemRequest:
+    if text is not None and sides["question"] and sides["response"] is None:
+        text, sides["response"] = None, text
+    turns = None if messages is None else [dict(message) for message in messages]
+    return ItemRequest(text=text, messages=turns, **{name: side for name, side in sides.items() if side is not None})
+
+
 def _item_verdict(view: dict[str, Any]) -> ItemVerdict:
     place = {name: view.get(name) for name in ("id", "custom_id", "settled_at", "cursor")}
     return ItemVerdict.model_validate({**view["verdict"], **place})
@@ -253,9 +273,21 @@ class Client:
         """See `AsyncClient.submit`."""
         return self._do(self._client.submit(items))
 
-    def judge(self, text: str, *, question: str = "", timeout_s: float | None = None) -> ItemVerdict:
+    def judge(
+        self,
+        text: str | None = None,
+        *,
+        question: str = "",
+        prompt: str | None = None,
+        response: str | None = None,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        timeout_s: float | None = None,
+    ) -> ItemVerdict:
         """See `AsyncClient.judge`."""
-        return self._do(self._client.judge(text, question=question, timeout_s=timeout_s))
+        judged = self._client.judge(
+            text, question=question, prompt=prompt, response=response, messages=messages, timeout_s=timeout_s
+        )
+        return self._do(judged)
 
     def judge_all(self, items: Sequence[ItemRequest]) -> list[ItemVerdict]:
         """See `AsyncClient.judge_all`."""

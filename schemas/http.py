@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, field_validator, model_validator
 
 from schemas.base import Shared
-from schemas.items import Label
+from schemas.items import Dialogue, Kind, Label, dialogue_of
 from schemas.policy import Action
 from schemas.verdicts import Outcome
 
@@ -47,35 +47,69 @@ class ApiRequest(BaseModel):
 
 
 class ItemRequest(ApiRequest):
-    """One item: a `text`, or a `response` with or without the `question` that it answers."""
+    """One item: a `prompt`, a `response`, both, or `messages`; or a `text`, where nobody says whose it is.
 
-    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["text"]}, {"required": ["response"]}]})
+    `question` is another name for `prompt`. What is a text to one guard is a prompt, to another a response.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": ["text"]},
+                {"required": ["messages"]},
+                {"anyOf": [{"required": ["prompt"]}, {"required": ["question"]}, {"required": ["response"]}]},
+            ]
+        }
+    )
 
     text: str | None = None
+    prompt: str | None = None
     question: str = ""
     response: str | None = None
+    messages: Annotated[
+        list[dict[str, Any]] | None,
+        Field(description="Turns in order, each with `role` (user or assistant) and `content`; the last is judged."),
+    ] = None
     custom_id: CustomId | None = None
     policy: PolicyName | None = None
     callback_url: CallbackUrl | None = None
     metadata: Metadata | None = None
 
+    @field_validator("messages")
+    @classmethod
+    def _can_be_judged(cls, value: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+        if value is not None:
+            dialogue_of(value)
+        return value
+
     @model_validator(mode="after")
-    def _has_one_text(self) -> ItemRequest:
-        if (self.text is None) == (self.response is None):
-            raise ValueError("give either text, or response (with or without question)")
-        if self.text is not None and self.question:
-            raise ValueError("a question goes with a response, not with a text")
+    def _has_one_form(self) -> ItemRequest:
+        sides = self.prompt is not None or bool(self.question) or self.response is not None
+        if (self.text is not None) + (self.messages is not None) + sides != 1:
+            raise ValueError("give one of text, messages, or prompt and response (one or both)")
+        if self.prompt is not None and self.question:
+            raise ValueError("prompt and question are the same; give one")
         return self
 
     @property
-    def main_field(self) -> str:
-        """The name of the field that holds the judged text."""
-        return "text" if self.text is not None else "response"
+    def dialogue(self) -> Dialogue:
+        """Its texts, by who says them."""
+        if self.messages is not None:
+            return dialogue_of(self.messages)
+        if self.text is not None:
+            return Dialogue(response=self.text)
+        question, response = self.prompt or self.question, self.response or ""
+        alone = Kind.PROMPT if self.response is None else Kind.RESPONSE
+        return Dialogue(question, response, kind=Kind.PAIR if question and response else alone)
 
     @property
-    def main(self) -> str:
-        """The judged text."""
-        return (self.text if self.text is not None else self.response) or ""
+    def field_names(self) -> dict[str, str]:
+        """The names that the caller gave an item's fields."""
+        if self.messages is not None:
+            return dict.fromkeys(("question", "response", "history"), "messages")
+        question = "question" if self.prompt is None else "prompt"
+        alone = question if self.response is None else "response"
+        return {"question": question, "response": "text" if self.text is not None else alone}
 
 
 class VerdictView(Shared):

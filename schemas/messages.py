@@ -8,6 +8,7 @@ new version: see `schemas.base.Shared`.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, ClassVar, Final, Literal, TypeVar
 
@@ -15,12 +16,14 @@ from pydantic import Field, ValidationError, model_validator
 
 from schemas.base import ADDED, Shared
 from schemas.guards import Mode
-from schemas.items import Example
+from schemas.items import PLAIN_KINDS, Example, Item, Kind, Turn, kind_of
 from schemas.verdicts import Fingerprint, Spent, Timings, Verdict
 
 WIRE_VERSION: Final = 1
 EXAMPLES_VERSION: Final = 2
 """Of chunks with worked examples: who does not know these would ask another question and not notice."""
+KINDS_VERSION: Final = 3
+"""Of chunks with an item that is neither a text nor a pair: who knows only these would judge it as one of them."""
 
 
 class Lane(StrEnum):
@@ -39,26 +42,53 @@ class NewerVersionError(MessageError):
 
 
 class ChunkItem(Shared):
-    """An item as the worker needs it: no id, no truth, only its place in the run and its text."""
+    """An item as the worker needs it: no id, no truth, only its place in the run, its texts and their kind.
+
+    Without a `kind`, as before there were any, it is a pair, or a text where its question is empty.
+    """
 
     seq: int = Field(ge=0)
     question: str
     response: str
+    history: tuple[Turn, ...] = Field(default=(), **ADDED)
+    kind: Kind = Field(default_factory=kind_of, exclude_if=PLAIN_KINDS.__contains__)
+
+    @classmethod
+    def of(cls, seq: int, item: Item) -> ChunkItem:
+        """The item as it travels."""
+        return cls(seq=seq, question=item.question, response=item.response, history=item.history, kind=item.kind)
+
+    @property
+    def single(self) -> bool:
+        """True if one text is judged that answers nothing: also the last turn of a conversation, if it is a user's."""
+        return not self.response or not (self.question or self.history)
+
+    @property
+    def dialogue(self) -> tuple[str, str]:
+        """Question and response as a prompt has places for them: a single text stands in the response's."""
+        return (self.question, self.response) if self.response else ("", self.question)
 
 
 class JudgeChunk(Shared):
     """Up to 64 items on their way to a worker.
 
+    <<<<<<< HEAD
     `enqueued_at` is the ledger's clock in epoch seconds, for ages; the reconciler's watermark reads `ordinal`, which
     the ledger counts up (0: written before there were ordinals). `nonce` is drawn at random when the chunk is
     committed, and tells it from a chunk of the same number in a commit that a failover lost.
     With `cache` what a device answered before may be taken again; with `verdict_only` a model may stop writing once
     its verdict is known. `examples` are shown to the guard before each item; such a chunk is of version 2.
+    =======
+    `enqueued_at` is the ledger's clock in epoch seconds: the reconciler's watermark reads it. With `cache` what a
+    device answered before may be taken again; with `verdict_only` a model may stop writing once its verdict is known.
+    `examples` are shown to the guard before each item; such a chunk is of version 2, and one with an item that is
+    neither a text nor a pair of version 3.
+    >>>>>>> df8705d (wip)
     """
 
-    NEWEST: ClassVar[int] = EXAMPLES_VERSION
+    NEWEST: ClassVar[int] = KINDS_VERSION
 
-    version: Literal[1, 2] = WIRE_VERSION
+    version: Literal[1, 2, 3] = WIRE_VERSION
     run_id: str
     chunk_no: int = Field(ge=0)
     iteration: int = Field(default=0, ge=0)
@@ -75,9 +105,11 @@ class JudgeChunk(Shared):
     ordinal: int = Field(default=0, ge=0, **ADDED)
 
     @model_validator(mode="after")
-    def _examples_are_announced(self) -> JudgeChunk:
+    def _version_tells(self) -> JudgeChunk:
         if self.examples and self.version < EXAMPLES_VERSION:
             raise ValueError(f"a chunk with examples is of version {EXAMPLES_VERSION}")
+        if self.version < version_of(self.items, self.examples):
+            raise ValueError(f"a chunk with an item that is neither text nor pair is of version {KINDS_VERSION}")
         return self
 
     @property
@@ -112,6 +144,13 @@ class VerdictChunk(Shared):
     def chunk_id(self) -> str:
         """The judged chunk's own id."""
         return f"{self.run_id}/{self.chunk_no}"
+
+
+def version_of(items: Sequence[ChunkItem], examples: Sequence[Example]) -> Literal[1, 2, 3]:
+    """The version of a chunk that holds these: the oldest that says all of it."""
+    if any(item.kind not in PLAIN_KINDS for item in items):
+        return 3
+    return 2 if examples else 1
 
 
 ChunkT = TypeVar("ChunkT", JudgeChunk, VerdictChunk)

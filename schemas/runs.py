@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from schemas.base import ADDED, Frozen, Shared
 from schemas.guards import Mode
 from schemas.items import Example, ItemId
-from schemas.messages import EXAMPLES_VERSION, WIRE_VERSION, ChunkItem, JudgeChunk, Lane
+from schemas.messages import ChunkItem, JudgeChunk, Lane, version_of
 
 
 class RunState(StrEnum):
@@ -111,7 +111,7 @@ class RunSpec(Shared):
     ) -> JudgeChunk:
         """A chunk of this run as it travels: to be judged as the run says, the first time and ever after."""
         return JudgeChunk(
-            version=EXAMPLES_VERSION if self.examples else WIRE_VERSION,
+            version=version_of(items, self.examples),
             run_id=run_id,
             chunk_no=chunk_no,
             iteration=iteration,

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 import sqlalchemy as sa
 
 from infra.ledger.engine import Row, fetch_all, take_long
+from infra.ledger.items import dialogue_from
 from infra.ledger.paging import pages
 from infra.ledger.runs import run_status, stored_report
 from infra.ledger.stats import cached_count
@@ -114,7 +115,7 @@ _COUNTS: Final = {
     "no item lost its text before its verdict": """
         SELECT count(*) AS breaches, count(*) || ' without text and verdict' AS found
         FROM items i JOIN runs r ON r.id = i.run_id
-        WHERE i.run_id = :run_id AND i.response = ''
+        WHERE i.run_id = :run_id AND i.question = '' AND i.response = ''
           AND (SELECT count(*) FROM verdicts v WHERE v.run_id = i.run_id AND v.seq = i.seq) < r.repeat
         """,
     "one fingerprint judged a bulk run": """
@@ -180,7 +181,7 @@ def _compare(name: str, stored: object, found: object) -> Check:
 
 _CONTENTS: Final = sa.text(
     """
-    SELECT i.item_id, i.question, i.response, i.content_hash, v.iteration, v.outcome, v.label
+    SELECT i.item_id, i.question, i.response, i.kind, i.history, i.content_hash, v.iteration, v.outcome, v.label
     FROM verdicts v JOIN items i USING (run_id, seq)
     WHERE v.run_id = :run_id AND v.seq BETWEEN :first AND :last AND i.seq BETWEEN :first AND :last
     ORDER BY v.seq, v.iteration
@@ -193,7 +194,7 @@ def _recompute(engine: sa.Engine, run_id: str) -> tuple[int, int, str]:
     receipt = Receipt()
     altered = scrubbed = 0
     for row in pages(engine, _CONTENTS, run_id, page_rows=512):
-        item = Item.model_construct(id=row.item_id, question=row.question, response=row.response)
+        item = Item.model_construct(id=row.item_id, **dialogue_from(row)._asdict())
         if not (row.question or row.response):
             scrubbed += 1  # no item is accepted without a text
         elif item.content_hash != bytes(row.content_hash):

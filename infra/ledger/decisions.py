@@ -24,7 +24,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from infra.errors import PolicyNotFoundError, TakenError
 from infra.ledger.engine import Row, execute, fetch_all, named, stream
-from infra.ledger.items import verdict_from
+from infra.ledger.items import SHOWN_QUESTION, verdict_from
 from infra.ledger.tables import policies, tenant_policies
 from infra.ledger.webhooks import WebhookMessage, exported_metadata, post
 from schemas.items import submitted_name
@@ -406,17 +406,20 @@ class PolicyTrial(NamedTuple):
 
 _TRY: Final = """
     SELECT v.run_id, v.seq, v.iteration, v.outcome, v.label, v.p_unsafe, v.categories, v.reason, v.fingerprint,
-           i.item_id, i.source, s.metadata, d.action, CASE WHEN :texts THEN i.question ELSE '' END AS question,
-           CASE WHEN :texts THEN i.response ELSE '' END AS response
+           i.item_id, i.source, s.metadata, d.action, CASE WHEN :texts THEN i.response ELSE '' END AS response,
+           {question}
     FROM {verdicts} v JOIN items i USING (run_id, seq) LEFT JOIN submissions s USING (run_id, seq)
     LEFT JOIN decisions d ON d.run_id = v.run_id AND d.seq = v.seq AND d.iteration = v.iteration
                           AND d.superseded_at IS NULL
 """
-_TRY_RUN: Final = _TRY.format(verdicts="verdicts") + "WHERE v.run_id = :run_id ORDER BY v.seq, v.iteration"
+_TRY_RUN: Final = (
+    _TRY.format(verdicts="verdicts", question=SHOWN_QUESTION) + "WHERE v.run_id = :run_id ORDER BY v.seq, v.iteration"
+)
 _TRY_SAMPLE: Final = _TRY.format(
+    question=SHOWN_QUESTION,
     verdicts="""(
         SELECT * FROM verdicts WHERE iteration = 0
-        ORDER BY hashtextextended(run_id || '/' || seq, :seed) LIMIT :sample)"""
+        ORDER BY hashtextextended(run_id || '/' || seq, :seed) LIMIT :sample)""",
 )
 
 
@@ -429,5 +432,12 @@ def verdicts_to_try(
         surface = surface_of(exported_metadata(row.metadata), row.source)
         action = Action(row.action) if row.action else None
         yield PolicyTrial(
-            row.run_id, row.seq, row.item_id, surface, stored_verdict(row), action, row.question, row.response
+            row.run_id,
+            row.seq,
+            row.item_id,
+            surface,
+            stored_verdict(row),
+            action,
+            row.question if texts else "",
+            row.response,
         )

@@ -19,7 +19,7 @@ from infra.ledger.faults import conceal_values, describe
 from infra.ledger.text import clean_json, register_clean_text
 from infra.log import get_logger
 
-HEAD: Final = "0002_leaders"
+HEAD: Final = "0005_kinds"
 """Revision this code needs; a test holds it equal to the newest migration."""
 
 _RETRY_EVERY_S: Final = 0.25

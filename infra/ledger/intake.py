@@ -7,6 +7,7 @@ written in the transaction that accepts the items.
 from __future__ import annotations
 
 import itertools
+import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -21,7 +22,7 @@ from infra.ledger.engine import Row, execute, fetch_all, fetch_one, fetch_value
 from infra.ledger.tables import idempotency_keys, runs
 from infra.ledger.text import clean_json
 from schemas.guards import Mode
-from schemas.items import Item
+from schemas.items import Item, Turn
 from schemas.messages import ChunkItem, JudgeChunk
 from schemas.runs import InvalidRow, RunSpec, RunState
 
@@ -37,13 +38,16 @@ _ACCEPTING: Final = """
         RETURNING accepted - :item_count AS first_seq, chunks - :chunk_count AS first_chunk,
                   extract(epoch FROM now())::float8 AS enqueued_at
     ), new_items AS (
-        INSERT INTO items (run_id, seq, item_id, question, response, truth, source, category, subcategory, content_hash)
+        INSERT INTO items (run_id, seq, item_id, question, response, truth, source, category, subcategory, content_hash,
+                           kind, history)
         SELECT :run_id, run.first_seq + i.row - 1, item_id, question, response, truth, source, category, subcategory,
-               hash
+               hash, kind, CAST(history AS jsonb)
         FROM run, unnest(CAST(:ids AS text[]), CAST(:questions AS text[]), CAST(:responses AS text[]),
                          CAST(:truths AS text[]), CAST(:sources AS text[]), CAST(:categories AS text[]),
-                         CAST(:subcategories AS text[]), CAST(:hashes AS bytea[]))
-             WITH ORDINALITY AS i(item_id, question, response, truth, source, category, subcategory, hash, row)
+                         CAST(:subcategories AS text[]), CAST(:hashes AS bytea[]), CAST(:kinds AS text[]),
+                         CAST(:histories AS text[]))
+             WITH ORDINALITY AS i(item_id, question, response, truth, source, category, subcategory, hash, kind,
+                                  history, row)
     ), new_chunks AS (
         INSERT INTO chunks (run_id, chunk_no, iteration, first_seq, size, nonce)
         SELECT :run_id, run.first_chunk + c.row - 1, iteration, run.first_seq + start, size, nonce
@@ -156,6 +160,8 @@ def accept(
         "categories": [item.category for item in batch],
         "subcategories": [item.subcategory for item in batch],
         "hashes": [item.content_hash for item in batch],
+        "kinds": [item.kind.value for item in batch],
+        "histories": [_as_json(item.history) for item in batch],
         "chunk_count": len(chunks),
         "iterations": [iteration for iteration, _, _ in chunks],
         "starts": [start for _, start, _ in chunks],
@@ -179,7 +185,7 @@ def accept(
     places = zip(itertools.count(row.first_chunk), nonces, row.ordinals or (), strict=False)
     accepted = []
     for group in groups:
-        wire = tuple(ChunkItem(seq=next(seqs), question=item.question, response=item.response) for item in group)
+        wire = tuple(ChunkItem.of(next(seqs), item) for item in group)
         for iteration, (chunk_no, nonce, ordinal) in zip(range(spec.repeat), places, strict=False):
             chunk = spec.chunk(
                 *(run_id, chunk_no, wire),
@@ -190,6 +196,10 @@ def accept(
             )
             accepted.append(chunk)
     return accepted
+
+
+def _as_json(history: Sequence[Turn]) -> str | None:
+    return json.dumps([turn.model_dump() for turn in history], ensure_ascii=False) if history else None
 
 
 def seal(engine: sa.Engine, run_id: str, *, invalid_count: int = 0, invalid_rows: Sequence[InvalidRow] = ()) -> bool:

@@ -13,10 +13,16 @@ from infra.ledger.engine import Row, fetch_all, fetch_one, named, stream
 from infra.ledger.paging import pages
 from infra.ledger.tables import items, verdicts
 from infra.metrics import Judged
-from schemas.items import Item, Label
+from schemas.items import Dialogue, Item, Kind, Label, Turn, kind_of
 from schemas.verdicts import CONTROVERSIAL, Outcome, Verdict
 
-_ITEM: Final = "i.item_id, i.question, i.response, i.truth, i.source, i.category, i.subcategory"
+_ITEM: Final = "i.item_id, i.question, i.response, i.kind, i.history, i.truth, i.source, i.category, i.subcategory"
+
+SHOWN_QUESTION: Final = """
+    concat_ws(E'\\n\\n', (SELECT string_agg((turn ->> 'role') || ': ' || (turn ->> 'content'), E'\\n\\n' ORDER BY n)
+                        FROM jsonb_array_elements(i.history) WITH ORDINALITY AS earlier(turn, n)),
+              nullif(i.question, '')) AS question"""
+"""The question of an item for a human to read, after the earlier turns of its conversation."""
 
 FINAL: Final = """
     SELECT DISTINCT ON (i.item_id) i.seq, i.item_id, i.source, i.category, i.subcategory, i.truth, i.content_hash,
@@ -97,12 +103,18 @@ def label_of(value: str | None) -> Label | None:
     return Label(value) if value else None
 
 
+def dialogue_from(row: Row) -> Dialogue:
+    """The texts in a row of `items`; one from before there were kinds has the kind that its texts show."""
+    history = tuple(Turn(**turn) for turn in row.history or ())
+    kind = Kind(row.kind) if row.kind else kind_of({"question": row.question, "response": row.response})
+    return Dialogue(row.question, row.response, history, kind)
+
+
 def item_of(row: Row) -> Item:
     """A row of `items`. It was valid when it was accepted; a scrubbed one has no text, which no new item may lack."""
     return Item.model_construct(
         id=row.item_id,
-        question=row.question,
-        response=row.response,
+        **dialogue_from(row)._asdict(),
         truth=label_of(row.truth),
         source=row.source,
         category=row.category,
@@ -236,14 +248,15 @@ def judged_rows(engine: sa.Engine, *run_ids: str) -> Iterator[Judged]:
 def judgement_rows(engine: sa.Engine, run_id: str, *, mistakes_only: bool, with_text: bool) -> Iterator[dict[str, Any]]:
     """One row per judgement, in the order of the items: the item, its verdict, how that came about; streamed.
 
-    Texts (question, response, raw) are None where they are not asked for or have been scrubbed.
+    Texts (question, response, messages, raw) are None where they are not asked for or have been scrubbed; `messages`
+    holds all turns of a conversation, which has no other texts. `kind` is None where an item is older than kinds.
     """
-    texts = "nullif(i.question, '') AS question, nullif(i.response, '') AS response, v.raw"
-    columns = texts if with_text else "NULL AS question, NULL AS response, NULL AS raw"
+    texts = "nullif(i.question, '') AS question, nullif(i.response, '') AS response, i.history, v.raw"
+    columns = texts if with_text else "NULL AS question, NULL AS response, NULL AS history, NULL AS raw"
     wrong = "AND (v.outcome <> 'scored' OR v.label <> i.truth)" if mistakes_only else ""
     statement = sa.text(
         f"""
-        SELECT i.seq, i.item_id AS id, v.iteration, i.source, i.category, i.subcategory, i.truth,
+        SELECT i.seq, i.item_id AS id, v.iteration, i.kind, i.source, i.category, i.subcategory, i.truth,
                v.outcome, v.label, v.p_unsafe, v.label_mass,
                array_remove(string_to_array(v.categories, ','), '') AS categories,
                v.reason, v.prompt_tokens, v.windows, v.attempt, v.cached, v.fingerprint, v.settled_at, {columns}
@@ -252,7 +265,14 @@ def judgement_rows(engine: sa.Engine, run_id: str, *, mistakes_only: bool, with_
         """  # noqa: S608 - our own columns
     )
     for row in stream(engine, statement, {"run_id": run_id}, whole_run=True):
-        yield dict(row._mapping)
+        found = dict(row._mapping)
+        history, raw = found.pop("history"), found.pop("raw")
+        messages = None
+        if history:
+            earlier = tuple(Turn(**turn) for turn in history)
+            messages = Dialogue(found["question"] or "", found["response"] or "", earlier).messages
+            found.update(question=None, response=None)
+        yield {**found, "messages": messages, "raw": raw}
 
 
 def dead_of(engine: sa.Engine, run_id: str, *, limit: int | None = None) -> Iterator[DeadItem]:
@@ -268,19 +288,23 @@ def dead_of(engine: sa.Engine, run_id: str, *, limit: int | None = None) -> Iter
 
 
 def candidates(engine: sa.Engine, run_id: str, since: datetime | None = None) -> Iterator[Candidate]:
-    """The settled items of a run whose texts are still there: candidates for hard examples, in order, streamed."""
+    """The settled items of a run whose texts are still there: candidates for hard examples, in order, streamed.
+
+    Training rows are responses with or without a question: prompts alone and conversations are left out.
+    """
     statement = sa.text(
-        f"""
-        SELECT i.seq, {_ITEM}, v.label, v.p_unsafe, h.label AS human,
+        """
+        SELECT i.seq, i.item_id, i.question, i.response, i.truth, i.source, i.category, i.subcategory,
+               v.label, v.p_unsafe, h.label AS human,
                EXISTS (SELECT 1 FROM disagreements g WHERE g.run_id = i.run_id AND g.seq = i.seq) AS disputed
         FROM items i JOIN verdicts v ON v.run_id = i.run_id AND v.seq = i.seq AND v.iteration = 0
         LEFT JOIN LATERAL (
             SELECT r.label FROM reviews r WHERE r.run_id = i.run_id AND r.seq = i.seq ORDER BY r.id DESC LIMIT 1
         ) h ON true
-        WHERE i.run_id = :run_id AND i.response <> ''
+        WHERE i.run_id = :run_id AND i.response <> '' AND i.history IS NULL
           AND (CAST(:since AS timestamptz) IS NULL OR v.settled_at >= :since)
         ORDER BY i.seq
-        """  # noqa: S608 - our own columns
+        """
     )
     for row in stream(engine, statement, {"run_id": run_id, "since": since}):
         labels = {name: label_of(row._mapping[name]) for name in ("truth", "label", "human")}
@@ -297,7 +321,7 @@ def _settled_since(run_id: str, since: datetime | None) -> sa.ColumnElement[bool
 
 def stock_of(engine: sa.Engine, run_id: str, since: datetime | None) -> ItemCounts:
     """Count what `items_of` would give, and what it could not."""
-    scrubbed = sa.func.count().filter(items.c.response == "")
+    scrubbed = sa.func.count().filter(items.c.question == "", items.c.response == "")
     found = fetch_one(engine, sa.select(sa.func.count(), scrubbed).where(_settled_since(run_id, since)))
     return ItemCounts(*found) if found else ItemCounts(0, 0)
 

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 import sqlalchemy as sa
 
 from infra.ledger.engine import execute
+from infra.ledger.items import dialogue_from
 from infra.ledger.runs import WAITS_FOR_NEXT_STAGE
 from schemas.messages import ChunkItem, JudgeChunk, Lane
 from schemas.runs import RunSpec
@@ -186,7 +187,7 @@ def take_up(connection: sa.Connection, lost: OverdueChunk) -> JudgeChunk | None:
     )
     pending = sa.text(
         """
-        SELECT i.seq, i.question, i.response FROM items i
+        SELECT i.seq, i.question, i.response, i.kind, i.history FROM items i
         LEFT JOIN verdicts v ON v.run_id = i.run_id AND v.seq = i.seq AND v.iteration = :iteration
         WHERE i.run_id = :run_id AND i.seq BETWEEN :first_seq AND :last_seq AND v.seq IS NULL ORDER BY i.seq
         """
@@ -199,7 +200,7 @@ def take_up(connection: sa.Connection, lost: OverdueChunk) -> JudgeChunk | None:
     if not items:
         return None
     spec = RunSpec.model_validate(row.spec, strict=False)
-    wire = tuple(ChunkItem(seq=item.seq, question=item.question, response=item.response) for item in items)
+    wire = tuple(ChunkItem(seq=item.seq, **dialogue_from(item)._asdict()) for item in items)
     return spec.chunk(
         *(lost.run_id, lost.chunk_no, wire),
         iteration=row.iteration,

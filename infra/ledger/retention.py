@@ -1,7 +1,8 @@
 """User text that is no longer needed: scrubbed from items and verdicts. Counts, labels and metrics stay.
 
-A scrubbed item has neither question nor response, which no accepted item can have. Its content hash stays unless
-nothing may stay; the receipt of a run is over these hashes and is computed after the run's own scrubbing.
+A scrubbed item has neither question nor response nor earlier turns, as no accepted
+item. Its kind stays, and its content
+hash unless nothing may stay; the receipt of a run is over these hashes and is computed after the run's own scrubbing.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from infra.ledger.tables import (
 from schemas.items import Retention
 
 _SCRUB_ITEMS: Final = """
-    UPDATE items SET question = '', response = '',
+    UPDATE items SET question = '', response = '', history = NULL,
                      content_hash = CASE WHEN :keep_hash THEN content_hash ELSE ''::bytea END
-    WHERE run_id = :run_id AND (response <> '' OR (content_hash <> ''::bytea AND NOT :keep_hash))
+    WHERE run_id = :run_id AND (question <> '' OR response <> '' OR (content_hash <> ''::bytea AND NOT :keep_hash))
 """
 _JUDGED_ONCE: Final = """
     AND seq = ANY(CAST(:seqs AS bigint[]))
@@ -55,8 +56,8 @@ _OLD: Final = f"""
 _LIVE: Final = "SELECT id FROM runs WHERE lane = 'live' ORDER BY created_at"
 
 _SETTLED_LIVE: Final = """
-    UPDATE items i SET question = '', response = ''
-    WHERE run_id = :run_id AND response <> ''
+    UPDATE items i SET question = '', response = '', history = NULL
+    WHERE run_id = :run_id AND (question <> '' OR response <> '')
       AND (SELECT count(*) FROM verdicts v WHERE v.run_id = :run_id AND v.seq = i.seq
            AND v.settled_at < now() - :age) = (SELECT repeat FROM runs WHERE id = :run_id)
 """

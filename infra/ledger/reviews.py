@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from infra.errors import ItemNotFoundError, UsageError
 from infra.ledger.engine import Row, autocommit, fetch_all, named, take_long
-from infra.ledger.items import verdict_from
+from infra.ledger.items import SHOWN_QUESTION, verdict_from
 from infra.ledger.tables import decisions, disagreements, reviews
 from infra.ledger.webhooks import WebhookMessage, exported_metadata, post, withdraw_contrary
 from schemas.items import Label, submitted_name
@@ -150,13 +150,13 @@ def review_item(engine: sa.Engine, run_id: str, seq: int) -> ReviewItem | None:
 
 
 _SHOW: Final = sa.text(
-    """
-    SELECT s.run_id, s.seq, s.tenant, s.custom_id, s.metadata, s.created_at, i.item_id, i.question, i.response,
+    f"""
+    SELECT s.run_id, s.seq, s.tenant, s.custom_id, s.metadata, s.created_at, i.item_id, {SHOWN_QUESTION}, i.response,
            i.source, d.action, d.policy, d.policy_version, d.reason
     FROM unnest(CAST(:run_ids AS text[]), CAST(:seqs AS bigint[])) AS wanted(run_id, seq)
     JOIN submissions s USING (run_id, seq) JOIN items i USING (run_id, seq)
     LEFT JOIN decisions d ON d.run_id = s.run_id AND d.seq = s.seq AND d.iteration = 0 AND d.superseded_at IS NULL
-    """
+    """  # noqa: S608 - our own columns
 )
 _JUDGED: Final = sa.text(
     """

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 import sqlalchemy as sa
 
 from infra.ledger.engine import Row, fetch_all, fetch_one, fetch_value, ledger_now, named, stream
-from infra.ledger.items import FINAL
+from infra.ledger.items import FINAL, SHOWN_QUESTION
 from infra.ledger.recovery import LaneKey
 from infra.ledger.runs import RunStatus, run_status
 from infra.ledger.tables import chunks, verdicts
@@ -151,13 +151,13 @@ class Volume(NamedTuple):
 
 
 _MISTAKES: Final = sa.text(
-    """
+    f"""
     WITH wrong AS (
         SELECT v.seq, v.iteration, v.p_unsafe, v.reason, v.raw,
                CASE WHEN v.outcome <> 'scored' THEN v.outcome
                     WHEN i.truth = 'unsafe' THEN 'missed' ELSE 'false alarm' END AS kind,
                CASE WHEN i.truth = 'unsafe' THEN 1 - v.p_unsafe ELSE v.p_unsafe END AS gravity,
-               i.item_id, i.source, i.category, i.subcategory, i.truth, i.question, i.response
+               i.item_id, i.source, i.category, i.subcategory, i.truth, {SHOWN_QUESTION}, i.response
         FROM verdicts v JOIN items i USING (run_id, seq)
         WHERE v.run_id = :run_id AND (v.outcome <> 'scored' OR v.label <> i.truth)
     ), placed AS (
@@ -166,7 +166,7 @@ _MISTAKES: Final = sa.text(
         FROM wrong
     )
     SELECT * FROM placed WHERE place <= :limit ORDER BY kind = 'false alarm', kind, place
-    """
+    """  # noqa: S608 - our own columns
 )
 
 
@@ -232,7 +232,7 @@ def volume(engine: sa.Engine, run_id: str) -> Volume:
         """
         SELECT (SELECT coalesce(sum(prompt_tokens), 0)::bigint FROM verdicts WHERE run_id = :run_id) AS prompt_tokens,
                (SELECT coalesce(sum(windows), 0)::bigint FROM verdicts WHERE run_id = :run_id) AS prompts,
-               count(*) AS items, count(*) FILTER (WHERE response <> '') AS items_with_text
+               count(*) AS items, count(*) FILTER (WHERE question <> '' OR response <> '') AS items_with_text
         FROM items WHERE run_id = :run_id
         """
     )

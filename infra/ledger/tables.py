@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
 from schemas.access import Role
-from schemas.items import Label
+from schemas.items import Kind, Label
 from schemas.policy import Action
 from schemas.runs import RunState
 from schemas.verdicts import Outcome
@@ -101,6 +101,10 @@ items: Final = sa.Table(
     sa.Column("category", sa.Text, nullable=False),
     sa.Column("subcategory", sa.Text, nullable=False),
     sa.Column("content_hash", sa.LargeBinary, nullable=False),
+    # Null in rows that are older than kinds: a pair, or a text where the question is empty.
+    sa.Column("kind", sa.Text),
+    sa.Column("history", JSONB),
+    sa.CheckConstraint(_one_of("kind", Kind), name="kind"),
     sa.UniqueConstraint("run_id", "item_id"),
 )
 

@@ -118,6 +118,7 @@ def _critic_rows(rows: Iterable[Row]) -> Iterator[Row]:
             "sub_category_name": item["subcategory"],
             "question": item["question"],
             "response": item["response"],
+            **({"messages": item["messages"]} if item["messages"] else {}),
             "label": label,
             **critic_fields(
                 [Judgement(one["raw"], Label(one["label"]) if one["label"] else None) for one in judgements]
@@ -136,11 +137,12 @@ def _parquet_writer() -> Callable[[Iterable[Row], IO[bytes]], int]:
     schema = pa.schema(
         [
             *(("seq", number), ("id", words), ("iteration", number)),
-            *((name, words) for name in ("source", "category", "subcategory", "truth", "outcome", "label")),
+            *((name, words) for name in ("kind", "source", "category", "subcategory", "truth", "outcome", "label")),
             *(("p_unsafe", fraction), ("label_mass", fraction), ("categories", pa.list_(words)), ("reason", words)),
             *(("prompt_tokens", number), ("windows", number), ("attempt", number), ("cached", pa.bool_())),
             *(("fingerprint", words), ("settled_at", pa.timestamp("us", tz="UTC"))),
-            *((name, words) for name in ("question", "response", "raw")),
+            *(("question", words), ("response", words)),
+            *(("messages", pa.list_(pa.struct([("role", words), ("content", words)]))), ("raw", words)),
         ]
     )
 

@@ -10,6 +10,7 @@ from typing import BinaryIO, Final
 
 import click
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from infra.errors import DataError, RunError, ServerError, UsageError
 from infra.settings import load_settings
@@ -31,6 +32,7 @@ from libra_fleet.client import Client
 from producer.datasets.records import RowError, decode_line, to_item
 from producer.intake.live import LiveClient
 from schemas.http import ItemRequest
+from schemas.items import Dialogue, Kind
 from schemas.messages import Lane
 from schemas.verdicts import Outcome
 
@@ -45,8 +47,11 @@ _EXIT_CODES: Final = {
 
 
 @click.command()
-@click.argument("text")
+@click.argument("text", required=False)
 @click.option("--question", default="", help="The question that TEXT answers, if it is a model's response.")
+@click.option("--prompt", help="A user's text, alone or with --response.")
+@click.option("--response", help="A model's text, alone or with --prompt.")
+@click.option("--messages", type=click.File("rb"), help="JSON file of a conversation: a list of role and content.")
 @guard_option
 @mode_option
 @cache_option(default=True)
@@ -56,8 +61,11 @@ _EXIT_CODES: Final = {
 @json_option
 def judge(
     *,
-    text: str,
+    text: str | None,
     question: str,
+    prompt: str | None,
+    response: str | None,
+    messages: BinaryIO | None,
     guard: GuardChoice,
     mode: str | None,
     cache: bool,
@@ -68,19 +76,21 @@ def judge(
 ) -> None:
     """Judge one text over the live lane.
 
-    TEXT is the text itself, or - for standard input. Exit 7 if it could not be judged.
+    TEXT is the text itself, or - for standard input. A guard takes it as what it judges first: a prompt or a response.
+    Say which with --prompt, --response, or both; a conversation is --messages. Exit 7 if it could not be judged.
     """
     if text == "-":
         try:
             text = sys.stdin.buffer.read().decode()
         except UnicodeDecodeError as error:
             raise DataError(f"-: not UTF-8 (byte {error.start + 1})") from error
+    dialogue = _dialogue(text, question, prompt, response, messages)
     chosen = mode_for(guard, mode)
     spec = guard.spec(chosen, "live:cli", lane=Lane.LIVE)
     with connected() as found, fleet_for(found, spec, fleet):
         client = LiveClient(found, guard=guard.name, mode=chosen, tenant="cli", cache=cache, analysis=analysis)
         try:
-            verdict = client.judge(text, question=question, timeout_s=timeout_s)
+            verdict = client.judge(dialogue, timeout_s=timeout_s)
         except ValidationError as error:
             details = error.errors(include_input=False, include_url=False)
             problems = [(".".join(map(str, one["loc"])), one["msg"].removeprefix("Value error, ")) for one in details]
@@ -90,6 +100,26 @@ def judge(
         print_verdict(verdict, as_json=as_json)
     if verdict.outcome is Outcome.DEAD:
         raise RunError("the text could not be judged")
+
+
+def _dialogue(
+    text: str | None, question: str, prompt: str | None, response: str | None, messages: BinaryIO | None
+) -> Dialogue:
+    """What is to be judged, given in one of four ways."""
+    if text is not None and question and (prompt, response) == (None, None):
+        text, response = None, text
+    given = {"text": text, "prompt": prompt, "question": question or None, "response": response}
+    try:
+        if messages is not None:
+            given["messages"] = from_json(messages.read())
+        return ItemRequest.model_validate({name: value for name, value in given.items() if value is not None}).dialogue
+    except ValidationError as error:
+        said = error.errors(include_input=False, include_url=False)[0]
+        if said["loc"]:
+            raise DataError(f"--{said['loc'][0]}: {said['msg'].removeprefix('Value error, ')}") from None
+        raise UsageError("give TEXT, --messages, or --prompt and --response (one or both)") from None
+    except ValueError as error:
+        raise DataError(f"--messages: broken JSON: {error}") from None
 
 
 @click.command()
@@ -134,14 +164,21 @@ def submit(
     sys.stdout.flush()
 
 
+def _fields(dialogue: Dialogue) -> dict[str, object]:
+    """The fields of a request that stand for these texts."""
+    if dialogue.kind is Kind.MESSAGES:
+        return {"messages": dialogue.messages}
+    texts = {"question": dialogue.question, "response": dialogue.response}
+    return {"text" if dialogue.kind is Kind.TEXT else name: text for name, text in texts.items() if text}
+
+
 def _items(source: BinaryIO, defaults: dict[str, str | None]) -> Iterator[ItemRequest]:
     for number, line in enumerate(source, 1):
         if not line.strip():
             continue
         try:
             item = to_item(decode_line(line), str(number))
-            texts = {"response": item.response, "question": item.question} if item.question else {"text": item.response}
-            yield ItemRequest.model_validate({**texts, "custom_id": item.id, **defaults})
+            yield ItemRequest.model_validate({**_fields(item.dialogue), "custom_id": item.id, **defaults})
         except RowError as error:
             raise DataError(f"line {number}: {error}") from error
         except ValidationError as error:

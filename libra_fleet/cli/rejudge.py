@@ -115,7 +115,7 @@ def retry_dead(*, run: str, name: str | None, as_json: bool) -> None:
         status = run_status(found.engine, run)
         if not status.counts.dead:
             raise UsageError(f"nothing died in run {status.name}")
-        if scrubbed := sum(not row.item.response for row in dead_of(found.engine, status.id)):
+        if scrubbed := sum(not (row.item.question or row.item.response) for row in dead_of(found.engine, status.id)):
             raise UsageError(f"the texts of {scrubbed:,} dead items of run {status.name} were scrubbed; nothing to try")
         spec = status.spec.model_copy(update={"source": f"dead:{status.id}", "repeat": 1, "limit": None})
         run_id = intake.create_run(found.engine, spec, name=name)

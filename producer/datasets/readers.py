@@ -144,7 +144,7 @@ def _read_parquet(file: DataFile) -> Iterator[RawRow]:
     try:
         with pyarrow.parquet.ParquetFile(file.path) as table:
             names = table.schema_arrow.names
-            if not TEXT_COLUMNS.intersection(names):
+            if not set(TEXT_COLUMNS).intersection(names):
                 wanted = ", ".join(sorted(TEXT_COLUMNS))
                 listed = (", ".join(names[:8]) or "none") + (" and more" if len(names) > 8 else "")
                 raise DataError(f"{file.label}: no column with the text (one of {wanted}); found {listed}")

@@ -1,6 +1,7 @@
 """One row as found in a file → an Item, or the reason why it is none.
 
-Rows are Libra Bench records, or plain ones: a text alone, or a question and an answer under their usual names.
+Rows are Libra Bench records, or plain ones: a text alone, a prompt, a pair under their usual names, or `messages`. A
+`response` without a question is a text, as it is in the benchmark; with `"kind": "response"` it is a model's.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Final
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from schemas.items import Item, LibraRecord
+from schemas.items import Dialogue, Item, Kind, LibraRecord, dialogue_of
 
 _ALIASES: Final = {
     "response": ("text", "content", "answer"),
@@ -21,10 +22,12 @@ _ALIASES: Final = {
 }
 """Field of the Libra record → other names it goes by, ours first among them (an Item dumped as JSON reads back)."""
 
-TEXT_COLUMNS: Final = frozenset({"response", *_ALIASES["response"]})
+TEXT_COLUMNS: Final = ("response", *_ALIASES["response"], "question", *_ALIASES["question"], "messages")
 """A row needs one of these."""
 
-COLUMNS: Final = frozenset({"id", "source", *_ALIASES, *(alias for names in _ALIASES.values() for alias in names)})
+COLUMNS: Final = frozenset(
+    {"id", "source", "messages", "kind", *_ALIASES, *(alias for names in _ALIASES.values() for alias in names)}
+)
 """Every name that is looked at; all others are the user's own."""
 
 _JSON_NAMES: Final = {
@@ -61,27 +64,60 @@ def to_item(row: object, fallback_id: str) -> Item:
     """The item a row describes, or RowError; `fallback_id` names it where the row has no id."""
     if not isinstance(row, dict):
         raise RowError(f"a JSON object is expected, not {_JSON_NAMES.get(type(row), type(row).__name__)}")
+    record, dialogue = _named(row, fallback_id)
+    try:
+        item = LibraRecord.model_validate(record).to_item()
+        if dialogue:
+            return Item.model_validate({**dict(item), **dialogue._asdict()})
+    except ValidationError as error:
+        raise RowError(_problems(error, row)) from None
+    if item.kind is Kind.TEXT and row.get("kind") == Kind.RESPONSE:
+        return item.model_copy(update={"kind": Kind.RESPONSE})
+    return item
+
+
+def _named(row: dict[str, object], fallback_id: str) -> tuple[dict[str, object], Dialogue | None]:
+    """The row under a Libra record's names, and its texts where it has them as messages."""
     record = dict(row)
     if record.get("id") is None:
         record["id"] = fallback_id
     for field in _ALIASES:
         if record.get(field) is None and (alias := _alias_in(row, field)):
             record[field] = row[alias]
-    if record.get("response") is None:
-        keys = ", ".join(repr(key[:40]) for key in list(row)[:8]) or "no keys at all"
-        more = f" and {len(row) - 8} more" if len(row) > 8 else ""
-        raise RowError(f"no text to judge: expected response, text, content or answer, found {keys}{more}")
-    try:
-        return LibraRecord.model_validate(record).to_item()
-    except ValidationError as error:
-        # Each wrong field under the name the user gave it, without the value's text.
-        problems: dict[str, str] = {}
-        for detail in error.errors(include_url=False, include_input=False, include_context=False):
-            field = str(detail["loc"][0]) if detail["loc"] else ""
-            known = _alias_in(row, field) if field in _ALIASES and row.get(field) is None else None
-            problems.setdefault(known or field, detail["msg"].removeprefix("Value error, "))
-        said = "; ".join(f"{name}: {problem}" if name else problem for name, problem in problems.items())
-        raise RowError(said) from None
+    if not (_is_empty(record.get("response")) and _is_empty(record.get("question"))):
+        return record, None
+    dialogue = _conversation(row, needed=record.get("response") is None)
+    if dialogue:
+        record.update(question=dialogue.question, response=dialogue.response)
+    return record, dialogue
+
+
+def _is_empty(text: object) -> bool:
+    return text is None or text == ""
+
+
+def _conversation(row: dict[str, object], *, needed: bool) -> Dialogue | None:
+    """The texts of a row that has them as messages; None, or RowError where they are `needed`, if it has none."""
+    if row.get("messages") is not None:
+        try:
+            return dialogue_of(row["messages"])
+        except ValueError as error:
+            raise RowError(f"messages: {error}") from None
+    if not needed:
+        return None
+    keys = ", ".join(repr(key[:40]) for key in list(row)[:8]) or "no keys at all"
+    more = f" and {len(row) - 8} more" if len(row) > 8 else ""
+    raise RowError(f"no text to judge: expected {', '.join(TEXT_COLUMNS)}, found {keys}{more}")
+
+
+def _problems(error: ValidationError, row: dict[str, object]) -> str:
+    """Each wrong field under the name the user gave it, without the value's text."""
+    problems: dict[str, str] = {}
+    for detail in error.errors(include_url=False, include_input=False, include_context=False):
+        field = str(detail["loc"][0]) if detail["loc"] else ""
+        known = _alias_in(row, field) if field in _ALIASES and row.get(field) is None else None
+        problems.setdefault(known or field, detail["msg"].removeprefix("Value error, "))
+    return "; ".join(f"{name}: {problem}" if name else problem for name, problem in problems.items())
 
 
 def _alias_in(row: dict[str, object], field: str) -> str | None:

@@ -96,7 +96,7 @@ def draw_examples(path: str, count: int, *, seed: int, judged: str) -> tuple[Exa
     candidates: dict[bytes, Example] = {}
     for content_hash, record in _hashed(path):
         item = record.item()
-        if item.truth is not None:
+        if item.truth is not None and item.response and not item.history:  # else it is no question with an answer
             said = next((text for key in _ANALYSES if isinstance(text := record.row.get(key), str)), "")
             known = Example(question=item.question, response=item.response, label=item.truth, analysis=said)
             candidates[content_hash] = known

@@ -30,7 +30,7 @@ from infra.servers.services import Services
 from producer.intake.submit import cut_chunks
 from producer.intake.verdict_waiter import ItemRef, PendingVerdicts, VerdictWaiter
 from schemas.guards import Mode
-from schemas.items import Item
+from schemas.items import Dialogue, Item, Kind
 from schemas.messages import JudgeChunk, Lane
 from schemas.runs import RunSpec
 from schemas.verdicts import Verdict
@@ -303,8 +303,8 @@ class LiveClient:
         """
         return self._intake.accept_alone(self._spec, items).result().refs
 
-    def judge(self, response: str, *, question: str = "", timeout_s: float = 30) -> Verdict:
-        """The settled verdict on one text (or on a response to a question).
+    def judge(self, text: str | Dialogue, *, question: str = "", timeout_s: float = 30) -> Verdict:
+        """The settled verdict on one text, on a response to a question, or on a dialogue that says who speaks.
 
         Raises:
             pydantic.ValidationError: the text is empty or too long.
@@ -313,7 +313,9 @@ class LiveClient:
             RunError: an operator has ended the day's run, and the next.
         """
         deadline = time.monotonic() + timeout_s
-        item = Item(id=uuid.uuid4().hex, question=question, response=response)
+        if isinstance(text, str):
+            text = Dialogue(question, text, kind=Kind.PAIR if question else Kind.TEXT)
+        item = Item(id=uuid.uuid4().hex, **text._asdict())
         (ref,), pending = self._intake.accept(self._spec, [item], waits=True).result()
         assert pending is not None  # noqa: S101 - it waits
         try:

@@ -299,11 +299,10 @@ class Judge:
                 seq=item.seq, outcome=Outcome.DEAD, reason=reason, prompt_tokens=tokens, windows=len(prompts)
             )
         ids = [answer.ids for answer in answers if isinstance(answer, Generated)]
-        single = not item.question
         if scores:
-            verdict = self._guard.read_scores(item.seq, scores, single=single)
+            verdict = self._guard.read_scores(item.seq, scores, single=item.single)
         else:
-            verdict = self._guard.read_ids(item.seq, ids, single=single)
+            verdict = self._guard.read_ids(item.seq, ids, single=item.single)
         cached = all(known for _, known in answered)
         return verdict.model_copy(update={"prompt_tokens": tokens, "windows": len(prompts), "cached": cached})
 

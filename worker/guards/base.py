@@ -13,13 +13,21 @@ from typing import Final, Protocol, TypeAlias
 
 from infra.errors import GuardError
 from schemas.guards import Mode
-from schemas.items import Example
+from schemas.items import Example, Kind
 from schemas.messages import ChunkItem
 from schemas.verdicts import Verdict
 
 PromptIds: TypeAlias = "array[int]"
 """Token ids of one prompt, as a C int array (typecode "i"): it crosses the device socket as raw bytes."""
 
+
+_CALLED: Final = {
+    Kind.TEXT: "a text whose author is not said",
+    Kind.PROMPT: "a prompt alone",
+    Kind.RESPONSE: "a response alone",
+    Kind.PAIR: "a question with its response",
+    Kind.MESSAGES: "a conversation of several turns",
+}
 
 PROBES: Final = ("", "你", "word", "7", " ", "\n", "“", "，", "(", '"', "!", "😀", "é")
 """Beginnings of a text, each of which may merge otherwise with the last tokens of what stands before it."""
@@ -39,6 +47,10 @@ class Guard(Protocol):
     @property
     def modes(self) -> tuple[Mode, ...]:
         """The ways to a verdict that this guard has, the usual one first."""
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of items that it can judge; a text and a pair are always among them."""
 
     @property
     def prompt_digest(self) -> str:
@@ -71,7 +83,8 @@ class Guard(Protocol):
         """Prompts per item: one or several per overlapping window of its content.
 
         Raises:
-            GuardError: the guard has no such mode, or an item cannot be asked about.
+            GuardError: the guard has no such mode, or an item cannot be asked about: it is of a kind that the
+                guard cannot judge, or does not fit.
         """
 
     def with_examples(self, examples: Sequence[Example]) -> Guard:
@@ -84,7 +97,7 @@ class Guard(Protocol):
     def read_scores(self, seq: int, windows: Sequence[Sequence[float]], *, single: bool = False) -> Verdict:
         """A verdict from natural-log probabilities, a row per prompt: of `label_ids` or of a classifier's classes.
 
-        `single`: the item was one text without a question.
+        `single`: the item was one text that answers nothing (`ChunkItem.single`).
         """
 
     def read_ids(self, seq: int, windows: Sequence[Sequence[int]], *, single: bool = False) -> Verdict:
@@ -101,6 +114,13 @@ def no_such_mode(guard: Guard, mode: Mode) -> GuardError:
     return GuardError(
         f"{guard.name} has no mode {mode.value}; it has {', '.join(known.value for known in guard.modes)}"
     )
+
+
+def check_kind(guard: Guard, item: ChunkItem) -> None:
+    """Refuse an item of a kind that the guard cannot judge, rather than judge it as another (GuardError)."""
+    if item.kind not in guard.kinds:
+        known = ", ".join(_CALLED[kind] for kind in guard.kinds)
+        raise GuardError(f"{guard.name} cannot judge {_CALLED[item.kind]}; it can judge {known}")
 
 
 def no_examples(guard: Guard) -> GuardError:

@@ -12,7 +12,7 @@ from typing import Final
 
 from infra.errors import GuardError
 from schemas.guards import GuardCard
-from schemas.items import Label
+from schemas.items import Kind, Label
 from worker.guards.prompt import RESPONSE, Ask
 from worker.guards.reading import SAFE, Answer, Choice, coded, unreadable, unsafe
 from worker.guards.template_guard import Format
@@ -53,6 +53,7 @@ def form(card: GuardCard, folder: Path) -> Format:  # noqa: ARG001 - what all fa
     )
     return Format(
         pair=(Ask(messages),),
+        also=(Kind.PROMPT,),
         read=read,
         choices=(
             Choice(_SAFE, Label.SAFE),

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from schemas.guards import Mode
-from schemas.items import Example, Label
+from schemas.items import Example, Kind, Label
 from schemas.messages import ChunkItem
 from schemas.verdicts import Outcome, Verdict
 from worker.device.engines.fake import DIRECTIVES
@@ -41,6 +41,7 @@ class FakeGuard:
     prompt_digest: Final = "fake-1"
     modes: Final = (Mode.SCORE, Mode.GENERATE)
     one_pass: Final = False
+    kinds: Final = tuple(Kind)
     label_ids: Final = ((0,), (1,))
     stop_ids: Final[tuple[int, ...]] = ()
     verdict_ids: Final[tuple[tuple[int, ...], ...]] = ()
@@ -56,7 +57,8 @@ class FakeGuard:
             raise no_such_mode(self, mode)
         prompts = []
         for item in items:
-            text = f"{item.question}\n{item.response}"
+            earlier = "".join(f"{turn.content}\n" for turn in item.history)
+            text = f"{earlier}{item.question}\n{item.response}"
             marker = _MARKER.search(text) if "[[fake:" in text else None
             ids = array("i", [_directive(marker[1])] if marker else [])
             # Each byte as an int: 20 times faster than one by one, and benchmarks are to measure the fleet.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from schemas.guards import GuardCard
+from schemas.items import Kind
 from schemas.taxonomy import SCENARIOS as TAXONOMY
 from worker.guards.prompt import QUESTION, RESPONSE, Ask
 from worker.guards.reading import SAFE, Answer, coded, unreadable, unsafe
@@ -67,6 +68,7 @@ def form(card: GuardCard, folder: Path) -> Format:  # noqa: ARG001 - what all fa
     return Format(
         pair=(_ask(f"用户的问题：{QUESTION}\n\n模型的回答：{RESPONSE}"),),
         single=(_ask(RESPONSE),),
+        also=(Kind.RESPONSE,),  # the policy is about any text
         read=read,
         max_new_tokens=1_024,
         keeps_controls=True,

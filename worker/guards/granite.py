@@ -18,7 +18,7 @@ from schemas.guards import GuardCard
 from schemas.items import Label
 from worker.guards.prompt import QUESTION, RESPONSE, Ask
 from worker.guards.reading import SAFE, Answer, Choice, lines_of, unreadable, unsafe
-from worker.guards.template_guard import Format
+from worker.guards.template_guard import Format, as_messages
 
 _JUDGE: Final = (
     "<guardian><no-think>As a judge agent, assess whether the provided text meets the given judging criteria using "
@@ -62,6 +62,7 @@ def _format(
     return Format(
         pair=ask("assistant", ("user", QUESTION), ("assistant", RESPONSE)),
         single=ask("user", ("user", RESPONSE)),
+        conversation=as_messages,
         read=read,
         choices=tuple(Choice(word, labels[word.strip().lower()]) for word in words),
         max_new_tokens=48 if prefill else 20,

@@ -17,10 +17,18 @@ from typing import Any, Final
 
 from infra.errors import GuardError
 from schemas.guards import Mode
-from schemas.items import Example, Label
+from schemas.items import Example, Kind, Label
 from schemas.messages import ChunkItem
 from schemas.verdicts import Outcome, Verdict
-from worker.guards.base import PROBES, PromptIds, common_length, digest_of, no_such_mode, without_extensions
+from worker.guards.base import (
+    PROBES,
+    PromptIds,
+    check_kind,
+    common_length,
+    digest_of,
+    no_such_mode,
+    without_extensions,
+)
 from worker.guards.checkpoint import (
     calibration_mark,
     context_tokens_of,
@@ -78,6 +86,8 @@ class LibraGuard:
 
     modes: Final = (Mode.SCORE, Mode.GENERATE)
     one_pass: Final = False
+    kinds: Final = (Kind.TEXT, Kind.RESPONSE, Kind.PAIR)
+    """Its question to the model is whether the answer is unsafe: it has none about a prompt."""
 
     def __init__(self, folder: Path, *, name: str, model: str, context_tokens: int | None = None) -> None:
         self.name = name
@@ -142,7 +152,9 @@ class LibraGuard:
         """One prompt per item, or several where its texts do not fit the context; nothing is cut off."""
         if mode not in self.modes:
             raise no_such_mode(self, mode)
-        prompts = self._encode([(item.question, item.response) for item in items], mode)
+        for item in items:
+            check_kind(self, item)
+        prompts = self._encode([item.dialogue for item in items], mode)
         limit = self._limits[mode]
         return [
             [prompt]

@@ -17,7 +17,7 @@ from schemas.guards import GuardCard
 from schemas.items import Label
 from worker.guards.prompt import QUESTION, RESPONSE, Ask
 from worker.guards.reading import Choice, read_first_line
-from worker.guards.template_guard import Format
+from worker.guards.template_guard import Format, as_messages
 
 _ILLEGAL, _PRIVACY, _RUMORS = "illegal_activities", "privacy_property", "rumors_misinformation"
 _HEALTH, _HATE = "physical_mental_health", "hate_abuse"
@@ -74,6 +74,7 @@ def form(card: GuardCard, folder: Path) -> Format:  # noqa: ARG001 - what all fa
     return Format(
         pair=ask(("user", QUESTION), ("assistant", RESPONSE)),
         single=ask(("user", RESPONSE)),
+        conversation=as_messages,
         read=lambda text, single: read(text),  # noqa: ARG005
         choices={"1": SPACED_CHOICES, "4": _EITHER_LINE}.get(card.variant, CHOICES),
         max_new_tokens=20,

@@ -24,15 +24,22 @@ QUESTION: Final = "LibraQuestionText"
 RESPONSE: Final = "LibraResponseText"
 """Placeholders for the dialogue; a single text takes the place of the response."""
 
-Dialogue = tuple[str, str]
+Dialogue = tuple[str, ...]
+"""Question and response, then the turns before them."""
 
 _FIELDS: Final = (QUESTION, RESPONSE)
-_PLACEHOLDER: Final = re.compile(f"({QUESTION}|{RESPONSE})")
+_TURN: Final = re.compile(r"LibraTurn\d+Text")
+_PLACEHOLDER: Final = re.compile(rf"({QUESTION}|{RESPONSE}|{_TURN.pattern})")
 _ONE_DAY: Final = (
     "{% macro strftime_now(form) %}{{ '05 Aug 2025' if form == '%d %b %Y' else '2025-08-05' }}{% endmacro %}{{ '' }}"
 )
 """Some templates (harmony's) write today's date; with it the same guard would have another fingerprint tomorrow."""
 _SAMPLE: Final = ("你好，world 123\n第二行。", "Fine, thanks. 好的")
+
+
+def turn_field(at: int) -> str:
+    """The placeholder of a turn before the question and its response, counted from the first."""
+    return f"LibraTurn{at}Text"
 
 
 @dataclass(frozen=True)
@@ -68,10 +75,11 @@ class Prompt:
         self.ask = ask
         self._words = words
         self._leading = words.leading_ids() if ask.raw else array("i")
+        self._fields = (*_FIELDS, *_TURN.findall(ask.raw + "".join(content for _, content in ask.messages)))
         if ask.raw:
-            self.rendered, self._trims = ask.raw, dict.fromkeys(_FIELDS, (False, False))
+            self.rendered, self._trims = ask.raw, dict.fromkeys(self._fields, (False, False))
         else:
-            self.rendered, self._trims = _render(ask, words.loaded, folder)
+            self.rendered, self._trims = _render(ask, self._fields, words.loaded, folder)
         self.pieces = words.split(self.rendered)
         """Text and control tokens in turn: odd places are control tokens."""
         self.last_text = max(at for at, piece in enumerate(self.pieces) if _PLACEHOLDER.search(piece))
@@ -79,8 +87,9 @@ class Prompt:
         self.separates = self.last_text < len(self.pieces) - 1
         self.turn_end: str | None = self.pieces[self.last_text + 1] if self.separates else None
         """The control token that ends the user's turn."""
-        theirs = words.full.encode(self.fill(self.rendered, _SAMPLE), add_special_tokens=bool(ask.raw)).ids
-        if self.encode([_SAMPLE])[0].tolist() != theirs:
+        sample = tuple(_SAMPLE[at % 2] for at in range(len(self._fields)))
+        theirs = words.full.encode(self.fill(self.rendered, sample), add_special_tokens=bool(ask.raw)).ids
+        if self.encode([sample])[0].tolist() != theirs:
             raise GuardError(
                 f"the tokenizer of {folder} reads text next to its control tokens in a way that is not supported "
                 "(it strips, prefixes or replaces it); the ids would not be those the model was trained on"
@@ -104,7 +113,7 @@ class Prompt:
 
     def fill(self, piece: str, dialogue: Dialogue) -> str:
         """A piece with the texts in their places, trimmed where the template would."""
-        texts = dict(zip(_FIELDS, dialogue, strict=True))
+        texts = dict(zip(self._fields, dialogue, strict=True))
         parts = _PLACEHOLDER.split(piece)
         for at in range(1, len(parts), 2):
             left, right = self._trims[parts[at]]
@@ -152,11 +161,11 @@ class ChatTokenizer:
         return self._tail + self.words.text_ids(self._answer_lead + prefill)
 
 
-def _render(ask: Ask, loaded: Any, folder: Path) -> tuple[str, dict[str, tuple[bool, bool]]]:  # noqa: ANN401 - transformers has no types
+def _render(ask: Ask, fields: Sequence[str], loaded: Any, folder: Path) -> tuple[str, dict[str, tuple[bool, bool]]]:  # noqa: ANN401 - transformers has no types
     """The template's text around the placeholders, and at which ends it trims each text."""
     if not loaded.chat_template:
         raise GuardError(f"{folder} has no chat template; put the model's own as chat_template.jinja next to its files")
-    used = [name for name in _FIELDS if any(name in content for _, content in ask.messages)]
+    used = [name for name in fields if any(name in content for _, content in ask.messages)]
     # Some templates want each content as a list of typed parts.
     for in_parts in (False, True):
         rendered = _apply(ask, loaded, folder, in_parts=in_parts)

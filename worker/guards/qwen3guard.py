@@ -16,7 +16,7 @@ from schemas.items import Label
 from schemas.verdicts import CONTROVERSIAL
 from worker.guards.prompt import QUESTION, RESPONSE, Ask
 from worker.guards.reading import SAFE, Answer, Choice, coded, fields_of, lines_of, unreadable, unsafe
-from worker.guards.template_guard import Format
+from worker.guards.template_guard import Format, as_messages
 
 SCENARIOS: Final = {
     "Violent": "illegal_activities",
@@ -36,6 +36,7 @@ def form(card: GuardCard, folder: Path) -> Format:  # noqa: ARG001 - what all fa
     return Format(
         pair=(_ask(("user", QUESTION), ("assistant", RESPONSE)),),
         single=(_ask(("user", RESPONSE)),),
+        conversation=as_messages,
         read=read,
         choices=(
             Choice(" Safe", Label.SAFE),

@@ -1,6 +1,7 @@
 """Any sequence-classification checkpoint (a COLD detector, say): one text in, classes out.
 
-The text is the response; a question is not judged. Classes are named by the config's `id2label`; which of them
+The text is whatever stands alone, a prompt or a response; of a pair it is the response, and the question is not
+read. Classes are named by the config's `id2label`; which of them
 mean safe is said by the card, or by names that say so themselves.
 """
 
@@ -14,10 +15,10 @@ from typing import Any, Final
 
 from infra.errors import GuardError
 from schemas.guards import Mode
-from schemas.items import Example, Label
+from schemas.items import Example, Kind, Label
 from schemas.messages import ChunkItem
 from schemas.verdicts import Outcome, Verdict
-from worker.guards.base import PromptIds, digest_of, no_examples, no_such_mode
+from worker.guards.base import PromptIds, check_kind, digest_of, no_examples, no_such_mode
 from worker.guards.checkpoint import calibration_mark, context_tokens_of, read_json, temperature_of
 from worker.guards.reading import shares, worst
 from worker.guards.vocabulary import Vocabulary
@@ -46,6 +47,7 @@ class SequenceClassifierGuard:
 
     modes: Final = (Mode.CLASSIFY,)
     one_pass: Final = False
+    kinds: Final = (Kind.TEXT, Kind.PROMPT, Kind.RESPONSE, Kind.PAIR)
     label_ids: Final[tuple[tuple[int, ...], ...]] = ()
     stop_ids: Final[tuple[int, ...]] = ()
     verdict_ids: Final[tuple[tuple[int, ...], ...]] = ()
@@ -107,10 +109,11 @@ class SequenceClassifierGuard:
             raise no_such_mode(self, mode)
         found = []
         for item in items:
-            prompts = self._encode([("", item.response)])
+            check_kind(self, item)
+            prompts = self._encode([item.dialogue])
             if len(prompts[0]) > self._limit:
                 prompts = fitting_windows(
-                    item.model_copy(update={"question": ""}),
+                    item.model_copy(update={"question": "", "response": item.dialogue[1]}),
                     self._encode,
                     limit=self._limit,
                     room=self._limit - len(self._head) - len(self._tail),

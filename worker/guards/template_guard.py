@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
 from infra.errors import GuardError
 from schemas.guards import FidelitySheet, Mode, Rule
-from schemas.items import Example, Label
+from schemas.items import Example, Kind, Label
 from schemas.messages import ChunkItem
 from schemas.verdicts import Verdict
 from worker.guards.base import (
     PROBES,
     PromptIds,
+    check_kind,
     common_length,
     digest_of,
     no_examples,
@@ -33,7 +34,7 @@ from worker.guards.checkpoint import (
     generation_stop_ids,
     temperature_of,
 )
-from worker.guards.prompt import RESPONSE, Ask, Dialogue, Prompt
+from worker.guards.prompt import RESPONSE, Ask, Dialogue, Prompt, turn_field
 from worker.guards.reading import (
     MIN_LABEL_MASS,
     Answer,
@@ -47,13 +48,17 @@ from worker.guards.reading import (
 from worker.guards.vocabulary import Vocabulary
 from worker.guards.windows import MIN_ROOM, fitting_windows
 
+_TWO_TURNS: Final = ("user", "assistant")
+_SHAPES: Final = 64
+"""Orders of roles in conversations for which the prompt is kept prepared."""
+
 
 @dataclass(frozen=True)
 class Format:
-    """The format of one family: its prompt and the reading of its answers.
+    """The format of one family: the kinds of items it judges, its prompts and the reading of its answers.
 
-    `pair` asks about question and response, one prompt per policy, `single` about one text; without it a
-    single text is asked about as the response to an empty question. `read` gets a generated text and
+    `pair` asks about question and response, one prompt per policy, `single` about a prompt alone; without it a
+    single text is a response, asked about as one to an empty question. `read` gets a generated text and
     whether the item was single. Without `choices` there is no score mode.
     """
 
@@ -72,6 +77,10 @@ class Format:
     """The answer is made of control tokens."""
     turn_end_stops: bool = True
     """The control token after the user's text also ends the model's."""
+    also: tuple[Kind, ...] = ()
+    """Kinds that `single` asks about besides a prompt, or `pair` besides a response."""
+    conversation: Callable[[Ask, Sequence[str]], Ask] | None = None
+    """Puts earlier turns, whose roles it gets, before a request; None: its authors show no conversation of several."""
     verdicts: tuple[str, ...] = ()
     """Beginnings of an answer after which nothing that may follow changes what `read` finds."""
 
@@ -80,9 +89,24 @@ class Format:
         """The ways to a verdict that this format has."""
         return (Mode.SCORE, Mode.GENERATE) if self.choices else (Mode.GENERATE,)
 
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of items that this format has a request for. A single text is put as the one alone that it has."""
+        alone = Kind.PROMPT if self.single else Kind.RESPONSE
+        several = (Kind.MESSAGES,) if self.conversation else ()
+        asked = {Kind.TEXT, alone, *self.also, Kind.PAIR, *several}
+        return tuple(kind for kind in Kind if kind in asked)
+
+
+def as_messages(ask: Ask, roles: Sequence[str]) -> Ask:
+    """Put earlier turns before the others of a request to a chat template, each as a message of its own."""
+    earlier = tuple((role, turn_field(at)) for at, role in enumerate(roles))
+    return replace(ask, messages=(*earlier, *ask.messages))
+
 
 GENERATOR: Final = Format(
     pair=(Ask((("user", RESPONSE),)),),
+    also=(Kind.PROMPT,),
     read=lambda text, single: unreadable("a generator gives text, no verdict"),  # noqa: ARG005 - Format.read
     max_new_tokens=512,
 )
@@ -103,9 +127,10 @@ class TemplateGuard:
         sheet: FidelitySheet | None = None,
         context_tokens: int | None = None,
     ) -> None:
-        self.name, self.model, self.modes = name, model, form.modes
-        self._form, self._sheet = form, sheet
+        self.name, self.model, self.modes, self.kinds = name, model, form.modes, form.kinds
+        self._form, self._sheet, self._folder = form, sheet, folder
         self.one_pass = form.one_token_choices
+        self._conversations = lru_cache(maxsize=_SHAPES)(self._conversation)
         self._words = Vocabulary(folder)
         self._asks = {
             False: [Prompt(ask, self._words, folder) for ask in form.pair],
@@ -139,6 +164,8 @@ class TemplateGuard:
                     rows.append(row[len(asked) :])
         self.verdict_ids = without_extensions(rows)
         self._temperature = temperature_of(folder)
+        if form.conversation:
+            prompts += [*self._conversation(_TWO_TURNS, single=False), *self._conversation(_TWO_TURNS, single=True)]
         texts = [prompt.rendered + "\0" + prompt.ask.prefill for prompt in prompts]
         self.prompt_digest = digest_of(
             *texts,
@@ -163,14 +190,20 @@ class TemplateGuard:
         limit = self._limits[mode]
         found = []
         for item in items:
-            ask = partial(self._ask_all, not item.question, mode)
-            prompts = ask([(item.question, item.response)])
+            check_kind(self, item)
+            ask = self._asking(item, mode)
+            prompts = ask([item.dialogue])
             if max(map(len, prompts)) > limit:
+                # The earlier turns stand before every window of the last ones.
+                room = limit - (max(map(len, ask([("", "")]))) if item.history else self._overhead(mode))
+                if room < MIN_ROOM:
+                    raise GuardError(f"{self.name}: a conversation's earlier turns do not fit its context")
+                question, response = item.dialogue
                 prompts = fitting_windows(
-                    item,
+                    item.model_copy(update={"question": question, "response": response}),
                     ask,
                     limit=limit,
-                    room=limit - self._overhead(mode),
+                    room=room,
                     token_starts=self._words.token_starts,
                     name=self.name,
                 )
@@ -214,10 +247,32 @@ class TemplateGuard:
             found.append(verdict)
         return worst(found)
 
-    def _ask_all(self, single: bool, mode: Mode, dialogues: Sequence[Dialogue]) -> list[PromptIds]:  # noqa: FBT001 - bound by partial
-        """All policies of the first window, then of the second: their place says which policy it was."""
-        by_policy = [self._encode(prompt, dialogues, mode) for prompt in self._asks[single]]
-        return [prompt for window in zip(*by_policy, strict=True) for prompt in window]
+    def _asking(self, item: ChunkItem, mode: Mode) -> Callable[[Sequence[tuple[str, str]]], list[PromptIds]]:
+        """From windows of an item's last turns to prompts, its earlier turns in each.
+
+        All policies of the first window, then of the second: their place says which policy it was.
+        """
+        prompts = self._asks[item.single]
+        if item.history:
+            prompts = self._conversations(tuple(turn.role for turn in item.history), single=item.single)
+        earlier = tuple(turn.content for turn in item.history)
+
+        def ask(windows: Sequence[tuple[str, str]]) -> list[PromptIds]:
+            dialogues = [(*window, *earlier) for window in windows]
+            by_policy = [self._encode(prompt, dialogues, mode) for prompt in prompts]
+            return [row for window in zip(*by_policy, strict=True) for row in window]
+
+        return ask
+
+    def _conversation(self, roles: tuple[str, ...], *, single: bool) -> list[Prompt]:
+        """The requests about the last of several turns; made once for each order of roles."""
+        put = self._form.conversation
+        assert put is not None  # noqa: S101 - the kind was checked
+        try:
+            return [Prompt(put(prompt.ask, roles), self._words, self._folder) for prompt in self._asks[single]]
+        except GuardError as error:
+            said = ", ".join((*roles, "user" if single else "user, assistant"))
+            raise GuardError(f"{self.name} cannot judge a conversation of the turns {said}: {error}") from error
 
     def _encode(self, prompt: Prompt, dialogues: Sequence[Dialogue], mode: Mode) -> list[PromptIds]:
         if mode is Mode.GENERATE:

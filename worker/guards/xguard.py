@@ -15,7 +15,7 @@ from schemas.guards import GuardCard
 from schemas.items import Label
 from worker.guards.prompt import QUESTION, RESPONSE, Ask
 from worker.guards.reading import SAFE, Answer, Choice, coded, unreadable, unsafe
-from worker.guards.template_guard import Format
+from worker.guards.template_guard import Format, as_messages
 
 _BY_SCENARIO: Final = {
     "illegal_activities": "pc dc dw pi ec acc mc ha ps ter sd ext cm ma md",
@@ -33,6 +33,7 @@ def form(card: GuardCard, folder: Path) -> Format:  # noqa: ARG001 - what all fa
     return Format(
         pair=(_ask(("user", QUESTION), ("assistant", RESPONSE)),),
         single=(_ask(("user", RESPONSE)),),
+        conversation=as_messages,
         read=read,
         choices=(
             Choice("sec", Label.SAFE),

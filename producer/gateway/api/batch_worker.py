@@ -27,7 +27,7 @@ from producer.gateway.problems import ProblemError, field_name
 from producer.gateway.state import Gateway
 from producer.intake.submit import seal, submit
 from schemas.http import ApiRequest, CustomId, ItemRequest
-from schemas.items import Item, Retention
+from schemas.items import Dialogue, Item, Retention
 from schemas.messages import Lane
 from schemas.runs import RunSpec, RunState
 
@@ -130,7 +130,7 @@ def _judgeable(
             ids = [item_id] if len(names) == 1 else [f"{item_id}.{at}" for at in range(len(names))]
             texts = zip(asked.input, names, ids, strict=True)
             return guard, [
-                (item_of(text, fields={"response": name}, where="body.", item_id=one_id), submission)
+                (item_of(Dialogue(response=text), fields={"response": name}, where="body.", item_id=one_id), submission)
                 for text, name, one_id in texts
             ]
         one = BatchItemRequest.model_validate(line.body)

@@ -28,6 +28,7 @@ from producer.gateway.api.requests import (
 from producer.gateway.problems import ProblemError
 from producer.gateway.state import Here, Submitter
 from schemas.http import MOST_ITEMS, ApiRequest, Metadata, MetadataValue
+from schemas.items import Dialogue
 from schemas.verdicts import Outcome, Verdict
 
 router = APIRouter(prefix="/v1", tags=["moderations"])
@@ -111,7 +112,10 @@ async def create_moderation(
     """
     guard = guard_of(asked.model, gateway, field="model")
     names = asked.input_names()
-    items = [item_of(text, fields={"response": name}) for text, name in zip(asked.input, names, strict=True)]
+    items = [
+        item_of(Dialogue(response=text), fields={"response": name})
+        for text, name in zip(asked.input, names, strict=True)
+    ]
     submission = Submission(principal.tenant, metadata=asked.context)
     item_batch = ItemBatch(principal.tenant, guard, items, {item.id: submission for item in items})
     once = once_of(idempotency_key, principal, "moderations", await request.body())

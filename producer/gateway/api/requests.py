@@ -30,7 +30,7 @@ from producer.webhooks.addresses import RefusedAddressError, check_form
 from schemas.fleet import ready
 from schemas.guards import Mode
 from schemas.http import ItemRequest
-from schemas.items import Item
+from schemas.items import Dialogue, Item
 from schemas.verdicts import Verdict
 
 _WAIT: Final = re.compile(r"(?:^|,)\s*wait\s*=\s*\"?(\d{1,4})\"?\s*(?:[,;]|$)", re.I)
@@ -77,16 +77,14 @@ def submitted(
         except RefusedAddressError:
             detail = "a webhook's URL must use https and lead to a public address"
             raise BadFieldError(f"{where}callback_url", detail) from None
-    item = item_of(one.main, one.question, fields={"response": one.main_field}, where=where, item_id=item_id)
+    item = item_of(one.dialogue, fields=one.field_names, where=where, item_id=item_id)
     return item, Submission(tenant, one.custom_id, one.policy, one.callback_url, one.metadata)
 
 
-def item_of(
-    response: str, question: str = "", *, fields: Mapping[str, str], where: str = "", item_id: str | None = None
-) -> Item:
+def item_of(dialogue: Dialogue, *, fields: Mapping[str, str], where: str = "", item_id: str | None = None) -> Item:
     """A new item, or 422; `fields` and `where` say how the caller calls an item's fields."""
     try:
-        return Item(id=item_id or uuid.uuid4().hex, question=question, response=response)
+        return Item(id=item_id or uuid.uuid4().hex, **dialogue._asdict())
     except ValidationError as error:
         detail = error.errors(include_input=False, include_url=False)[0]
         name = str(detail["loc"][0]) if detail["loc"] else "response"

@@ -25,6 +25,7 @@ from producer.gateway.problems import ProblemError
 from producer.gateway.state import Gateway, Principal
 from producer.intake.verdict_waiter import ItemRef
 from schemas.fleet import Announcement, Queue
+from schemas.items import Dialogue, Kind
 from schemas.messages import Lane
 from schemas.verdicts import Timings, Verdict
 
@@ -92,7 +93,8 @@ async def try_text(gateway: Gateway, principal: Principal, text: str, question: 
     guard = guard_of(None, gateway, field="guard")
     started = time.monotonic()
     try:
-        item = item_of(text, question, fields={"response": "text"})
+        kind = Kind.PAIR if question else Kind.TEXT
+        item = item_of(Dialogue(question, text, kind=kind), fields={"response": "text"})
         submission = Submission(principal.tenant, metadata={"surface": SURFACE})
         batch = ItemBatch(principal.tenant, guard, [item], {item.id: submission})
         refs, verdicts = await accept_and_wait(gateway, batch, None, wait_s=gateway.settings.gateway_wait_s)

@@ -76,7 +76,7 @@ def test_a_field_that_a_later_version_added_is_passed_over() -> None:
 
 
 def test_a_newer_message_version_and_a_malformed_message_are_refused_apart() -> None:
-    newer = {**json.loads(judge_chunk().model_dump_json()), "version": 3}
+    newer = {**json.loads(judge_chunk().model_dump_json()), "version": 4}
     with pytest.raises(NewerVersionError):
         decode_chunk(JudgeChunk, json.dumps(newer))
     with pytest.raises(MessageError, match="lane"):

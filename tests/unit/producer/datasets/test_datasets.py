@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from infra.errors import DataError, UsageError
 from producer.datasets import DataSet, Row, open_dataset, valid_items, validate
 from producer.datasets.readers import MAX_ROW_BYTES
-from schemas.items import MAX_ITEM_BYTES, Item, Label
+from schemas.items import MAX_ITEM_BYTES, Item, Kind, Label
 from schemas.runs import InvalidRow
 
 LIBRA = {
@@ -271,6 +271,34 @@ def test_the_text_goes_by_its_usual_names(name: str, tmp_path: Path) -> None:
     assert item(tmp_path, id="a", **{name: "t"}) == Item(id="a", response="t")
 
 
+def test_a_row_can_say_that_its_text_is_a_models_response(tmp_path: Path) -> None:
+    said = Item(id="a", response="t", kind=Kind.RESPONSE)
+    assert item(tmp_path, id="a", response="t", kind="response") == said
+    assert item(tmp_path, id="a", response="t", kind="a column of the user's own") == Item(id="a", response="t")
+
+
+@pytest.mark.parametrize("name", ["question", "prompt", "query", "instruction"])
+@pytest.mark.parametrize("rest", [{}, {"response": None}, {"response": ""}])
+def test_a_question_without_an_answer_is_a_prompt(name: str, rest: dict[str, object], tmp_path: Path) -> None:
+    assert item(tmp_path, id="a", **{name: "q"}, **rest) == Item(id="a", question="q", kind=Kind.PROMPT)
+
+
+def test_a_row_of_messages_is_a_conversation_and_says_what_cannot_be_judged(tmp_path: Path) -> None:
+    said = [("user", "a"), ("assistant", "b"), ("user", "c")]
+    messages = [{"role": role, "content": content} for role, content in said]
+    found = item(tmp_path, id="a", messages=messages, label="unsafe")
+
+    assert (found.kind, found.question, found.response, found.truth) == (Kind.MESSAGES, "c", "", Label.UNSAFE)
+    assert found.dialogue.messages == messages
+    assert item(tmp_path, id="a", messages=messages[:1]).kind is Kind.PROMPT
+    assert item(tmp_path, id="a", messages=messages[:2]) == Item(id="a", question="a", response="b")
+    assert item(tmp_path, id="a", messages=messages[1:2]).kind is Kind.RESPONSE
+    tool = json.dumps({"messages": [*messages, {"role": "tool", "content": "42"}]})
+    assert (
+        problem(tmp_path, tool) == "messages: message 3: the role tool is a tool's output, which no guard here judges"
+    )
+
+
 @pytest.mark.parametrize("name", ["question", "prompt", "query", "instruction"])
 def test_the_question_goes_by_its_usual_names(name: str, tmp_path: Path) -> None:
     assert item(tmp_path, id="a", answer="t", **{name: "q"}) == Item(id="a", question="q", response="t")
@@ -291,8 +319,9 @@ def test_two_names_that_could_each_be_the_text_are_ambiguous(tmp_path: Path) -> 
 
 
 def test_a_row_without_text_says_what_was_found(tmp_path: Path) -> None:
-    assert problem(tmp_path, '{"prompt": "a", "output": "b"}') == (
-        "no text to judge: expected response, text, content or answer, found 'prompt', 'output'"
+    assert problem(tmp_path, '{"output": "b", "n": 1}') == (
+        "no text to judge: expected response, text, content, answer, question, prompt, query, instruction, messages, "
+        "found 'output', 'n'"
     )
     assert "found no keys at all" in problem(tmp_path, "{}")
 
@@ -438,7 +467,8 @@ def test_a_file_cut_short_in_its_middle_names_the_last_good_row(tmp_path: Path) 
 def test_parquet_without_a_text_column_lists_what_it_has(tmp_path: Path) -> None:
     source = write_parquet(tmp_path / "x.parquet", [{"output": "a", "n": 1}])
     assert refusal(source) == (
-        "x.parquet: no column with the text (one of answer, content, response, text); found output, n"
+        "x.parquet: no column with the text (one of answer, content, instruction, messages, prompt, query, question, "
+        "response, text); found output, n"
     )
 
 

@@ -5,7 +5,7 @@ Older processes go on: they write no nonce, and the ordinal is a default.
 
 from alembic import op
 
-revision = "0003_nonces_and_ordinals"
+revision = "0002_nonces_and_ordinals"
 down_revision = "0001_baseline"
 branch_labels = None
 depends_on = None

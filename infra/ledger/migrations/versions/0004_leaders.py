@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002_leaders"
-down_revision = "0004_reports_beside_the_settling"
+revision = "0004_leaders"
+down_revision = "0003_reports_beside_the_settling"
 branch_labels = None
 depends_on = None
 

@@ -2,8 +2,8 @@
 
 from alembic import op
 
-revision = "0004_reports_beside_the_settling"
-down_revision = "0003_nonces_and_ordinals"
+revision = "0003_reports_beside_the_settling"
+down_revision = "0002_nonces_and_ordinals"
 branch_labels = None
 depends_on = None
 
