@@ -7,7 +7,6 @@ written in the transaction that accepts the items.
 from __future__ import annotations
 
 import itertools
-import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -199,7 +198,7 @@ def accept(
 
 
 def _as_json(history: Sequence[Turn]) -> str | None:
-    return json.dumps([turn.model_dump() for turn in history], ensure_ascii=False) if history else None
+    return clean_json([turn.model_dump() for turn in history]) if history else None
 
 
 def seal(engine: sa.Engine, run_id: str, *, invalid_count: int = 0, invalid_rows: Sequence[InvalidRow] = ()) -> bool:

@@ -86,10 +86,15 @@ class LibraGuard:
 
     modes: Final = (Mode.SCORE, Mode.GENERATE)
     one_pass: Final = False
-    kinds: Final = (Kind.TEXT, Kind.RESPONSE, Kind.PAIR)
+    kinds: tuple[Kind, ...] = (Kind.TEXT, Kind.RESPONSE, Kind.PAIR)
     """Its question to the model is whether the answer is unsafe: it has none about a prompt."""
 
-    def __init__(self, folder: Path, *, name: str, model: str, context_tokens: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, name: str, model: str, context_tokens: int | None = None, prompts_as_texts: bool = False
+    ) -> None:
+        """`prompts_as_texts`: the model was trained to judge any single text, so a prompt is put as one."""
+        if prompts_as_texts:
+            self.kinds = (*self.kinds, Kind.PROMPT)
         self.name = name
         self.model = model
         self._chat = ChatTokenizer(folder)
@@ -154,6 +159,7 @@ class LibraGuard:
             raise no_such_mode(self, mode)
         for item in items:
             check_kind(self, item)
+        items = [_as_text(item) if item.kind is Kind.PROMPT else item for item in items]
         prompts = self._encode([item.dialogue for item in items], mode)
         limit = self._limits[mode]
         return [
@@ -272,3 +278,7 @@ def _unquoted(written: str) -> str:
         whole = _decoded(written, 0)
         return str(whole[0]) if whole else written[1:-1]
     return written.strip("“”＂'")
+
+
+def _as_text(prompt: ChunkItem) -> ChunkItem:
+    return prompt.model_copy(update={"question": "", "response": prompt.question, "kind": Kind.TEXT})

@@ -65,7 +65,7 @@ def load_guard(name: str, location: str | None = None, *, weights: bool = True) 
     if family is Family.LIBRA or card is None:
         from worker.guards.libra import LibraGuard  # noqa: PLC0415
 
-        return LibraGuard(folder, **known)
+        return LibraGuard(folder, **known, prompts_as_texts=name in BUNDLED)
     from worker.guards.template_guard import TemplateGuard  # noqa: PLC0415
 
     return TemplateGuard(folder, format_of(card, folder), sheet=sheet_of(card), **known)
