@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from infra.errors import UsageError
 from infra.ledger import decisions, feed, intake, reviews, settlement, webhooks
+from infra.process import wait_until
 from infra.servers.services import Services
 from libra_fleet.cli.commands import POLICY
 from schemas.items import Label
@@ -291,13 +292,24 @@ def test_a_review_and_a_settlement_at_once_end_with_the_humans_word(services: Se
     webhooks.add_endpoint(services.engine, "forum", "https://hook.example/")
     chunks = [submitted(services, 1, prefix=f"p{number}") for number in range(30)]
 
+    def settle(chunk: JudgeChunk) -> None:
+        """As a collector does: a chunk whose row somebody has locked is set aside and taken again."""
+        assert wait_until(lambda: settles(chunk), timeout_s=30)
+
+    def settles(chunk: JudgeChunk) -> bool:
+        try:
+            settlement.settle(services.engine, judged(chunk, [0.95]))
+        except settlement.BusyError:
+            return False
+        return True
+
     def review(chunk: JudgeChunk) -> None:
         reviews.decide(services.engine, chunk.run_id, 0, label=Label.SAFE, moderator="m")
 
     with ThreadPoolExecutor(4) as pool:
         work = []
         for chunk in chunks:
-            work.append(pool.submit(settlement.settle, services.engine, judged(chunk, [0.95])))
+            work.append(pool.submit(settle, chunk))
             work.append(pool.submit(review, chunk))
         for each in work:
             each.result(60)

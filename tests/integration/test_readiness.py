@@ -29,7 +29,7 @@ def test_a_worker_that_cannot_load_takes_nothing_and_says_why(services: Services
     fleet.wait(ended)
 
     assert worker.returncode == GuardError.exit_code
-    assert "cannot load mine" in fleet.logs()
+    assert "broken lacks config.json" in fleet.logs()
     assert "ready" not in states
     assert fleet.announced() == []
     assert services.coordination.queues.length("mine", Lane.BULK) == 1
