@@ -21,7 +21,7 @@ AWAY: Final = (redis.RedisError, sa.exc.SQLAlchemyError, ServerError)
 
 _AT_ONCE_S: Final = 2.5
 _NO_BACKLOG: Final = Backlog(0.0, {}, (), 0, 0, 0, 0.0)
-_NO_BROKER: Final = BrokerState({}, 0, 0, 0, {})
+_NO_BROKER: Final = BrokerState({}, 0, 0, 0, 0, {})
 
 T = TypeVar("T")
 
@@ -70,6 +70,7 @@ def look(services: Services, *, at_once: bool = False, guards: Collection[str] =
         verdicts_waiting=broker.verdicts_waiting,
         finalizing_waiting=broker.finalizing_waiting,
         dead_letters=broker.dead_letters,
+        verdicts_kept=broker.verdicts_kept,
         counts=broker.counts,
         runs=backlog.runs,
         dead_items=backlog.dead_items,

@@ -30,7 +30,10 @@ def configure_logging(level: str, style: Literal["auto", "json", "console"], **b
     """Send everything to standard error, once per process. `bound` values appear on every line."""
     console = style == "console" or (style == "auto" and sys.stderr.isatty())
     renderer: Processor = (
-        structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer(ensure_ascii=False)
+        # Its own formatter shows local variables, which hold user text.
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        if console
+        else structlog.processors.JSONRenderer(ensure_ascii=False)
     )
     structlog.configure(
         processors=[*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

@@ -12,25 +12,34 @@ from typing import Final, TypeVar
 
 import redis
 from kombu.exceptions import OperationalError
-from redis.exceptions import ExecAbortError, OutOfMemoryError, ReadOnlyError
+from redis.exceptions import ExecAbortError, MasterDownError, OutOfMemoryError, ReadOnlyError
 
 from infra.log import get_logger
 
 FULL: Final = (OutOfMemoryError, ExecAbortError)
 """Answers of a Redis that is full (noeviction) to a write, alone or within a transaction."""
 
-_REDIS_AWAY: Final = (*FULL, ReadOnlyError, redis.ConnectionError, redis.TimeoutError, OperationalError)
+_REFUSES_WRITES: Final = ("MISCONF", "NOREPLICAS")
+"""How a Redis begins its answer while its disk is full, or too few replicas follow it."""
+_REDIS_AWAY: Final = (redis.ResponseError, redis.ConnectionError, redis.TimeoutError, OperationalError)
 _FIRST_PAUSE_S: Final = 0.1
 
 ResultT = TypeVar("ResultT")
 log = get_logger(__name__)
 
 
+def passes(error: Exception) -> bool:
+    """Whether a Redis that answers so may answer otherwise later: not to a wrong password or a wrong command."""
+    if isinstance(error, redis.ResponseError):
+        return isinstance(error, (*FULL, ReadOnlyError, MasterDownError)) or str(error).startswith(_REFUSES_WRITES)
+    return not isinstance(error, redis.AuthenticationError)
+
+
 def retry(
     action: Callable[[], ResultT],
     *,
     errors: tuple[type[Exception], ...] = _REDIS_AWAY,
-    is_transient: Callable[[Exception], bool] = lambda error: not isinstance(error, redis.AuthenticationError),
+    is_transient: Callable[[Exception], bool] = passes,
     longest_pause_s: float = 2.0,
     event: str = "broker_waits",
 ) -> ResultT:

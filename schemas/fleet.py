@@ -131,6 +131,8 @@ class FleetSnapshot(Frozen):
     finalizing_waiting: int = 0
     """Runs whose metrics no collector has begun to compute."""
     dead_letters: int = 0
+    verdicts_kept: int = 0
+    """Judged chunks that could not be settled, and are kept until somebody has them settled again."""
     counts: dict[str, str] = Field(default_factory=dict)
     """Counts of all processes; `infra.coordination.counters` reads them."""
 

@@ -38,6 +38,7 @@ class BrokerState(NamedTuple):
     verdicts_waiting: int
     finalizing_waiting: int
     dead_letters: int
+    verdicts_kept: int
     counts: dict[str, str]
 
 
@@ -72,13 +73,14 @@ class CoordinationStore:
             pipe.llen(self._namespace + VERDICTS)
             pipe.llen(self._namespace + FINALIZING)
             pipe.llen(self.dead_letters.key)
+            pipe.hlen(self.dead_letters.verdicts_key)
             pipe.hgetall(self.counters.key)
-            *queues, verdicts, finalizing, dead_letters, counts = pipe.execute()
+            *queues, verdicts, finalizing, dead_letters, kept, counts = pipe.execute()
         states = (
             QueueState(waiting, len(held), enqueued_at(oldest) if oldest else None)
             for waiting, held, oldest in zip(queues[::3], queues[1::3], queues[2::3], strict=True)
         )
-        return BrokerState(dict(zip(lanes, states, strict=True)), verdicts, finalizing, dead_letters, counts)
+        return BrokerState(dict(zip(lanes, states, strict=True)), verdicts, finalizing, dead_letters, kept, counts)
 
 
 def open_coordination(redis_url: str, settings: Settings) -> CoordinationStore:

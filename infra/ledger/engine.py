@@ -70,6 +70,9 @@ def open_ledger(database_url: str, *, pool_size: int = 4, wait_s: float = 0, lim
                 return engine
         except OperationalError as error:
             reason = describe(error)
+            if not at_start and "startup parameter" in reason:
+                where = url.render_as_string(hide_password=True)
+                raise ServerError(f"the pooler at {where} refuses what the URL itself asks for: {reason}") from error
             if at_start and "startup parameter" in reason:
                 # A pooler, which shares its sessions among clients: the limits go with each transaction instead.
                 log.warning("ledger_behind_pooler", error=reason)

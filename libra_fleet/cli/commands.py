@@ -97,8 +97,9 @@ DEAD: Final = LazyGroup(
         "list": Entry("rejudge:list_dead", "List the dead items of a run without their texts."),
         "show": Entry("rejudge:show_dead", "Print one dead item with its text as JSON."),
         "retry": Entry("rejudge:retry_dead", "Submit a run's dead items again, as a run of their own."),
+        "settle": Entry("rejudge:settle_kept", "Have verdicts settled that no collector could settle."),
     },
-    help="List, show or retry the items of a run that died.",
+    help="List, show or retry the items of a run that died, and settle kept verdicts.",
 )
 
 _RUN_TABLE: Final[dict[str, Entry | click.Command]] = {

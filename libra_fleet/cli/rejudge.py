@@ -129,3 +129,19 @@ def retry_dead(*, run: str, name: str | None, as_json: bool) -> None:
         print_json(run_facts(made))
     else:
         click.echo(run_id)
+
+
+@click.command()
+@json_option
+def settle_kept(*, as_json: bool) -> None:
+    """Have verdicts settled that no collector could settle.
+
+    `libra fleet status` counts them, and the collectors' logs say why each was kept: mend that first. Verdicts that
+    fail again are kept again.
+    """
+    with connected() as found:
+        chunks = found.coordination.dead_letters.put_back(found.publisher)
+    if as_json:
+        print_json({"chunks": chunks})
+    else:
+        say(f"{chunks:,} judged chunks are on their way to the collectors")

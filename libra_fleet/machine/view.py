@@ -65,9 +65,17 @@ def troubles(fleet: FleetSnapshot) -> list[str]:
         and worker.busy_share is not None
         and worker.busy_share < _IDLE_SHARE
     ]
+    return found + _set_aside(fleet)
+
+
+def _set_aside(fleet: FleetSnapshot) -> list[str]:
+    found = []
     if fleet.dead_letters:
         count = "1 message is" if fleet.dead_letters == 1 else f"{fleet.dead_letters:,} messages are"
         found.append(f"{count} in the dead-letter queue: no process here could read them; the logs say why (*_parked)")
+    if fleet.verdicts_kept:
+        chunks = _count(fleet.verdicts_kept, "judged chunk")
+        found.append(f"{chunks} could not be settled; the collectors' logs say why. Afterwards: libra run dead settle")
     return found
 
 
@@ -90,6 +98,7 @@ def status_facts(fleet: FleetSnapshot) -> dict[str, Any]:
         "collectors": [collector.id for collector in fleet.of_kind("collector")],
         "runs": [run.model_dump(mode="json") for run in fleet.runs],
         "parked": fleet.dead_letters,
+        "verdicts_kept": fleet.verdicts_kept,
         "dead": fleet.dead_items,
         "troubles": troubles(fleet),
     }

@@ -157,7 +157,7 @@ def check_complete(folder: Path, name: str, *, weights: bool) -> None:
         if what := impostor(file):
             raise GuardError(f"{name}: {file} {what}")
     if (folder / ADAPTER).is_file():
-        raise GuardError(f"{name}: {_adapter_alone(folder, name)}")
+        raise GuardError(f"{name}: {_adapter_alone(folder)}")
     lacking = [] if (folder / "config.json").is_file() else ["config.json"]
     if not ((folder / TOKENIZER_JSON).is_file() or (folder / QWEN_V1).is_file()):
         lacking.append(_lacking_tokenizer(folder, name))
@@ -167,11 +167,11 @@ def check_complete(folder: Path, name: str, *, weights: bool) -> None:
         raise GuardError(f"{name}: {folder} lacks {', '.join(lacking)}{_elsewhere(folder)}")
 
 
-def _adapter_alone(folder: Path, name: str) -> str:
+def _adapter_alone(folder: Path) -> str:
     base = read_json(folder / ADAPTER).get("base_model_name_or_path") or "BASE"
     if any(folder.glob("model*.safetensors")):
         return f"{folder} holds both a model and an adapter ({ADAPTER}); move one of them to a folder of its own"
-    return f"{folder} is an adapter without its base model; run it over its base (--guard {name}={base}+{folder})"
+    return f"{folder} is an adapter without its base model; merge it into {base} (peft: merge_and_unload) and name that"
 
 
 def _lacking_tokenizer(folder: Path, name: str) -> str:

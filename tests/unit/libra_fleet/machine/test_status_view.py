@@ -83,6 +83,7 @@ def test_a_device_that_idles_while_chunks_wait_is_named_once_it_was_seen_long_en
 
 def test_messages_in_the_dead_letter_queue_are_wrong() -> None:
     assert troubles(fleet(dead_letters=1))[0].startswith("1 message is in the dead-letter queue")
+    assert troubles(fleet(verdicts_kept=2))[0].startswith("2 judged chunks could not be settled")
 
 
 def test_the_facts_of_a_worker_that_has_just_started_say_what_is_not_known_yet() -> None:
