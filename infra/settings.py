@@ -5,9 +5,11 @@ Entry points call `load_settings()` once and pass the values on; nothing else lo
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from platformdirs import user_state_path
 from pydantic import Field, SecretStr, ValidationError
@@ -16,11 +18,16 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from infra.errors import UsageError
 from schemas.items import Retention
 
+_OF_A_SERVICE: Final = re.compile(r"_(SERVICE_(HOST|PORT\w*)|PORT(_\d+_(TCP|UDP)\w*)?)$")
+"""Variables that Kubernetes sets for its services, some of which are named libra-*."""
+
 
 class Settings(BaseSettings):
     """All settings of a process, each with its unit in its name."""
 
-    model_config = SettingsConfigDict(env_prefix="LIBRA_", env_file=".env", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="LIBRA_", env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+    )
 
     redis_url: SecretStr | None = Field(None, description="Redis or Valkey; none: the embedded Valkey")
     database_url: SecretStr | None = Field(None, description="Postgres; none: the embedded Postgres")
@@ -162,6 +169,14 @@ def load_settings() -> Settings:
     except ValidationError as error:
         lines = [f"LIBRA_{str(d['loc'][0]).upper()}: {d['msg']}" for d in error.errors(include_input=False)]
         raise UsageError("bad setting: " + "; ".join(lines)) from error
+
+
+def unknown_settings() -> dict[str, str | None]:
+    """LIBRA_* variables that no setting reads, each with the setting it may be a misspelling of."""
+    known = [f"LIBRA_{name.upper()}" for name in Settings.model_fields]
+    found = sorted(name for name in os.environ if name.startswith("LIBRA_") and name not in known)
+    close = {name: difflib.get_close_matches(name, known, n=1, cutoff=0.85) for name in found}
+    return {name: close[name][0] if close[name] else None for name in found if not _OF_A_SERVICE.search(name)}
 
 
 def child_environment(**changes: str) -> dict[str, str]:

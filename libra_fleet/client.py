@@ -64,10 +64,20 @@ class _PendingCall(NamedTuple):
 
 
 class AsyncClient:
-    """A gateway's client for asyncio: `async with AsyncClient(url, key) as client`."""
+    """A gateway's client for asyncio: `async with AsyncClient(url, key) as client`.
+
+    A proxy is used only where `proxy` names one; HTTP_PROXY and its kind are not read.
+    """
 
     def __init__(
-        self, url: str, api_key: str, *, guard: str | None = None, gather_s: float = 0.005, timeout_s: float = 30
+        self,
+        url: str,
+        api_key: str,
+        *,
+        guard: str | None = None,
+        gather_s: float = 0.005,
+        timeout_s: float = 30,
+        proxy: str | None = None,
     ) -> None:
         self._guard = guard
         self._gather_s = gather_s
@@ -75,7 +85,11 @@ class AsyncClient:
         self._gathered: dict[bool, list[_PendingCall]] = {}
         self._at_work: set[asyncio.Task[None]] = set()
         self._http = httpx2.AsyncClient(
-            base_url=url, headers={"Authorization": f"Bearer {api_key}"}, timeout=_WAIT_S + 10
+            base_url=url,
+            headers={"Authorization": f"Bearer {api_key}"},
+            timeout=_WAIT_S + 10,
+            proxy=proxy,
+            trust_env=False,  # texts and the key go where the caller says, never to what HTTP_PROXY names
         )
 
     async def __aenter__(self) -> Self:
@@ -245,14 +259,21 @@ class Client:
     """A gateway's client without asyncio. Thread-safe: what several threads judge at a time shares requests as well."""
 
     def __init__(
-        self, url: str, api_key: str, *, guard: str | None = None, gather_s: float = 0.005, timeout_s: float = 30
+        self,
+        url: str,
+        api_key: str,
+        *,
+        guard: str | None = None,
+        gather_s: float = 0.005,
+        timeout_s: float = 30,
+        proxy: str | None = None,
     ) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="gateway-client", daemon=True)
         self._thread.start()
 
         async def opened() -> AsyncClient:
-            return AsyncClient(url, api_key, guard=guard, gather_s=gather_s, timeout_s=timeout_s)
+            return AsyncClient(url, api_key, guard=guard, gather_s=gather_s, timeout_s=timeout_s, proxy=proxy)
 
         self._client = self._do(opened())
 

@@ -286,10 +286,15 @@ class LibraRecord(BaseModel):
     sub_category_name: str | None = None
     analyze: str | None = Field(default=None, repr=False)
 
-    @field_validator("label")
+    @field_validator("label", mode="before")
     @classmethod
-    def _known_label(cls, value: str | None) -> str | None:
-        if value and value not in _LABEL_WORDS:
+    def _known_label(cls, value: object) -> object:
+        if isinstance(value, int):  # of which some sets mean safe by 1, others unsafe
+            problem = f"{value} says neither safe nor unsafe; write 安全, 不安全, safe or unsafe"
+            raise ValueError(problem)  # noqa: TRY004 - pydantic reports a ValueError
+        if isinstance(value, str):
+            value = value.strip().lower()
+        if isinstance(value, str) and value and value not in _LABEL_WORDS:
             raise ValueError(f"unknown label {value!r}; expected 安全, 不安全, safe, unsafe or none")
         return value
 

@@ -116,7 +116,7 @@ def purge(engine: sa.Engine, older_than: timedelta, *, delete: bool = False) -> 
     where the items stay, and so does the receipt. A purge that is broken off is gone on with by the next.
     """
     seal_past_days(engine)
-    old = [row.id for row in fetch_all(engine, sa.text(_OLD), {"age": older_than})]
+    old = old_runs(engine, older_than)
     gone = sum(_delete_run(engine, run_id) if delete else scrub_run(engine, run_id, Retention.HASH) for run_id in old)
     for row in fetch_all(engine, sa.text(_LIVE)):
         if row.id not in old:
@@ -125,6 +125,11 @@ def purge(engine: sa.Engine, older_than: timedelta, *, delete: bool = False) -> 
     while execute(engine, sa.text(_NOTIFIED), {"age": older_than, "most": _SPAN}):
         pass
     return Purged(len(old), gone)
+
+
+def old_runs(engine: sa.Engine, older_than: timedelta) -> list[str]:
+    """The ids of the ended runs that a purge would take now; nothing is changed."""
+    return [row.id for row in fetch_all(engine, sa.text(_OLD), {"age": older_than})]
 
 
 def _scrub_live(engine: sa.Engine, run_id: str, older_than: timedelta) -> int:

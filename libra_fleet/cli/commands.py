@@ -6,6 +6,7 @@ called is loaded.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Final, NamedTuple
@@ -68,6 +69,16 @@ class LazyGroup(click.Group):
         """The command of a name, old ones included."""
         found = self._table.get(cmd_name) or self._old.get(cmd_name)
         return found.load(cmd_name) if isinstance(found, Entry) else found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or suggest those of a similar name."""
+        known = [*self._table, *self._old]
+        close = difflib.get_close_matches(args[0], known, n=3)
+        if args[0] not in known and close and not ctx.resilient_parsing:
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {', '.join(close)}?")
+        return super().resolve_command(ctx, args)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put the default command in front of options that no command precedes."""

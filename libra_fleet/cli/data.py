@@ -401,7 +401,7 @@ def _ask(
                 seal(found, run_id)
             ended = wait_for_end(found.engine, run_id, check=check)
     if ended.cancelled:
-        raise RunError(f"run {name} was cancelled; after `libra data purge --delete` the same command asks again")
+        raise RunError(f"run {name} was cancelled; after `libra data purge --delete --yes` the same command asks again")
     return run_id
 
 
@@ -417,16 +417,31 @@ def _say_done(folder: Path, names: Sequence[str], *, made: bool) -> None:
 @click.command()
 @click.option("--older-than", metavar="AGE", callback=age, required=True, help="Such as 30d, 12h or 90m.")
 @click.option("--delete", is_flag=True, help="Delete ended runs altogether, verdicts and reports included.")
+@click.option("--yes", is_flag=True, help="With --delete: do it.")
 @json_option
-def purge(*, older_than: timedelta, delete: bool, as_json: bool) -> None:
+def purge(*, older_than: timedelta, delete: bool, yes: bool, as_json: bool) -> None:
     """Scrub the texts of runs and live items that settled long enough ago.
 
     Ids, labels, metrics, content hashes and receipts stay, unless the runs are deleted; pending items are not touched.
+    --delete without --yes only says which runs it would delete.
     """
     with connected() as found:
+        if delete and not yes:
+            _say_doomed(retention.old_runs(found.engine, older_than), as_json=as_json)
+            return
         purged = retention.purge(found.engine, older_than, delete=delete)
     if as_json:
         print_json({"items": purged.items, "runs": purged.runs, "deleted": delete})
         return
     done = "deleted" if delete else "scrubbed"
     click.echo(f"{purged.items:,} items {done}; {purged.runs:,} ended runs were old enough")
+
+
+def _say_doomed(names: Sequence[str], *, as_json: bool) -> None:
+    """Say which runs a purge would delete."""
+    if as_json:
+        print_json({"deleted": False, "would_delete": list(names)})
+        return
+    for name in names:
+        click.echo(name)
+    say(f"{len(names):,} ended runs would be deleted, with verdicts and reports; --yes deletes them")

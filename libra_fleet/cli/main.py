@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Final
@@ -45,9 +46,13 @@ def libra(context: click.Context) -> None:
     from infra import tracing  # noqa: PLC0415 - `libra --help` loads nothing but the table of commands
     from infra.log import configure_logging  # noqa: PLC0415
     from infra.process import die_with_parent  # noqa: PLC0415
-    from infra.settings import load_settings  # noqa: PLC0415
+    from infra.settings import load_settings, unknown_settings  # noqa: PLC0415
 
     settings = load_settings()
+    if settings.parent_pid is None:  # whose parent has said it already
+        for name, meant in unknown_settings().items():
+            if meant:
+                click.echo(f"libra: nothing reads {name}; did you mean {meant}?", err=True)
     configure_logging(settings.log_level, settings.log_format)
     if context.invoked_subcommand != "fleet":  # whose processes trace under the names of their roles
         tracing.start(settings.otlp_endpoint, f"libra-{context.invoked_subcommand}")
@@ -68,8 +73,24 @@ def completion(*, shell: str) -> None:
     click.echo(found(libra, {}, "libra", "_LIBRA_COMPLETE").source())
 
 
+def _forgive_encodings() -> None:
+    """Print a replacement for what the terminal's encoding lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _print_error(message: str) -> None:
+    """Print an error, red where the terminal and NO_COLOR allow it."""
+    from rich.console import Console  # noqa: PLC0415 - `libra --help` loads nothing but the table of commands
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(message, style="red", markup=False, emoji=False)
+
+
 def main() -> None:
     """Run the command line; every error of ours becomes one line and its exit code."""
+    _forgive_encodings()
     try:
         for argument in sys.argv:  # one that is not valid text could be neither stored nor shown
             if argument.encode(errors="replace").decode() != argument:
@@ -88,5 +109,5 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(_INTERRUPTED)
     except LibraError as error:
-        click.secho(f"libra: {error}{_ADVICE.get(type(error), '')}", fg="red", err=True)
+        _print_error(f"libra: {error}{_ADVICE.get(type(error), '')}")
         sys.exit(error.exit_code)

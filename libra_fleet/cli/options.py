@@ -208,6 +208,8 @@ def _gate(value: str) -> QualityGate:
         floor = math.nan
     if not math.isfinite(floor):
         raise click.BadParameter(f"{value!r}: expected METRIC=VALUE, such as accuracy=0.85")
+    if not -1 <= floor <= 1:
+        raise click.BadParameter(f"{value!r}: a metric is at most 1; did you mean {metric}={floor / 100:g}?")
     if metric not in AVERAGED:
         raise click.BadParameter(f"no average named {metric!r}{_did_you_mean(metric, AVERAGED)}")
     return QualityGate(metric, floor)

@@ -135,17 +135,17 @@ def writable(option: str, file: Path) -> None:
 
 
 def finish(found: Services, run_id: str, report_options: ReportOptions) -> None:
-    """Show and write the report of a run that has ended."""
+    """Write and show the report of a run that has ended; the files first, since who reads the output may leave."""
     stored = report_of(found, run_id)
     if stored is None:
         raise RunError(f"run {run_id} ended without a report")
     price = found.settings.price_per_device_hour
-    print_report(stored, as_json=report_options.as_json, price_per_device_hour=price)
     if report_options.out:
         report_options.out.write_text(to_json(stored, price_per_device_hour=price) + "\n", encoding="utf-8")
         say(f"report written to {report_options.out}")
     if report_options.html:
         write_page(found, stored, report_options.html)
+    print_report(stored, as_json=report_options.as_json, price_per_device_hour=price)
     _require_outcome(stored, report_options.fail_under)
 
 

@@ -12,7 +12,7 @@ from infra.ledger import stats
 from infra.ledger.engine import HEAD, current_revision, open_ledger
 from infra.servers.embedded import EmbeddedServers
 from infra.servers.services import Services
-from infra.settings import Settings
+from infra.settings import Settings, unknown_settings
 from libra_fleet.doctor import Finding, error, good, warning
 from libra_fleet.doctor.machine import check_checkpoint, check_devices, check_disk, check_files, check_versions
 from libra_fleet.doctor.servers import check_clocks, check_fleet, check_postgres, check_redis
@@ -88,8 +88,18 @@ def _examine_servers(services: Services) -> Iterator[Finding]:
 
 def check_settings(settings: Settings, slowest_chunk_s: float | None = None) -> Iterator[Finding]:
     """Findings on settings that contradict each other or the slowest chunk of the last day (seconds; None: unknown)."""
-    found = list(_contradictions(settings, slowest_chunk_s or 0.0))
+    found = [*_unknown(), *_contradictions(settings, slowest_chunk_s or 0.0)]
     yield from found or [good("settings", "no two of them contradict each other")]
+
+
+def _unknown() -> Iterator[Finding]:
+    for name, meant in unknown_settings().items():
+        yield warning(
+            "settings",
+            f"nothing reads {name}",
+            why="what it should change keeps its default",
+            do=f"did you mean {meant}?" if meant else "unset it; docs/configuration.md lists every setting",
+        )
 
 
 def _contradictions(settings: Settings, slowest_chunk_s: float) -> Iterator[Finding]:

@@ -176,6 +176,21 @@ def test_a_purge_takes_texts_of_old_runs_only_and_leaves_the_proof(configured: S
     assert all(audit(configured.engine, run_id).sound for run_id in (old, young, pending))
 
 
+def test_a_purge_that_deletes_names_the_runs_and_waits_for_yes(configured: Services) -> None:
+    run_id = completed(configured, Retention.FULL)
+    with configured.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE runs SET completed_at = now() - interval '40 days'"))
+
+    asked = CliRunner().invoke(purge, ["--older-than", "30d", "--delete"])
+
+    assert asked.stdout == f"{run_id}\n"
+    assert audit(configured.engine, run_id).sound
+
+    done = CliRunner().invoke(purge, ["--older-than", "30d", "--delete", "--yes"])
+
+    assert done.stdout.endswith("deleted; 1 ended runs were old enough\n")
+
+
 def test_a_purge_scrubs_settled_live_items(services: Services) -> None:
     _, chunks = begun(services, lane=Lane.LIVE)
     settlement.settle(services.engine, chatty(chunks[0]))

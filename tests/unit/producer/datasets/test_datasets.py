@@ -353,7 +353,7 @@ def test_a_long_file_name_still_makes_an_id(tmp_path: Path) -> None:
             '{"response": "a", "label": "bad"}',
             "label: unknown label 'bad'; expected 安全, 不安全, safe, unsafe or none",
         ),
-        ('{"response": "a", "label": 1}', "label: Input should be a valid string"),
+        ('{"response": "a", "label": 1}', "label: 1 says neither safe nor unsafe; write 安全, 不安全, safe or unsafe"),
         ('{"text": 1}', "text: Input should be a valid string"),
         ('{"response": ""}', "response: the text to judge is empty"),
         ('{"response": " \\n"}', "response: the text to judge is empty"),
@@ -410,7 +410,7 @@ def test_a_line_over_the_limit_is_passed_over_and_the_next_one_read(tmp_path: Pa
 
 
 def test_what_a_problem_quotes_stays_short_and_printable(tmp_path: Path) -> None:
-    assert len(problem(tmp_path, lines({"text": "a", "label": "\n" * 100_000}))) < 2000
+    assert len(problem(tmp_path, lines({"text": "a", "label": "x" + "\n" * 100_000 + "x"}))) < 2000
     row = one_row(tmp_path, json.dumps({"\ud83d\ude00\x1b[0m" * 1000: 1}))
     assert isinstance(row, InvalidRow)
     assert row.problem.isprintable()
