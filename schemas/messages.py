@@ -72,18 +72,12 @@ class ChunkItem(Shared):
 class JudgeChunk(Shared):
     """Up to 64 items on their way to a worker.
 
-    <<<<<<< HEAD
     `enqueued_at` is the ledger's clock in epoch seconds, for ages; the reconciler's watermark reads `ordinal`, which
     the ledger counts up (0: written before there were ordinals). `nonce` is drawn at random when the chunk is
     committed, and tells it from a chunk of the same number in a commit that a failover lost.
     With `cache` what a device answered before may be taken again; with `verdict_only` a model may stop writing once
-    its verdict is known. `examples` are shown to the guard before each item; such a chunk is of version 2.
-    =======
-    `enqueued_at` is the ledger's clock in epoch seconds: the reconciler's watermark reads it. With `cache` what a
-    device answered before may be taken again; with `verdict_only` a model may stop writing once its verdict is known.
-    `examples` are shown to the guard before each item; such a chunk is of version 2, and one with an item that is
-    neither a text nor a pair of version 3.
-    >>>>>>> df8705d (wip)
+    its verdict is known. `examples` are shown to the guard before each item; such a chunk is of version 2, and one with
+    an item that is neither a text nor a pair of version 3.
     """
 
     NEWEST: ClassVar[int] = KINDS_VERSION

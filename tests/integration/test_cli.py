@@ -567,7 +567,7 @@ STRANGERS = {
     "two arguments": (envelope([["a", "b"], {}, {}]), "malformed task message"),
     "no arguments at all": (envelope({"a": 1}), "malformed task message"),
     "no chunk": (envelope(task(SECRET)), "not a JudgeChunk: body"),
-    "a newer chunk": (envelope(task(json.dumps({"version": 3}))), "message version 3, this reader knows 2"),
+    "a newer chunk": (envelope(task(json.dumps({"version": 99}))), "message version 99, this reader knows"),
     "a chunk that lacks fields": (envelope(task(json.dumps({"version": 1}))), "run_id: Field required"),
 }
 
