@@ -60,7 +60,7 @@ _CLIENT_PARAMETERS: Final[Mapping[str, Callable[[str], Any]]] = {
     "health_check_interval": int,
     "client_name": str,
 }
-"""What redis-py reads from a URL and a client of ours may be told. The broker's are settings of ours alone."""
+"""What redis-py reads from a URL and a client of ours may be given. The broker's are settings of ours alone."""
 _OWN_PARAMETERS: Final[Mapping[str, Callable[[str], Any]]] = {
     "db": int,
     "virtual_host": int,
@@ -96,18 +96,18 @@ class RedisAddress:
 
     def client(self, **options: Any) -> redis.Redis:  # noqa: ANN401 - redis-py's own options
         """A client; the server need not be there yet. What the address says goes before `options`."""
-        told = {"db": self.db, "username": self.username, "password": self.password, **options, **self.options}
+        arguments = {"db": self.db, "username": self.username, "password": self.password, **options, **self.options}
         secure = {"ssl": True, **self.tls} if self.tls is not None else {}
         if self.path:
-            return redis.Redis(unix_socket_path=self.path, **told)
+            return redis.Redis(unix_socket_path=self.path, **arguments)
         if self.service:
-            timing = {name: value for name, value in told.items() if name.startswith("socket_")}
+            timing = {name: value for name, value in arguments.items() if name.startswith("socket_")}
             asking = {**timing, **self.sentinel_account, **secure}
-            sentinels = Sentinel(list(self.hosts), sentinel_kwargs=asking, **told, **secure)  # type: ignore[no-untyped-call]
+            sentinels = Sentinel(list(self.hosts), sentinel_kwargs=asking, **arguments, **secure)  # type: ignore[no-untyped-call]
             client: redis.Redis = sentinels.master_for(self.service, redis.Redis)  # type: ignore[no-untyped-call]
             return client
         ((host, port),) = self.hosts
-        return redis.Redis(host=host, port=port or _REDIS_PORT, **told, **secure)
+        return redis.Redis(host=host, port=port or _REDIS_PORT, **arguments, **secure)
 
     def broker_url(self) -> str:
         """The address as kombu spells it."""
@@ -122,7 +122,7 @@ class RedisAddress:
         return ";".join(f"{scheme}://{account}{host}/{self.db}{query}" for host in hosts)
 
     def broker_options(self) -> dict[str, Any]:
-        """What kombu's transport has to be told beside the URL."""
+        """What kombu's transport needs in addition to the URL."""
         if not self.service:
             return {}
         secure = {"ssl": True, **self.tls} if self.tls is not None else {}
@@ -204,13 +204,15 @@ def _parameters(query: str) -> dict[str, Any]:
 
 
 def _tls(given: Mapping[str, Any], *, is_tls: bool) -> dict[str, Any] | None:
-    """How to check the server's certificate, which is checked unless told otherwise; None without TLS."""
-    told = {name: given[name] for name in _TLS_PARAMETERS if name in given}
+    """How to check the server's certificate, which is checked unless the URL says otherwise; None without TLS."""
+    arguments = {name: given[name] for name in _TLS_PARAMETERS if name in given}
     if not is_tls:
-        if told:
-            raise ServerError(f"LIBRA_REDIS_URL: the parameter {next(iter(told))!r} goes with TLS, as in rediss://")
+        if arguments:
+            raise ServerError(
+                f"LIBRA_REDIS_URL: the parameter {next(iter(arguments))!r} goes with TLS, as in rediss://"
+            )
         return None
-    return {"ssl_cert_reqs": "required", **told}
+    return {"ssl_cert_reqs": "required", **arguments}
 
 
 def _hosts(listed: str, port: int | None) -> tuple[tuple[str, int | None], ...]:

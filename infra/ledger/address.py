@@ -72,19 +72,19 @@ def parse_postgres(database_url: str) -> sa.URL:
         given = _of_words(text)
     else:
         raise ServerError(f"LIBRA_DATABASE_URL is not a Postgres URL ({FORM})")
-    told: dict[str, str] = {}
+    parameters: dict[str, str] = {}
     for name, value in given:
         meant = _meaning(name)
         wanted = meant.value(value)
-        if meant.name == "options" and "options" in told:
-            wanted = f"{told['options']} {wanted}".strip()
+        if meant.name == "options" and "options" in parameters:
+            wanted = f"{parameters['options']} {wanted}".strip()
         if meant.name and wanted:
-            told[meant.name] = wanted
-    if told.get("sslmode") == "no-verify":
-        told["sslmode"] = "require"
-    if "," not in told.get("port", ""):
-        _check_port(told.get("port", "5432"))
-    return _url(told)
+            parameters[meant.name] = wanted
+    if parameters.get("sslmode") == "no-verify":
+        parameters["sslmode"] = "require"
+    if "," not in parameters.get("port", ""):
+        _check_port(parameters.get("port", "5432"))
+    return _url(parameters)
 
 
 def _meaning(name: str) -> _Meant:
@@ -142,9 +142,9 @@ def _of_words(text: str) -> list[tuple[str, str]]:
         raise ServerError(f"LIBRA_DATABASE_URL is not a Postgres URL ({FORM})") from error
 
 
-def _url(told: dict[str, str]) -> sa.URL:
-    host, port = told.pop("host", None), told.pop("port", None)
-    query = dict(told)
+def _url(parameters: dict[str, str]) -> sa.URL:
+    host, port = parameters.pop("host", None), parameters.pop("port", None)
+    query = dict(parameters)
     user, password, database = (query.pop(name, None) for name in ("user", "password", "dbname"))
     if not host or host.startswith("/") or "," in f"{host}{port}":
         query |= {name: value for name, value in (("host", host), ("port", port)) if value}

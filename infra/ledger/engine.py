@@ -110,7 +110,7 @@ def _adapt(made: psycopg.Connection, _: object) -> None:
 
 
 def _connect_args(url: sa.URL, limits: Limits, *, at_start: bool) -> dict[str, str | int]:
-    """What libpq and the server are told at the start of a connection; what the URL says itself goes first."""
+    """What libpq and the server get at the start of a connection; what the URL says itself goes first."""
     probe_s = max(1, int(limits.peer_s / 3))
     probing = {"keepalives_idle": probe_s, "keepalives_interval": probe_s, "keepalives_count": 2}
     args = {"connect_timeout": 5, "tcp_user_timeout": int(1_000 * limits.peer_s), **probing}

@@ -51,13 +51,13 @@ _HELD: Final = "WHERE id = :run_id AND state = 'finalizing' AND finalize_token =
 
 
 def renew(engine: sa.Engine, held: Claim, *, lease_s: float) -> bool:
-    """Let the lease run anew; False where the run is no longer this claim's."""
+    """Renew the lease; False where the run is no longer this claim's."""
     statement = sa.text(f"UPDATE runs SET lease_until = now() + make_interval(secs => :lease_s) {_HELD}")  # noqa: S608
     return execute(engine, statement, {**_key(held), "lease_s": lease_s}) == 1
 
 
 def release(engine: sa.Engine, held: Claim) -> bool:
-    """Give the run back, as if it had not been claimed: whoever claims it next need not wait for the lease."""
+    """Give the run back, as if it had not been claimed: the next to claim it need not wait for the lease."""
     statement = sa.text(
         f"""
         UPDATE runs SET lease_until = now() - interval '1 second', finalize_attempts = finalize_attempts - 1 {_HELD}
