@@ -26,7 +26,12 @@ class Settings(BaseSettings):
     """All settings of a process, each with its unit in its name."""
 
     model_config = SettingsConfigDict(
-        env_prefix="LIBRA_", env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+        env_prefix="LIBRA_",
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,  # an address may hold a password
     )
 
     redis_url: SecretStr | None = Field(None, description="Redis or Valkey; none: the embedded Valkey")

@@ -6,9 +6,12 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Frozen(BaseModel):
-    """Immutable data with no coercion and no unknown fields."""
+    """Immutable data with no coercion and no unknown fields.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    Its errors do not show what was read: that may be user text, and errors go to logs.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
 
 
 class Shared(Frozen):

@@ -43,7 +43,7 @@ Timestamp = Annotated[datetime, PlainSerializer(datetime.isoformat, return_type=
 class ApiRequest(BaseModel):
     """Base of what callers send; an unknown field is refused, since it is most likely a misspelt one."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class ItemRequest(ApiRequest):

@@ -275,7 +275,7 @@ class LibraRecord(BaseModel):
     Unknown columns are ignored: people add columns of their own.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, hide_input_in_errors=True)
 
     id: ItemId | int
     response: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Final
 
 from pydantic import Field, model_validator
 
@@ -10,6 +11,9 @@ from schemas.base import ADDED, Frozen, Shared
 from schemas.guards import Mode
 from schemas.items import Example, ItemId
 from schemas.messages import ChunkItem, JudgeChunk, Lane, version_of
+
+RUN_ID: Final = "r(?:m[0-9]{4})?[0-9a-f]{10}"
+"""A run's id as a regular expression: its month, which older ids lack, and ten random digits."""
 
 
 class RunState(StrEnum):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import base64
 import json
+import math
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple, cast
 
@@ -21,6 +23,9 @@ from infra.retry import retry
 from schemas.messages import VerdictChunk, decode_chunk
 
 _KEPT: Final = 10_000
+_KEPT_BYTES: Final = 256 * 2**20
+"""Of memory, about, for each of the two: this broker evicts nothing, so that what is kept for ever would fill it up."""
+_KEPT_S: Final = 90 * 86_400.0
 
 log = get_logger(__name__)
 
@@ -45,16 +50,40 @@ class DeadLetters:
         self.verdicts_key = f"{prefix}parked-verdicts"
 
     def put(self, queue: str, reason: str, body: str) -> None:
-        """Keep a message; beyond ten thousand the oldest goes."""
-        entry = json.dumps({"queue": queue, "reason": reason, "body": body}, ensure_ascii=False)
-        retry(lambda: self._redis.lpush(self.key, entry))
-        retry(lambda: self._redis.ltrim(self.key, 0, _KEPT - 1))
+        """Keep a message for 90 days; beyond ten thousand messages, or 256 MiB, the oldest go first."""
+        entry = {"queue": queue, "reason": reason, "body": body, "at": time.time()}
+        retry(lambda: self._redis.lpush(self.key, json.dumps(entry, ensure_ascii=False)))
+        dropped = 0
+        while retry(self._oldest_goes):
+            retry(lambda: self._redis.rpop(self.key))
+            dropped += 1
+        if dropped:
+            log.error("parked_messages_dropped", messages=dropped)
+
+    def _oldest_goes(self) -> bool:
+        count = self._redis.llen(self.key)
+        if count < 2:  # the newest stays, whatever its size
+            return False
+        if count > _KEPT or self._memory(self.key) > _KEPT_BYTES:
+            return True
+        oldest = cast("str | None", self._redis.lindex(self.key, -1))
+        # An entry of an older version has no time: it goes by number and size alone.
+        return oldest is not None and json.loads(oldest).get("at", math.inf) < time.time() - _KEPT_S
+
+    def _memory(self, key: str) -> int:
+        """Bytes of memory that a key takes, estimated by the server from some of its entries."""
+        return self._redis.memory_usage(key) or 0
 
     def keep_verdicts(self, chunk: VerdictChunk, reason: str) -> bool:
-        """Keep verdicts until somebody puts them back; False where ten thousand chunks are kept already."""
+        """Keep verdicts until somebody puts them back; False where ten thousand chunks, or 256 MiB, are kept already.
+
+        None of them goes by itself: their items are judged and wait for them.
+        """
         body = chunk.model_copy(update={"failures": 0}).model_dump_json()
         entry = json.dumps({"reason": reason, "body": body}, ensure_ascii=False)
         if retry(lambda: self._redis.hlen(self.verdicts_key)) >= _KEPT:
+            return False
+        if retry(lambda: self._memory(self.verdicts_key)) >= _KEPT_BYTES:
             return False
         retry(lambda: self._redis.hset(self.verdicts_key, chunk.chunk_id, entry))
         return True
@@ -77,8 +106,8 @@ class DeadLetters:
             self._redis.hdel(self.verdicts_key, verdicts.chunk.chunk_id)  # only now: it is on the queue
         return len(kept)
 
-    def newest_first(self) -> list[dict[str, str]]:
-        """Queue, reason and body of each message."""
+    def newest_first(self) -> list[dict[str, Any]]:
+        """Queue, reason and body of each message, and the time when it was put here (epoch seconds)."""
         return [json.loads(entry) for entry in cast("list[str]", self._redis.lrange(self.key, 0, -1))]
 
 

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from infra.ledger.engine import Row, execute, fetch_all, fetch_one, fetch_value, named
 from infra.ledger.intake import IdempotencyKey, make_once
+from infra.ledger.leases import lease_ended
 from infra.ledger.runs import counts_of
 from infra.ledger.tables import batches, files
 from schemas.runs import RunCounts, RunState
@@ -31,16 +32,16 @@ _BATCH: Final = """
 _BATCHES: Final = f"SELECT {_BATCH} FROM batches b LEFT JOIN runs r ON r.id = b.run_id"  # noqa: S608
 
 _CLAIM: Final = sa.text(
-    """
+    f"""
     UPDATE batches SET lease_until = now() + make_interval(secs => :lease_s)
     WHERE id = (
         SELECT id FROM batches b
-        WHERE submitted_at IS NULL AND failed_at IS NULL AND (lease_until IS NULL OR lease_until < now())
+        WHERE submitted_at IS NULL AND failed_at IS NULL AND (lease_until IS NULL OR {lease_ended()})
         ORDER BY EXISTS (SELECT 1 FROM batches o WHERE o.tenant = b.tenant AND o.submitted_at IS NULL
                          AND o.failed_at IS NULL AND o.lease_until >= now()), created_at
         LIMIT 1 FOR UPDATE SKIP LOCKED)
     RETURNING id
-    """
+    """  # noqa: S608 - our own
 )
 
 

@@ -14,12 +14,13 @@ from psycopg.types.array import ListBinaryDumper
 from sqlalchemy.exc import InvalidatePoolError, OperationalError
 
 from infra.errors import LedgerOutdatedError, ServerError
+from infra.ledger import months
 from infra.ledger.address import parse_postgres as _parse
 from infra.ledger.faults import conceal_values, describe
 from infra.ledger.text import clean_json, register_clean_text
 from infra.log import get_logger
 
-HEAD: Final = "0005_kinds"
+HEAD: Final = "0006_months"
 """Revision this code needs; a test holds it equal to the newest migration."""
 
 _RETRY_EVERY_S: Final = 0.25
@@ -237,6 +238,7 @@ def upgrade(engine: sa.Engine) -> None:
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+            months.provide(connection)
     except CommandError as error:
         raise LedgerOutdatedError(f"no way from the ledger's revision {found} to {HEAD}") from error
 

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 import sqlalchemy as sa
 
 from infra.ledger.engine import execute, fetch_value
+from infra.ledger.leases import lease_ended
 from infra.ledger.runs import WAITS_FOR_NEXT_STAGE
 from schemas.runs import RunReport
 
@@ -37,7 +38,7 @@ def claim(engine: sa.Engine, run_id: str, *, lease_s: float) -> Claim | None:
         UPDATE runs SET state = 'finalizing', lease_until = now() + make_interval(secs => :lease_s),
                         finalize_token = :token, finalize_attempts = finalize_attempts + 1
         WHERE id = :run_id AND settled = expected
-          AND (state = 'sealed' OR (state = 'finalizing' AND lease_until < now()))
+          AND (state = 'sealed' OR (state = 'finalizing' AND {lease_ended()}))
           AND NOT ({WAITS_FOR_NEXT_STAGE})
         RETURNING finalize_attempts
         """  # noqa: S608 - our own

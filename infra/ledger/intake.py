@@ -18,6 +18,7 @@ from sqlalchemy.exc import IntegrityError
 
 from infra.errors import DataError, LibraError, RunError, TakenError
 from infra.ledger.engine import Row, execute, fetch_all, fetch_one, fetch_value
+from infra.ledger.months import Month
 from infra.ledger.tables import idempotency_keys, runs
 from infra.ledger.text import clean_json
 from schemas.guards import Mode
@@ -95,8 +96,8 @@ _PAST_DAYS: Final = sa.text(
 
 
 def new_run_id() -> str:
-    """An id that no run has."""
-    return "r" + secrets.token_hex(5)
+    """An id that no run has; it begins with the month."""
+    return Month.now().prefix + secrets.token_hex(5)
 
 
 def create_run(engine: sa.Engine, spec: RunSpec, *, run_id: str | None = None, name: str | None = None) -> str:

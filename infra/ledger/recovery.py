@@ -17,6 +17,7 @@ import sqlalchemy as sa
 
 from infra.ledger.engine import execute
 from infra.ledger.items import dialogue_from
+from infra.ledger.leases import lease_ended
 from infra.ledger.runs import WAITS_FOR_NEXT_STAGE
 from schemas.messages import ChunkItem, JudgeChunk, Lane
 from schemas.runs import RunSpec
@@ -80,13 +81,13 @@ def lead(connection: sa.Connection, holder: str, *, lease_s: float) -> bool:
     stopped, and it holds through a pooler that shares sessions.
     """
     statement = sa.text(
-        """
+        f"""
         INSERT INTO leaders AS l (role, holder, lease_until)
         VALUES (:role, :holder, clock_timestamp() + make_interval(secs => :lease_s))
         ON CONFLICT (role) DO UPDATE SET holder = excluded.holder, lease_until = excluded.lease_until
-        WHERE l.holder = excluded.holder OR l.lease_until <= clock_timestamp()
+        WHERE l.holder = excluded.holder OR {lease_ended("l.lease_until")}
         RETURNING true
-        """
+        """  # noqa: S608 - our own
     )
     return bool(connection.scalar(statement, {"role": _RECONCILER, "holder": holder, "lease_s": lease_s}))
 
@@ -211,13 +212,13 @@ def take_up(connection: sa.Connection, lost: OverdueChunk) -> JudgeChunk | None:
     )
 
 
-def unfinished(connection: sa.Connection) -> list[str]:
+def unfinished(connection: sa.Connection, *, lease_s: float) -> list[str]:
     """Runs whose items have all settled but whose metrics nobody is computing (a collector died in between)."""
     statement = sa.text(
         f"""
         SELECT id FROM runs WHERE settled = expected
-          AND (state = 'sealed' OR (state = 'finalizing' AND lease_until < clock_timestamp()))
+          AND (state = 'sealed' OR (state = 'finalizing' AND {lease_ended()}))
           AND NOT ({WAITS_FOR_NEXT_STAGE})
         """  # noqa: S608 - our own
     )
-    return list(connection.scalars(statement))
+    return list(connection.scalars(statement, {"lease_s": lease_s}))

@@ -7,14 +7,18 @@ hash unless nothing may stay; the receipt of a run is over these hashes and is c
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
+from infra.ledger import months
 from infra.ledger.engine import execute, fetch_all, fetch_value
+from infra.ledger.faults import is_passing
 from infra.ledger.intake import DAY_END, LIVE_DAY, seal_past_days
+from infra.ledger.months import Month
 from infra.ledger.tables import (
     chunks,
     decisions,
@@ -27,6 +31,7 @@ from infra.ledger.tables import (
     submissions,
     verdicts,
 )
+from infra.log import get_logger
 from schemas.items import Retention
 
 _SCRUB_ITEMS: Final = """
@@ -77,7 +82,9 @@ _NOTIFIED: Final = """
 """
 
 _OF_A_RUN: Final = (items, verdicts, submissions, feed_entries, decisions, reviews, disagreements, outbox)
-"""Tables with rows of a run; its chunks go with it."""
+"""Tables with rows of a run's items; its chunks go first."""
+
+log = get_logger(__name__)
 
 
 class Purged(NamedTuple):
@@ -112,12 +119,13 @@ def purge(engine: sa.Engine, older_than: timedelta, *, delete: bool = False) -> 
     """Scrub the texts of runs that ended so long ago, and of live items that settled so long ago.
 
     Uploaded files of that age go whole, unless a batch still needs one, and webhook messages that were settled so
-    long ago leave the outbox. With `delete`, such runs go altogether, verdicts and reports included. Hashes stay
-    where the items stay, and so does the receipt. A purge that is broken off is gone on with by the next.
+    long ago leave the outbox. With `delete`, such runs go altogether, verdicts and reports included; a past month that
+    has no other runs goes as a whole. Hashes stay where the items stay, and so does the receipt. A purge that is
+    broken off is gone on with by the next.
     """
     seal_past_days(engine)
     old = old_runs(engine, older_than)
-    gone = sum(_delete_run(engine, run_id) if delete else scrub_run(engine, run_id, Retention.HASH) for run_id in old)
+    gone = _delete_runs(engine, old) if delete else sum(scrub_run(engine, run_id, Retention.HASH) for run_id in old)
     for row in fetch_all(engine, sa.text(_LIVE)):
         if row.id not in old:
             gone += _scrub_live(engine, row.id, older_than)
@@ -141,25 +149,64 @@ def _scrub_live(engine: sa.Engine, run_id: str, older_than: timedelta) -> int:
     return scrubbed
 
 
-def _delete_run(engine: sa.Engine, run_id: str) -> int:
-    """Delete a run with all that it has; returns how many items it had.
+def _delete_runs(engine: sa.Engine, old: Sequence[str]) -> int:
+    """Delete runs with all that they have, by the month where that can be; returns how many items they had.
 
-    Its chunks go first: a verdict that is delivered again finds none, and writes nothing. The run goes last: until then
-    a purge finds it.
+    Their chunks go first: a verdict that is delivered again finds none, and writes nothing. A run itself goes last:
+    until then a purge finds it.
     """
-    items_gone = 0
-    last_chunk = fetch_value(engine, sa.select(sa.func.max(chunks.c.chunk_no)).where(chunks.c.run_id == run_id))
-    for first in range(0, (last_chunk or 0) + 1, _SPAN):
+    for run_id in old:
+        _delete_chunks(engine, run_id)
+    deleted = 0
+    for month, of_month in _by_month(old).items():
+        dropped = month is not None and _drop(engine, month, of_month)
+        for run_id in of_month:
+            deleted += _delete_run(engine, run_id, dropped=dropped)
+    return deleted
+
+
+def _by_month(run_ids: Sequence[str]) -> dict[Month | None, list[str]]:
+    by_month: dict[Month | None, list[str]] = defaultdict(list)
+    for run_id in run_ids:
+        by_month[Month.of(run_id)].append(run_id)
+    return by_month
+
+
+def _drop(engine: sa.Engine, month: Month, runs: Sequence[str]) -> bool:
+    """Drop a month; False where it has other runs, or somebody reads its tables and keeps doing so."""
+    try:
+        with engine.begin() as connection:
+            return months.drop(connection, month, runs)
+    except sa.exc.DBAPIError as error:
+        if not is_passing(error):
+            raise
+        log.warning("month_in_use", month=month.prefix)
+        return False
+
+
+def _delete_chunks(engine: sa.Engine, run_id: str) -> None:
+    last = fetch_value(engine, sa.select(sa.func.max(chunks.c.chunk_no)).where(chunks.c.run_id == run_id))
+    for first in range(0, (last or 0) + 1, _SPAN):
         some = chunks.c.chunk_no.between(first, first + _SPAN - 1)
         execute(engine, sa.delete(chunks).where(chunks.c.run_id == run_id, some))
-    for span in _spans(engine, run_id):
+
+
+def _delete_run(engine: sa.Engine, run_id: str, *, dropped: bool) -> int:
+    """Delete a run without chunks; returns how many items it had. `dropped`: those of its month are gone."""
+    accepted = fetch_value(engine, sa.select(runs.c.accepted).where(runs.c.id == run_id)) or 0
+    tables = [table for table in _OF_A_RUN if not (dropped and table.name in months.MONTHLY)]
+    tables = [table for table in tables if _has_rows(engine, table, run_id)]
+    for span in _spans(engine, run_id) if tables else ():
         with engine.begin() as connection:
-            for table in _OF_A_RUN:
+            for table in tables:
                 within = sa.and_(table.c.run_id == run_id, table.c.seq.between(span["first"], span["last"]))
-                went = connection.execute(sa.delete(table).where(within)).rowcount
-                items_gone += went if table is items else 0
+                connection.execute(sa.delete(table).where(within))
     execute(engine, sa.delete(runs).where(runs.c.id == run_id))
-    return items_gone
+    return accepted
+
+
+def _has_rows(engine: sa.Engine, table: sa.Table, run_id: str) -> bool:
+    return bool(fetch_value(engine, sa.select(sa.exists().where(table.c.run_id == run_id))))
 
 
 def _spans(engine: sa.Engine, run_id: str) -> Iterator[dict[str, Any]]:

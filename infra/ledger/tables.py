@@ -33,6 +33,8 @@ metadata: Final = sa.MetaData(
 
 _NOW: Final = sa.text("now()")
 _ZERO: Final = sa.text("0")
+_BY_MONTH: Final = "RANGE (run_id)"
+"""A run's id begins with its month: `infra.ledger.months`."""
 
 
 def _one_of(column: str, values: Iterable[str]) -> str:
@@ -106,6 +108,7 @@ items: Final = sa.Table(
     sa.Column("history", JSONB),
     sa.CheckConstraint(_one_of("kind", Kind), name="kind"),
     sa.UniqueConstraint("run_id", "item_id"),
+    postgresql_partition_by=_BY_MONTH,
 )
 
 chunk_ordinals: Final = sa.Sequence("chunk_ordinals", metadata=metadata)
@@ -163,6 +166,7 @@ verdicts: Final = sa.Table(
     sa.CheckConstraint(_one_of("outcome", Outcome), name="outcome"),
     sa.CheckConstraint("(outcome = 'scored') = (label IS NOT NULL)", name="label"),
     sa.CheckConstraint("outcome <> 'dead' OR reason IS NOT NULL", name="reason"),
+    postgresql_partition_by=_BY_MONTH,
 )
 
 sa.Index("ix_verdicts_settled_at", verdicts.c.settled_at, postgresql_using="brin")
@@ -191,6 +195,7 @@ submissions: Final = sa.Table(
     sa.Column("callback_url", sa.Text),
     sa.Column("metadata", JSONB),
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=_NOW),
+    postgresql_partition_by=_BY_MONTH,
 )
 sa.Index("ix_submissions_tenant_created_at", submissions.c.tenant, submissions.c.created_at)
 

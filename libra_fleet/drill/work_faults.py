@@ -129,6 +129,7 @@ def _shift(ground: Ground, *, hours: int) -> None:
     statements = (
         "UPDATE chunks SET enqueued_at = enqueued_at + :by, overtaken_at = overtaken_at + :by WHERE settled < size",
         "UPDATE runs SET lease_until = lease_until + :by WHERE lease_until IS NOT NULL",
+        "UPDATE leaders SET lease_until = lease_until + :by",
     )
     with ground.services.engine.begin() as connection:
         for statement in statements:

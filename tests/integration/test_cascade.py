@@ -285,7 +285,7 @@ def test_a_stage_is_no_disagreement_and_no_run_to_go_on_with_by_hand(services: S
         ended(services, stage.id)
     with services.engine.connect() as connection:
         assert connection.scalar(sa.text("SELECT count(*) FROM disagreements")) == 0
-        assert recovery.unfinished(connection) == []
+        assert recovery.unfinished(connection, lease_s=60) == []
 
 
 ROWS = [

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import redis
 
+from infra.broker import dead_letters
 from infra.broker.app import JUDGE, SETTLE, VERDICTS, make_app, queue_of
+from infra.broker.dead_letters import DeadLetters
 from infra.broker.queues import task_message, vetting_transport
 from infra.ledger import intake
 from infra.ledger.runs import run_status
@@ -64,3 +67,51 @@ def test_messages_of_a_newer_version_and_noise_go_to_the_dead_letter_queue(servi
     assert reasons.count("not a message") == 2, reasons
     assert run_status(services.engine, run_id).counts.scored == 8
     assert "text number" not in fleet.logs()
+
+
+def letters(services: Services) -> DeadLetters:
+    return services.coordination.dead_letters
+
+
+def test_parked_messages_are_bounded_in_memory_and_the_oldest_go_first(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dead_letters, "_KEPT_BYTES", 2**20)
+    for number in range(40):
+        letters(services).put("q", f"reason {number}", "x" * 100_000)
+
+    kept = letters(services).newest_first()
+    assert [entry["reason"] for entry in kept] == [f"reason {number}" for number in range(39, 39 - len(kept), -1)]
+    assert 5 <= len(kept) <= 11
+
+
+def test_a_parked_message_larger_than_the_bound_is_kept_alone(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dead_letters, "_KEPT_BYTES", 2**10)
+    for number in range(3):
+        letters(services).put("q", f"reason {number}", "x" * 100_000)
+
+    assert [entry["reason"] for entry in letters(services).newest_first()] == ["reason 2"]
+
+
+def test_a_parked_message_goes_after_its_time(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as before:
+        before.setattr(dead_letters.time, "time", lambda: 1_000.0)
+        letters(services).put("q", "old", "x")
+    letters(services).put("q", "new", "x")
+
+    assert [entry["reason"] for entry in letters(services).newest_first()] == ["new"]
+
+
+def test_kept_verdicts_never_go_by_themselves_and_take_no_more_than_their_bound(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dead_letters, "_KEPT_BYTES", 2**14)
+    run_id = intake.create_run(services.engine, spec())
+    chunks = intake.accept(services.engine, run_id, spec(), [items(16, prefix=f"{n}") for n in range(20)])
+
+    taken = [chunk.chunk_id for chunk in chunks if letters(services).keep_verdicts(verdicts_for(chunk), "a reason")]
+
+    assert letters(services).chunks_kept() == set(taken)
+    assert 1 <= len(taken) < 20

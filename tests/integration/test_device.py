@@ -6,14 +6,15 @@ import socket
 import threading
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from infra import tracing
-from infra.errors import DeviceError, GuardError
+from infra.errors import DeviceError, DeviceProtocolError, GuardError
 from infra.otlp import Tracer
 from infra.process import wait_until
 from schemas.messages import Lane
@@ -29,11 +30,25 @@ from tests.support.device import (
 from tests.support.processes import stop
 from tests.support.receiver import Receiver
 from tests.support.traces import spans_in
+from worker.device import client as device_client
 from worker.device.client import DeviceClient
 from worker.device.engines.base import DeviceLost
 from worker.device.engines.fake import FakeEngine
 from worker.device.heartbeat import Heartbeat, read_pulse
-from worker.device.protocol import Dead, DeviceRequest, Generated, Hello, Kind, Scored, read_frame
+from worker.device.protocol import (
+    PROTOCOL_VERSION,
+    Dead,
+    DeviceRequest,
+    Failed,
+    Generated,
+    Header,
+    Hello,
+    Kind,
+    Request,
+    Scored,
+    read_frame,
+    send_frame,
+)
 from worker.device.server import Server, listen
 from worker.device.spec import DeviceSpec
 from worker.supervisor import DeviceProcess
@@ -411,3 +426,52 @@ def test_one_batch_that_serves_two_chunks_is_one_span_linked_to_both(
     assert asked_by == [{"asker 1"}, {"asker 2", "asker 3"}]
     assert [batch.about["libra.items"] for batch in batches] == [2, 4]
     assert all(not batch.span.parent_span_id for batch in batches)
+
+
+@contextmanager
+def impostor(path: Path, hello: Hello, answers: Callable[[Request], Header] | None = None) -> Iterator[Path]:
+    """A device process that greets once and answers one request as it pleases."""
+    address = path / "impostor.sock"
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection, connection.makefile("rb") as stream:
+            send_frame(connection, hello)
+            if answers is not None:
+                request, _ = read_frame(stream)
+                assert isinstance(request, Request)
+                send_frame(connection, answers(request), array("i", [0]).tobytes())
+            stream.read()  # until the client leaves
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(address))
+        listener.listen()
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield address
+        thread.join(TIMEOUT_S)
+        assert not thread.is_alive()
+
+
+def test_the_answer_to_another_request_is_no_answer(short_path: Path) -> None:
+    other = lambda request: Failed(id=request.id + 1, reason="another's")  # noqa: E731
+    greeting = Hello(pid=1, info=FakeEngine().info)
+    with impostor(short_path, greeting, other) as path, pytest.raises(DeviceError, match="another request"):
+        DeviceClient(path).run(score_request([prompt(3)]))
+
+
+def test_a_device_process_of_another_protocol_is_refused_and_no_prompt_is_blamed(short_path: Path) -> None:
+    newer = Hello(pid=1, info=FakeEngine().info, version=PROTOCOL_VERSION + 1)
+    with impostor(short_path, newer) as path, pytest.raises(DeviceProtocolError, match="another protocol"):
+        DeviceClient(path).run(score_request([prompt(3)]))
+
+
+def test_a_request_larger_than_a_frame_goes_in_pieces(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_client, "MAX_PAYLOAD_BYTES", 400)
+    prompts = [prompt(20, at) for at in range(30)] + [prompt(200)]
+    with serving(FakeEngine(), short_path) as (_, path):
+        answers = DeviceClient(path).run(score_request(prompts)).answers
+
+    assert answers[:30] == expected(prompts[:30])
+    assert isinstance(answers[30], Dead)
+    assert "too many for the device socket" in answers[30].reason

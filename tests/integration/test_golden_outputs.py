@@ -33,6 +33,7 @@ from infra.settings import Settings
 
 # All that this module knows of how the project is arranged.
 from libra_fleet.cli.main import libra as root
+from schemas.runs import RUN_ID
 from tests.support.database import fresh_database
 from tests.support.fleet import ROOT, WAIT_S, Fleet, fleet_on, kill_tree
 from tests.support.gateway import free_port, start_gateway
@@ -169,7 +170,7 @@ class Tokens:
     """Tokens for what differs by its form: ids numbered as they appear, moments, places."""
 
     ids: Final = {
-        "run": r"(?<![0-9a-z])r[0-9a-f]{10}(?![0-9a-f])",
+        "run": rf"(?<![0-9a-z]){RUN_ID}(?![0-9a-f])",
         "key": r"(?<![0-9a-z])k[0-9a-f]{10}(?![0-9a-f])",
         "batch": r"batch_[0-9a-f]{20}",
         "file": r"file-[0-9a-f]{20}",

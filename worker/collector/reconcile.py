@@ -20,7 +20,7 @@ from infra.broker.queues import Publisher
 from infra.coordination import counters
 from infra.coordination.counters import Tally
 from infra.coordination.store import CoordinationStore
-from infra.ledger import intake, recovery, settlement
+from infra.ledger import intake, months, recovery, settlement
 from infra.ledger.engine import NOW, autocommit
 from infra.ledger.faults import describe
 from infra.ledger.recovery import LaneKey, OverdueChunk
@@ -35,6 +35,7 @@ _NOT_LOOKED_S: Final = 1e9
 """For a lane that this process has not looked at yet: no lease has so much on it."""
 _PAUSES_COUNTED: Final = 3.0
 """Of the time between two looks at a lane, no more counts than so many pauses."""
+_MONTHS_EVERY_S: Final = 3_600.0
 _NOTICEABLE_S: Final = 0.5
 """A difference between two clocks that is worth a statement."""
 
@@ -60,6 +61,7 @@ class Reconciler:
         self._publisher = publisher
         self._settings = settings
         self._holder = secrets.token_hex(8)
+        self._months_due = 0.0
         self._looked: dict[LaneKey, tuple[float, float]] = {}  # the last whole look: the ledger's clock, and our own
 
     def run(self, stop: threading.Event) -> None:
@@ -98,8 +100,11 @@ class Reconciler:
                 log.warning("lane_waits", guard=key.guard, lane=key.lane.value, error=describe(error))
         if sealed := intake.seal_past_days(self._engine):
             log.info("past_days_sealed", runs=len(sealed))
+        self._provide_months()
         # Reports are computed one after the other: what was asked for already waits, and would only wait twice.
-        unfinished = [] if self._coordination.queues.reports_waiting() else recovery.unfinished(connection)
+        unfinished: list[str] = []
+        if not self._coordination.queues.reports_waiting():
+            unfinished = recovery.unfinished(connection, lease_s=self._settings.finalize_lease_s)
         for run_id in unfinished:
             self._publisher.finalize(run_id)
         tally.add(counters.FINISHED_AGAIN, by=len(unfinished))
@@ -108,6 +113,20 @@ class Reconciler:
         if requeued or given_up:
             log.warning("reconciled", requeued=requeued, given_up=given_up)
         return Reconciled(requeued, given_up, len(unfinished))
+
+    def _provide_months(self) -> None:
+        """Make the partitions of the month to come, if it is time to look; without them rows lie in a default one."""
+        if time.monotonic() < self._months_due:
+            return
+        self._months_due = time.monotonic() + _MONTHS_EVERY_S
+        try:
+            with self._engine.begin() as connection:
+                made = months.provide(connection)
+        except sa.exc.SQLAlchemyError as error:
+            log.warning("months_not_provided", error=describe(error))
+            return
+        if made:
+            log.info("months_provided", tables=made)
 
     def _look_at(self, connection: sa.Connection, key: LaneKey, tally: Tally) -> tuple[int, int]:
         """Find a lane's lost chunks and deal with them; returns how many are queued again, and how many given up."""

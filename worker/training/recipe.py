@@ -18,7 +18,7 @@ from infra.errors import UsageError
 class Strict(BaseModel):
     """A misspelt key is an error, not a default."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class Optimization(Strict):

@@ -24,7 +24,7 @@ from worker.training.recipe import DataFile
 class Provenance(BaseModel):
     """The history of a generated row. All but its origin may be unknown."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
     origin: str
     licence: str | None = None

@@ -28,11 +28,11 @@ from producer.gateway.state import Here, Reader, Submitter
 from producer.intake.verdict_waiter import ItemRef
 from schemas.http import MOST_ITEMS, ApiRequest, DecisionView, ItemRequest, ItemView, RunView, VerdictView
 from schemas.items import submitted_name
-from schemas.runs import RunReport
+from schemas.runs import RUN_ID, RunReport
 from schemas.verdicts import Outcome
 
 _LARGEST_CURSOR_DIGITS: Final = 18
-_ITEM_NAME: Final = re.compile(r"item_(r[0-9a-f]{10})_([0-9]{1,18})")
+_ITEM_NAME: Final = re.compile(rf"item_({RUN_ID})_([0-9]{{1,18}})")
 
 router = APIRouter(prefix="/v1", tags=["items"])
 runs = APIRouter(prefix="/v1", tags=["runs"])
@@ -102,7 +102,7 @@ async def list_verdicts(
 
 @runs.get("/runs/{run_id}")
 async def get_run(
-    run_id: Annotated[str, Path(pattern=r"^r[0-9a-f]{10}$")],
+    run_id: Annotated[str, Path(pattern=rf"^{RUN_ID}$")],
     principal: Reader,
     gateway: Here,
 ) -> dict[str, Any]:

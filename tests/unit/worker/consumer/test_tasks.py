@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from infra.coordination.leases import Delivery
-from infra.errors import GuardError
+from infra.errors import DeviceAwayError, DeviceError, DeviceProtocolError, GuardError
 from schemas.guards import Mode
 from schemas.items import Example, Label, Retention
 from schemas.messages import ChunkItem, JudgeChunk, Lane, VerdictChunk
 from schemas.verdicts import Fingerprint, Outcome, Spent, Verdict
 from tests.support.store import Store
 from worker.consumer.answers import AnswerCache
-from worker.consumer.tasks import Judge
+from worker.consumer.tasks import MOST_TRIES, ONE_BY_ONE_FROM_DELIVERY, ONE_BY_ONE_FROM_RETURN, Judge
 from worker.device.protocol import DeviceRequest, DeviceResult, Generated, Kind, Scored
 from worker.guards.base import PromptIds
 from worker.guards.fake import FakeGuard
@@ -60,8 +60,18 @@ def chunk_of(*texts: str, **options: Any) -> JudgeChunk:
     )
 
 
+FIRST = Delivery(1, settled=False, cancelled=False)
+
+
 def judged(
-    chunk: JudgeChunk, guard: FakeGuard, *, memory: Store | None = None, asked: list[DeviceRequest] | None = None
+    chunk: JudgeChunk,
+    guard: FakeGuard,
+    *,
+    memory: Store | None = None,
+    asked: list[DeviceRequest] | None = None,
+    delivery: Delivery = FIRST,
+    fails: Callable[[DeviceRequest], Exception | None] = lambda _: None,
+    noted: list[tuple[Any, ...]] | None = None,
 ) -> VerdictChunk:
     published: list[VerdictChunk] = []
 
@@ -69,16 +79,22 @@ def judged(
         assert request.prompts, "an empty request is no request"
         if asked is not None:
             asked.append(request)
+        if (error := fails(request)) is not None:
+            raise error
         if request.kind is Kind.GENERATE:
             return DeviceResult([Generated(tuple(b"text")) for _ in request.prompts], share_s=len(request.prompts))
         return DeviceResult([Scored((-0.1, -3.0)) for _ in request.prompts], share_s=len(request.prompts))
 
+    notes = [] if noted is None else noted
     device: Any = SimpleNamespace(run=run)
     store: Any = memory
     deliveries: Any = SimpleNamespace(
-        in_hand=lambda *_: nullcontext(Delivery(1, settled=False, cancelled=False)),
+        in_hand=lambda *_: nullcontext(delivery),
         note_progress=lambda _: None,
-        note_return=lambda _: None,
+        note_return=lambda _: notes.append(("return",)),
+        give_back=lambda _, deaths: notes.append(("give back", deaths)),
+        begin_try=lambda _, seq, survived: notes.append(("try", seq, survived)),
+        end_try=lambda _, seq: notes.append(("end", seq)),
         finish=lambda verdicts, _tag, fresh: (published.append(verdicts), memory is None or memory.put(fresh)),
     )
     fingerprint = Fingerprint(
@@ -215,3 +231,71 @@ def test_a_model_ends_with_its_verdict_only_where_the_chunk_says_so(
     judged(chunk, Talkative(), asked=asked)
 
     assert (asked[0].verdict_ids, asked[0].iteration) == (sequences, 2)
+
+
+def fourth(**known: Any) -> Delivery:
+    return Delivery(ONE_BY_ONE_FROM_DELIVERY, settled=False, cancelled=False, **known)
+
+
+@pytest.mark.parametrize(
+    "delivery", [fourth(), Delivery(1, settled=False, cancelled=False, returns=ONE_BY_ONE_FROM_RETURN)]
+)
+def test_a_chunk_that_saw_workers_die_is_judged_item_by_item_and_each_is_noted_before(delivery: Delivery) -> None:
+    asked: list[DeviceRequest] = []
+    noted: list[tuple[Any, ...]] = []
+
+    answer = judged(chunk_of("a", "b", "c"), FakeGuard(), asked=asked, delivery=delivery, noted=noted)
+
+    assert [len(request.prompts) for request in asked] == [1, 1, 1]
+    assert noted == [("try", 0, None), ("try", 1, 0), ("try", 2, 1)]
+    assert [verdict.seq for verdict in answer.verdicts] == [0, 1, 2]
+    assert {verdict.outcome for verdict in answer.verdicts} == {Outcome.SCORED}
+
+
+def test_an_item_in_whose_judging_enough_workers_ended_dies_without_being_asked() -> None:
+    asked: list[DeviceRequest] = []
+
+    answer = judged(chunk_of("a", "b", "c"), FakeGuard(), asked=asked, delivery=fourth(tries={1: MOST_TRIES, 2: 1}))
+
+    assert len(asked) == 2
+    assert [verdict.outcome for verdict in answer.verdicts] == [Outcome.SCORED, Outcome.DEAD, Outcome.SCORED]
+    assert answer.verdicts[1].reason == "the worker ended 3 times while it judged this item"
+
+
+def test_an_item_that_fails_alone_dies_of_its_own_error_and_its_neighbours_are_judged() -> None:
+    (bad,) = FakeGuard().render([ChunkItem(seq=0, question="", response="b")], Mode.SCORE)[0]
+
+    def fails(request: DeviceRequest) -> Exception | None:
+        return DeviceError("it sent no answer") if request.prompts == [bad] else None
+
+    answer = judged(chunk_of("a", "b", "c"), FakeGuard(), delivery=fourth(), fails=fails)
+
+    assert [verdict.outcome for verdict in answer.verdicts] == [Outcome.SCORED, Outcome.DEAD, Outcome.SCORED]
+    assert answer.verdicts[1].reason == "the item could not be judged: DeviceError: it sent no answer"
+
+
+@pytest.mark.parametrize(
+    ("error", "then"),
+    [
+        (DeviceAwayError("no device", {}), [("try", 0, None), ("end", 0), ("give back", {})]),
+        (DeviceProtocolError("another protocol"), [("try", 0, None), ("end", 0)]),
+    ],
+)
+def test_a_device_that_is_away_or_speaks_another_protocol_is_no_items_doing(
+    error: DeviceError, then: list[tuple[Any, ...]]
+) -> None:
+    noted: list[tuple[Any, ...]] = []
+
+    with pytest.raises(type(error)):
+        judged(chunk_of("a", "b"), FakeGuard(), delivery=fourth(), fails=lambda _: error, noted=noted)
+
+    assert noted == then
+
+
+def test_a_chunk_that_fails_is_returned_and_counted_so_that_this_has_an_end() -> None:
+    noted: list[tuple[Any, ...]] = []
+
+    with pytest.raises(DeviceError):
+        judged(chunk_of("a"), FakeGuard(), fails=lambda _: DeviceError("a frame too large"), noted=noted)
+
+    assert noted == [("return",)]
