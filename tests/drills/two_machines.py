@@ -224,8 +224,9 @@ class Fleet:
             SystemExit: that is not so.
         """
         gaps = sa.text(
-            "SELECT max(gap) FROM (SELECT extract(epoch FROM settled_at - lag(settled_at) OVER (ORDER BY settled_at)) "
-            "AS gap FROM verdicts v JOIN runs r ON r.id = v.run_id WHERE r.name <> 'together') AS times"
+            "SELECT max(gap) FROM (SELECT extract(epoch FROM at - lag(at) OVER (ORDER BY at)) AS gap FROM "
+            "(SELECT v.settled_at AS at FROM verdicts v JOIN runs r ON r.id = v.run_id WHERE r.name <> 'together') AS v"
+            ") AS times"
         )
         calls = sa.text(
             "SELECT count(DISTINCT s.custom_id) FROM submissions s JOIN verdicts USING (run_id, seq) "
