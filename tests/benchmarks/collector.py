@@ -25,7 +25,7 @@ from tests.support.processes import stop
 
 _CHUNKS: Final = 640
 _MANY_CHUNKS: Final = 3_200
-"""Where nothing else is done to a verdict: so many that the start of the finalizer's process beside it does not show."""
+"""Where nothing else is done to a verdict: so many that the start of the finalizer's process does not show."""
 _CHUNK_ITEMS: Final = 64
 _RUNS: Final = 3
 _VERDICTS_PER_S: Final = 10_000

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Final, Literal, Protocol, TypeVar
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from infra.errors import DeviceError
 from schemas.base import Frozen
@@ -182,7 +182,7 @@ class Alive(Frozen):
 
 NumbersT = TypeVar("NumbersT", "array[int]", "array[float]")
 Header = Annotated[Hello | Request | Started | Answers | Failed | Alive, Field(discriminator="type")]
-_HEADER: Final[TypeAdapter[Header]] = TypeAdapter(Header)
+_HEADER: Final[TypeAdapter[Header]] = TypeAdapter(Header, config=ConfigDict(hide_input_in_errors=True))
 
 
 class Stream(Protocol):
