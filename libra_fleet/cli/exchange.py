@@ -17,6 +17,7 @@ from typing import IO, Any, Final
 
 import click
 
+from infra.critic import WORDS, read_critic
 from infra.errors import DataError, UsageError
 from infra.ledger import intake, settlement, stats
 from infra.ledger.items import judgement_rows
@@ -26,7 +27,7 @@ from libra_fleet.cli.options import ReportOptions, name_option, takes_report_opt
 from libra_fleet.cli.show import finish, listed_rows, prepare, say
 from producer.datasets.dataset import RawRecord, bad_records, raw_records
 from producer.datasets.records import RowError
-from producer.datasets.reference_format import WORDS, Judgement, critic_fields, read_critic
+from producer.datasets.reference_format import Judgement, critic_fields
 from producer.intake.submit import seal
 from producer.report.view import IMPORTED
 from schemas.guards import Mode

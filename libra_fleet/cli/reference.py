@@ -21,6 +21,7 @@ from typing import Final, NamedTuple
 import click
 from click.core import ParameterSource
 
+from infra.critic import read_critic
 from infra.errors import DataError, RunError, UsageError
 from infra.guard_catalogue import GUARDS
 from infra.ledger import intake
@@ -34,7 +35,7 @@ from libra_fleet.cli.show import listed_rows, print_report, say
 from producer.datasets.dataset import RawRecord, bad_records, raw_records
 from producer.datasets.jsonl_log import OutFile
 from producer.datasets.records import RowError, to_item
-from producer.datasets.reference_format import Judgement, critic_fields, draw_examples, read_critic
+from producer.datasets.reference_format import Judgement, critic_fields, draw_examples
 from producer.intake.submit import seal, submit
 from schemas.guards import Family, Mode
 from schemas.items import Item

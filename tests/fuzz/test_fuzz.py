@@ -23,6 +23,7 @@ import pyarrow.parquet
 import pytest
 
 from infra.broker.queues import enqueued_at, is_message, task_of
+from infra.critic import read_critic
 from infra.errors import DataError, DeviceError, GuardError
 from infra.guard_catalogue import GUARDS
 from producer.datasets import open_dataset
@@ -52,7 +53,7 @@ from worker.device.protocol import (
 )
 from worker.guards import registry
 from worker.guards.fake import FakeGuard
-from worker.guards.libra import LibraGuard, read_answer
+from worker.guards.libra import LibraGuard
 from worker.guards.reading import Answer
 
 SEED = int(os.environ.get("FUZZ_SEED", "1"))
@@ -152,7 +153,7 @@ def queued_message(content: bytes) -> None:
 
 def answer(content: bytes) -> None:
     text = content.decode("utf-8", "replace")
-    read_answer(text)
+    read_critic(text)
     for read in READS:
         for single in (False, True):
             read(text, single)

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from infra.critic import read_critic
 from infra.errors import DataError, LibraError, RunError, UsageError
 from infra.ledger.runs import RunStatus, list_runs, stored_report
 from infra.servers.services import Services
 from libra_fleet.cli.reference import evaluate, guard_of, infer, report_of
-from producer.datasets.reference_format import read_critic
 from schemas.items import Label
 from schemas.runs import RunReport
 from tests.support.fleet import Fleet

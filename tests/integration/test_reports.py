@@ -10,6 +10,7 @@ import pyarrow.parquet
 import pytest
 from click.testing import CliRunner, Result
 
+from infra.critic import read_critic
 from infra.ledger import intake, retention, settlement, stats
 from infra.ledger.runs import list_runs, run_status, stored_report
 from infra.ledger.stats import Kind, mistakes, workers
@@ -17,7 +18,6 @@ from infra.servers.services import Services
 from libra_fleet.cli.commands import BENCH
 from libra_fleet.cli.exchange import export, import_
 from libra_fleet.cli.reference import evaluate
-from producer.datasets.reference_format import read_critic
 from producer.report.page import gather, run_page
 from schemas.items import Item, Label, Retention
 from schemas.messages import VerdictChunk

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from array import array
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from infra.critic import WORDS, read_critic
 from infra.errors import GuardError
 from schemas.guards import Mode
 from schemas.items import Example, Kind, Label
 from schemas.messages import ChunkItem
-from schemas.verdicts import Outcome, Verdict
+from schemas.taxonomy import SCENARIOS
+from schemas.verdicts import CategoriesBy, Outcome, Verdict
 from worker.guards.base import (
     PROBES,
     PromptIds,
@@ -29,6 +30,7 @@ from worker.guards.base import (
     no_such_mode,
     without_extensions,
 )
+from worker.guards.categories import question_of
 from worker.guards.checkpoint import (
     calibration_mark,
     context_tokens_of,
@@ -63,18 +65,15 @@ EXAMPLE: Final = """# Query:
 {}
 """
 PREFILL: Final = '{\n  "答案": "'
-WORDS: Final = {Label.SAFE: "安全", Label.UNSAFE: "不安全"}
 _OPENINGS: Final = (PREFILL, '{"答案": "', '{"答案":"', '{\n"答案": "', '{\n    "答案": "')
-_CLOSINGS: Final = (",", ",\n", "，", "\n", "}", "\n}")
-"""The beginning of an answer in the exact form, and the text after its word's closing quote that confirms it."""
+_CLOSINGS: Final = (",", ",\n", "}", "\n}")
+"""The beginning of an answer in the exact form, and the text after its word's closing quote that confirms it.
+
+Where neither follows, the JSON has to be repaired, and what comes later may change what the repaired value is."""
 
 _MAX_NEW_TOKENS: Final = 256
-
-_STRING: Final = r'"(?:[^"\\]|\\.)*"|“[^”]*”|＂[^＂]*＂|\'[^\']*\''
-_KEY: Final = re.compile(rf"\s*(?P<key>{_STRING})\s*[:：]\s*")
-_VALUE: Final = re.compile(rf"{_STRING}|[^\s,，{{}}\[\]\"“]+")
-_END: Final = re.compile(r"(?=[^\S\n]*(?:[,，}\n]|\Z))\s*[,，]?")
-_JSON: Final = json.JSONDecoder(strict=False)
+_CATEGORY_LEAD: Final = '",\n  "类别": "'
+"""What is put behind the verdict's word to ask for a scenario. It is ours: Libra Guard was not trained to write it."""
 
 
 class LibraGuard:
@@ -109,6 +108,10 @@ class LibraGuard:
         self._tails: dict[Mode, PromptIds] = {Mode.SCORE: score_tail, Mode.GENERATE: self._chat.tail_ids("")}
         answer_tokens = {Mode.SCORE: max(map(len, self.label_ids)), Mode.GENERATE: self.max_new_tokens}
         self._limits = {mode: context - tokens for mode, tokens in answer_tokens.items()}
+        with_scenario = [f"{PREFILL}{WORDS[Label.UNSAFE]}{_CATEGORY_LEAD}{scenario.name_zh}" for scenario in SCENARIOS]
+        continuations = [row[shared:] for row in map(self._chat.tail_ids, with_scenario)]
+        codes = [scenario.code for scenario in SCENARIOS]
+        self.category_question = question_of({1: continuations}, codes, CategoriesBy.EXPERIMENT)
         self._examples: tuple[Example, ...] = ()
         self._rooms = self._rooms_left()
         if min(self._rooms.values()) < MIN_ROOM:
@@ -184,6 +187,22 @@ class LibraGuard:
         single: bool = False,  # noqa: ARG002 - Libra asks about both alike
     ) -> Verdict:
         """The worst window's verdict; `windows` holds (safe, unsafe) log-probabilities."""
+        return worst(self._verdicts(seq, windows))
+
+    def category_prompt(
+        self,
+        prompts: Sequence[PromptIds],
+        windows: Sequence[Sequence[float]],
+        *,
+        single: bool = False,  # noqa: ARG002
+    ) -> PromptIds | None:
+        """The prompt at whose end the scenario of an unsafe text is asked for: an experiment of ours."""
+        if self.category_question is None:
+            return None
+        return self.category_question.prompt(prompts, windows, self._verdicts(0, windows))
+
+    def _verdicts(self, seq: int, windows: Sequence[Sequence[float]]) -> list[Verdict]:
+        """A verdict for each window."""
         found = []
         for safe, unsafe in windows:
             mass = min(1.0, math.exp(safe) + math.exp(unsafe))
@@ -194,7 +213,7 @@ class LibraGuard:
             _, p_unsafe = shares([safe, unsafe], self.temperature)
             label = Label.UNSAFE if p_unsafe > 0.5 else Label.SAFE
             found.append(Verdict(seq=seq, outcome=Outcome.SCORED, label=label, p_unsafe=p_unsafe, label_mass=mass))
-        return worst(found)
+        return found
 
     def read_ids(
         self,
@@ -203,12 +222,12 @@ class LibraGuard:
         *,
         single: bool = False,  # noqa: ARG002
     ) -> Verdict:
-        """The worst window's verdict, parsed from what the model wrote."""
-        unread = unreadable("the guard wrote no JSON object with a 答案 of 安全 or 不安全")
+        """The worst window's verdict; what the model wrote is read as the benchmark's metric script reads it."""
+        unread = unreadable("the guard wrote no JSON object whose 答案 says 安全 or 不安全")
         found = []
         for ids in windows:
             text = self._chat.words.decode(ids)
-            label = read_answer(text)
+            label = read_critic(text)
             found.append(from_answer(seq, Answer(label) if label else unread, text))
         return worst(found)
 
@@ -232,52 +251,6 @@ def example_block(example: Example) -> str:
     answer = {"答案": WORDS[example.label], "分析": example.analysis}
     query = _DIALOGUE_LINES.format(example.question, example.response)
     return EXAMPLE.format(query, json.dumps(answer, ensure_ascii=False, indent=2))
-
-
-def read_answer(text: str) -> Label | None:
-    """The label in the first JSON object of a generated text; the object may be cut off after its answer."""
-    start = text.find("{")
-    if start < 0:
-        return None
-    whole = _decoded(text, start)
-    answer = _tolerant_answer(text, start + 1) if whole is None else whole[0].get("答案")
-    word = answer.strip() if isinstance(answer, str) else None
-    return next((label for label, known in WORDS.items() if word == known), None)
-
-
-def _decoded(text: str, at: int) -> tuple[Any, int] | None:
-    """The JSON value that begins here, and where it ends; None where there is none."""
-    try:
-        return _JSON.raw_decode(text, at)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _tolerant_answer(text: str, at: int) -> str | None:
-    """The answer among the members from here on, in whatever quotes, as far as the text goes."""
-    while key := _KEY.match(text, at):
-        start = key.end()
-        if text[start : start + 1] in ("[", "{"):
-            # A whole object or array is one value, of which nothing is asked.
-            nested = _decoded(text, start)
-            value, at = ("", nested[1]) if nested else (None, start)
-        else:
-            found = _VALUE.match(text, start)
-            value, at = (found[0], found.end()) if found else (None, start)
-        end = _END.match(text, at)
-        if value is None or end is None:
-            return None
-        if _unquoted(key["key"]) == "答案":
-            return _unquoted(value)
-        at = end.end()
-    return None
-
-
-def _unquoted(written: str) -> str:
-    if written.startswith('"'):
-        whole = _decoded(written, 0)
-        return str(whole[0]) if whole else written[1:-1]
-    return written.strip("“”＂'")
 
 
 def _as_text(prompt: ChunkItem) -> ChunkItem:

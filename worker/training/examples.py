@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from infra.critic import WORDS
 from infra.errors import GuardError
 from schemas.guards import Mode
 from schemas.items import Label
 from schemas.messages import ChunkItem
 from worker.guards.base import PromptIds, common_length
-from worker.guards.libra import PREFILL, WORDS, LibraGuard, user_turn
+from worker.guards.libra import PREFILL, LibraGuard, user_turn
 from worker.guards.prompt import ChatTokenizer
 from worker.training.samples import Sample
 

@@ -119,28 +119,22 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> LibraGuard:
     return LibraGuard(folder, name="qwen", model="qwen")
 
 
-TAILS = st.text(st.sampled_from('{}":：,， \n分析安全不a'), max_size=20)
-ENDS = st.sampled_from([",", ",\n", "，", "\n", "}", "\n}", " ", "", " 或", ";", " ,", "]"])
-EXACT = st.builds(
+ANSWERS = st.builds(
     "{}{}{}{}{}".format,
     st.sampled_from(["", "", "```json\n", "好的：", "{}\n"]),
-    st.sampled_from([PREFILL, '{"答案": "', '{"答案":"']),
-    st.sampled_from(['安全"', '不安全"', "安全", '安全性"', '安全 "']),
-    ENDS,
-    TAILS,
+    st.sampled_from([PREFILL, '{"答案": "', '{"答案":"', '{"答案"： "', "{“答案”：“", "{'答案': '"]),
+    st.sampled_from(['安全"', '不安全"', "安全", '安全性"', '安全 "', "不安全'", "不安全”"]),
+    st.sampled_from([', "分析": "', ',\n  "分析": "', "，“分析”：“", '\n"分析": "', " 或", ";"]),
+    st.text(st.sampled_from("：:,， \n分析答案安全不a。"), max_size=20),
 )
-LOOSE = st.builds(
-    "{{{}{}{}{}{}".format,
-    st.sampled_from(['"答案"', '"分析": "并非\\"答案\\"", "答案"', "'答案'", "“答案”"]),
-    st.sampled_from([": ", ":", "：", " : "]),
-    st.sampled_from(['"安全"', '"不安全"', '" 安全 "', "安全", "'不安全'"]),
-    ENDS,
-    TAILS,
-)
+ENDS = st.sampled_from(["", '"}', '"\n}', '"}\n```', "”}"])
 
 
-@given(EXACT | LOOSE, st.integers(0, 40))
-def test_an_answer_that_stops_at_its_verdict_is_read_as_the_whole_one(qwen: LibraGuard, text: str, seam: int) -> None:
+@given(ANSWERS, ENDS, st.integers(0, 40))
+def test_an_answer_of_one_object_that_stops_at_its_verdict_is_read_as_the_whole_one(
+    qwen: LibraGuard, answer: str, end: str, seam: int
+) -> None:
+    text = answer + end
     # A model may also write in two tokens what the tokenizer would merge.
     whole = [token for piece in (text[:seam], text[seam:]) for token in qwen._chat.words.text_ids(piece)]
 
@@ -154,7 +148,8 @@ def test_an_answer_that_stops_at_its_verdict_is_read_as_the_whole_one(qwen: Libr
 def test_the_reference_form_is_cut_right_after_its_word(qwen: LibraGuard, word: str, end: str) -> None:
     cut = until_verdict(qwen._chat.words.text_ids(f'{PREFILL}{word}{end}这段回答没有问题。"'), qwen.verdict_ids)
 
-    assert qwen._chat.words.decode(cut).rstrip() in (f'{PREFILL}{word}",', f'{PREFILL}{word}"', f'{PREFILL}{word}"}}')
+    ends = {f'{PREFILL}{word}"{confirmed}' for confirmed in (",", "}", "\n}")}
+    assert qwen._chat.words.decode(cut).rstrip() in ends
 
 
 def test_labels_of_the_demo_set_are_those_of_the_whole_texts() -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from infra.critic import read_critic
 from infra.errors import GuardError
 from schemas.guards import Mode
 from schemas.items import Label
 from schemas.messages import ChunkItem
 from tests.support.checkpoints import qwen_tokenizer_json, write_checkpoint
 from tests.support.training import dialogues, write_base, write_rows
-from worker.guards.libra import read_answer
 from worker.training.examples import ExampleEncoder
 from worker.training.recipe import DataFile
 from worker.training.samples import Sample, read_samples
@@ -63,7 +63,7 @@ def test_an_answer_is_the_json_of_the_reference_and_ends_the_turn(encoder: Examp
         assert verdict.label is sample.label
         assert verdict.raw
         assert '\\"no\\",\\n对吗？\\\\' in verdict.raw
-        assert read_answer(verdict.raw) is sample.label
+        assert read_critic(verdict.raw) is sample.label
 
 
 def test_a_row_without_an_analysis_teaches_its_label_alone(encoder: ExampleEncoder, tmp_path: Path) -> None:
