@@ -118,6 +118,12 @@ class Settings(BaseSettings):
     )
     parent_pid: int | None = Field(None, description="die when this process is gone; set for what we start ourselves")
 
+    score_categories: Literal["all", "live", "none"] = Field(
+        "all", description="mode score asks guards that can for the category of an unsafe item: a second, short pass"
+    )
+    scenario_experiment: bool = Field(
+        default=False, description="the same of Libra Guard, for one of its seven scenarios: an experiment"
+    )
     max_batch_tokens: int | None = Field(None, ge=16, description="token budget of a batch; none: by the engine")
     batch_deadline_s: float = Field(120, gt=0, description="a batch that runs longer is killed")
     silence_s: float = Field(10, gt=0, description="a device process or consumer without a sign of life is killed")

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializ
 from schemas.base import Shared
 from schemas.items import Dialogue, Kind, Label, dialogue_of
 from schemas.policy import Action
-from schemas.verdicts import Outcome
+from schemas.verdicts import CategoriesBy, Outcome
 
 MOST_ITEMS: Final = 1_000
 """In one request."""
@@ -113,7 +113,7 @@ class ItemRequest(ApiRequest):
 
 
 class VerdictView(Shared):
-    """A verdict. What a mode does not give is null, never 0."""
+    """A verdict. What a mode does not give is null, never 0. `categories_by`: null if the guard named them itself."""
 
     model_config = ConfigDict(strict=False)
 
@@ -122,6 +122,7 @@ class VerdictView(Shared):
     p_unsafe: float | None
     label_mass: float | None
     categories: tuple[str, ...]
+    categories_by: CategoriesBy | None = None
     reason: str | None
     fingerprint: str | None
 

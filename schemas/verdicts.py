@@ -24,6 +24,17 @@ class Outcome(StrEnum):
     DEAD = "dead"
 
 
+class CategoriesBy(StrEnum):
+    """How the categories of a verdict were obtained."""
+
+    GUARD = "guard"
+    """The guard wrote them, or its labels carry them."""
+    FORCED_CHOICE = "forced_choice"
+    """Its authors' categories, compared behind the label that it gave: the likeliest one."""
+    EXPERIMENT = "experiment"
+    """A forced choice between categories that the guard was not trained to name."""
+
+
 class Verdict(Shared):
     """The settled end of one item: scored with a label, unparseable, or dead with a reason.
 
@@ -32,6 +43,7 @@ class Verdict(Shared):
     pieces of a long content, times the policies of a guard that is asked about one at a time (the worst wins).
     `categories` hold the guard's own codes, the project's scenario next to them where there is one
     ("S10:hate_abuse"); "controversial" among them: unsafe by the strict reading, safe by the loose one.
+    `categories_by`: how they were obtained; None: by the guard, or there are none.
     `cached`: the device gave these answers before, to the same prompts; it did nothing for this item.
     """
 
@@ -46,6 +58,7 @@ class Verdict(Shared):
     prompt_tokens: int = Field(default=0, ge=0)
     windows: int = Field(default=1, ge=1)
     cached: bool = Field(default=False, **ADDED)
+    categories_by: CategoriesBy | None = Field(default=None, **ADDED)
 
     @model_validator(mode="after")
     def _outcome_matches_fields(self) -> Verdict:

@@ -20,7 +20,7 @@ from infra.ledger.faults import conceal_values, describe
 from infra.ledger.text import clean_json, register_clean_text
 from infra.log import get_logger
 
-HEAD: Final = "0006_months"
+HEAD: Final = "0007_how_categories_were_named"
 """Revision this code needs; a test holds it equal to the newest migration."""
 
 _RETRY_EVERY_S: Final = 0.25

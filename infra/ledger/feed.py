@@ -42,8 +42,8 @@ _APPEND: Final = sa.text(
 _ITEM_COLUMNS: Final = """
     s.run_id, s.seq, s.tenant, s.custom_id, s.policy, s.metadata, s.created_at, r.guard,
     v.outcome, v.label, v.p_unsafe, v.label_mass, v.categories, v.reason, v.raw, v.prompt_tokens, v.windows, v.cached,
-    v.fingerprint, v.settled_at, coalesce(h.action, d.action) AS action, d.policy AS decided_by, d.policy_version,
-    h.action IS NOT NULL AS by_human, d.reason AS decision_reason
+    v.categories_by, v.fingerprint, v.settled_at, coalesce(h.action, d.action) AS action, d.policy AS decided_by,
+    d.policy_version, h.action IS NOT NULL AS by_human, d.reason AS decision_reason
 """
 _ITEM_TABLES: Final = """
     submissions s JOIN runs r ON r.id = s.run_id

@@ -36,7 +36,7 @@ _ACCEPTING: Final = """
         UPDATE runs SET accepted = accepted + :item_count, chunks = chunks + :chunk_count
         WHERE id = :run_id AND state = 'open'
         RETURNING accepted - :item_count AS first_seq, chunks - :chunk_count AS first_chunk,
-                  extract(epoch FROM now())::float8 AS enqueued_at
+                  extract(epoch FROM now())::float8 AS enqueued_at, fingerprint
     ), new_items AS (
         INSERT INTO items (run_id, seq, item_id, question, response, truth, source, category, subcategory, content_hash,
                            kind, history)
@@ -67,7 +67,7 @@ _SUBMITTING: Final = """
     )
 """
 _PLACE: Final = """
-    SELECT first_seq, first_chunk, enqueued_at,
+    SELECT first_seq, first_chunk, enqueued_at, fingerprint,
            (SELECT array_agg(ordinal ORDER BY chunk_no) FROM new_chunks) AS ordinals
     FROM run
 """
@@ -193,6 +193,7 @@ def accept(
                 enqueued_at=row.enqueued_at,
                 nonce=nonce,
                 ordinal=ordinal,
+                fingerprint=row.fingerprint,
             )
             accepted.append(chunk)
     return accepted

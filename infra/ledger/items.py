@@ -14,7 +14,7 @@ from infra.ledger.paging import pages
 from infra.ledger.tables import items, verdicts
 from infra.metrics import Judged
 from schemas.items import Dialogue, Item, Kind, Label, Turn, kind_of
-from schemas.verdicts import CONTROVERSIAL, Outcome, Verdict
+from schemas.verdicts import CONTROVERSIAL, CategoriesBy, Outcome, Verdict
 
 _ITEM: Final = "i.item_id, i.question, i.response, i.kind, i.history, i.truth, i.source, i.category, i.subcategory"
 
@@ -126,11 +126,13 @@ def verdict_from(row: Row) -> Verdict:
     """The verdict in a row that has columns of `verdicts`; those that it lacks keep their defaults."""
     known = row._mapping
     rest = ("p_unsafe", "label_mass", "reason", "raw", "prompt_tokens", "windows", "cached")
+    named_by = known.get("categories_by")
     return Verdict(
         seq=row.seq,
         outcome=Outcome(row.outcome),
         label=label_of(row.label),
         categories=tuple(name for name in row.categories.split(",") if name),
+        categories_by=CategoriesBy(named_by) if named_by else None,
         **{name: known[name] for name in rest if name in known},
     )
 
@@ -139,7 +141,8 @@ def verdict_of(engine: sa.Engine, run_id: str, seqs: Sequence[int]) -> dict[int,
     """The first iteration's settled verdicts among some items of a run."""
     statement = sa.text(
         """
-        SELECT seq, outcome, label, p_unsafe, label_mass, categories, reason, raw, prompt_tokens, windows, cached
+        SELECT seq, outcome, label, p_unsafe, label_mass, categories, reason, raw, prompt_tokens, windows, cached,
+               categories_by
         FROM verdicts WHERE run_id = :run_id AND iteration = 0 AND seq = ANY(CAST(:seqs AS bigint[]))
         """
     )
@@ -151,7 +154,7 @@ def verdicts_by_item(engine: sa.Engine, run_id: str, seqs: Sequence[int]) -> dic
     statement = sa.text(
         """
         SELECT item_id, seq, outcome, label, p_unsafe, label_mass, categories, reason, raw, prompt_tokens, windows,
-               cached
+               cached, categories_by
         FROM verdicts JOIN items USING (run_id, seq)
         WHERE run_id = :run_id AND iteration = 0 AND seq = ANY(CAST(:seqs AS bigint[]))
         """
@@ -258,7 +261,7 @@ def judgement_rows(engine: sa.Engine, run_id: str, *, mistakes_only: bool, with_
         f"""
         SELECT i.seq, i.item_id AS id, v.iteration, i.kind, i.source, i.category, i.subcategory, i.truth,
                v.outcome, v.label, v.p_unsafe, v.label_mass,
-               array_remove(string_to_array(v.categories, ','), '') AS categories,
+               array_remove(string_to_array(v.categories, ','), '') AS categories, v.categories_by,
                v.reason, v.prompt_tokens, v.windows, v.attempt, v.cached, v.fingerprint, v.settled_at, {columns}
         FROM verdicts v JOIN items i USING (run_id, seq)
         WHERE v.run_id = :run_id {wrong} ORDER BY i.seq, v.iteration

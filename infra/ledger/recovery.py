@@ -183,7 +183,7 @@ def take_up(connection: sa.Connection, lost: OverdueChunk) -> JudgeChunk | None:
         FROM runs r, lost
         WHERE r.id = c.run_id AND c.run_id = lost.run_id AND c.chunk_no = lost.chunk_no
         RETURNING c.iteration, c.first_seq, c.size, c.attempt, c.nonce, c.ordinal,
-                  extract(epoch FROM c.enqueued_at)::float8 AS at, r.spec
+                  extract(epoch FROM c.enqueued_at)::float8 AS at, r.spec, r.fingerprint
         """
     )
     pending = sa.text(
@@ -209,6 +209,7 @@ def take_up(connection: sa.Connection, lost: OverdueChunk) -> JudgeChunk | None:
         attempt=row.attempt,
         nonce=row.nonce or "",
         ordinal=row.ordinal,
+        fingerprint=row.fingerprint,
     )
 
 

@@ -106,14 +106,15 @@ _INSERT_VERDICTS: Final = sa.text(
         SELECT * FROM unnest(CAST(:places AS bigint[]), CAST(:seqs AS bigint[]), CAST(:outcomes AS text[]),
                              CAST(:labels AS text[]), CAST(:p_unsafe AS float8[]), CAST(:label_mass AS float8[]),
                              CAST(:categories AS text[]), CAST(:reasons AS text[]), CAST(:raws AS text[]),
-                             CAST(:prompt_tokens AS int[]), CAST(:windows AS int[]), CAST(:cached AS boolean[]))
+                             CAST(:prompt_tokens AS int[]), CAST(:windows AS int[]), CAST(:cached AS boolean[]),
+                             CAST(:categories_by AS text[]))
              AS v(place, seq, outcome, label, p_unsafe, label_mass, categories, reason, raw, prompt_tokens, windows,
-                  cached)
+                  cached, categories_by)
     ), fresh AS (
         INSERT INTO verdicts (run_id, seq, iteration, outcome, label, p_unsafe, label_mass, categories, reason, raw,
-                              prompt_tokens, windows, attempt, fingerprint, cached)
+                              prompt_tokens, windows, attempt, fingerprint, cached, categories_by)
         SELECT run_id, seq, iteration, outcome, label, p_unsafe, label_mass, categories, reason, raw,
-               prompt_tokens, windows, attempt, fingerprint, cached
+               prompt_tokens, windows, attempt, fingerprint, cached, categories_by
         FROM verdict JOIN chunk USING (place)
         ON CONFLICT DO NOTHING
         RETURNING run_id, seq, iteration, outcome, label, cached
@@ -386,6 +387,7 @@ def _columns(chunks: Sequence[VerdictChunk], submitted: list[bool], *, keep_raw:
         "prompt_tokens": [verdict.prompt_tokens for verdict in verdicts],
         "windows": [verdict.windows for verdict in verdicts],
         "cached": [verdict.cached for verdict in verdicts],
+        "categories_by": [verdict.categories_by and verdict.categories_by.value for verdict in verdicts],
     }
 
 

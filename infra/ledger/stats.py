@@ -15,6 +15,7 @@ from infra.ledger.recovery import LaneKey
 from infra.ledger.runs import RunStatus, run_status
 from infra.ledger.tables import chunks, verdicts
 from schemas.fleet import OpenRun
+from schemas.items import Kind as ItemKind
 from schemas.items import Label
 from schemas.messages import Lane
 from schemas.runs import Cost, RunCounts, StageShare, Throughput
@@ -28,6 +29,18 @@ def dead_reasons(engine: sa.Engine, run_id: str) -> dict[str, int]:
         "GROUP BY reason ORDER BY n DESC, reason LIMIT 50"
     )
     return {row.reason: row.n for row in fetch_all(engine, statement, {"run_id": run_id})}
+
+
+def kind_counts(engine: sa.Engine, run_id: str) -> dict[str, int]:
+    """Items of a run by kind; those that are older than kinds are pairs, or texts where the question is empty."""
+    statement = sa.text(
+        """
+        SELECT coalesce(kind, CASE WHEN question = '' THEN 'text' ELSE 'pair' END) AS kind, count(*) AS n
+        FROM items WHERE run_id = :run_id GROUP BY 1
+        """
+    )
+    found = {row.kind: row.n for row in fetch_all(engine, statement, {"run_id": run_id})}
+    return {kind.value: found[kind] for kind in ItemKind if kind in found}
 
 
 def dead_items(engine: sa.Engine, run_id: str, *, limit: int = 100) -> tuple[str, ...]:

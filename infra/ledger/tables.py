@@ -163,6 +163,7 @@ verdicts: Final = sa.Table(
     sa.Column("fingerprint", sa.Text),
     sa.Column("settled_at", sa.DateTime(timezone=True), nullable=False, server_default=_NOW),
     sa.Column("cached", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("categories_by", sa.Text),
     sa.CheckConstraint(_one_of("outcome", Outcome), name="outcome"),
     sa.CheckConstraint("(outcome = 'scored') = (label IS NOT NULL)", name="label"),
     sa.CheckConstraint("outcome <> 'dead' OR reason IS NOT NULL", name="reason"),

@@ -9,7 +9,7 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Final
@@ -19,13 +19,15 @@ import structlog
 
 from infra import tracing
 from infra.coordination.leases import Delivery
-from infra.errors import DeviceAwayError, DeviceProtocolError, LibraError
+from infra.errors import DeviceAwayError, DeviceChangedError, DeviceProtocolError, LibraError
 from infra.log import get_logger
 from schemas.guards import Mode
-from schemas.messages import ChunkItem, JudgeChunk, VerdictChunk, decode_chunk
+from schemas.items import Label
+from schemas.messages import ChunkItem, JudgeChunk, Lane, VerdictChunk, decode_chunk
 from schemas.verdicts import Fingerprint, Outcome, Spent, Timings, Verdict
 from worker.consumer.answers import AnswerCache, Answered
 from worker.consumer.deliveries import Deliveries
+from worker.consumer.pins import Pins
 from worker.consumer.reading import GuardClock, Reader, failure, read_items
 from worker.device.client import DeviceClient
 from worker.device.protocol import Answer, Dead, DeviceRequest, DeviceResult, Generated, Kind, Scored
@@ -71,8 +73,14 @@ class Judge:
         cache: AnswerCache | None = None,
         device_name: str = "",
         devices: int = 1,
+        category_lanes: Collection[Lane] = (),
+        pins: Pins | None = None,
     ) -> None:
-        """`apart`: every item is read by the `reader`, not only those of chunks that saw a consumer die."""
+        """`apart`: every item is read by the `reader`, not only those of chunks that saw a consumer die.
+
+        `category_lanes`: where mode score asks for the category of an unsafe item, if its guard has such a question.
+        `pins`: passes on what this worker would judge in vain.
+        """
         self._guard = guard
         self._with_examples = lru_cache(maxsize=_EXAMPLE_SETS)(guard.with_examples)
         self._device = device
@@ -83,6 +91,8 @@ class Judge:
         self._clock = clock or GuardClock()
         self._cache = cache
         self._device_name = device_name
+        self._pins = pins
+        self._category_lanes = category_lanes if guard.category_question else ()
         self._devices = devices
         self._worker_id = worker_id
         self._one_by_one = threading.Lock()
@@ -93,7 +103,8 @@ class Judge:
         Raises:
             schemas.messages.MessageError: the body is no chunk this version can read.
             infra.errors.DeviceError: nothing was published, because the device process did not come back in time
-                (DeviceAwayError, which names items by `seq`) or gave no answer.
+                (DeviceAwayError, which names items by `seq`), holds another model (DeviceChangedError), or gave
+                no answer.
         """
         taken_at = time.time()
         chunk = decode_chunk(JudgeChunk, body)
@@ -108,6 +119,8 @@ class Judge:
                 log.info("chunk_skipped", settled=delivery.settled, cancelled=delivery.cancelled)
                 return
             queue_s = max(0.0, taken_at - chunk.enqueued_at)
+            if self._passes_on(chunk, delivery, tag, queue_s):
+                return
             try:
                 if delivery.deliveries >= ONE_BY_ONE_FROM_DELIVERY or delivery.returns >= ONE_BY_ONE_FROM_RETURN:
                     verdicts, fresh = self._judge_one_by_one(chunk, delivery, queue_s)
@@ -116,13 +129,45 @@ class Judge:
             except DeviceAwayError as error:
                 self._deliveries.give_back(chunk, error.suspects)
                 raise
-            except DeviceProtocolError:
+            except (DeviceProtocolError, DeviceChangedError):
                 raise
             except Exception:
                 self._deliveries.note_return(chunk)
                 raise
             with tracing.span("libra.publish", **about):
                 self._deliveries.finish(verdicts, tag, fresh)
+
+    def _asked(self, chunk: JudgeChunk) -> tuple[Guard, Fingerprint]:
+        """The guard that judges a chunk, which may show examples, and its fingerprint. Raises what a guard raises."""
+        guard, fingerprint = self._guard, self._fingerprints[chunk.mode]
+        if chunk.examples:
+            guard = self._with_examples(chunk.examples)
+            fingerprint = fingerprint.model_copy(update={"prompt": guard.prompt_digest})
+        return guard, fingerprint
+
+    def _passes_on(self, chunk: JudgeChunk, delivery: Delivery, tag: str | None, queue_s: float) -> bool:
+        """True where the run keeps another fingerprint: the chunk went elsewhere, or has ended for want of a worker."""
+        mine = self._other_fingerprint(chunk) if self._pins else None
+        if self._pins is None or mine is None:
+            if delivery.passed_on:
+                self._deliveries.take_over(chunk)
+            return False
+        reason = self._pins.pass_on(chunk, tag, mine)
+        if reason is not None:
+            log.error("chunk_fits_no_worker", reason=reason)
+            self._deliveries.finish(self._dead(chunk, queue_s, reason), tag, {})
+        return True
+
+    def _other_fingerprint(self, chunk: JudgeChunk) -> Fingerprint | None:
+        """This worker's fingerprint where the chunk's run keeps another one, so that a verdict from here is in vain."""
+        if not chunk.pin:
+            return None
+        try:
+            with self._clock.running():
+                _, mine = self._asked(chunk)
+        except Exception:  # noqa: BLE001 - a guard refuses the examples: rendering says so of each item
+            return None
+        return None if mine.digest == chunk.pin else mine
 
     def _judge_one_by_one(
         self, chunk: JudgeChunk, delivery: Delivery, queue_s: float
@@ -140,7 +185,7 @@ class Judge:
                 self._deliveries.begin_try(chunk, item.seq, survived)
                 try:
                     parts.append(self._judge(alone, delivery, queue_s)[0])
-                except (DeviceAwayError, DeviceProtocolError, redis.RedisError):
+                except (DeviceAwayError, DeviceProtocolError, DeviceChangedError, redis.RedisError):
                     self._deliveries.end_try(chunk, item.seq)
                     raise
                 except Exception as error:  # noqa: BLE001 - the edge of one item, which is alone here
@@ -180,15 +225,28 @@ class Judge:
         with tracing.span("libra.device", **about, tokens=sum(map(len, prompts))):
             answered = self._ask(chunk, prompts, owners, fingerprint, delivery)
         answers = iter(zip(answered.answers, answered.known, strict=True))
+        of_items = [[next(answers) for _ in item_prompts] for item_prompts in windows]
         verdicts = tuple(
-            self._read(item, item_prompts, [next(answers) for _ in item_prompts])
+            self._read(item, item_prompts, item_answers)
             if item_prompts
             else Verdict(seq=item.seq, outcome=Outcome.DEAD, reason=refused[item.seq])
-            for item, item_prompts in zip(chunk.items, windows, strict=True)
+            for item, item_prompts, item_answers in zip(chunk.items, windows, of_items, strict=True)
         )
+        passes = [(prompts, answered)]
+        if chunk.mode is Mode.SCORE and chunk.lane in self._category_lanes:
+            asked = {
+                item.seq: self._category_prompt(item, verdict, item_prompts, item_answers)
+                for item, verdict, item_prompts, item_answers in zip(
+                    chunk.items, verdicts, windows, of_items, strict=True
+                )
+            }
+            follow_up = {seq: prompt for seq, prompt in asked.items() if prompt is not None}
+            second = list(follow_up.values())
+            found = self._ask(chunk, second, list(follow_up), fingerprint, delivery, category=True)
+            named = dict(zip(follow_up, found.answers, strict=True))
+            verdicts = tuple(self._named(verdict, named.get(verdict.seq)) for verdict in verdicts)
+            passes.append((second, found))
         device_s = time.perf_counter() - rendered
-        asked = [at for at, known in enumerate(answered.known) if not known]  # what was known before cost nothing
-        written = (answered.answers[at] for at in asked)
         judged = VerdictChunk(
             run_id=chunk.run_id,
             chunk_no=chunk.chunk_no,
@@ -198,15 +256,53 @@ class Judge:
             fingerprint=fingerprint,
             timings=Timings(queue_s=queue_s, render_s=rendered - started, device_s=device_s),
             verdicts=verdicts,
-            spent=Spent(
-                device=self._device_name,
-                device_s=answered.share_s * self._devices,
-                prompt_tokens=sum(len(prompts[at]) for at in asked),
-                new_tokens=sum(len(answer.ids) for answer in written if isinstance(answer, Generated)),
-            ),
+            spent=self._spent(passes),
             nonce=chunk.nonce,
         )
-        return judged, answered.fresh
+        fresh = {key: value for _, done in passes for key, value in done.fresh.items()}
+        return judged, fresh
+
+    def _spent(self, passes: Sequence[tuple[list[PromptIds], Answered]]) -> Spent:
+        """The cost of a chunk's prompts with their answers; what was known before cost nothing."""
+        asked = [
+            (prompt, answer)
+            for prompts, done in passes
+            for prompt, answer, known in zip(prompts, done.answers, done.known, strict=True)
+            if not known
+        ]
+        return Spent(
+            device=self._device_name,
+            device_s=sum(done.share_s for _, done in passes) * self._devices,
+            prompt_tokens=sum(len(prompt) for prompt, _ in asked),
+            new_tokens=sum(len(answer.ids) for _, answer in asked if isinstance(answer, Generated)),
+        )
+
+    def _category_prompt(
+        self,
+        item: ChunkItem,
+        verdict: Verdict,
+        prompts: Sequence[PromptIds],
+        answered: Sequence[tuple[Answer, bool]],
+    ) -> PromptIds | None:
+        """The prompt that asks for the category of an item that is unsafe; None for any other."""
+        if verdict.label is not Label.UNSAFE:
+            return None
+        scores = [answer.logprobs for answer, _ in answered if isinstance(answer, Scored)]
+        try:
+            with self._clock.running():
+                return self._guard.category_prompt(prompts, scores, single=item.single)
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - as for reading: the label stands without a category
+            log.warning("category_not_asked", seq=item.seq, reason=failure(self._guard.name, error))
+            return None
+
+    def _named(self, verdict: Verdict, answer: Answer | None) -> Verdict:
+        """The verdict with its category; without one where the device had no answer: the label stands by itself."""
+        question = self._guard.category_question
+        if question is None or not isinstance(answer, Scored) or any(map(math.isnan, answer.logprobs)):
+            return verdict
+        return question.named(verdict, answer.logprobs)
 
     def _ask(
         self,
@@ -215,8 +311,10 @@ class Judge:
         owners: Sequence[int],
         fingerprint: Fingerprint,
         delivery: Delivery,
+        *,
+        category: bool = False,
     ) -> Answered:
-        """The device's answers; `owners` says by `seq` whose prompts they are."""
+        """The device's answers; `owners` says by `seq` whose prompts they are. `category`: to the second question."""
         if not prompts:
             return Answered.uncached(DeviceResult([]))
         guard = self._guard
@@ -230,7 +328,9 @@ class Judge:
             isolate=delivery.deliveries >= ISOLATE_FROM_DELIVERY,
             suspects={index: deaths[seq] for index, seq in enumerate(owners) if seq in deaths},
         )
-        if asked is Mode.SCORE:
+        if category and guard.category_question is not None:
+            request = replace(request, labels=guard.category_question.label_ids)
+        elif asked is Mode.SCORE:
             request = replace(request, labels=guard.label_ids)
         elif asked is not Mode.CLASSIFY:
             verdict_ids = guard.verdict_ids if chunk.verdict_only else ()
@@ -255,16 +355,14 @@ class Judge:
         One item that cannot be asked must not cost its neighbours. `apart`: in another process, as a consumer died
         with this chunk in hand.
         """
-        guard, fingerprint = self._guard, self._fingerprints[chunk.mode]
         with self._clock.running():
-            if chunk.examples:
-                try:
-                    guard = self._with_examples(chunk.examples)
-                except Exception as error:  # noqa: BLE001 - whatever a guard raises, the items get a verdict
-                    reason = failure(guard.name, error)
-                    log.warning("examples_refused", reason=reason)
-                    return [[] for _ in chunk.items], {item.seq: reason for item in chunk.items}, fingerprint
-                fingerprint = fingerprint.model_copy(update={"prompt": guard.prompt_digest})
+            try:
+                guard, fingerprint = self._asked(chunk)
+            except Exception as error:  # noqa: BLE001 - whatever a guard raises, the items get a verdict
+                reason = failure(self._guard.name, error)
+                log.warning("examples_refused", reason=reason)
+                refused = {item.seq: reason for item in chunk.items}
+                return [[] for _ in chunk.items], refused, self._fingerprints[chunk.mode]
             if not (apart or self._apart) or self._reader is None:
                 return *read_items(guard, chunk.items, chunk.mode), fingerprint
         on_progress = partial(self._deliveries.note_progress, chunk.chunk_id)

@@ -9,25 +9,21 @@ import hashlib
 from array import array
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
-from typing import Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from infra.errors import GuardError
+from infra.guard_sheets import cannot_judge
 from schemas.guards import Mode
 from schemas.items import Example, Kind
 from schemas.messages import ChunkItem
 from schemas.verdicts import Verdict
 
+if TYPE_CHECKING:
+    from worker.guards.categories import CategoryQuestion
+
 PromptIds: TypeAlias = "array[int]"
 """Token ids of one prompt, as a C int array (typecode "i"): it crosses the device socket as raw bytes."""
 
-
-_CALLED: Final = {
-    Kind.TEXT: "a text whose author is not said",
-    Kind.PROMPT: "a prompt alone",
-    Kind.RESPONSE: "a response alone",
-    Kind.PAIR: "a question with its response",
-    Kind.MESSAGES: "a conversation of several turns",
-}
 
 PROBES: Final = ("", "你", "word", "7", " ", "\n", "“", "，", "(", '"', "!", "😀", "é")
 """Beginnings of a text, each of which may merge otherwise with the last tokens of what stands before it."""
@@ -76,6 +72,10 @@ class Guard(Protocol):
     def one_pass(self) -> bool:
         """True where a whole generation is one label, so that the pass that writes it also gives its probability."""
 
+    @property
+    def category_question(self) -> CategoryQuestion | None:
+        """How mode score finds the category of an unsafe text; None where its labels carry it or it has none."""
+
     def prefix_ids(self, mode: Mode) -> PromptIds:
         """The ids every prompt of this mode begins with (may be empty): the shared KV prefix."""
 
@@ -100,6 +100,14 @@ class Guard(Protocol):
         `single`: the item was one text that answers nothing (`ChunkItem.single`).
         """
 
+    def category_prompt(
+        self, prompts: Sequence[PromptIds], windows: Sequence[Sequence[float]], *, single: bool = False
+    ) -> PromptIds | None:
+        """The prompt at whose end `category_question` is asked, from an item's prompts and what `read_scores` gets.
+
+        None where there is nothing to ask: the item is not unsafe, or the guard has no such question.
+        """
+
     def read_ids(self, seq: int, windows: Sequence[Sequence[int]], *, single: bool = False) -> Verdict:
         """A verdict from generated ids (without the prompt), one row per prompt."""
 
@@ -119,8 +127,7 @@ def no_such_mode(guard: Guard, mode: Mode) -> GuardError:
 def check_kind(guard: Guard, item: ChunkItem) -> None:
     """Refuse an item of a kind that the guard cannot judge, rather than judge it as another (GuardError)."""
     if item.kind not in guard.kinds:
-        known = ", ".join(_CALLED[kind] for kind in guard.kinds)
-        raise GuardError(f"{guard.name} cannot judge {_CALLED[item.kind]}; it can judge {known}")
+        raise GuardError(cannot_judge(guard.name, item.kind, guard.kinds))
 
 
 def no_examples(guard: Guard) -> GuardError:

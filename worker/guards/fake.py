@@ -41,6 +41,7 @@ class FakeGuard:
     prompt_digest: Final = "fake-1"
     modes: Final = (Mode.SCORE, Mode.GENERATE)
     one_pass: Final = False
+    category_question: Final = None
     kinds: Final = tuple(Kind)
     label_ids: Final = ((0,), (1,))
     stop_ids: Final[tuple[int, ...]] = ()
@@ -90,6 +91,16 @@ class FakeGuard:
             label = Label.UNSAFE if p_unsafe > 0.5 else Label.SAFE
             found.append(Verdict(seq=seq, outcome=Outcome.SCORED, label=label, p_unsafe=p_unsafe, label_mass=mass))
         return worst(found)
+
+    def category_prompt(
+        self,
+        prompts: Sequence[PromptIds],  # noqa: ARG002 - the Guard protocol's signature
+        windows: Sequence[Sequence[float]],  # noqa: ARG002
+        *,
+        single: bool = False,  # noqa: ARG002
+    ) -> PromptIds | None:
+        """It has no categories."""
+        return None
 
     def read_ids(
         self,

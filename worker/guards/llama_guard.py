@@ -16,7 +16,7 @@ from typing import Final
 from schemas.guards import GuardCard
 from schemas.items import Label
 from worker.guards.prompt import QUESTION, RESPONSE, Ask
-from worker.guards.reading import Choice, read_first_line
+from worker.guards.reading import Choice, coded, read_first_line
 from worker.guards.template_guard import Format, as_messages
 
 _ILLEGAL, _PRIVACY, _RUMORS = "illegal_activities", "privacy_property", "rumors_misinformation"
@@ -77,6 +77,15 @@ def form(card: GuardCard, folder: Path) -> Format:  # noqa: ARG001 - what all fa
         conversation=as_messages,
         read=lambda text, single: read(text),  # noqa: ARG005
         choices={"1": SPACED_CHOICES, "4": _EITHER_LINE}.get(card.variant, CHOICES),
+        categories={f"\n{code}": coded(code, scenarios) for code in _codes(card)},
         max_new_tokens=20,
         needs_separation=card.variant in ("3", "4"),  # [INST] is text to the tokenizers of 1 and 2
     )
+
+
+def _codes(card: GuardCard) -> list[str]:
+    """The codes that this version may write."""
+    letter, last = {"1": ("O", 6), "2": ("S", 11)}.get(card.variant, ("S", 14))
+    if card.name == "llama-guard-3-1b":
+        last = 13  # its card has no code interpreter abuse
+    return [f"{letter}{number}" for number in range(1, last + 1)]

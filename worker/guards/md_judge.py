@@ -81,12 +81,15 @@ _SCENARIOS_2: Final = {"O1": "hate_abuse", "O2": "bias_discrimination", "O16": "
 def form(card: GuardCard, folder: Path) -> Format:  # noqa: ARG001 - what all families take
     """Return this version's prompt and the reading of its answers."""
     if card.variant == "0.2":
-        return Format(pair=(Ask((("user", QUESTION), ("assistant", RESPONSE))),), read=read_result, max_new_tokens=256)
+        pair = (Ask((("user", QUESTION), ("assistant", RESPONSE))),)
+        return Format(pair=pair, alone=None, read=read_result, max_new_tokens=256)
     read = partial(read_first_line, pattern=r"O\d+", scenarios=_SCENARIOS)
     return Format(
         pair=(Ask(raw=f"[INST] {TASK.format(question=QUESTION, response=RESPONSE)} [/INST]"),),
+        alone=None,
         read=lambda text, single: read(text),  # noqa: ARG005
         choices=SPACED_CHOICES,
+        categories={f"\n{code}": coded(code, _SCENARIOS) for code in _SCENARIOS},
         max_new_tokens=16,
         needs_separation=False,
     )

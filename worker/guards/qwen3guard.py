@@ -28,7 +28,7 @@ SCENARIOS: Final = {
     "Politically Sensitive Topics": "rumors_misinformation",
     "Copyright Violation": "privacy_property",
 }
-_CATEGORIES: Final = {*SCENARIOS, "Jailbreak"}
+_CATEGORIES: Final = (*SCENARIOS, "Jailbreak")
 
 
 def form(card: GuardCard, folder: Path) -> Format:  # noqa: ARG001 - what all families take
@@ -43,6 +43,7 @@ def form(card: GuardCard, folder: Path) -> Format:  # noqa: ARG001 - what all fa
             Choice(" Unsafe", Label.UNSAFE),
             Choice(" Controversial", Label.UNSAFE, controversial=True),
         ),
+        categories={f"\nCategories: {name}": coded(name, SCENARIOS) for name in _CATEGORIES},
         max_new_tokens=128,
         verdicts=("Safety: Safe\n",),  # categories follow the other two
     )

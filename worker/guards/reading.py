@@ -56,17 +56,18 @@ def unreadable(reason: str) -> Answer:
 
 
 def worst(verdicts: Sequence[Verdict]) -> Verdict:
+    """The verdict of the greatest severity."""
+    return max(verdicts, key=severity)
+
+
+def severity(verdict: Verdict) -> tuple[int, bool, float, float]:
     """Unsafe before controversial before unparseable before safe; among equals the likelier unsafe, the smaller mass.
 
     So what one window says clearly is not made controversial by another one.
     """
-    severity = {Label.UNSAFE: 2, None: 1, Label.SAFE: 0}
-
-    def rank(verdict: Verdict) -> tuple[int, bool, float, float]:
-        clear = CONTROVERSIAL not in verdict.categories
-        return severity[verdict.label], clear, verdict.p_unsafe or 0.0, -(verdict.label_mass or 0.0)
-
-    return max(verdicts, key=rank)
+    rank = {Label.UNSAFE: 2, None: 1, Label.SAFE: 0}
+    clear = CONTROVERSIAL not in verdict.categories
+    return rank[verdict.label], clear, verdict.p_unsafe or 0.0, -(verdict.label_mass or 0.0)
 
 
 def coded(code: str, scenarios: Mapping[str, str]) -> str:

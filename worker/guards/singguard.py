@@ -36,6 +36,7 @@ def form(card: GuardCard, folder: Path) -> Format:  # noqa: ARG001 - what all fa
         single=(_ask(("user", RESPONSE)),),
         read=read,
         choices=CHOICES,
+        categories={f"\n<answer>{code}": coded(code, SCENARIOS) for code in SCENARIOS},
         max_new_tokens=256,
     )
 

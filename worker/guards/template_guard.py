@@ -6,8 +6,8 @@ The families' files hold data and small functions (`Format`); what they have in 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
@@ -16,7 +16,7 @@ from infra.errors import GuardError
 from schemas.guards import FidelitySheet, Mode, Rule
 from schemas.items import Example, Kind, Label
 from schemas.messages import ChunkItem
-from schemas.verdicts import Verdict
+from schemas.verdicts import CategoriesBy, Verdict
 from worker.guards.base import (
     PROBES,
     PromptIds,
@@ -27,6 +27,7 @@ from worker.guards.base import (
     no_such_mode,
     without_extensions,
 )
+from worker.guards.categories import CategoryQuestion, question_of
 from worker.guards.checkpoint import (
     calibration_mark,
     context_tokens_of,
@@ -54,18 +55,33 @@ _SHAPES: Final = 64
 
 
 @dataclass(frozen=True)
+class Heads:
+    """The classification heads for one kind of turn, in the order of their classes: severity and category."""
+
+    risk: tuple[Choice, ...]
+    categories: tuple[str, ...]
+
+    @property
+    def width(self) -> int:
+        """Numbers of both heads together."""
+        return len(self.risk) + len(self.categories)
+
+
+@dataclass(frozen=True)
 class Format:
     """The format of one family: the kinds of items it judges, its prompts and the reading of its answers.
 
-    `pair` asks about question and response, one prompt per policy, `single` about a prompt alone; without it a
-    single text is a response, asked about as one to an empty question. `read` gets a generated text and
+    `pair` asks about question and response, one prompt per policy, `single` about one text alone; without it a single
+    text is a response to an empty question. `read` gets a generated text and
     whether the item was single. Without `choices` there is no score mode.
+    With `heads`, for a user's turn and for a model's, nothing is written: they classify at the end of the last turn.
     """
 
     pair: tuple[Ask, ...]
     read: Callable[[str, bool], Answer]
     single: tuple[Ask, ...] = ()
     choices: tuple[Choice, ...] = ()
+    heads: tuple[()] | tuple[Heads, Heads] = ()
     max_new_tokens: int = 128
     any_mass: bool = False
     """A prompt whose labels are unlikely counts too, as long as another prompt of the item is answered."""
@@ -77,24 +93,30 @@ class Format:
     """The answer is made of control tokens."""
     turn_end_stops: bool = True
     """The control token after the user's text also ends the model's."""
+    alone: Kind | None = Kind.PROMPT
+    """What `single` asks about, or `pair` with an empty question where there is no `single`; None: only a text whose
+    author is not said may stand there."""
     also: tuple[Kind, ...] = ()
     """Kinds that `single` asks about besides a prompt, or `pair` besides a response."""
     conversation: Callable[[Ask, Sequence[str]], Ask] | None = None
     """Puts earlier turns, whose roles it gets, before a request; None: its authors show no conversation of several."""
+    categories: Mapping[str, str] = field(default_factory=dict)
+    """What may follow an unsafe answer, up to where one category differs from another, and the name of each."""
     verdicts: tuple[str, ...] = ()
     """Beginnings of an answer after which nothing that may follow changes what `read` finds."""
 
     @property
     def modes(self) -> tuple[Mode, ...]:
         """The ways to a verdict that this format has."""
+        if self.heads:
+            return (Mode.CLASSIFY,)
         return (Mode.SCORE, Mode.GENERATE) if self.choices else (Mode.GENERATE,)
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
         """The kinds of items that this format has a request for. A single text is put as the one alone that it has."""
-        alone = Kind.PROMPT if self.single else Kind.RESPONSE
         several = (Kind.MESSAGES,) if self.conversation else ()
-        asked = {Kind.TEXT, alone, *self.also, Kind.PAIR, *several}
+        asked = {Kind.TEXT, self.alone, *self.also, Kind.PAIR, *several}
         return tuple(kind for kind in Kind if kind in asked)
 
 
@@ -106,6 +128,7 @@ def as_messages(ask: Ask, roles: Sequence[str]) -> Ask:
 
 GENERATOR: Final = Format(
     pair=(Ask((("user", RESPONSE),)),),
+    alone=Kind.RESPONSE,
     also=(Kind.PROMPT,),
     read=lambda text, single: unreadable("a generator gives text, no verdict"),  # noqa: ARG005 - Format.read
     max_new_tokens=512,
@@ -145,7 +168,11 @@ class TemplateGuard:
         context = context_tokens_of(folder, context_tokens)
         self.max_new_tokens = min(generation_budget(folder, form.max_new_tokens), context // 4)
         self.label_ids = self._labels(prompts)
-        answers = {Mode.SCORE: max(map(len, self.label_ids), default=0), Mode.GENERATE: self.max_new_tokens}
+        self.category_question = self._ask_category(prompts)
+        behind = max(map(len, self.label_ids), default=0)
+        if self.category_question:
+            behind = max(behind, self.category_question.longest)
+        answers = {Mode.SCORE: behind, Mode.GENERATE: self.max_new_tokens, Mode.CLASSIFY: 0}
         self._limits = {mode: context - answers[mode] for mode in self.modes}
         if min(limit - self._overhead(mode) for mode, limit in self._limits.items()) < MIN_ROOM:
             raise GuardError(f"{folder}: a context of {context:,} tokens is too short for the instruction and a text")
@@ -170,6 +197,7 @@ class TemplateGuard:
         self.prompt_digest = digest_of(
             *texts,
             *(choice.text for choice in form.choices),
+            *(name for heads in form.heads for name in (*(one.text for one in heads.risk), *heads.categories)),
             self._words.digest,
             str(context),
             *([str(sheet.rule), str(sheet.prompt_threshold), str(sheet.response_threshold)] if sheet else ()),
@@ -215,24 +243,51 @@ class TemplateGuard:
         raise no_examples(self)
 
     def read_scores(self, seq: int, windows: Sequence[Sequence[float]], *, single: bool = False) -> Verdict:
-        """The worst prompt's verdict; `windows` holds log-probabilities of the choices."""
+        """The worst prompt's verdict; `windows` holds log-probabilities of the choices, or of all heads' classes."""
+        if self._form.heads:
+            return worst([self._from_heads(seq, row, single=single) for row in windows])
+        return worst(self._verdicts(seq, windows, single=single))
+
+    def _from_heads(self, seq: int, row: Sequence[float], *, single: bool) -> Verdict:
+        """The verdict of the heads for the last turn's author, which name a category in the same pass."""
+        assert self._form.heads  # noqa: S101 - the caller has seen it
+        of_user, of_model = self._form.heads
+        heads, begin = (of_user, 0) if single else (of_model, of_user.width)
+        end = begin + len(heads.risk)
+        rule = self._sheet.rule if self._sheet else Rule.LIKELIEST
+        verdict = from_logprobs(seq, heads.risk, row[begin:end], rule=rule, temperature=self._temperature)
+        verdict = verdict.model_copy(update={"label_mass": None})  # heads have no other classes
+        if verdict.label is not Label.UNSAFE:
+            return verdict
+        of_category = row[end : end + len(heads.categories)]
+        name = heads.categories[max(range(len(of_category)), key=lambda at: of_category[at])]
+        return verdict.model_copy(update={"categories": (name, *verdict.categories)})
+
+    def category_prompt(
+        self, prompts: Sequence[PromptIds], windows: Sequence[Sequence[float]], *, single: bool = False
+    ) -> PromptIds | None:
+        """The prompt at whose end the category of an unsafe text stands, if the format has such a place."""
+        if self.category_question is None:
+            return None
+        return self.category_question.prompt(prompts, windows, self._verdicts(0, windows, single=single))
+
+    def _verdicts(self, seq: int, windows: Sequence[Sequence[float]], *, single: bool) -> list[Verdict]:
+        """A verdict for each prompt."""
         asks = self._asks[single]
         answered = any(label_mass(row) >= MIN_LABEL_MASS for row in windows)
-        return worst(
-            [
-                from_logprobs(
-                    seq,
-                    self._form.choices,
-                    row,
-                    rule=self._sheet.rule if self._sheet else Rule.TOTAL,
-                    threshold=self._sheet.threshold(single=single) if self._sheet else 0.5,
-                    policy=asks[at % len(asks)].ask.policy,
-                    temperature=self._temperature,
-                    min_mass=0.0 if self._form.any_mass and answered else MIN_LABEL_MASS,
-                )
-                for at, row in enumerate(windows)
-            ]
-        )
+        return [
+            from_logprobs(
+                seq,
+                self._form.choices,
+                row,
+                rule=self._sheet.rule if self._sheet else Rule.TOTAL,
+                threshold=self._sheet.threshold(single=single) if self._sheet else 0.5,
+                policy=asks[at % len(asks)].ask.policy,
+                temperature=self._temperature,
+                min_mass=0.0 if self._form.any_mass and answered else MIN_LABEL_MASS,
+            )
+            for at, row in enumerate(windows)
+        ]
 
     def read_ids(self, seq: int, windows: Sequence[Sequence[int]], *, single: bool = False) -> Verdict:
         """The worst prompt's verdict, parsed from what the model wrote."""
@@ -277,6 +332,10 @@ class TemplateGuard:
     def _encode(self, prompt: Prompt, dialogues: Sequence[Dialogue], mode: Mode) -> list[PromptIds]:
         if mode is Mode.GENERATE:
             return prompt.encode(dialogues)
+        if mode is Mode.CLASSIFY:
+            # Read at the control token that ends the last turn, whatever the template writes behind it.
+            behind = len(self._words.batch_ids([prompt.pieces[-1]])[0]) if prompt.pieces[-1] else 0
+            return [row[: len(row) - behind] for row in prompt.encode(dialogues)]
         # A label is cut off again so that it and the text before it merge as they do in a whole answer.
         label = self.label_ids[0]
         rows = prompt.encode(dialogues, prompt.ask.prefill + self._form.choices[0].text)
@@ -306,3 +365,24 @@ class TemplateGuard:
         if self._form.one_token_choices and any(len(label) > 1 for label in labels):
             raise GuardError(f"the labels of {self.name} are not one token each; is it another model's tokenizer?")
         return labels
+
+    def _ask_category(self, prompts: Sequence[Prompt]) -> CategoryQuestion | None:
+        """The forced choice between the categories; None where the format has none, or this tokenizer cannot ask it."""
+        form, found = self._form, list[CategoryQuestion | None]()
+        if not (form.categories and form.choices):
+            return None
+        for prompt in prompts:
+            for probe in PROBES[:1] if prompt.separates else PROBES:
+                asked = self._encode(prompt, [(probe, probe)], Mode.SCORE)[0]
+                continuations = {}
+                for at, choice in enumerate(form.choices):
+                    if choice.label is Label.UNSAFE:
+                        answers = [f"{prompt.ask.prefill}{choice.text}{words}" for words in form.categories]
+                        rows = [prompt.encode([(probe, probe)], answer)[0] for answer in answers]
+                        # The model wrote the label's own ids: a category that would merge with them is never next.
+                        before = [*asked, *self.label_ids[at]]
+                        if any(row[: len(before)].tolist() != before for row in rows):
+                            return None
+                        continuations[at] = [row[len(asked) :] for row in rows]
+                found.append(question_of(continuations, list(form.categories.values()), CategoriesBy.FORCED_CHOICE))
+        return found[0] if all(question == found[0] for question in found) else None

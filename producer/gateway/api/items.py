@@ -140,6 +140,7 @@ def item_view(item: SubmittedItem) -> dict[str, Any]:
             p_unsafe=verdict.p_unsafe,
             label_mass=verdict.label_mass,
             categories=verdict.categories,
+            categories_by=verdict.categories_by,
             reason=verdict.reason if verdict.outcome is not Outcome.SCORED else None,
             fingerprint=item.fingerprint,
         )

@@ -6,13 +6,14 @@ because many clients of this endpoint read categories and not `flagged`. Knows n
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from producer.gateway.api.openai_categories import CATEGORIES, openai_categories
 from schemas.items import Label
-from schemas.verdicts import Outcome, Verdict
+from schemas.verdicts import CategoriesBy, Outcome, Verdict
 
 EVERY_CATEGORY: Final = "all"
+_FAIL_SAFE: Final = "fail_safe"
 _LEAST_FLAGGED_SCORE: Final = 0.5
 """A flagged item scores no less, although a guard may flag below: clients compare with 0.5 and above."""
 
@@ -22,14 +23,15 @@ def moderation_result(verdict: Verdict, item_name: str, *, unnamed_category: str
 
     A safe item's scores are all `p_unsafe`: no category is likelier than their union. A flagged item's score is
     `p_unsafe` (0.5 at least) in its true categories and 0 in the others. Where the guard gives no probability, scores
-    are 0 and 1; so they are for an item that was not judged. `libra.categories_named` says whether the true categories
-    are the "guard"'s or the "fail_safe" `unnamed_category` ("all", or one of OpenAI's names); null where none is true.
+    are 0 and 1; so they are for an item that was not judged. `libra.categories_named` says where the true categories
+    are from: the "guard", a "forced_choice", an "experiment" (see `CategoriesBy`), or the "fail_safe"
+    `unnamed_category` ("all", or one of OpenAI's names); null where none is true.
     """
     flagged = verdict.label is not Label.SAFE
     named = openai_categories(verdict.categories) if verdict.label is Label.UNSAFE else frozenset()
-    named_by: Literal["guard", "fail_safe"] | None = None
+    named_by: str | None = None
     if flagged:
-        named_by = "guard" if named else "fail_safe"
+        named_by = (verdict.categories_by or CategoriesBy.GUARD).value if named else _FAIL_SAFE
         fallback = CATEGORIES if unnamed_category == EVERY_CATEGORY else (unnamed_category,)
         named = named or frozenset(fallback)
     score = verdict.p_unsafe if verdict.p_unsafe is not None else float(flagged)

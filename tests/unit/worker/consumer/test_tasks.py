@@ -16,12 +16,13 @@ from infra.errors import DeviceAwayError, DeviceError, DeviceProtocolError, Guar
 from schemas.guards import Mode
 from schemas.items import Example, Label, Retention
 from schemas.messages import ChunkItem, JudgeChunk, Lane, VerdictChunk
-from schemas.verdicts import Fingerprint, Outcome, Spent, Verdict
+from schemas.verdicts import CategoriesBy, Fingerprint, Outcome, Spent, Verdict
 from tests.support.store import Store
 from worker.consumer.answers import AnswerCache
 from worker.consumer.tasks import MOST_TRIES, ONE_BY_ONE_FROM_DELIVERY, ONE_BY_ONE_FROM_RETURN, Judge
 from worker.device.protocol import DeviceRequest, DeviceResult, Generated, Kind, Scored
 from worker.guards.base import PromptIds
+from worker.guards.categories import CategoryQuestion
 from worker.guards.fake import FakeGuard
 
 
@@ -52,15 +53,36 @@ def chunk_of(*texts: str, **options: Any) -> JudgeChunk:
     return JudgeChunk(
         run_id="r",
         chunk_no=0,
-        lane=Lane.BULK,
         guard="fake",
         enqueued_at=time.time(),
         items=tuple(ChunkItem(seq=seq, question="", response=text) for seq, text in enumerate(texts)),
-        **{"mode": Mode.SCORE, **options},
+        **{"mode": Mode.SCORE, "lane": Lane.BULK, **options},
     )
 
 
+<<<<<<< HEAD
 FIRST = Delivery(1, settled=False, cancelled=False)
+=======
+class Naming(Talkative):
+    """Unsafe where its text says so; its categories are compared behind the scored prompt."""
+
+    category_question = CategoryQuestion({1: array("i", [7])}, ((8,), (9,)), ("C8", "C9"), CategoriesBy.FORCED_CHOICE)  # type: ignore[assignment]
+
+    def read_scores(self, seq: int, windows: Sequence[Sequence[float]], *, single: bool = False) -> Verdict:  # noqa: ARG002
+        label = Label.UNSAFE if seq % 2 else Label.SAFE
+        return Verdict(seq=seq, outcome=Outcome.SCORED, label=label, p_unsafe=0.5)
+
+    def category_prompt(  # type: ignore[override]
+        self,
+        prompts: Sequence[PromptIds],
+        windows: Sequence[Sequence[float]],  # noqa: ARG002
+        *,
+        single: bool = False,  # noqa: ARG002
+    ) -> PromptIds | None:
+        if prompts[0] == _ids("broken"):
+            raise ZeroDivisionError
+        return prompts[-1] + array("i", [7])
+>>>>>>> 35a7c29 (Mode score names a category of unsafe items by a second forced choice, and verdicts say how categories were obtained)
 
 
 def judged(
@@ -69,9 +91,13 @@ def judged(
     *,
     memory: Store | None = None,
     asked: list[DeviceRequest] | None = None,
+<<<<<<< HEAD
     delivery: Delivery = FIRST,
     fails: Callable[[DeviceRequest], Exception | None] = lambda _: None,
     noted: list[tuple[Any, ...]] | None = None,
+=======
+    **options: Any,
+>>>>>>> 35a7c29 (Mode score names a category of unsafe items by a second forced choice, and verdicts say how categories were obtained)
 ) -> VerdictChunk:
     published: list[VerdictChunk] = []
 
@@ -109,6 +135,7 @@ def judged(
         cache=None if store is None else AnswerCache(store, Retention.FULL),
         device_name="a device",
         devices=2,
+        **options,
     )
     judge(chunk.model_dump_json())
     return published[0]
@@ -233,6 +260,7 @@ def test_a_model_ends_with_its_verdict_only_where_the_chunk_says_so(
     assert (asked[0].verdict_ids, asked[0].iteration) == (sequences, 2)
 
 
+<<<<<<< HEAD
 def fourth(**known: Any) -> Delivery:
     return Delivery(ONE_BY_ONE_FROM_DELIVERY, settled=False, cancelled=False, **known)
 
@@ -299,3 +327,40 @@ def test_a_chunk_that_fails_is_returned_and_counted_so_that_this_has_an_end() ->
         judged(chunk_of("a"), FakeGuard(), fails=lambda _: DeviceError("a frame too large"), noted=noted)
 
     assert noted == [("return",)]
+=======
+def test_only_unsafe_items_are_asked_for_their_category_and_it_changes_nothing_else() -> None:
+    asked = list[DeviceRequest]()
+    chunk = chunk_of("a", "b", "c", "d|e")
+
+    verdicts = judged(chunk, Naming(), asked=asked, category_lanes=(Lane.BULK,)).verdicts
+
+    first, second = asked
+    assert (first.labels, second.labels) == (Naming.label_ids, ((8,), (9,)))
+    assert second.prompts == [_ids("b") + array("i", [7]), _ids("e") + array("i", [7])]
+    assert [verdict.categories for verdict in verdicts] == [(), ("C8",), (), ("C8",)]
+    assert [verdict.categories_by for verdict in verdicts] == [None, CategoriesBy.FORCED_CHOICE] * 2
+    plain = judged(chunk, Naming()).verdicts
+    assert plain == tuple(verdict.model_copy(update={"categories": (), "categories_by": None}) for verdict in verdicts)
+
+
+def test_a_category_that_nobody_gives_costs_no_verdict() -> None:
+    asked = list[DeviceRequest]()
+
+    verdicts = judged(chunk_of("a", "broken"), Naming(), asked=asked, category_lanes=(Lane.BULK,)).verdicts
+
+    assert len(asked) == 1
+    assert [verdict.label for verdict in verdicts] == [Label.SAFE, Label.UNSAFE]
+    assert not verdicts[1].categories
+
+
+def test_the_second_pass_is_asked_in_its_lanes_and_in_mode_score_alone_and_its_cost_is_counted() -> None:
+    lanes = (Lane.LIVE,)
+    asked = list[DeviceRequest]()
+
+    judged(chunk_of("a", "b"), Naming(), asked=asked, category_lanes=lanes)
+    judged(chunk_of("a", "b", mode=Mode.GENERATE, lane=Lane.LIVE), Naming(), asked=asked, category_lanes=lanes)
+    assert len(asked) == 2
+    spent = judged(chunk_of("a", "b", lane=Lane.LIVE), Naming(), asked=asked, category_lanes=lanes).spent
+    assert len(asked) == 4
+    assert spent == Spent(device="a device", device_s=2 * (2.0 + 1.0), prompt_tokens=2 + 2)
+>>>>>>> 35a7c29 (Mode score names a category of unsafe items by a second forced choice, and verdicts say how categories were obtained)
