@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -11,6 +12,7 @@ import yaml
 
 from infra.errors import GuardError
 from schemas.guards import FidelitySheet, GuardCard
+from schemas.items import Kind
 
 _FILE: Final = Path(__file__).with_suffix(".yaml")
 
@@ -36,3 +38,15 @@ def sheet_of(card: GuardCard) -> FidelitySheet | None:
         return sheets()[card.sheet]
     except KeyError as error:
         raise GuardError(f"{card.name}: no fidelity sheet named {card.sheet!r}") from error
+
+
+def kinds_of(card: GuardCard) -> frozenset[Kind] | None:
+    """Return the kinds of items that a guard judges, as its sheet says; None for one that has no sheet."""
+    sheet = sheet_of(card)
+    return frozenset({Kind.TEXT, *sheet.kinds, *card.also}) if sheet else None
+
+
+def cannot_judge(guard: str, kind: Kind, kinds: Collection[Kind]) -> str:
+    """Return the refusal of an item of a kind that is none of those that a guard judges."""
+    known = ", ".join(one.called for one in Kind if one in kinds)
+    return f"{guard} cannot judge {kind.called}; it can judge {known}"

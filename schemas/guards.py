@@ -9,6 +9,7 @@ from typing import Final
 from pydantic import Field, JsonValue
 
 from schemas.base import Frozen
+from schemas.items import Kind
 
 DEFAULT_GUARD: Final = "libra-tiny"
 """The guard for requests that name none."""
@@ -56,19 +57,6 @@ class Rule(StrEnum):
     """The label stands in the generated text; it has no probability."""
 
 
-class Kind(StrEnum):
-    """The kinds of items that a guard's authors let it judge."""
-
-    PROMPT = "prompt"
-    """A user's text alone."""
-    RESPONSE = "response"
-    """A model's text alone."""
-    PAIR = "pair"
-    """A response together with the text it answers."""
-    MESSAGES = "messages"
-    """A conversation of several turns."""
-
-
 class Source(Frozen):
     """A public file that a reader can open, and what it shows."""
 
@@ -86,7 +74,9 @@ class Source(Frozen):
 class FidelitySheet(Frozen):
     """How its authors run a guard, and where that can be read. The sheets are data: infra/guard_sheets.yaml.
 
-    `template_options` are handed to the checkpoint's chat template. `read_at`: where in the answer the label stands.
+    `kinds` are what its authors let it judge; a text whose author is not said is put as the one of them that stands
+    alone, or as the response to an empty question. `template_options` are handed to the checkpoint's chat template.
+    `read_at`: where in the answer the label stands.
     `differs` is what we do otherwise by intent. The licence of each model is on its card.
     """
 
@@ -116,6 +106,7 @@ class Family(StrEnum):
     SHIELD_GEMMA = "shield_gemma"
     SHIELDLM = "shieldlm"
     QWEN3GUARD = "qwen3guard"
+    QWEN3GUARD_STREAM = "qwen3guard_stream"
     XGUARD = "xguard"
     WILDGUARD = "wildguard"
     POLYGUARD = "polyguard"
@@ -143,7 +134,8 @@ class GuardCard(Frozen):
 
     `architecture` is the class of the checkpoint in transformers ("" where none has it), `variant` what
     tells the models of one family apart where they are asked differently. `safe_labels` are the class
-    names of a classifier that mean safe. `sheet` names the fidelity sheet ("" where nothing is asked).
+    names of a classifier that mean safe. `also` are kinds of items that it judges beyond its sheet's. `sheet` names the
+    fidelity sheet ("" where nothing is asked).
     A `revision` of None is whatever the hub serves today.
     """
 
@@ -161,6 +153,7 @@ class GuardCard(Frozen):
     architecture: str = ""
     variant: str = ""
     safe_labels: tuple[str, ...] = ()
+    also: tuple[Kind, ...] = ()
     note: str = ""
 
     @property

@@ -7,6 +7,7 @@ family files in worker/guards for the sources.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,7 @@ _BY_FAMILY = {
     Family.LIBRA: _CHATML,
     Family.SHIELD_GEMMA: Dress(("<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"), "<eos>", _SHIELD_GEMMA),
     Family.QWEN3GUARD: _QWEN3,
+    Family.QWEN3GUARD_STREAM: _CHATML,
     Family.XGUARD: Dress(CHATML_TOKENS, "<|im_end|>", _XGUARD, added=("<think>", "</think>")),
     Family.WILDGUARD: _MISTRAL_RAW,
     Family.POLYGUARD: _CHATML,
@@ -272,14 +274,35 @@ def _save_model(folder: Path, architecture: str, vocabulary: int) -> None:
         vision |= {"vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32}
         _build(architecture, "Llama4Config", {"text_config": text, "vision_config": vision}).save_pretrained(folder)
         return
+    if architecture == "Qwen3ForGuardModel":
+        from worker.device.guard_heads import GuardHeadsModel
+
+        sizes = {"num_risk_level": 3, "num_category": 8, "num_query_risk_level": 3, "num_query_category": 9}
+        config = _config("Qwen3Config", {**shape, "guard_inner_size": 16, "tie_word_embeddings": True, **sizes})
+        config.architectures = [architecture]
+        _random(lambda: GuardHeadsModel(config)).save_pretrained(folder)
+        saved = json.loads((folder / "config.json").read_text()) | {"architectures": [architecture]}
+        (folder / "config.json").write_text(json.dumps(saved))
+        return
     base = architecture.removesuffix("ForCausalLM")
     _build(architecture, f"{base}Config", {**shape, **_EXTRA.get(base, {})}).save_pretrained(folder)
 
 
 def _build(architecture: str, config: str, shape: dict[str, Any]) -> Any:
-    import torch
     import transformers
 
+    return _random(lambda: getattr(transformers, architecture)(_config(config, shape)))
+
+
+def _config(name: str, shape: dict[str, Any]) -> Any:
+    import transformers
+
+    name = {"Gemma3Config": "Gemma3TextConfig", "Qwen3_5Config": "Qwen3_5TextConfig"}.get(name, name)
+    return getattr(transformers, name)(**shape)
+
+
+def _random(make: Callable[[], Any]) -> Any:
+    import torch
+
     torch.manual_seed(0)
-    config = {"Gemma3Config": "Gemma3TextConfig", "Qwen3_5Config": "Qwen3_5TextConfig"}.get(config, config)
-    return getattr(transformers, architecture)(getattr(transformers, config)(**shape)).eval()
+    return make().eval()

@@ -126,7 +126,7 @@ def load_engine(spec: DeviceSpec, state_dir: Path | None = None) -> Engine:
     if Mode.CLASSIFY in guard.modes:
         from worker.device.engines.classifier import ClassifierEngine  # noqa: PLC0415
 
-        return ClassifierEngine(checkpoint, **options)
+        return ClassifierEngine(checkpoint, multi_label=getattr(guard, "multi_label", None), **options)
     from worker.device.engines.budget import BudgetBook  # noqa: PLC0415
     from worker.device.engines.transformers import TransformersEngine  # noqa: PLC0415
 

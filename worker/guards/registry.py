@@ -13,8 +13,10 @@ from infra.errors import GuardError
 from infra.guard_catalogue import GUARDS
 from infra.guard_sheets import sheet_of
 from schemas.guards import Family, GuardCard, is_generator
+from schemas.items import Kind
 from worker.guards.base import Guard
 from worker.guards.checkpoint import check_complete, read_json
+from worker.guards.class_map import read_class_map
 from worker.guards.fake import FakeGuard
 
 if TYPE_CHECKING:
@@ -62,10 +64,12 @@ def load_guard(name: str, location: str | None = None, *, weights: bool = True) 
         from worker.guards.sequence_classifier import SequenceClassifierGuard  # noqa: PLC0415
 
         return SequenceClassifierGuard(folder, safe_labels=card.safe_labels if card else (), **known)
+    if card is None and read_class_map(folder) is not None:
+        raise GuardError(f"{folder} says what classes mean, and its config.json names no classifier")
     if family is Family.LIBRA or card is None:
         from worker.guards.libra import LibraGuard  # noqa: PLC0415
 
-        return LibraGuard(folder, **known, prompts_as_texts=name in BUNDLED)
+        return LibraGuard(folder, **known, prompts_as_texts=card is not None and Kind.PROMPT in card.also)
     from worker.guards.template_guard import TemplateGuard  # noqa: PLC0415
 
     return TemplateGuard(folder, format_of(card, folder), sheet=sheet_of(card), **known)

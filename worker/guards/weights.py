@@ -41,6 +41,8 @@ _PACKAGES: Final = {
 }  # fmt: skip
 """What loads each quantised format, by its import name; nothing more where transformers does."""
 _OTHER_HEADS: Final = ("ForSequenceClassification", "ForTokenClassification", "ForMaskedLM", "ForQuestionAnswering")
+CLASSIFIERS: Final = ("ForSequenceClassification", "ForGuardModel")
+"""Ends of the architectures that have a classification head to be read here."""
 _FRAGMENT: Final = re.compile(r"model-\d+-of-\d+\.safetensors")
 _PADDING_SHARE: Final = 1.1
 _PADDING_ROWS: Final = 512
@@ -215,7 +217,7 @@ def _is_weight(key: str) -> bool:
 
 def _check_head(folder: Path, config: dict[str, Any], *, classifies: bool) -> None:
     architectures = [str(name) for name in config.get("architectures") or []]
-    other = [name for name in architectures if name.endswith(_OTHER_HEADS)]
+    other = [name for name in architectures if name.endswith((*_OTHER_HEADS, *CLASSIFIERS))]
     if not classifies and other:
         raise GuardError(
             f"{folder}/config.json says {other[0]}, and this guard is asked for text; "
@@ -223,7 +225,7 @@ def _check_head(folder: Path, config: dict[str, Any], *, classifies: bool) -> No
         )
     if not classifies:
         return
-    if architectures and not any(name.endswith("ForSequenceClassification") for name in architectures):
+    if architectures and not any(name.endswith(CLASSIFIERS) for name in architectures):
         raise GuardError(
             f"{folder}/config.json says {architectures[0]}, which has no classification head; "
             "name the folder of the fine-tuned classifier, not of its base"

@@ -18,6 +18,8 @@ from transformers.utils import logging as transformers_logging
 
 import worker.device.ngram_lm  # noqa: F401 - registers this project's own architecture
 from infra.errors import GuardError
+from worker.device.guard_heads import ARCHITECTURE as GUARD_HEADS
+from worker.device.guard_heads import GuardHeadsModel
 from worker.guards.checkpoint import QWEN_V1, TOKENIZER_JSON, read_json
 from worker.guards.vocabulary import backend_tokenizer
 from worker.guards.weights import Tensor, Weights, check_config, check_vocabulary, read_weights
@@ -33,10 +35,17 @@ _WRAPPERS: Final = {
     "base_model.model.": "peft, whose adapter was not merged",
     "module.": "DistributedDataParallel",
 }
+_IS_HEAD: Final = re.compile(r"(score|classifier)\b|\w+_head\b")
 _PIECE: Final = 1 << 24
 """Numbers that are looked at together, so that the look needs little memory."""
 _FEWEST_COLUMNS: Final = 8
 """A table with fewer rows or columns may be zero on purpose: RoBERTa's single token type is."""
+
+
+def classifier_of(folder: Path) -> Any:  # noqa: ANN401 - transformers has no types
+    """The class that makes a classifier of a checkpoint: transformers' own choice, or ours for guard heads."""
+    architectures = read_json(folder / "config.json").get("architectures") or []
+    return GuardHeadsModel if GUARD_HEADS in architectures else AutoModelForSequenceClassification
 
 
 def check_fit(folder: Path, *, classifies: bool, trust_remote_code: bool = False) -> Weights:
@@ -56,7 +65,7 @@ def check_fit(folder: Path, *, classifies: bool, trust_remote_code: bool = False
 
 def _check_keys(folder: Path, weights: Weights, *, classifies: bool, trust_remote_code: bool) -> int:
     """Compare keys and shapes with those of the model, through transformers' own renaming; returns its embeddings."""
-    auto: Any = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
+    auto: Any = classifier_of(folder) if classifies else AutoModelForCausalLM
     with quiet():
         try:
             config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
@@ -165,7 +174,7 @@ def check_values(folder: Path, model: torch.nn.Module) -> None:
     """
     head = getattr(model, "get_output_embeddings", lambda: None)()
     heads = {id(head.weight)} if head is not None and hasattr(head, "weight") else set()
-    heads |= {id(weight) for name, weight in model.named_parameters() if name.split(".")[0] in ("score", "classifier")}
+    heads |= {id(weight) for name, weight in model.named_parameters() if _IS_HEAD.match(name)}
     for name, weight in model.named_parameters():
         if weight.device.type == "meta" or not weight.dtype.is_floating_point:
             continue

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM
 
 from infra.errors import GuardError
 from worker.device.engines.base import DeviceLost, EngineInfo, LoadOptions, OutOfMemory
@@ -36,7 +36,7 @@ def load_model(auto: Any, checkpoint: Path, engine: str, options: LoadOptions) -
         OutOfMemory: the weights do not fit on the device.
     """
     trust = options.get("trust_remote_code", False)
-    check_fit(checkpoint, classifies=auto is AutoModelForSequenceClassification, trust_remote_code=trust)
+    check_fit(checkpoint, classifies=auto is not AutoModelForCausalLM, trust_remote_code=trust)
     before = snapshot(checkpoint)
     digest = checkpoint_digest(checkpoint, DigestBook(options.get("digests")))
     device = options.get("device", "cpu")

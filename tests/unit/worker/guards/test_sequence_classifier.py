@@ -130,3 +130,22 @@ def test_classes_must_be_numbered_from_zero(tmp_path: Path) -> None:
 
     with pytest.raises(GuardError, match="does not number its classes"):
         load_guard("mine", str(folder))
+
+
+@pytest.mark.parametrize("architecture", ["Bert", "Roberta", "Qwen2", "DistilBert", "DebertaV2"])
+def test_a_head_is_computed_in_float32_from_the_models_own_hidden_states(tmp_path: Path, architecture: str) -> None:
+    config = {"id2label": {0: "safe", 1: "unsafe"}, "pad_token_id": 1} if architecture == "Roberta" else {}
+    folder = write_classifier(tmp_path, architecture=architecture, **{"id2label": {0: "safe", 1: "unsafe"}, **config})
+    guard = load_guard("mine", str(folder))
+    prompts = [ids for (ids,) in guard.render([item("你好"), item("hello")], Mode.CLASSIFY)]
+    engine = ClassifierEngine(folder, dtype="bfloat16")
+    model = engine._model
+    heads = [module for name, module in model.named_children() if name != model.base_model_prefix]
+
+    rows = engine.classify(prompts)
+
+    assert heads
+    assert {weight.dtype for head in heads for weight in head.parameters()} <= {torch.float32}
+    assert {weight.dtype for weight in model.base_model.parameters()} == {torch.bfloat16}
+    # In bfloat16 a log-probability has eight bits, so that float32 of it has zeros behind them.
+    assert any(value != float(torch.tensor(value).bfloat16()) for row in rows for value in row)
