@@ -43,8 +43,9 @@ class Announcement(Shared):
     pid: _Count = None
     version: str | None = None
 
-    # A worker's: its guard, its device, and the digests by which its verdicts are known, by mode.
+    # A worker's: its guard, the kinds of items that it judges, its device, and the digests of its verdicts by mode.
     guard: str | None = None
+    kinds: Annotated[list[str] | None, _Lenient] = None
     device: str | None = None
     fingerprints: Annotated[dict[str, str] | None, _Lenient] = None
 

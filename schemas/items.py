@@ -77,6 +77,20 @@ class Kind(StrEnum):
     MESSAGES = "messages"
     """A conversation of several turns; its last turn is judged."""
 
+    @property
+    def called(self) -> str:
+        """What a person calls an item of this kind."""
+        return _CALLED[self]
+
+
+_CALLED: Final = {
+    Kind.TEXT: "a text whose author is not said",
+    Kind.PROMPT: "a prompt alone",
+    Kind.RESPONSE: "a response alone",
+    Kind.PAIR: "a question with its response",
+    Kind.MESSAGES: "a conversation of several turns",
+}
+
 
 def kind_of(texts: Mapping[str, Any]) -> Kind:
     """The kind of an item that does not say it, from its fields `history`, `question` and `response`."""

@@ -112,8 +112,12 @@ class RunSpec(Shared):
         nonce: str = "",
         ordinal: int = 0,
         attempt: int = 1,
+        fingerprint: str | None = None,
     ) -> JudgeChunk:
-        """A chunk of this run as it travels: to be judged as the run says, the first time and ever after."""
+        """A chunk of this run as it travels: to be judged as the run says, the first time and ever after.
+
+        `fingerprint` is the run's own, once it has one; live traffic keeps none.
+        """
         return JudgeChunk(
             version=version_of(items, self.examples),
             run_id=run_id,
@@ -130,6 +134,7 @@ class RunSpec(Shared):
             examples=self.examples,
             nonce=nonce,
             ordinal=ordinal,
+            pin=fingerprint or "" if self.lane is Lane.BULK else "",
         )
 
 
@@ -286,6 +291,7 @@ class RunReport(Shared):
     infra.metrics names and defines their metrics. Only the largest groups of a kind are listed; all others are one
     group, with the number of those `merged`. `without_groups` says why there are none.
     `cached` counts the judgements that came from the cache.
+    `kinds` counts the items by their kind.
     `cascade` is there where the verdicts are those of several stages.
     """
 
@@ -306,6 +312,7 @@ class RunReport(Shared):
     dead_items: tuple[ItemId, ...] = ()
     cached: int = Field(default=0, ge=0, **ADDED)
     cost: Cost | None = Field(default=None, **ADDED)
+    kinds: dict[str, int] = Field(default_factory=dict, **ADDED)
     cascade: CascadeShares | None = Field(default=None, **ADDED)
     receipt: str = ""
     created_at: str = ""

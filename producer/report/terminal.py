@@ -25,6 +25,7 @@ from producer.report.view import (
     printable,
     size,
 )
+from schemas.items import PLAIN_KINDS
 from schemas.runs import CascadeShares, MetricGroup, RunReport, RunState
 
 WIDE: Final = 116
@@ -81,6 +82,7 @@ def _parts(report: RunReport, *, wide: bool) -> Iterator[Text | Table]:
         yield _verdicts(report)
         yield Text()
     yield _counts(report)
+    yield from _kinds(report)
     if report.cascade:
         yield from _cascade(report.cascade)
     for reason, count in sorted(report.dead_reasons.items(), key=lambda entry: (-entry[1], entry[0])):
@@ -103,6 +105,12 @@ def _parts(report: RunReport, *, wide: bool) -> Iterator[Text | Table]:
             yield Text(f"  {printable(row.where)}: {printable(row.problem)}")
         more = report.invalid_count - min(len(report.invalid_rows), MAX_INVALID)
         yield from [Text(f"  … and {more:,} more", style="dim")] if more > 0 else []
+
+
+def _kinds(report: RunReport) -> Iterator[Text]:
+    """How many items are of which kind, where some are more than texts and pairs."""
+    if not PLAIN_KINDS.issuperset(report.kinds):
+        yield Text(f"kinds: {_GAP.join(f'{count:,} {kind}' for kind, count in report.kinds.items())}")
 
 
 def _table(first: str, *others: str, justify: JustifyMethod = "right") -> Table:

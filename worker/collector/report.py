@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from infra.ledger.audit import Receipt
 from infra.ledger.items import judged_from, outcome_rows
 from infra.ledger.runs import fingerprint_body, invalid_rows, run_status
-from infra.ledger.stats import cached_count, dead_items, dead_reasons, run_cost, throughput
+from infra.ledger.stats import cached_count, dead_items, dead_reasons, kind_counts, run_cost, throughput
 from infra.metrics import Judged, measure
 from schemas.runs import RunReport, RunState
 
@@ -57,6 +57,7 @@ def build_report(
         dead_reasons=dead_reasons(engine, run_id),
         dead_items=dead_items(engine, run_id),
         cached=cached_count(engine, run_id),
+        kinds=kind_counts(engine, run_id),
         cost=cost if cost.measured else None,
         invalid_rows=invalid_rows(engine, run_id),
         invalid_count=status.invalid_count,

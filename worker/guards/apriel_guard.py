@@ -15,7 +15,7 @@ from schemas.guards import GuardCard
 from worker.guards.llama_guard import CHOICES
 from worker.guards.prompt import QUESTION, RESPONSE, Ask
 from worker.guards.reading import SAFE, Answer, lines_of, unreadable, unsafe
-from worker.guards.template_guard import Format
+from worker.guards.template_guard import Format, as_messages
 
 _FIRST: Final = re.compile(r"safe|unsafe(?:-(?P<codes>[A-Z]\d+(?:\s*,\s*[A-Z]\d+)*))?")
 
@@ -25,6 +25,7 @@ def form(card: GuardCard, folder: Path) -> Format:  # noqa: ARG001 - what all fa
     return Format(
         pair=(_ask(("user", QUESTION), ("assistant", RESPONSE)),),
         single=(_ask(("user", RESPONSE)),),
+        conversation=as_messages,
         read=read,
         choices=CHOICES,
         max_new_tokens=32,

@@ -53,6 +53,7 @@ def form(card: GuardCard, folder: Path) -> Format:  # noqa: ARG001 - what all fa
     )
     return Format(
         pair=(Ask(messages),),
+        alone=Kind.RESPONSE,
         also=(Kind.PROMPT,),
         read=read,
         choices=(

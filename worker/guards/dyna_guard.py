@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from schemas.guards import GuardCard
-from schemas.items import Label
+from schemas.items import Kind, Label
 from schemas.taxonomy import SCENARIOS as TAXONOMY
 from worker.guards.prompt import QUESTION, RESPONSE, Ask
 from worker.guards.reading import SAFE, Answer, Choice, unreadable, unsafe
@@ -60,6 +60,7 @@ def form(card: GuardCard, folder: Path) -> Format:  # noqa: ARG001 - what all fa
     return Format(
         pair=(_ask(rules, f"User: {QUESTION}\nAgent: {RESPONSE}"),),
         single=(_ask(rules, RESPONSE),),
+        alone=Kind.RESPONSE,  # the agent's output is what the rules are about
         read=read,
         choices=(Choice("PASS", Label.SAFE), Choice("FAIL", Label.UNSAFE)),
         max_new_tokens=512,

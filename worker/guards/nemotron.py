@@ -20,7 +20,7 @@ from typing import Any, Final
 from schemas.guards import GuardCard
 from worker.guards.prompt import QUESTION, RESPONSE, Ask, turn_field
 from worker.guards.reading import SAFE, Answer, coded, fields_of, unreadable, unsafe
-from worker.guards.template_guard import Format
+from worker.guards.template_guard import Format, as_messages
 from worker.guards.wildguard import TASK
 
 _ILLEGAL, _HATE, _RUMORS = "illegal_activities", "hate_abuse", "rumors_misinformation"
@@ -89,6 +89,7 @@ def form(card: GuardCard, folder: Path) -> Format:  # noqa: ARG001 - what all fa
         return Format(
             pair=(Ask((("user", QUESTION), ("assistant", RESPONSE)), options=options),),
             single=(Ask((("user", RESPONSE),), options=options),),
+            conversation=as_messages,
             read=read_lines,
             max_new_tokens=100,
         )

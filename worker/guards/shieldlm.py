@@ -44,6 +44,7 @@ def form(card: GuardCard, folder: Path) -> Format:  # noqa: ARG001 - what all fa
     prompt = PROMPT.format(query=QUESTION, response=RESPONSE)
     return Format(
         pair=(Ask(raw=WRAPPERS[card.variant].format(ipt=prompt), prefill="[答案]"),),
+        alone=None,
         read=read,
         choices=(
             Choice(" 安全", Label.SAFE),

@@ -22,7 +22,7 @@ from infra.ledger.runs import find_run
 from infra.log import get_logger
 from producer.datasets.records import RowError, decode_line
 from producer.gateway.api.moderations import ModerationRequest
-from producer.gateway.api.requests import GuardSelection, guard_of, item_of, submitted
+from producer.gateway.api.requests import GuardSelection, guard_of, item_of, refuse_kinds, submitted
 from producer.gateway.problems import ProblemError, field_name
 from producer.gateway.state import Gateway
 from producer.intake.submit import seal, submit
@@ -136,6 +136,7 @@ def _judgeable(
         one = BatchItemRequest.model_validate(line.body)
         item, submission = submitted(one, tenant, gateway, where="body.", item_id=item_id)
         guard = guard_of(one.guard, gateway, field="body.guard")
+        refuse_kinds(guard, [item], gateway, where="body")
         return guard, [(item, submission._replace(custom_id=line.custom_id))]
     except ValidationError as error:
         raise _invalid(error, "body.") from None

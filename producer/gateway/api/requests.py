@@ -14,6 +14,7 @@ from fastapi import Header
 from pydantic import ValidationError
 
 from infra.guard_catalogue import GUARDS
+from infra.guard_sheets import cannot_judge, kinds_of
 from infra.ledger.intake import (
     AlreadyMadeError,
     IdempotencyKey,
@@ -30,7 +31,7 @@ from producer.webhooks.addresses import RefusedAddressError, check_form
 from schemas.fleet import ready
 from schemas.guards import Mode
 from schemas.http import ItemRequest
-from schemas.items import Dialogue, Item
+from schemas.items import PLAIN_KINDS, Dialogue, Item, Kind
 from schemas.verdicts import Verdict
 
 _WAIT: Final = re.compile(r"(?:^|,)\s*wait\s*=\s*\"?(\d{1,4})\"?\s*(?:[,;]|$)", re.I)
@@ -104,6 +105,31 @@ def guard_of(name: str | None, gateway: Gateway, *, field: str) -> GuardSelectio
     return GuardSelection(name, card.modes[0] if card else Mode.SCORE)
 
 
+def refuse_kinds(guard: GuardSelection, items: Sequence[Item], gateway: Gateway, *, where: str = "items.{}") -> None:
+    """400 on the first item of a kind that the guard cannot judge; else its worker would have to say so.
+
+    `where` has a place for the item's number. Asks the broker about a guard that is in no list, so call it in a thread.
+    """
+    card = GUARDS.get(guard.name)
+    # Every guard judges a text; a guard that is in no list is asked for no more than it is worth.
+    plain = PLAIN_KINDS if card is None else {Kind.TEXT}
+    if all(item.kind in plain for item in items):
+        return
+    kinds = (kinds_of(card) if card else None) or _announced_kinds(guard.name, gateway)
+    for at, item in enumerate(items):
+        if kinds and item.kind not in kinds:
+            family = f"{guard.name} (of the family {card.family})" if card else guard.name
+            detail = f"{where.format(at)}: {cannot_judge(family, item.kind, kinds)}"
+            raise ProblemError(400, "kind-not-judged", detail, field=where.format(at))
+
+
+def _announced_kinds(guard: str, gateway: Gateway) -> frozenset[Kind]:
+    """The kinds that all workers of a guard judge; none where no worker says."""
+    said = [process.kinds for process in gateway.announced() if process.guard == guard and process.kinds]
+    known = [frozenset(Kind(name) for name in names if name in set(Kind)) for names in said]
+    return frozenset.intersection(*known) if known else frozenset()
+
+
 Prefer = Annotated[
     str | None,
     Header(
@@ -167,6 +193,7 @@ async def accept(
         ):
             detail = f"no worker serves {guard.name} now"
             raise ProblemError(503, "guard-not-served", detail, headers={"Retry-After": "30"})
+        await asyncio.to_thread(refuse_kinds, guard, items, gateway)
         if once is None:
             return await asyncio.wrap_future(gateway.intake.accept(spec, items, submissions, waits=waits))
         return await asyncio.wrap_future(gateway.intake.accept_alone(spec, items, submissions, once=once))

@@ -15,8 +15,9 @@ from tokenizers import Tokenizer
 
 from docs.site.conformance import PAGE, page
 from infra.guard_catalogue import GUARDS
-from infra.guard_sheets import sheet_of, sheets
-from schemas.guards import Family, GuardCard, Kind, Mode, Rule, Status
+from infra.guard_sheets import kinds_of, sheet_of, sheets
+from schemas.guards import Family, GuardCard, Mode, Rule, Status
+from schemas.items import Kind
 from schemas.messages import ChunkItem
 from tests.support import vocabularies
 from tests.support.checkpoints import qwen_tokenizer_json
@@ -342,10 +343,14 @@ def test_a_sheet_says_what_the_code_does(card: GuardCard, tmp_path: Path) -> Non
     write_family(tmp_path, GUARDS["chinese-guard-7b"], weights=False)
     form = format_of(card, tmp_path)
 
-    assert (sheet.rule is Rule.WRITTEN) == (Mode.SCORE not in card.modes) == (not form.choices)
+    assert (sheet.rule is Rule.WRITTEN) == (not form.choices and not form.heads)
+    assert card.modes == form.modes
+    assert set(form.kinds) == kinds_of(card)
     for ask in (*form.pair, *form.single):
         assert {key: value for key, value in ask.options.items() if key != "guideline"} == sheet.template_options
-    codes = {choice.category.partition(":")[0] for choice in form.choices if choice.category}
+    named = [*(choice.category for choice in form.choices), *form.categories.values()]
+    named += [name for heads in form.heads for name in heads.categories]
+    codes = {name.partition(":")[0] for name in named if name}
     assert all(any(name == code or name.startswith(f"{code} ") for name in sheet.categories) for code in codes)
 
 
