@@ -60,6 +60,12 @@ class DeviceProtocolError(DeviceError):
     exit_code = 8
 
 
+class DeviceChangedError(DeviceError):
+    """The device process holds another model than the one this process knows: its checkpoint was replaced."""
+
+    exit_code = 9
+
+
 class RunError(LibraError):
     """A run that ended other than asked: cancelled, dead items where none were allowed, a failed gate."""
 

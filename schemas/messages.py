@@ -77,7 +77,8 @@ class JudgeChunk(Shared):
     committed, and tells it from a chunk of the same number in a commit that a failover lost.
     With `cache` what a device answered before may be taken again; with `verdict_only` a model may stop writing once
     its verdict is known. `examples` are shown to the guard before each item; such a chunk is of version 2, and one with
-    an item that is neither a text nor a pair of version 3.
+    an item that is neither a text nor a pair of version 3. `pin`: the digest of the fingerprint that the run keeps, if
+    it was known when the chunk was enqueued; who judges it under another one judges in vain.
     """
 
     NEWEST: ClassVar[int] = KINDS_VERSION
@@ -97,6 +98,7 @@ class JudgeChunk(Shared):
     examples: tuple[Example, ...] = Field(default=(), **ADDED)
     nonce: str = Field(default="", **ADDED)
     ordinal: int = Field(default=0, ge=0, **ADDED)
+    pin: str = Field(default="", **ADDED)
 
     @model_validator(mode="after")
     def _version_tells(self) -> JudgeChunk:

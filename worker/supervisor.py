@@ -31,7 +31,7 @@ from infra.settings import Settings, child_environment
 from infra.supervise import Restart, SupervisedProcess, Supervisor, spawn
 from schemas.fleet import Announcement
 from schemas.messages import Lane
-from worker.consumer.app import ConsumerSpec, read_fingerprints
+from worker.consumer.app import ConsumerSpec, forget_facts, read_facts
 from worker.consumer.deliveries import holder_of
 from worker.device.heartbeat import Pace, Pulse, Watch, read_pulse
 from worker.device.spec import DeviceSpec
@@ -176,6 +176,7 @@ class _Device:
         )
 
     def _start_device(self) -> subprocess.Popen[bytes]:
+        forget_facts(self._spec.socket_path)
         self._process = DeviceProcess(self._spec, visible_devices=self._visible, silence_s=self._silence_s)
         return self._process.process
 
@@ -226,7 +227,7 @@ class _Device:
             raise DeviceError(f"the {consumer.name} consumer of {self.worker_id} died too often in a row")
         self._give_back(consumer)
         if code == DeviceProtocolError.exit_code and self._process is not None:
-            self._process.kill()  # the package was replaced under the older of the two; the next ones are alike
+            self._process.kill()  # package or checkpoint were replaced under the older of the two; the next are alike
 
     def _give_back(self, consumer: SupervisedProcess) -> threading.Thread:
         """Put what a dead consumer held back on its queue, in a thread that the broker may hold up."""
@@ -256,6 +257,7 @@ class _Device:
     def announcement(self, guard: str, state: str) -> Announcement:
         """The device as it is now, with what it has done since it started and over the last minute."""
         pulse = self._process.stats() if self._process else Pulse()
+        facts = read_facts(self._spec.socket_path)
         return Announcement(
             id=self.worker_id,
             kind="worker",
@@ -264,7 +266,8 @@ class _Device:
             version=version("libra-fleet"),
             guard=guard,
             device=self._visible or self._spec.device,
-            fingerprints=read_fingerprints(self._spec.socket_path),
+            kinds=facts and list(facts.kinds),
+            fingerprints=facts and facts.fingerprints,
             batches=pulse.batches,
             items=pulse.items,
             rows=pulse.rows,

@@ -128,13 +128,17 @@ class Queues:
         """A pipeline whose commands all take effect, in their order, or none does; one round trip."""
         return self._redis.pipeline(transaction=True)
 
-    def publish(self, chunk: JudgeChunk, message: str) -> None:
-        """Enqueue a chunk's message; a note says where it comes out of the order of the ordinals."""
-        queue = queue_of(chunk.guard, chunk.lane)
+    def publish(self, chunk: JudgeChunk, pipe: Pipeline | None = None) -> None:
+        """Enqueue a chunk on its guard's lane, by itself or as part of a pipeline.
+
+        A note says where it comes out of the order of the ordinals.
+        """
+        queue, message = queue_of(chunk.guard, chunk.lane), judge_message(chunk)
         if chunk.ordinal:
-            self._redis.eval(_PUBLISH, 3, *self._lineup_keys(queue), message, str(chunk.ordinal), chunk.chunk_id)
+            client = self._redis if pipe is None else pipe
+            client.eval(_PUBLISH, 3, *self._lineup_keys(queue), message, str(chunk.ordinal), chunk.chunk_id)
         else:
-            self.push(queue, message)
+            self.push(queue, message, pipe)
 
     def lineup(self, guard: str, lane: Lane) -> Lineup:
         """See how far a queue has been dispatched."""
@@ -297,6 +301,13 @@ def task_message(task: str, body: str, *, queue: str, task_id: str, **headers: o
     )
 
 
+def judge_message(chunk: JudgeChunk) -> str:
+    """A chunk on its way to a worker; headers let the reconciler read its age and order without the body."""
+    headers = {"enqueued_at": chunk.enqueued_at, "ordinal": chunk.ordinal}
+    queue, task_id = queue_of(chunk.guard, chunk.lane), str(Task.of(chunk))
+    return task_message(JUDGE, chunk.model_dump_json(), queue=queue, task_id=task_id, **headers)
+
+
 def verdicts_message(chunk: VerdictChunk) -> str:
     """A chunk's verdicts on their way to the collector."""
     return task_message(SETTLE, chunk.model_dump_json(), queue=VERDICTS, task_id=f"{Task.of(chunk)}/v")
@@ -309,11 +320,8 @@ class Publisher:
         self._queues = queues
 
     def judge(self, chunk: JudgeChunk) -> None:
-        """Enqueue a chunk on its guard's lane; headers let the reconciler read its age and order without the body."""
-        headers = {"enqueued_at": chunk.enqueued_at, "ordinal": chunk.ordinal}
-        queue, task_id = queue_of(chunk.guard, chunk.lane), str(Task.of(chunk))
-        message = task_message(JUDGE, chunk.model_dump_json(), queue=queue, task_id=task_id, **headers)
-        retry(lambda: self._queues.publish(chunk, message))
+        """Enqueue a chunk on its guard's lane."""
+        retry(lambda: self._queues.publish(chunk))
 
     def settle(self, chunk: VerdictChunk) -> None:
         """Enqueue verdicts for the collector; returns only once the broker has them."""

@@ -40,6 +40,17 @@ redis.call('EXPIRE', KEYS[3], ARGV[2])
 return tonumber(redis.call('GET', KEYS[3]))
 """
 
+# The delivery does not count: nothing was tried.
+_HAND_ON: Final = """
+local now = redis.call('TIME')
+local at = now[1] + now[2] / 1000000
+redis.call('HSETNX', KEYS[1], ARGV[1], string.format('%.3f', at))
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+redis.call('DECR', KEYS[2])
+redis.call('EXPIRE', KEYS[2], ARGV[2])
+return string.format('%.3f', at - tonumber(redis.call('HGET', KEYS[1], ARGV[1])))
+"""
+
 _HELD: Final = """
 local now = redis.call('TIME')
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now[1] - tonumber(ARGV[1]))
@@ -59,6 +70,7 @@ class Delivery(NamedTuple):
 
     By `seq`: how often a device process died of an item alone (0: in whose batch one died), and how often a worker
     ended while it judged that item alone. `returns`: how often a worker gave the chunk back because of an error.
+    `passed_on`: workers of other fingerprints than its run's have passed it on.
     """
 
     deliveries: int
@@ -67,9 +79,10 @@ class Delivery(NamedTuple):
     device_deaths: Mapping[int, int] = MappingProxyType({})
     tries: Mapping[int, int] = MappingProxyType({})
     returns: int = 0
+    passed_on: bool = False
 
 
-_DEVICE, _WORKER, _RETURNS = "device:", "worker:", "returns"
+_DEVICE, _WORKER, _RETURNS, _PASSED_ON = "device:", "worker:", "returns", "passed-on"
 
 
 def _by_seq(noted: Mapping[str, str], kind: str) -> Mapping[int, int]:
@@ -103,6 +116,7 @@ class Leases:
             device_deaths=_by_seq(noted, _DEVICE),
             tries=_by_seq(noted, _WORKER),
             returns=int(noted.get(_RETURNS, 0)),
+            passed_on=_PASSED_ON in noted,
         )
 
     def _deliveries(self, committed_id: str) -> str:
@@ -129,6 +143,15 @@ class Leases:
             pipe.hincrby(self._suspects(committed_id), _RETURNS, 1)
             pipe.expire(self._suspects(committed_id), self._remember_s)
             pipe.execute()
+
+    def pass_on(self, committed_id: str) -> float:
+        """Note that a worker of another fingerprint passes a chunk on; returns for how many seconds workers have."""
+        keys = (self._suspects(committed_id), self._deliveries(committed_id))
+        return float(cast("str", self._redis.eval(_HAND_ON, 2, *keys, _PASSED_ON, str(self._remember_s))))
+
+    def take_over(self, committed_id: str) -> None:
+        """Note that a worker of the right fingerprint has a chunk that others passed on."""
+        self._redis.hdel(self._suspects(committed_id), _PASSED_ON)
 
     def begin_try(self, committed_id: str, seq: int, survived: int | None) -> None:
         """Note, before it happens, that an item is judged alone: if the worker ends now, it was this item.

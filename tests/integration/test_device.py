@@ -9,12 +9,13 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from infra import tracing
-from infra.errors import DeviceError, DeviceProtocolError, GuardError
+from infra.errors import DeviceChangedError, DeviceError, DeviceProtocolError, GuardError
 from infra.otlp import Tracer
 from infra.process import wait_until
 from schemas.messages import Lane
@@ -356,6 +357,29 @@ def test_classes_cross_the_socket(short_path: Path) -> None:
 def test_without_a_device_process_the_client_gives_up(short_path: Path) -> None:
     with pytest.raises(DeviceError, match="no device process"):
         DeviceClient(short_path / "nobody", reconnect_timeout_s=0.1).run(score_request([prompt(3)]))
+
+
+class Trained(FakeEngine):
+    """The fake engine with weights of a revision of its own."""
+
+    def __init__(self, revision: str) -> None:
+        super().__init__()
+        self.info = replace(self.info, revision=revision)
+
+
+def test_a_respawned_process_with_another_model_answers_nobody_who_knows_the_old_one(short_path: Path) -> None:
+    with serving(Trained("a"), short_path) as (_, path):
+        client = DeviceClient(path, expected=DeviceClient(path).info)
+        assert client.run(score_request([prompt(3)])).answers == expected([prompt(3)])
+        client._connected().close()  # as its process's end closes it
+    with serving(Trained("a"), short_path):
+        assert client.run(score_request([prompt(3)])).answers == expected([prompt(3)])
+        client._connected().close()
+    with serving(Trained("b"), short_path):
+        for _ in range(2):
+            with pytest.raises(DeviceChangedError, match="its checkpoint was replaced: fake none b instead of"):
+                client.run(score_request([prompt(3)]))
+        assert DeviceClient(path).run(score_request([prompt(3)])).answers == expected([prompt(3)])
 
 
 def spec_in(folder: Path, **options: object) -> DeviceSpec:

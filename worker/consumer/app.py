@@ -11,9 +11,10 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from celery import Celery, Task
 from celery.exceptions import Reject, SecurityWarning
@@ -25,15 +26,16 @@ from infra.broker.dead_letters import DeadLetters, dead_letter_consumer
 from infra.broker.queues import Unacked
 from infra.coordination.cache import open_cache
 from infra.coordination.store import open_coordination
-from infra.errors import DeviceAwayError, DeviceProtocolError, LibraError
+from infra.errors import DeviceAwayError, DeviceChangedError, DeviceProtocolError, LibraError
 from infra.log import configure_logging, get_logger
 from infra.process import die_with_parent
 from infra.settings import Settings, load_settings
 from schemas.guards import Mode
 from schemas.messages import Lane, MessageError
-from schemas.verdicts import Fingerprint
+from schemas.verdicts import CategoriesBy, Fingerprint
 from worker.consumer.answers import AnswerCache
 from worker.consumer.deliveries import Deliveries
+from worker.consumer.pins import Pins
 from worker.consumer.reading import GuardClock, Reader
 from worker.consumer.tasks import Judge
 from worker.device.client import DeviceClient
@@ -103,22 +105,46 @@ def fingerprints_of(guard: Guard, info: EngineInfo) -> dict[Mode, Fingerprint]:
     }
 
 
-def leave_fingerprints(device_socket: Path, fingerprints: dict[Mode, Fingerprint]) -> None:
-    """Write the digests to a file next to the device's socket; the supervisor reads and announces them."""
-    place = _fingerprints_file(device_socket)
+class GuardFacts(NamedTuple):
+    """What a worker announces of its guard: the digests of its fingerprints by mode, and the kinds it judges."""
+
+    fingerprints: dict[str, str]
+    kinds: tuple[str, ...]
+
+
+def leave_facts(device_socket: Path, guard: Guard, fingerprints: dict[Mode, Fingerprint]) -> None:
+    """Write the facts to a file next to the device's socket; the supervisor reads and announces them.
+
+    Raises:
+        DeviceProtocolError: another consumer of this device process has left others. The checkpoint's tokenizer or
+            template was replaced since the process loaded its weights, and has to be loaded with them.
+    """
+    digests = {mode.value: fingerprint.digest for mode, fingerprint in fingerprints.items()}
+    facts = GuardFacts(digests, tuple(kind.value for kind in guard.kinds))
+    if read_facts(device_socket) not in (None, facts):
+        raise DeviceProtocolError(f"the tokenizer of {guard.name} was replaced since its device process was started")
+    place = _facts_file(device_socket)
     fresh = place.with_suffix(f".{os.getpid()}")
-    fresh.write_text(json.dumps({mode.value: fingerprint.digest for mode, fingerprint in fingerprints.items()}))
+    fresh.write_text(json.dumps(facts._asdict()))
     fresh.replace(place)
 
 
-def read_fingerprints(device_socket: Path) -> dict[str, str] | None:
-    """The digests by mode that a consumer left there, as a worker announces them; None until one has started."""
-    place = _fingerprints_file(device_socket)
-    return json.loads(place.read_text()) if place.is_file() else None
+def read_facts(device_socket: Path) -> GuardFacts | None:
+    """What a consumer left there; None until one has started."""
+    place = _facts_file(device_socket)
+    if not place.is_file():
+        return None
+    facts: dict[str, Any] = json.loads(place.read_text())
+    return GuardFacts(facts["fingerprints"], tuple(facts["kinds"]))
 
 
-def _fingerprints_file(device_socket: Path) -> Path:
-    return device_socket.with_suffix(".fingerprints")
+def forget_facts(device_socket: Path) -> None:
+    """Remove what consumers left there: a device process that is started anew may hold another model."""
+    _facts_file(device_socket).unlink(missing_ok=True)
+
+
+def _facts_file(device_socket: Path) -> Path:
+    return device_socket.with_suffix(".facts")
 
 
 def register_judge(app: Celery, judge: Judge, dead_letters: DeadLetters, queue: str) -> None:
@@ -139,6 +165,10 @@ def register_judge(app: Celery, judge: Judge, dead_letters: DeadLetters, queue: 
             # The package was replaced under us: our successor is of the new version, and gets our chunks.
             log.error("device_of_another_version", error=str(error))
             os._exit(error.exit_code)
+        except DeviceChangedError as error:
+            # Our verdicts would bear the old model's fingerprint: our successor learns the new one.
+            log.error("checkpoint_replaced", error=str(error))
+            os._exit(error.exit_code)
         except Exception as error:
             # Never dropped: it goes back after a pause, and from its third return on, item by item.
             name = type(error).__name__
@@ -158,15 +188,16 @@ def run_consumer(spec: ConsumerSpec, settings: Settings) -> None:
     guard = load_guard(spec.guard, spec.location, weights=spec.weights)
     socket_path = Path(spec.device_socket)
     lease_s = settings.live_lease_s if spec.lane is Lane.LIVE else settings.bulk_lease_s
+    info = DeviceClient(socket_path, reconnect_timeout_s=_LOAD_TIMEOUT_S).info
     device = DeviceClient(
         socket_path,
         max_deaths=settings.max_item_deaths,
         reconnect_timeout_s=max(_LEAST_PATIENCE_S, lease_s * _PATIENCE),
         silence_s=settings.silence_s,
+        expected=info,
     )
-    info = DeviceClient(socket_path, reconnect_timeout_s=_LOAD_TIMEOUT_S).info
     fingerprints = fingerprints_of(guard, info)
-    leave_fingerprints(Path(spec.device_socket), fingerprints)
+    leave_facts(socket_path, guard, fingerprints)
     queue = queue_of(spec.guard, spec.lane)
     # A server's model is known by its name alone, and can change under it.
     cached = settings.cache_ttl_s and not info.engine.startswith("openai")
@@ -185,12 +216,18 @@ def run_consumer(spec: ConsumerSpec, settings: Settings) -> None:
         deliveries=deliveries,
         fingerprints=fingerprints,
         worker_id=spec.worker_id,
-        reader=Reader(spec.guard, spec.location, weights=spec.weights),
+        reader=Reader(spec.guard, spec.location, weights=spec.weights, prompt_digest=guard.prompt_digest),
         apart=spec.apart,
         clock=clock,
         cache=None if cache is None else AnswerCache(cache, settings.retention),
         device_name=info.device_name or info.device,
         devices=spec.devices,
+        category_lanes=_category_lanes(guard, settings),
+        pins=Pins(
+            deliveries,
+            coordination.presence.announced,
+            patience_s=settings.max_attempts * settings.bulk_lease_s,
+        ),
     )
     register_judge(app, judge, coordination.dead_letters, queue)
     stop = threading.Event()
@@ -206,6 +243,15 @@ def run_consumer(spec: ConsumerSpec, settings: Settings) -> None:
         unacked=deliveries,
     )
     stop.set()
+
+
+def _category_lanes(guard: Guard, settings: Settings) -> Collection[Lane]:
+    """The lanes in which the guard's second question is asked."""
+    question = guard.category_question
+    if question and question.by is CategoriesBy.EXPERIMENT and not settings.scenario_experiment:
+        return ()
+    lanes: dict[str, Collection[Lane]] = {"all": tuple(Lane), "live": (Lane.LIVE,), "none": ()}
+    return lanes[settings.score_categories]
 
 
 def _look_for_device(device: DeviceClient, stop: threading.Event) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from kombu import Message
+from redis.client import Pipeline
 
 from infra.broker.app import VERDICTS
 from infra.broker.queues import Task, verdicts_message
@@ -116,6 +117,27 @@ class Deliveries:
         with ignore_redis_errors("return"):
             self._leases.count_return(Task.of(chunk).committed_id)
 
+    def count_pass(self, chunk: JudgeChunk) -> float:
+        """Note that this worker has another fingerprint than the chunk's run; returns for how many seconds some had."""
+        return retry(lambda: self._leases.pass_on(Task.of(chunk).committed_id))
+
+    def pass_on(self, chunk: JudgeChunk, tag: str | None) -> None:
+        """Give a chunk to another worker, behind all that waits."""
+
+        def publish() -> None:
+            with self._queues.transaction() as pipe:
+                self._queues.publish(chunk, pipe)
+                self._end(pipe, chunk.chunk_id, tag)
+                pipe.execute()
+
+        retry(publish)
+        self._note_end(chunk.chunk_id, tag)
+
+    def take_over(self, chunk: JudgeChunk) -> None:
+        """Note that a chunk that others passed on is judged here."""
+        with ignore_redis_errors("take_over"):
+            self._leases.take_over(Task.of(chunk).committed_id)
+
     def begin_try(self, chunk: JudgeChunk, seq: int, survived: int | None) -> None:
         """Note, before it happens, that an item is judged alone, and that this worker survived another one."""
         retry(lambda: self._leases.begin_try(Task.of(chunk).committed_id, seq, survived))
@@ -134,16 +156,23 @@ class Deliveries:
                 self._queues.push(VERDICTS, message, pipe)
                 if self._cache is not None:
                     self._cache.put(pipe, fresh)
-                self._leases.release(pipe, self._queue, self._holder, verdicts.chunk_id)
-                if tag is not None:
-                    self._queues.acknowledge(pipe, tag)
+                self._end(pipe, verdicts.chunk_id, tag)
                 pipe.execute()
 
         retry(publish)
+        self._note_end(verdicts.chunk_id, tag)
+
+    def _end(self, pipe: Pipeline, chunk_id: str, tag: str | None) -> None:
+        """End a chunk's lease and acknowledge its message, as part of a pipeline."""
+        self._leases.release(pipe, self._queue, self._holder, chunk_id)
+        if tag is not None:
+            self._queues.acknowledge(pipe, tag)
+
+    def _note_end(self, chunk_id: str, tag: str | None) -> None:
         if tag is not None:
             self._acknowledged.add(tag)  # so that Celery's own acknowledgement, which comes next, asks nothing of Redis
         with self._lock:
-            self._in_hand.pop(verdicts.chunk_id, None)
+            self._in_hand.pop(chunk_id, None)
 
     def keep(self, stop: threading.Event) -> None:
         """Renew the leases every few seconds, so that no reconciler takes for lost what is in hand, until stopped.

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from infra.errors import GuardError
+from infra.errors import DeviceProtocolError, GuardError
 from infra.log import configure_logging, get_logger
 from infra.process import die_with_parent, python_module
 from infra.settings import child_environment, load_settings
@@ -104,10 +104,17 @@ class Reader:
     """Reads items one by one in a child process, which is started when first needed. Thread-safe."""
 
     def __init__(
-        self, guard: str, location: str | None, *, weights: bool, deadline_s: float = GUARD_DEADLINE_S
+        self,
+        guard: str,
+        location: str | None,
+        *,
+        weights: bool,
+        prompt_digest: str,
+        deadline_s: float = GUARD_DEADLINE_S,
     ) -> None:
+        """`prompt_digest`: the one of this process's own guard, which the child must have, too."""
         self._guard = guard
-        self._arguments = json.dumps([guard, location, weights])
+        self._arguments = json.dumps([guard, location, weights, prompt_digest])
         self._deadline_s = deadline_s
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -119,6 +126,7 @@ class Reader:
 
         Raises:
             GuardError: the process does not start.
+            DeviceProtocolError: the checkpoint's tokenizer or template was replaced since this process read them.
         """
         windows: list[list[PromptIds]] = []
         refused: dict[int, str] = {}
@@ -153,6 +161,8 @@ class Reader:
                 command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
             )
             if _exchange(self._process, b"", _LOAD_S) is None:
+                if self._end(self._process) == _ended_with(DeviceProtocolError.exit_code):
+                    raise DeviceProtocolError(f"the checkpoint's prompt was replaced while {self._guard} is served")
                 raise GuardError(f"the process that reads items for {self._guard} does not start")
         return self._process
 
@@ -165,7 +175,11 @@ class Reader:
             process.kill()
             process.wait()
             return f"did not answer within {self._deadline_s:g} s"
-        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else _ended_with(code)
+
+
+def _ended_with(code: int) -> str:
+    return f"ended with exit code {code}"
 
 
 def _exchange(process: subprocess.Popen[bytes], question: bytes, timeout_s: float) -> dict[str, Any] | None:
@@ -202,8 +216,10 @@ def main() -> None:
     configure_logging(settings.log_level, settings.log_format)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no answer
-    name, location, weights = json.loads(sys.argv[1])
+    name, location, weights, prompt_digest = json.loads(sys.argv[1])
     guard = load_guard(name, location, weights=weights)
+    if guard.prompt_digest != prompt_digest:
+        sys.exit(DeviceProtocolError.exit_code)
     with_examples = lru_cache(maxsize=1)(guard.with_examples)
     _say(answers, {"ready": True})
     for line in sys.stdin.buffer:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from infra import tracing
-from infra.errors import DeviceAwayError, DeviceError, DeviceProtocolError
+from infra.errors import DeviceAwayError, DeviceChangedError, DeviceError, DeviceProtocolError
 from worker.device.engines.base import EngineInfo
 from worker.device.protocol import (
     INT_BYTES,
@@ -62,7 +62,8 @@ class DeviceClient:
 
     `max_deaths`: how often a prompt may kill the device process alone before it is dead.
     `reconnect_timeout_s`: how long to wait for a device process that is not there (it loads a model). `silence_s`: how
-    long one may be silent that owes an answer.
+    long one may be silent that owes an answer. `expected`: the engine that all answers must come from; a respawned
+    process may have loaded another model, because its checkpoint was replaced meanwhile. None: any.
     """
 
     def __init__(
@@ -72,8 +73,10 @@ class DeviceClient:
         max_deaths: int = 2,
         reconnect_timeout_s: float = 300.0,
         silence_s: float = SILENCE_S,
+        expected: EngineInfo | None = None,
     ) -> None:
         self._socket_path = Path(socket_path)
+        self._expected = expected
         self._max_deaths = max_deaths
         self._reconnect_timeout_s = reconnect_timeout_s
         self._silence_s = silence_s
@@ -109,6 +112,7 @@ class DeviceClient:
         Raises:
             DeviceAwayError: no device process came within the timeout; it carries the suspects.
             DeviceProtocolError: it speaks another protocol.
+            DeviceChangedError: it holds another model than `expected`.
             DeviceError: it sent what is no answer to this.
         """
         ledger = _Ledger(request.suspects, self._max_deaths)
@@ -167,10 +171,23 @@ class DeviceClient:
                 self._closed.wait(RETRY_S)
                 continue
             self._away.clear()
+            self._check_model(connection)
             self._local.connection = connection
             with self._lock:
                 self._connections.add(connection)
         return connection
+
+    def _check_model(self, connection: _Connection) -> None:
+        """Refuse a device process whose answers would be those of another model."""
+        if self._expected is None:
+            return
+        known, found = ((info.engine, info.dtype, info.revision) for info in (self._expected, connection.info))
+        if known != found:
+            connection.close()
+            raise DeviceChangedError(
+                "the device process that was started again holds another model, its checkpoint was replaced: "
+                f"{' '.join(found)} instead of {' '.join(known)}"
+            )
 
     def _forget(self, connection: _Connection) -> None:
         connection.close()

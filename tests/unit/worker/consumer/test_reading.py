@@ -17,7 +17,7 @@ def test_an_item_that_kills_the_reading_process_is_refused_with_the_signal_and_t
     items = [item(0, "before"), item(1, "[[fake:kill-consumer]]"), item(2, "[[fake:raise-in-render]]"), item(3, "后")]
     progress: list[None] = []
 
-    windows, refused = Reader("fake", None, weights=True).read(
+    windows, refused = Reader("fake", None, weights=True, prompt_digest=FakeGuard.prompt_digest).read(
         items, Mode.SCORE, (), on_progress=lambda: progress.append(None)
     )
 
@@ -29,7 +29,7 @@ def test_an_item_that_kills_the_reading_process_is_refused_with_the_signal_and_t
 
 
 def test_an_item_larger_than_a_pipe_is_read() -> None:
-    windows, refused = Reader("fake", None, weights=True).read(
+    windows, refused = Reader("fake", None, weights=True, prompt_digest=FakeGuard.prompt_digest).read(
         [item(0, "大" * 300_000)], Mode.SCORE, (), on_progress=lambda: None
     )
     assert refused == {}

@@ -60,9 +60,9 @@ def chunk_of(*texts: str, **options: Any) -> JudgeChunk:
     )
 
 
-<<<<<<< HEAD
 FIRST = Delivery(1, settled=False, cancelled=False)
-=======
+
+
 class Naming(Talkative):
     """Unsafe where its text says so; its categories are compared behind the scored prompt."""
 
@@ -82,7 +82,6 @@ class Naming(Talkative):
         if prompts[0] == _ids("broken"):
             raise ZeroDivisionError
         return prompts[-1] + array("i", [7])
->>>>>>> 35a7c29 (Mode score names a category of unsafe items by a second forced choice, and verdicts say how categories were obtained)
 
 
 def judged(
@@ -91,13 +90,10 @@ def judged(
     *,
     memory: Store | None = None,
     asked: list[DeviceRequest] | None = None,
-<<<<<<< HEAD
     delivery: Delivery = FIRST,
     fails: Callable[[DeviceRequest], Exception | None] = lambda _: None,
     noted: list[tuple[Any, ...]] | None = None,
-=======
     **options: Any,
->>>>>>> 35a7c29 (Mode score names a category of unsafe items by a second forced choice, and verdicts say how categories were obtained)
 ) -> VerdictChunk:
     published: list[VerdictChunk] = []
 
@@ -260,7 +256,6 @@ def test_a_model_ends_with_its_verdict_only_where_the_chunk_says_so(
     assert (asked[0].verdict_ids, asked[0].iteration) == (sequences, 2)
 
 
-<<<<<<< HEAD
 def fourth(**known: Any) -> Delivery:
     return Delivery(ONE_BY_ONE_FROM_DELIVERY, settled=False, cancelled=False, **known)
 
@@ -327,7 +322,8 @@ def test_a_chunk_that_fails_is_returned_and_counted_so_that_this_has_an_end() ->
         judged(chunk_of("a"), FakeGuard(), fails=lambda _: DeviceError("a frame too large"), noted=noted)
 
     assert noted == [("return",)]
-=======
+
+
 def test_only_unsafe_items_are_asked_for_their_category_and_it_changes_nothing_else() -> None:
     asked = list[DeviceRequest]()
     chunk = chunk_of("a", "b", "c", "d|e")
@@ -363,4 +359,3 @@ def test_the_second_pass_is_asked_in_its_lanes_and_in_mode_score_alone_and_its_c
     spent = judged(chunk_of("a", "b", lane=Lane.LIVE), Naming(), asked=asked, category_lanes=lanes).spent
     assert len(asked) == 4
     assert spent == Spent(device="a device", device_s=2 * (2.0 + 1.0), prompt_tokens=2 + 2)
->>>>>>> 35a7c29 (Mode score names a category of unsafe items by a second forced choice, and verdicts say how categories were obtained)
