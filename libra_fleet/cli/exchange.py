@@ -139,7 +139,8 @@ def _parquet_writer() -> Callable[[Iterable[Row], IO[bytes]], int]:
         [
             *(("seq", number), ("id", words), ("iteration", number)),
             *((name, words) for name in ("kind", "source", "category", "subcategory", "truth", "outcome", "label")),
-            *(("p_unsafe", fraction), ("label_mass", fraction), ("categories", pa.list_(words)), ("reason", words)),
+            *(("p_unsafe", fraction), ("label_mass", fraction)),
+            *(("categories", pa.list_(words)), ("categories_by", words), ("reason", words)),
             *(("prompt_tokens", number), ("windows", number), ("attempt", number), ("cached", pa.bool_())),
             *(("fingerprint", words), ("settled_at", pa.timestamp("us", tz="UTC"))),
             *(("question", words), ("response", words)),
