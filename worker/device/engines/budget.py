@@ -41,20 +41,23 @@ def fastest_budget(
     took_s: dict[int, float] = {}
     at_most, tokens = largest, smallest
     while tokens <= largest and tokens <= 8 * _best(took_s, smallest):
-        try:
-            took_s[tokens] = _timed(run, tokens, clock)
-        except OutOfMemory:
-            if tokens == smallest:
-                raise
+        took = _timed(run, tokens, clock)
+        if took is None and tokens == smallest:
+            raise OutOfMemory(f"not even a batch of {smallest} tokens fits into the device's memory")
+        if took is None:
             at_most = max(smallest, tokens // 4)
             break
-        if took_s[tokens] > patience_s:
+        took_s[tokens] = took
+        if took > patience_s:
             break
         tokens *= 2
-    for _ in range(ROUNDS - 1):
-        for size, before_s in took_s.items():
-            took_s[size] = min(before_s, _timed(run, size, clock))
-    best = min(at_most, _best(took_s, smallest))
+    for size in [*took_s] * (ROUNDS - 1):
+        again = _timed(run, size, clock) if size <= at_most else took_s[size]
+        if again is None:  # it did fit before: a neighbour came, or the memory is in pieces by now
+            at_most = min(at_most, max(smallest, size // 4))
+        else:
+            took_s[size] = min(took_s[size], again)
+    best = _best({size: seconds for size, seconds in took_s.items() if size <= at_most}, smallest)
     log.info("budget_found", tokens=best, tokens_per_s=round(best / took_s[best]))
     return best
 
@@ -69,9 +72,13 @@ def _best(took_s: Mapping[int, float], smallest: int) -> int:
     return best
 
 
-def _timed(run: Callable[[int], None], tokens: int, clock: Callable[[], float]) -> float:
+def _timed(run: Callable[[int], None], tokens: int, clock: Callable[[], float]) -> float | None:
+    """Seconds of a batch; None where memory ran out."""
     started = clock()
-    run(tokens)
+    try:
+        run(tokens)
+    except OutOfMemory:
+        return None
     return clock() - started
 
 

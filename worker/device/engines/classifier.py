@@ -12,7 +12,7 @@ from torch.nn.functional import logsigmoid
 
 from worker.device.engines.base import LoadOptions
 from worker.device.engines.fit import classifier_of
-from worker.device.engines.loading import check_ids, device_errors, load_model
+from worker.device.engines.loading import check_ids, device_errors, load_model, padded
 
 
 class ClassifierEngine:
@@ -59,9 +59,7 @@ class ClassifierEngine:
         found = []
         with device_errors(), torch.inference_mode():
             for batch in batches:
-                longest, pad = max(map(len, batch)), self._pad or 0
-                ids = torch.tensor([list(prompt) + [pad] * (longest - len(prompt)) for prompt in batch])
-                mask = torch.tensor([[1] * len(prompt) + [0] * (longest - len(prompt)) for prompt in batch])
+                ids, mask = padded(batch, self._pad or 0)
                 inputs = {"input_ids": ids.to(self._device), "attention_mask": mask.to(self._device)}
                 found.append(self._model(**inputs).logits)
             logits = torch.cat(found).float()

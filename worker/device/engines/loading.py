@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,11 +16,18 @@ from transformers import AutoModelForCausalLM
 from infra.errors import GuardError
 from worker.device.engines.base import DeviceLost, EngineInfo, LoadOptions, OutOfMemory
 from worker.device.engines.fit import check_fit, check_values, quiet, refuse_misfits
+from worker.device.inventory import auto_dtype
 from worker.guards.digest import DigestBook, checkpoint_digest, snapshot
 
 CPU_BUDGET: Final = (1_024, 64)
 CUDA_BUDGET: Final = (16_384, 1_024)
 """Tokens and items of a batch where nothing else is said or found."""
+
+_NO_MEMORY: Final = (
+    *("can't allocate memory", "not enough memory"),  # torch's own words on a CPU
+    *("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
+)
+"""Errors that a smaller batch mends: CUDA's libraries have allocators of their own."""
 
 TOLERANCE: Final = {torch.float32: 1e-4, torch.float16: 0.01, torch.bfloat16: 0.04}
 """Largest distance allowed between a short cut and a plain forward: rms of the difference of all log-probabilities, in
@@ -42,7 +50,7 @@ def load_model(auto: Any, checkpoint: Path, engine: str, options: LoadOptions) -
     device = options.get("device", "cpu")
     on_cuda = torch.device(device).type == "cuda"
     name = options.get("dtype", "auto")
-    dtype = (torch.bfloat16 if on_cuda else torch.float32) if name == "auto" else getattr(torch, name)
+    dtype = getattr(torch, _auto_dtype(device) if name == "auto" else name)
     if dtype not in TOLERANCE:
         raise GuardError(f"dtype {name} is none of float32, bfloat16, float16")
     try:
@@ -78,6 +86,12 @@ def load_model(auto: Any, checkpoint: Path, engine: str, options: LoadOptions) -
     return model.eval(), info
 
 
+def _auto_dtype(device: str) -> str:
+    if torch.device(device).type != "cuda":
+        return "float32"
+    return auto_dtype(torch.cuda.get_device_capability(device))
+
+
 def own_memory(model: torch.nn.Module) -> None:
     """Copy weights that are still the file's own pages: overwriting the file would change a model that runs."""
     for tensor in (*model.parameters(), *model.buffers()):
@@ -101,8 +115,27 @@ def check_ids(rows: Sequence[Sequence[int]], vocabulary: int) -> None:
     Raises:
         ValueError: there is one.
     """
-    if any(min(row) < 0 or max(row) >= vocabulary for row in rows):
+    ids = flat(rows)
+    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
         raise ValueError(f"an id lies outside the vocabulary of {vocabulary:,}")
+
+
+def flat(rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    """All ids one after the other: (sum of lengths,), int32."""
+    ids = array("i")
+    for row in rows:
+        ids.extend(row)
+    return torch.frombuffer(ids, dtype=torch.int32) if ids else torch.empty(0, dtype=torch.int32)
+
+
+def padded(rows: Sequence[Sequence[int]], pad: int, *, left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask of the rows, filled up to the longest on the right or on the left: (n, longest) int64 each."""
+    lengths = torch.tensor([len(row) for row in rows])
+    at = torch.arange(int(lengths.max()))[None]
+    mask = at >= (len(at[0]) - lengths[:, None]) if left else at < lengths[:, None]
+    ids = torch.full(mask.shape, pad)
+    ids[mask] = flat(rows).long()
+    return ids, mask.long()
 
 
 @contextmanager
@@ -114,7 +147,8 @@ def device_errors() -> Iterator[None]:
         torch.cuda.empty_cache()
         raise OutOfMemory(str(error)) from error
     except RuntimeError as error:
-        if "can't allocate memory" in str(error) or "not enough memory" in str(error):
+        if any(sign in str(error) for sign in _NO_MEMORY):
+            torch.cuda.empty_cache()
             raise OutOfMemory(str(error)) from error
         if "CUDA error" in str(error) or "device-side assert" in str(error):
             raise DeviceLost(str(error)) from error

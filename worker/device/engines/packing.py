@@ -10,11 +10,13 @@ prompts of a few hundred ids (docs/decisions/0016). On CUDA it is torch's variab
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from inspect import signature
-from itertools import accumulate
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -22,6 +24,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 PACKED: Final = "libra_packed"
 LONGEST_PRODUCT: Final = 1024
 """Above so many ids a whole table of attention weights costs more memory than it saves time."""
+
+Places = npt.NDArray[np.int64]
 
 PrefixStates = Sequence[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of the shared prefix per layer, each (1, K, P, D); empty: no prefix."""
@@ -32,10 +36,11 @@ class Pack:
 
     def __init__(self, lengths: Sequence[int], prefix: PrefixStates) -> None:
         self.lengths = tuple(lengths)
+        self._lengths: Places = np.array(self.lengths, dtype=np.int64)
         self._prefix = prefix
         self._masks: dict[tuple[object, ...], torch.Tensor] = {}
         self._offsets: dict[tuple[object, ...], torch.Tensor] = {}
-        self._sources: torch.Tensor | None = None
+        self._sources: dict[torch.device, torch.Tensor] = {}
 
     @property
     def prefix_tokens(self) -> int:
@@ -44,9 +49,11 @@ class Pack:
 
     def position_ids(self, device: torch.device) -> torch.Tensor:
         """Every prompt counts on from the prefix: (1, T)."""
-        first = self.prefix_tokens
-        # Put together here and sent once: on CUDA each of many small tensors would cost a launch of its own.
-        return torch.cat([torch.arange(first, first + n) for n in self.lengths])[None].to(device)
+        return send(torch.from_numpy(_within(self._lengths) + self.prefix_tokens), device)[None]
+
+    def last(self) -> torch.Tensor:
+        """Each prompt's last place in the row: (prompts,)."""
+        return torch.from_numpy(self._lengths.cumsum() - 1)
 
     def extended(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """One prompt's keys and values behind those of the prefix: (1, K, P + n, D) each."""
@@ -60,15 +67,19 @@ class Pack:
         keys, values = key[0].transpose(0, 1), value[0].transpose(0, 1)
         if not self._prefix:
             return keys, values
-        if self._sources is None:
-            # For each place of such a row, which one of the prefix and the prompts behind it is copied there.
-            first = self.prefix_tokens
-            pieces = []
-            for end, n in zip(accumulate(self.lengths), self.lengths, strict=True):
-                pieces += [torch.arange(first), torch.arange(first + end - n, first + end)]
-            self._sources = torch.cat(pieces).to(key.device)
+        sources = self._sources.get(key.device)
+        if sources is None:
+            sources = self._sources[key.device] = send(torch.from_numpy(self.copied()), key.device)
         before = [states[0].transpose(0, 1) for states in self._prefix[layer]]
-        return torch.cat([before[0], keys])[self._sources], torch.cat([before[1], values])[self._sources]
+        return torch.cat([before[0], keys])[sources], torch.cat([before[1], values])[sources]
+
+    def copied(self) -> Places:
+        """For each place of a row with prefixes, which one of the prefix and the prompts behind it is copied there."""
+        first, longer = self.prefix_tokens, self._lengths + self.prefix_tokens
+        within = _within(longer)
+        # A place behind the prefix is an id of its own prompt, which begins where those before it end.
+        begins = (self._lengths.cumsum() - self._lengths).repeat(longer)
+        return np.where(within < first, within, within + begins)
 
     def mask(self, n: int, like: torch.Tensor, window: int | None) -> torch.Tensor:
         """0 where an id may look, -inf elsewhere: (n, P + n). The same for all layers of a kind."""
@@ -85,9 +96,20 @@ class Pack:
         """Return each prompt's start and the end of the last, with `before` ids ahead of each: (prompts + 1,) int32."""
         found = self._offsets.get((device, before))
         if found is None:
-            steps = torch.tensor([0, *(before + n for n in self.lengths)], dtype=torch.int32)
-            found = self._offsets[device, before] = steps.cumsum(0, dtype=torch.int32).to(device)
+            ends = np.concatenate([[0], (self._lengths + before).cumsum()]).astype(np.int32)
+            found = self._offsets[device, before] = send(torch.from_numpy(ends), device)
         return found
+
+
+def _within(lengths: Places) -> Places:
+    """Of each id of some prompts, one after the other, the place in its own prompt."""
+    found: Places = np.arange(lengths.sum()) - (lengths.cumsum() - lengths).repeat(lengths)
+    return found
+
+
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of this process's memory on the device; the caller does not wait for what the device does meanwhile."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def packed_attention(
@@ -152,13 +174,9 @@ def ragged_attention(
     sliding_window: int | None,
 ) -> torch.Tensor:
     """The same for all prompts at once by torch's flash attention for ragged rows, which runs on CUDA alone."""
-    from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415 - not in every torch that runs on a CPU
-
     keys, values = pack.extended_row(layer, key, value)
     before, longest = pack.prefix_tokens, max(pack.lengths)
-    # Fewer heads of keys than of queries: newer versions need the flag, older ones have none.
-    options: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
-    output = varlen_attn(
+    output = varlen_kernel()(
         query[0].transpose(0, 1),
         keys,
         values,
@@ -168,10 +186,27 @@ def ragged_attention(
         before + longest,
         scale=scale,
         window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
-        **options,
     )
     assert isinstance(output, torch.Tensor)  # noqa: S101 - a tuple only where more was asked for
     return output[None]
+
+
+@cache
+def varlen_kernel() -> Callable[..., object]:
+    """Torch's kernel, looked up once: asking for its signature in each layer of each batch cost a tenth of a launch.
+
+    Raises:
+        TypeError: this torch has none that can do what is needed.
+    """
+    try:
+        from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415 - not in every build
+    except ImportError as error:
+        raise TypeError(f"torch {torch.__version__} has no attention for ragged rows") from error
+    taken = signature(varlen_attn).parameters
+    if not {"scale", "window_size"} <= set(taken):
+        raise TypeError(f"the attention for ragged rows of torch {torch.__version__} takes neither scale nor window")
+    # Fewer heads of keys than of queries: newer versions need the flag, older ones have none.
+    return partial(varlen_attn, enable_gqa=True) if "enable_gqa" in taken else varlen_attn
 
 
 ALL_ATTENTION_FUNCTIONS.register(PACKED, packed_attention)

@@ -9,22 +9,24 @@ import hashlib
 import platform
 from array import array
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Final, Unpack
+from typing import Any, Final, NamedTuple, Unpack
 
 import torch
+from accelerate.utils import align_module_device
 from transformers import AutoModelForCausalLM, DynamicCache, StoppingCriteria
 
 from infra.log import get_logger
 from worker.device.engines.base import LoadOptions
 from worker.device.engines.budget import BudgetBook, fastest_budget
 from worker.device.engines.cpu import lay_out
-from worker.device.engines.loading import TOLERANCE, check_ids, device_errors, load_model
-from worker.device.engines.packing import PACKED, Pack, PrefixStates
+from worker.device.engines.loading import TOLERANCE, check_ids, device_errors, flat, load_model, padded
+from worker.device.engines.norms import fuse_norms
+from worker.device.engines.packing import PACKED, Pack, PrefixStates, send
 
 log = get_logger(__name__)
 
@@ -34,8 +36,20 @@ _PROBE_TOKENS: Final = 128
 _CPU_PROBES: Final = (256, 8_192, 2.0)
 _CUDA_PROBES: Final = (2_048, 131_072, 2.0)
 """Smallest and largest budget that is tried, and seconds after which a batch is large enough in any case."""
+_FINITE_TOKENS: Final = 256
+_KEYS_SHARE: Final = 0.5
+"""Part of the free memory for keys and values of a batch that writes: the other half is for its activations, and for
+the copies that grow with each new token."""
 _FIXED_STEP: Final = 64
 """With fixed shapes, prompts are padded to a multiple of this."""
+
+
+class _LabelRows(NamedTuple):
+    """Ids of labels (L,), and their rows of the head in float32: (L, H) and (L,), where the head computes."""
+
+    ids: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor
 
 
 class TransformersEngine:
@@ -62,10 +76,17 @@ class TransformersEngine:
         """
         name = "transformers-fixed-shapes" if deterministic else "transformers"
         self._model, self.info = load_model(AutoModelForCausalLM, checkpoint, name, options)
+        self._vocabulary = int(self._model.get_input_embeddings().weight.shape[0])
         self._device = torch.device(self.info.device)
+        if self.info.dtype == "float16" and options.get("dtype", "auto") == "auto" and not self._is_finite():
+            log.warning("float16_overflows", checkpoint=str(checkpoint), instead="float32")
+            del self._model
+            options["dtype"] = "float32"
+            self._model, self.info = load_model(AutoModelForCausalLM, checkpoint, name, options)
         self._tolerance = TOLERANCE[getattr(torch, self.info.dtype)]
         self._head = self._model.get_output_embeddings()
-        self._vocabulary = int(self._model.get_input_embeddings().weight.shape[0])
+        self._asked: tuple[int, ...] = ()
+        self._watch_head()
         self._own_attention: str = self._model.config._attn_implementation
         self._deterministic = deterministic
         self._packs = self._one_row = False
@@ -89,31 +110,61 @@ class TransformersEngine:
 
             find = partial(fastest_budget, run, smallest=smallest, largest=largest, patience_s=patience_s)
             self.info = replace(self.info, max_batch_tokens=budgets.recall(key, find))
+        if self._device.type == "cuda":
+            self.info = replace(
+                self.info,
+                overlaps=not deterministic,
+                max_generate_tokens=min(self.info.max_batch_tokens, self._tokens_in_memory()),
+            )
 
     def score(self, prompts: Sequence[array[int]], labels: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
         """Log-probability of each label after each prompt, over the whole vocabulary: n x len(labels).
 
         Labels are distinguished by their first ids; where two share one, whole labels are scored instead.
         """
+        return self.launch(prompts, labels)()
+
+    def launch(
+        self, prompts: Sequence[array[int]], labels: Sequence[Sequence[int]]
+    ) -> Callable[[], list[tuple[float, ...]]]:
+        """Begin `score`. On CUDA nothing here waits for the device; on a CPU it is done when this returns."""
         check_ids([*prompts, *labels], self._vocabulary)
-        firsts = [label[0] for label in labels]
         with device_errors():
-            if len(set(firsts)) == len(firsts):
-                table = self._next_logprobs(prompts)[:, firsts]
-            else:
-                # Per label the sum of the log-probabilities of its ids, one forward for each: (n,).
-                columns = []
-                for label in labels:
-                    steps = []
-                    for step, token in enumerate(label):
-                        continued = [prompt + array("i", label[:step]) for prompt in prompts]
-                        steps.append(self._next_logprobs(continued)[:, token])
-                    columns.append(torch.stack(steps).sum(dim=0))
-                table = torch.stack(columns, dim=1)
-            rows: list[list[float]] = table.double().cpu().tolist()
-        if not table.isfinite().all():
-            raise ValueError("the model's log-probabilities are not finite")
-        return [tuple(row) for row in rows]
+            table = self._label_logprobs(prompts, labels)
+            here = table
+            arrived: torch.cuda.Event | None = None
+            if table.is_cuda:
+                here = torch.empty(table.shape, dtype=table.dtype, pin_memory=True)
+                here.copy_(table, non_blocking=True)
+                arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                arrived.record()
+
+        def read() -> list[tuple[float, ...]]:
+            with device_errors():
+                if arrived is not None:
+                    arrived.synchronize()
+                rows: list[list[float]] = here.double().tolist()
+            if not here.isfinite().all():
+                raise ValueError("the model's log-probabilities are not finite")
+            return [tuple(row) for row in rows]
+
+        return read
+
+    def _label_logprobs(self, prompts: Sequence[array[int]], labels: Sequence[Sequence[int]]) -> torch.Tensor:
+        """The table of `score`, on the device: (n, labels)."""
+        firsts = tuple(label[0] for label in labels)
+        if len(set(firsts)) == len(firsts):
+            rows = self._next_logprobs(prompts, firsts)
+            return rows.index_select(1, send(torch.tensor(firsts), rows.device))
+        # Per label the sum of the log-probabilities of its ids, one forward for each: (n,).
+        columns = []
+        for label in labels:
+            steps = []
+            for step, token in enumerate(label):
+                continued = [prompt + array("i", label[:step]) for prompt in prompts]
+                steps.append(self._next_logprobs(continued, (token,))[:, token])
+            columns.append(torch.stack(steps).sum(dim=0))
+        return torch.stack(columns, dim=1)
 
     def generate(
         self,
@@ -131,8 +182,7 @@ class TransformersEngine:
         self._attend_by(self._own_attention)
         longest = max(len(prompt) for prompt in prompts)
         pad = stop_ids[0] if stop_ids else _PAD
-        ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
-        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        ids, mask = padded(prompts, pad, left=True)
         stopping = [VerdictKnown(verdict_ids, prompt_tokens=longest, device=self._device)] if verdict_ids else None
         with device_errors(), torch.inference_mode():
             output = self._model.generate(
@@ -156,8 +206,15 @@ class TransformersEngine:
 
     # Scores.
 
-    def _next_logprobs(self, prompts: Sequence[array[int]]) -> torch.Tensor:
-        """Log-probabilities of the id after each prompt: (n, V), float32."""
+    def _next_logprobs(self, prompts: Sequence[array[int]], asked: Sequence[int] = ()) -> torch.Tensor:
+        """Log-probabilities of the id after each prompt: (n, V), float32; exact for the ids that are `asked` for."""
+        self._asked = tuple(asked)
+        try:
+            return self._rough_or_exact(prompts)
+        finally:
+            self._asked = ()
+
+    def _rough_or_exact(self, prompts: Sequence[array[int]]) -> torch.Tensor:
         cached = len(self._prefix)
         # At least one id must be left behind the prefix: its hidden state is what is read.
         inside = [
@@ -173,8 +230,49 @@ class TransformersEngine:
             parts.append(self._last_logits([prompts[at] for at in outside], []))
         logits = torch.cat(parts)
         if inside and outside:
-            logits = logits[torch.tensor(inside + outside, device=logits.device).argsort()]
+            logits = logits[send(torch.tensor(inside + outside).argsort(), logits.device)]
         return logits.float().log_softmax(dim=-1)
+
+    def _watch_head(self) -> None:
+        """Decide what goes into the model's head and mend what comes out; the rest the model does as it always does."""
+        self._label_rows: dict[tuple[int, ...], _LabelRows] = {}
+        self._kept: torch.Tensor | None = None
+        if isinstance(self._head, torch.nn.Module):
+            self._head.register_forward_pre_hook(self._keep)
+        if isinstance(self._head, torch.nn.Linear):
+            self._head.register_forward_hook(self._sharpen)
+
+    def _rows_of(self, asked: tuple[int, ...]) -> _LabelRows:
+        """The labels' rows of the head, cut out once."""
+        found = self._label_rows.get(asked)
+        if found is None:
+            with align_module_device(self._head):  # where accelerate keeps the weights elsewhere
+                weight, bias = self._head.weight, getattr(self._head, "bias", None)
+                ids = torch.tensor(asked, device=weight.device)
+                rows = weight[ids].detach().float()
+                offsets = torch.zeros_like(rows[:, 0]) if bias is None else bias[ids].detach().float()
+            on = self._head_device(ids.device)
+            found = self._label_rows[asked] = _LabelRows(ids.to(on), rows.to(on), offsets.to(on))
+        return found
+
+    def _head_device(self, home: torch.device) -> torch.device:
+        """Where the head computes: beside its weights, or where accelerate takes them to."""
+        on = getattr(getattr(self._head, "_hf_hook", None), "execution_device", None)
+        return home if on is None else torch.device("cuda", on) if isinstance(on, int) else torch.device(on)
+
+    def _keep(self, _: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        """Give the head the hidden states that are read, and no others; they lie where the last layer does."""
+        if self._kept is None:
+            return None
+        return (inputs[0][:, send(self._kept, inputs[0].device)], *inputs[1:])
+
+    def _sharpen(self, _: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> object:
+        """Compute the labels' logits in float32: bfloat16 rounds those of 16 to 32 to eighths, and ties become safe."""
+        if not self._asked:
+            return None
+        labels = self._rows_of(self._asked)
+        exact = inputs[0].float() @ labels.weight.T + labels.bias
+        return output.float().index_copy_(-1, labels.ids, exact)
 
     @torch.inference_mode()
     def _last_logits(self, prompts: Sequence[array[int]], prefix_states: PrefixStates) -> torch.Tensor:
@@ -183,17 +281,16 @@ class TransformersEngine:
             # Prompts one after the other in a single row: no work is discarded.
             self._attend_by(PACKED)
             pack = Pack([len(prompt) for prompt in prompts], prefix_states)
-            ids = array("i")
-            for prompt in prompts:
-                ids += prompt
-            last = torch.tensor(pack.lengths).cumsum(0) - 1
-            packed: torch.Tensor = self._model(
-                input_ids=torch.frombuffer(ids, dtype=torch.int32)[None].to(self._device, torch.long),
-                position_ids=pack.position_ids(self._device),
-                use_cache=False,
-                pack=pack,
-                logits_to_keep=last.to(self._device),
-            ).logits
+            self._kept = pack.last()
+            try:
+                packed: torch.Tensor = self._model(
+                    input_ids=send(flat(prompts), self._device).long()[None],
+                    position_ids=pack.position_ids(self._device),
+                    use_cache=False,
+                    pack=pack,
+                ).logits
+            finally:
+                self._kept = None
             return packed[0]
         if not self._deterministic:
             return self._padded_logits(prompts, prefix_states, longest=max(map(len, prompts)))
@@ -222,10 +319,10 @@ class TransformersEngine:
         """
         self._attend_by(self._own_attention)
         n = len(prompts)
-        padded = array("i")
+        filled = array("i")
         for prompt in prompts:
-            padded += prompt + array("i", [_PAD]) * (longest - len(prompt))
-        ids = torch.frombuffer(padded, dtype=torch.int32).reshape(n, longest).to(self._device, torch.long)
+            filled += prompt + array("i", [_PAD]) * (longest - len(prompt))
+        ids = torch.frombuffer(filled, dtype=torch.int32).reshape(n, longest).to(self._device, torch.long)
         last = torch.tensor([len(prompt) - 1 for prompt in prompts])
         inputs: dict[str, Any] = {"input_ids": ids, "use_cache": bool(prefix_states)}
         if prefix_states:
@@ -257,6 +354,8 @@ class TransformersEngine:
             )
             if self._device.type == "cpu":
                 lay_out(self._model)
+            else:
+                fuse_norms(self._model)
             self._packs = not self._deterministic
             self._packs = self._packs and self._agrees("prompts packed into one row", prompts, plain)
             if not self._packs:
@@ -277,7 +376,8 @@ class TransformersEngine:
 
     def _agrees(self, name: str, prompts: Sequence[array[int]], plain: torch.Tensor) -> bool:
         try:
-            mine = self._next_logprobs(prompts)
+            with device_errors():  # a device that is full or lost says nothing about a short cut
+                mine = self._next_logprobs(prompts)
         except (TypeError, AttributeError, ValueError, RuntimeError, IndexError) as error:
             log.warning("short_cut_off", name=name, error=f"{type(error).__name__}: {error}")
             return False
@@ -286,6 +386,22 @@ class TransformersEngine:
         if not agrees:
             log.warning("short_cut_off", name=name, distance=distance, allowed=self._tolerance)
         return agrees
+
+    @torch.inference_mode()
+    def _is_finite(self) -> bool:
+        """Whether a plain forward of a longish prompt overflows nowhere: float16 ends at 65,504."""
+        ids = torch.tensor([list(self._synthetic(_FINITE_TOKENS))], device=self._device)
+        with device_errors():
+            return bool(self._model(input_ids=ids, use_cache=False).logits.isfinite().all())
+
+    def _tokens_in_memory(self) -> int:
+        """Tokens whose keys and values fit into a part of the memory that is free now."""
+        config = self._model.config.get_text_config(decoder=True)
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        key_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        a_token: int = 2 * config.num_hidden_layers * key_heads * size * getattr(torch, self.info.dtype).itemsize
+        free, _ = torch.cuda.mem_get_info(self._device)
+        return max(1, int(_KEYS_SHARE * free) // a_token)
 
     def _synthetic(self, tokens: int) -> array[int]:
         return array("i", [(7919 * step + 31 * tokens) % self._vocabulary for step in range(1, tokens + 1)])

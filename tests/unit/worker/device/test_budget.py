@@ -87,3 +87,31 @@ def test_a_slow_moment_while_a_size_is_first_tried_does_not_decide() -> None:
     device = Device(lambda tokens: (0.1 + tokens / 1_000) * next(slow_moment, 1.0))
 
     assert device.budget() == 4_096
+
+
+def test_memory_that_runs_out_in_a_later_round_lowers_the_budget_and_ends_no_start() -> None:
+    device = Device(lambda _: 1.0)
+    rounds = iter([1 << 30] * 7 + [1_024] * 99)  # a neighbour takes its memory after the first round
+    run = device.run
+
+    def shrinking(tokens: int) -> None:
+        device._memory = next(rounds)
+        run(tokens)
+
+    device.run = shrinking  # type: ignore[method-assign]
+
+    assert device.budget() == 512
+
+
+def test_memory_that_runs_out_everywhere_in_a_later_round_leaves_the_smallest_budget() -> None:
+    device = Device(lambda _: 1.0)
+    rounds = iter([1 << 30] * 7 + [0] * 99)
+    run = device.run
+
+    def shrinking(tokens: int) -> None:
+        device._memory = next(rounds)
+        run(tokens)
+
+    device.run = shrinking  # type: ignore[method-assign]
+
+    assert device.budget() == 256

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import sys
 from array import array
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -156,9 +158,11 @@ def test_the_ragged_kernel_is_asked_for_the_same_attention_as_the_products_compu
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
+        packing.varlen_kernel.cache_clear()
         ragged = packing.ragged_attention(
             query, key, value, Pack(lengths, before), layer=0, scale=size**-0.5, sliding_window=window
         )
+    packing.varlen_kernel.cache_clear()
 
     torch.testing.assert_close(ragged, products)
 
@@ -212,3 +216,42 @@ def test_other_dtypes_are_left_alone() -> None:
     model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SHAPE)).eval()
 
     assert lay_out(model) == 0
+
+
+def test_the_ragged_kernel_is_looked_up_once_and_a_torch_without_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def counted(function: Any) -> Any:
+        asked.append(function)
+        return signature(function)
+
+    def too_old(query: Any, key: Any, value: Any, *, is_causal: bool) -> None: ...
+
+    monkeypatch.setattr(packing, "signature", counted)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
+    packing.varlen_kernel.cache_clear()
+    assert packing.varlen_kernel() is packing.varlen_kernel()
+    assert len(asked) == 1
+    for broken in (too_old, None):
+        packing.varlen_kernel.cache_clear()
+        if broken is None:
+            monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", None)
+        else:
+            monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", broken)
+        with pytest.raises(TypeError, match="ragged rows"):
+            packing.varlen_kernel()
+    packing.varlen_kernel.cache_clear()
+
+
+@given(st.lists(st.integers(1, 7), min_size=1, max_size=6), st.integers(0, 4))
+def test_places_in_a_row_are_those_of_a_loop_over_its_prompts(lengths: list[int], prefix: int) -> None:
+    before = [(torch.zeros(1, 1, prefix, 2), torch.zeros(1, 1, prefix, 2))] if prefix else []
+    pack = Pack(lengths, before)
+    positions, sources, end = [], [], 0
+    for n in lengths:
+        positions += range(prefix, prefix + n)
+        sources += [*range(prefix), *range(prefix + end, prefix + end + n)]
+        end += n
+    assert pack.position_ids(torch.device("cpu")).tolist() == [positions]
+    assert pack.copied().tolist() == sources
+    assert pack.last().tolist() == [sum(lengths[: at + 1]) - 1 for at in range(len(lengths))]

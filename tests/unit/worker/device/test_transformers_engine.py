@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from infra.errors import GuardError  # noqa: E402
 from worker.device.engines.base import DeviceLost, OutOfMemory  # noqa: E402
+from worker.device.engines.loading import padded  # noqa: E402
 from worker.device.engines.transformers import TransformersEngine  # noqa: E402
 from worker.guards.digest import checkpoint_digest  # noqa: E402
 
@@ -121,6 +124,20 @@ def test_half_precision_keeps_its_short_cuts(checkpoint: Path) -> None:
     assert engine.info.prefix_tokens == len(PREFIX)
 
 
+@pytest.mark.parametrize("options", [{}, {"deterministic": True}, {"prefix_ids": PREFIX}])
+def test_half_precision_rounds_no_label(checkpoint: Path, options: dict[str, Any]) -> None:
+    model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16).eval()
+    labels = ((5,), (17,))
+    engine = TransformersEngine(checkpoint, dtype="bfloat16", **options)
+    seen: list[torch.Tensor] = []
+    engine._head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].reshape(-1, SHAPE["hidden_size"])))
+    prompt = PREFIX + array("i", [4, 8, 15])
+    [row] = engine.score([prompt], labels)
+    hidden = seen[-1].float()
+    exact = hidden @ (model.lm_head.weight[5].float() - model.lm_head.weight[17].float())
+    assert min(abs(float(value) - (row[0] - row[1])) for value in exact) < 1e-4
+
+
 def test_accelerate_may_place_the_layers(checkpoint: Path, tmp_path: Path) -> None:
     prompts = ragged(5, prefix=True)
     whole = TransformersEngine(checkpoint, prefix_ids=PREFIX).score(prompts, LABELS)
@@ -155,6 +172,8 @@ def test_ids_outside_the_vocabulary_are_refused_before_the_device_sees_them(chec
         (lambda: torch.OutOfMemoryError("CUDA out of memory"), OutOfMemory),
         (lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), OutOfMemory),
         (lambda: RuntimeError("CUDA error: device-side assert triggered"), DeviceLost),
+        (lambda: RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"), OutOfMemory),
+        (lambda: RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), OutOfMemory),
         (lambda: RuntimeError("shapes do not match"), RuntimeError),
     ],
 )
@@ -181,3 +200,60 @@ def test_the_digest_tells_trainings_apart(tmp_path: Path) -> None:
 def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
     with pytest.raises(GuardError, match="safetensors"):
         TransformersEngine(tmp_path)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("CUDA error: an illegal access")])
+def test_a_full_or_lost_device_says_nothing_about_a_short_cut(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Once, packing stayed off for the whole life of a process that was loaded while a neighbour held the memory."""
+
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("worker.device.engines.transformers.Pack", full)
+    with pytest.raises((OutOfMemory, DeviceLost)):
+        TransformersEngine(checkpoint)
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [((7, 5), "float16"), ((8, 0), "bfloat16"), ((12, 0), "bfloat16")])
+def test_below_ampere_the_type_is_float16(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: str
+) -> None:
+    from worker.device.engines import loading
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert loading._auto_dtype("cuda:0") == dtype
+    assert loading._auto_dtype("cpu") == "float32"
+
+
+@pytest.mark.parametrize(("scale", "dtype"), [(1.0, "float16"), (20_000.0, "float32")])
+def test_a_model_that_overflows_in_float16_runs_in_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: float, dtype: str
+) -> None:
+    from worker.device.engines import loading
+
+    torch.manual_seed(0)
+    model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SHAPE, tie_word_embeddings=False))
+    with torch.no_grad():
+        model.lm_head.weight.mul_(scale)
+    model.save_pretrained(tmp_path)
+    monkeypatch.setattr(loading, "_auto_dtype", lambda _: "float16")
+
+    engine = TransformersEngine(tmp_path)
+
+    assert engine.info.dtype == dtype
+    engine.score([array("i", [1, 2, 3])], ((5,), (17,)))
+
+
+@given(st.lists(st.lists(st.integers(0, 50), min_size=1, max_size=9), min_size=1, max_size=6), st.booleans())
+def test_rows_are_padded_on_the_side_that_is_asked_for(rows: list[list[int]], left: bool) -> None:
+    longest = max(map(len, rows))
+    ids, mask = padded(rows, 77, left=left)
+    fill = [[77] * (longest - len(row)) for row in rows]
+    shown = [[0] * len(free) for free in fill]
+    ones = [[1] * len(row) for row in rows]
+    sides = zip(fill, rows, strict=True) if left else zip(rows, fill, strict=True)
+    marks = zip(shown, ones, strict=True) if left else zip(ones, shown, strict=True)
+    assert ids.tolist() == [[*one, *other] for one, other in sides]
+    assert mask.tolist() == [[*one, *other] for one, other in marks]
