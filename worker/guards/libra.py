@@ -74,6 +74,8 @@ Where neither follows, the JSON has to be repaired, and what comes later may cha
 _MAX_NEW_TOKENS: Final = 256
 _CATEGORY_LEAD: Final = '",\n  "类别": "'
 """What is put behind the verdict's word to ask for a scenario. It is ours: Libra Guard was not trained to write it."""
+_MARK: Final = "\0"
+"""No storable text holds one."""
 
 
 class LibraGuard:
@@ -238,7 +240,9 @@ class LibraGuard:
     def _encode(self, dialogues: Sequence[tuple[str, str]], mode: Mode) -> list[PromptIds]:
         tail = self._tails[mode]
         turns = [user_turn(*dialogue, examples=self._examples) for dialogue in dialogues]
-        return [user + tail for user in self._chat.encode_users(turns)]
+        # What stands before the question is the same for all.
+        lead = user_turn(_MARK, "", examples=self._examples).partition(_MARK)[0]
+        return [user + tail for user in self._chat.encode_users(turns, lead=lead)]
 
 
 def user_turn(question: str, response: str, *, examples: Sequence[Example] = ()) -> str:

@@ -104,7 +104,9 @@ class Prompt:
             if piece in self._words.controls:
                 rows = [array("i", [self._words.controls[piece]])] * len(prompts)
             elif _PLACEHOLDER.search(piece):
-                rows = self._words.batch_ids([self.fill(piece, dialogue) for dialogue in dialogues], first=at == 0)
+                lead = _PLACEHOLDER.split(piece, maxsplit=1)[0]
+                texts = [self.fill(piece, dialogue) for dialogue in dialogues]
+                rows = self._words.batch_ids_behind(lead, texts, first=at == 0)
             else:
                 rows = self._words.batch_ids([piece], first=at == 0) * len(prompts)
             for prompt, row in zip(prompts, rows, strict=True):
@@ -151,10 +153,14 @@ class ChatTokenizer:
         self.digest = digest.hexdigest()
         """16 hex characters over the template as rendered and the tokenizer file."""
 
-    def encode_users(self, contents: Sequence[str]) -> list[PromptIds]:
-        """Prompt ids up to the end of each user's text, without the control token that ends the turn."""
+    def encode_users(self, contents: Sequence[str], *, lead: str = "") -> list[PromptIds]:
+        """Prompt ids up to the end of each user's text, without the control token that ends the turn.
+
+        All contents begin with `lead`, which is encoded once.
+        """
         texts = [self._turn.fill(self._text, (content, "")) for content in contents]
-        return [self._head + ids for ids in self.words.batch_ids(texts)]
+        before = _PLACEHOLDER.split(self._text, maxsplit=1)[0]
+        return [self._head + ids for ids in self.words.batch_ids_behind(before + lead, texts)]
 
     def tail_ids(self, prefill: str) -> PromptIds:
         """Ids from the end of the user's text to the end of `prefill` in the assistant's turn."""

@@ -35,6 +35,10 @@ _QWEN_V1_CONTROLS: Final = (
 )
 """In the order of their ids, which follow those of the pieces."""
 _SAMPLE: Final = "你好 world"
+_LINE: Final = re.compile(r"\n(?=\w)")
+_BEHIND: Final = ("", "你好，world 123\n第二行。", " x", "\n\n y", "\u0301e\u0301", "不安全", "''s")
+_MOST_LEADS: Final = 64
+"""A guard has one; worked examples make others, a run's own each."""
 _BARE_CHATML: Final = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -122,6 +126,7 @@ class Vocabulary:
                 replacement=splitter.replacement, prepend_scheme="never", split=splitter.split
             )
         longest_first = sorted(self.controls, key=len, reverse=True)
+        self._leads: dict[tuple[str, bool], tuple[PromptIds, int]] = {}
         self._control = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
 
     def split(self, text: str) -> list[str]:
@@ -146,6 +151,32 @@ class Vocabulary:
         """The ids of many texts that never hold a control token; `first`: nothing stands before any of them."""
         plain = self._first if first else self._plain
         return [array("i", found.ids) for found in plain.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def batch_ids_behind(self, lead: str, texts: Sequence[str], *, first: bool = False) -> list[PromptIds]:
+        """The ids of texts that all begin with `lead`, most of which is encoded once; `batch_ids` gives the same."""
+        known, at = self._lead(lead, first=first)
+        if not at:
+            return self.batch_ids(texts, first=first)
+        return [known + ids for ids in self.batch_ids([text[at:] for text in texts])]
+
+    def _lead(self, lead: str, *, first: bool) -> tuple[PromptIds, int]:
+        """The ids of a text's beginning, and the character behind it; 0: it cannot be encoded by itself.
+
+        A line that begins with a letter begins a token, for tokenizers that split a text before they merge. Whether
+        this one does is seen on samples.
+        """
+        found = self._leads.get((lead, first))
+        if found is None:
+            at = max((line.end() for line in _LINE.finditer(lead)), default=0)
+            (known,) = self.batch_ids([lead[:at]], first=first)
+            wholes = [lead + sample for sample in _BEHIND]
+            rests = self.batch_ids([whole[at:] for whole in wholes])
+            alike = self.batch_ids(wholes, first=first) == [known + rest for rest in rests]
+            found = (known, at) if alike else (array("i"), 0)
+            if len(self._leads) >= _MOST_LEADS:
+                self._leads.clear()
+            self._leads[lead, first] = found
+        return found
 
     def leading_ids(self) -> PromptIds:
         """The control tokens that the tokenizer puts before a bare text (a beginning of text, or nothing).
