@@ -14,8 +14,8 @@ from schemas.messages import Lane
 from tests.benchmarks.kit.figures import Figure
 from tests.support.device import prompt, score_request
 from worker.device.client import DeviceClient
+from worker.device.process import DeviceProcess
 from worker.device.spec import DeviceSpec
-from worker.supervisor import DeviceProcess
 
 _CHUNK: Final = [prompt(300, seed) for seed in range(64)]
 _BATCH_S: Final = 0.010

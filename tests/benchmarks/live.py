@@ -42,14 +42,14 @@ def run(*, quick: bool) -> Iterator[Figure]:
 
 
 def _measure(found: Rig, client: LiveClient, seconds: int) -> Iterator[Figure]:
-    _latencies_ms(client, _WARM_UP_S, seed=0)
-    yield from _figures("alone", _latencies_ms(client, seconds, seed=1), _ALONE_P50_MS, _ALONE_P99_MS)
+    latencies_ms(client, _WARM_UP_S, seed=0)
+    yield from _figures("alone", latencies_ms(client, seconds, seed=1), _ALONE_P50_MS, _ALONE_P99_MS)
     source = write_items(found.folder / "bulk.jsonl", _BULK_ITEMS, _TEXT_BYTES)
     with found.producer(source) as producer:
         producer.start()
         time.sleep(_WARM_UP_S)
         before = _bulk_settled(found)
-        took_ms = _latencies_ms(client, seconds, seed=2)
+        took_ms = latencies_ms(client, seconds, seed=2)
         drained = _bulk_settled(found) - before
         producer.abandon()
     yield from _figures("beside bulk", took_ms, None, _BESIDE_BULK_P99_MS)
@@ -62,7 +62,7 @@ def _figures(name: str, took_ms: list[float], p50_bar: float | None, p99_bar: fl
     yield Figure("live", f"p99 {name}", p99, "ms", at_most=p99_bar, note=f"worst {max(took_ms):.0f} ms")
 
 
-def _latencies_ms(client: LiveClient, seconds: int, *, seed: int) -> list[float]:
+def latencies_ms(client: LiveClient, seconds: int, *, seed: int) -> list[float]:
     """One latency per item, from the moment it was due."""
 
     def judge(due: float, number: int) -> float:

@@ -37,11 +37,11 @@ def run(*, quick: bool) -> Iterator[Figure]:
         last = [_nearly_settled(found, size) for _ in range(_RUNS)]
         client = LiveClient(found.services, guard=GUARD, tenant="benchmark", cache=False)
         try:
-            alone = _latencies_ms(client, time.monotonic, seconds=10.0)
+            alone = latencies_ms(client, time.monotonic, seconds=10.0)
             for chunk in last:
                 found.services.publisher.settle(verdicts_for(chunk))
             began = time.monotonic()
-            beside = _latencies_ms(client, lambda: _unfinished(found), seconds=_MOST_S)
+            beside = latencies_ms(client, lambda: _unfinished(found), seconds=_MOST_S)
             took_s = time.monotonic() - began
         finally:
             client.close()
@@ -72,7 +72,7 @@ def _unfinished(found: Rig) -> float:
     return float(found.scalar("SELECT count(*) FROM runs WHERE guard = 'settled-elsewhere' AND completed_at IS NULL"))
 
 
-def _latencies_ms(client: LiveClient, going_on: Callable[[], float], *, seconds: float) -> list[float]:
+def latencies_ms(client: LiveClient, going_on: Callable[[], float], *, seconds: float) -> list[float]:
     """One latency per item, from the moment it was due, as long as something goes on, at most for so long."""
 
     def judge(due: float, number: int) -> float:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,7 @@ from schemas.messages import Lane
 from tests.support.device import (
     LABELS,
     KeptDevice,
+    LaunchedEngine,
     RecordingEngine,
     directive,
     prompt,
@@ -33,9 +35,10 @@ from tests.support.receiver import Receiver
 from tests.support.traces import spans_in
 from worker.device import client as device_client
 from worker.device.client import DeviceClient
-from worker.device.engines.base import DeviceLost
+from worker.device.engines.base import DeviceLost, OutOfMemory
 from worker.device.engines.fake import FakeEngine
 from worker.device.heartbeat import Heartbeat, read_pulse
+from worker.device.process import DeviceProcess
 from worker.device.protocol import (
     PROTOCOL_VERSION,
     Dead,
@@ -52,7 +55,6 @@ from worker.device.protocol import (
 )
 from worker.device.server import Server, listen
 from worker.device.spec import DeviceSpec
-from worker.supervisor import DeviceProcess
 
 TIMEOUT_S = 30
 
@@ -213,6 +215,119 @@ def test_bulk_batches_are_cut_while_live_is_expected(short_path: Path) -> None:
         engine.batches.clear()
         client.run(score_request(bulk[:64]))
     assert max(map(len, engine.batches)) <= 12
+
+
+def test_the_next_batch_is_launched_before_the_rows_of_the_last_are_read(short_path: Path) -> None:
+    engine = LaunchedEngine(max_batch_items=8)
+    engine.gate.clear()
+    prompts = [prompt(10, at) for at in range(40)]
+    with serving(engine, short_path) as (_, path), ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(DeviceClient(path).run, score_request(prompts))
+        assert wait_until(lambda: len(engine.batches) == 2, timeout_s=TIMEOUT_S)
+        assert engine.read == []
+        engine.gate.set()
+        assert asked.result(TIMEOUT_S).answers == expected(prompts)
+    assert [len(batch) for batch in engine.batches] == [8] * 5
+    assert engine.read == engine.batches
+    assert read_pulse(short_path / "s.pulse").deadline == 0
+
+
+def test_a_live_item_is_launched_behind_one_batch_at_most(short_path: Path) -> None:
+    engine = LaunchedEngine(max_batch_items=8)
+    engine.gate.clear()
+    with serving(engine, short_path) as (server, path), ThreadPoolExecutor(2) as pool:
+        client = DeviceClient(path)
+        bulk = pool.submit(client.run, score_request([prompt(10, at) for at in range(80)]))
+        assert wait_until(lambda: len(engine.batches) == 2, timeout_s=TIMEOUT_S)
+        live = pool.submit(client.run, score_request([prompt(9, 5)], lane=Lane.LIVE))
+        assert wait_until(lambda: server.waiting.waits(Lane.LIVE), timeout_s=TIMEOUT_S)
+        engine.gate.set()
+        assert live.result(TIMEOUT_S).answers == expected([prompt(9, 5)])
+        bulk.result(TIMEOUT_S)
+    assert engine.batches[2] == [prompt(9, 5)]
+
+
+@pytest.mark.parametrize("place", ["launch", "read"])
+def test_a_launched_batch_that_fails_costs_no_other(short_path: Path, place: str) -> None:
+    engine = LaunchedEngine(max_batch_items=8)
+    prompts = [prompt(10, at) for at in range(40)]
+
+    def fails(batch: Sequence[array[int]]) -> Exception | None:
+        return OutOfMemory("full") if prompts[11] in batch and len(batch) > 2 else None
+
+    setattr(engine, "break_on_launch" if place == "launch" else "break_on", fails)
+    with serving(engine, short_path) as (_, path):
+        assert DeviceClient(path).run(score_request(prompts)).answers == expected(prompts)
+
+
+def test_a_launched_prompt_that_the_engine_chokes_on_is_dead_and_the_next_batch_is_not(short_path: Path) -> None:
+    engine = LaunchedEngine(max_batch_items=4)
+    engine.break_on = lambda batch: ValueError("bad id") if any(one[0] == 42 for one in batch) else None
+    prompts = [prompt(10, at) for at in range(12)]
+    prompts[2] = array("i", [42, *prompts[2][1:]])
+    with serving(engine, short_path) as (_, path):
+        answers = DeviceClient(path).run(score_request(prompts)).answers
+    assert [at for at, answer in enumerate(answers) if isinstance(answer, Dead)] == [2]
+
+
+def test_what_is_not_launched_waits_for_what_was(short_path: Path) -> None:
+    engine = LaunchedEngine(max_batch_items=4)
+    scored, written = [prompt(10, at) for at in range(8)], [directive("unsafe", 9), directive("safe", 9)]
+    with serving(engine, short_path) as (_, path), ThreadPoolExecutor(2) as pool:
+        engine.gate.clear()
+        client = DeviceClient(path)
+        first = pool.submit(client.run, score_request(scored))
+        assert wait_until(lambda: len(engine.batches) == 2, timeout_s=TIMEOUT_S)
+        second = pool.submit(client.run, DeviceRequest(Kind.GENERATE, Lane.BULK, written, max_new_tokens=40))
+        engine.gate.set()
+        assert first.result(TIMEOUT_S).answers == expected(scored)
+        answers = second.result(TIMEOUT_S).answers
+    assert [bytes(answer.ids).decode() for answer in answers if isinstance(answer, Generated)] == [
+        '{"答案": "不安全"}',
+        '{"答案": "安全"}',
+    ]
+
+
+def test_a_batch_that_writes_is_padded_in_the_plan_and_keeps_within_its_memory(short_path: Path) -> None:
+    class Writes(RecordingEngine):
+        def generate(self, prompts: Sequence[array[int]], **options: Any) -> list[tuple[int, ...]]:
+            self.batches.append(list(prompts))
+            self.gate.wait()
+            return super().generate(prompts, **options)
+
+    engine = Writes(token_s=1e-9, max_batch_tokens=100_000)
+    engine.info = replace(engine.info, max_generate_tokens=2_000)
+    assert engine.info.packs
+    prompts = [prompt(1 + at * 13 % 120, at) for at in range(60)]
+    with serving(engine, short_path) as (server, path), ThreadPoolExecutor(1) as pool:
+        engine.gate.clear()
+        asked = pool.submit(
+            DeviceClient(path).run, DeviceRequest(Kind.GENERATE, Lane.BULK, prompts, max_new_tokens=256)
+        )
+        assert wait_until(lambda: bool(engine.batches), timeout_s=TIMEOUT_S)
+        deadline_s = read_pulse(short_path / "s.pulse").deadline - time.monotonic()
+        engine.gate.set()
+        assert len(asked.result(TIMEOUT_S).answers) == 60
+    assert sum(map(len, engine.batches)) == 60
+    assert all(len(batch) * (max(map(len, batch)) + 256) <= 2_000 for batch in engine.batches)
+    assert deadline_s > server._batch_deadline_s * 3, "256 new tokens take longer than a forward"
+
+
+def test_a_budget_that_was_too_large_again_comes_back_slower(short_path: Path) -> None:
+    engine = RecordingEngine(max_batch_tokens=640)
+    with serving(engine, short_path) as (server, path):
+        client = DeviceClient(path)
+        batches = []
+        for _ in range(3):
+            client.run(score_request([directive("oom", 10), *(prompt(10, at) for at in range(31))]))
+            low = server._budget
+            assert low < 640
+            before = len(engine.batches)
+            while server._budget < 640:
+                client.run(score_request([prompt(10)]))
+            batches.append(len(engine.batches) - before)
+    assert 1.5 * batches[0] < batches[1]
+    assert 1.5 * batches[1] < batches[2]
 
 
 def test_what_a_client_left_behind_is_dropped(short_path: Path) -> None:

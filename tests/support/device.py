@@ -14,10 +14,10 @@ from schemas.messages import Lane
 from worker.device.client import DeviceClient
 from worker.device.engines.fake import DIRECTIVES, FakeEngine
 from worker.device.heartbeat import Heartbeat
+from worker.device.process import DeviceProcess
 from worker.device.protocol import DeviceRequest, Kind
 from worker.device.server import Server, listen
 from worker.device.spec import DeviceSpec
-from worker.supervisor import DeviceProcess
 
 LABELS = ((1,), (2,))
 
@@ -88,6 +88,33 @@ class RecordingEngine(FakeEngine):
         if error := self.break_on(prompts):
             raise error
         return super().score(prompts, labels)
+
+
+class LaunchedEngine(RecordingEngine):
+    """The same on a device that computes by itself: what is launched is noted at once, what is read once the gate is
+    open."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(overlaps=True, **options)
+        self.read: list[list[array[int]]] = []
+        self.break_on_launch: Callable[[Sequence[array[int]]], Exception | None] = lambda _: None
+
+    def launch(
+        self, prompts: Sequence[array[int]], labels: Sequence[Sequence[int]]
+    ) -> Callable[[], list[tuple[float, ...]]]:
+        self.batches.append(list(prompts))
+        if error := self.break_on_launch(prompts):
+            raise error
+        read = FakeEngine.launch(self, prompts, labels)
+
+        def read_later() -> list[tuple[float, ...]]:
+            self.gate.wait()
+            if error := self.break_on(prompts):
+                raise error
+            self.read.append(list(prompts))
+            return read()
+
+        return read_later
 
 
 @contextmanager

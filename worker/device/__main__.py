@@ -17,13 +17,13 @@ from infra import tracing
 from infra.errors import DeviceError, GuardError, LibraError, UsageError
 from infra.guard_catalogue import GUARDS
 from infra.log import configure_logging, get_logger
-from infra.process import die_with_parent
+from infra.process import die_with_parent, leave_out_of_collections
 from infra.settings import load_settings
 from schemas.guards import Mode
 from schemas.messages import ChunkItem
 from worker.device.engines.base import DeviceLost, Engine, LoadOptions
 from worker.device.heartbeat import Heartbeat
-from worker.device.server import serve
+from worker.device.server import DEADLINE_TOKENS, serve
 from worker.device.spec import DeviceSpec
 from worker.device.versions import refuse_older
 
@@ -59,6 +59,7 @@ def main(arguments: list[str]) -> int:
         return _fail(report, error)
     except Exception as error:  # noqa: BLE001 - torch, transformers and safetensors each raise their own
         return _fail(report, GuardError(f"cannot load {spec.guard}: {type(error).__name__}: {error}"))
+    leave_out_of_collections()
     try:
         serve(
             spec.socket_path,
@@ -66,6 +67,7 @@ def main(arguments: list[str]) -> int:
             heartbeat=heartbeat,
             pid=os.getpid(),
             batch_deadline_s=spec.batch_deadline_s,
+            deadline_tokens=None if spec.server else DEADLINE_TOKENS,  # a server's deadline is by its requests
             on_ready=lambda: _say(report, {"ready": True, "pid": os.getpid(), "guard": spec.guard}),
         )
     except DeviceLost:
@@ -82,13 +84,23 @@ def load_engine(spec: DeviceSpec, state_dir: Path | None = None) -> Engine:
 
     `state_dir` keeps what would have to be found again: batch budgets and digests of weights.
     """
+    from worker.guards.registry import load_guard, resolve_checkpoint  # noqa: PLC0415
+
     if spec.engine == "fake":
         from worker.device.engines.fake import FakeEngine  # noqa: PLC0415 - one engine per process
 
         budgets = {"max_batch_tokens": spec.max_batch_tokens, "max_batch_items": spec.max_batch_items}
         given = {name: value for name, value in budgets.items() if value is not None}
-        return FakeEngine(batch_s=spec.fake_batch_s, item_s=spec.fake_item_s, error=spec.fake_error, **given)
-    from worker.guards.registry import load_guard, resolve_checkpoint  # noqa: PLC0415
+        guard = load_guard(spec.guard, spec.location, weights=False)
+        return FakeEngine(
+            batch_s=spec.fake_batch_s,
+            item_s=spec.fake_item_s,
+            token_s=spec.fake_token_s,
+            error=spec.fake_error,
+            prefix_tokens=len(guard.prefix_ids(Mode.SCORE)) if Mode.SCORE in guard.modes else 0,
+            overlaps=spec.fake_overlaps,
+            **given,
+        )
 
     if spec.server is not None:
         from worker.device.engines.openai import connect  # noqa: PLC0415

@@ -34,7 +34,9 @@ T = TypeVar("T")
 class Entry(Generic[T]):
     """One waiting prompt. A lower ticket came earlier; only entries of equal key share a batch.
 
-    `items` are those who wait for its answer. Entries that are equal in key and `ids` are the same prompt.
+    `items` are those who wait for its answer. Entries that are equal in key and `ids` are the same prompt. `packs`: it
+    runs without padding; `most_tokens`: its batch is no larger than this, whatever the budget. Both are alike for all
+    entries of a key.
     """
 
     ticket: int
@@ -43,23 +45,23 @@ class Entry(Generic[T]):
     key: Hashable
     ids: Hashable
     items: list[T]
+    packs: bool = False
+    most_tokens: int | None = None
 
 
-def size_tokens(batch: list[Entry[T]], *, packs: bool) -> int:
+def size_tokens(batch: list[Entry[T]]) -> int:
     """Size of a batch as the device runs it: every prompt padded to the longest, or packed."""
-    if packs:
+    if all(entry.packs for entry in batch):
         return sum(entry.tokens for entry in batch)
-    return len(batch) * max((entry.tokens for entry in batch), default=0)
+    return len(batch) * max(entry.tokens for entry in batch)
 
 
 class Waiting(Generic[T]):
-    """Entries that wait, by arrival and by length. Its length is the number of items. Not thread-safe.
+    """Entries that wait, by arrival and by length. Its length is the number of items. Not thread-safe."""
 
-    `packs`: batches run without padding.
-    """
-
-    def __init__(self, *, packs: bool = False) -> None:
-        self._packs = packs
+    def __init__(self) -> None:
+        self.tokens = 0
+        """Of all entries together."""
         self._entries: dict[int, Entry[T]] = {}
         self._by_prompt: dict[tuple[Hashable, Hashable], Entry[T]] = {}
         # Tickets in order of arrival; those already taken are skipped when they reach the front.
@@ -83,6 +85,7 @@ class Waiting(Generic[T]):
             self._remove(twin)
             entry.items = twin.items + entry.items
         self._entries[entry.ticket] = entry
+        self.tokens += entry.tokens
         self._by_prompt[entry.key, entry.ids] = entry
         self._arrivals[entry.lane].append(entry.ticket)
         insort(self._by_length.setdefault((entry.lane, entry.key), []), (entry.tokens, entry.ticket))
@@ -117,25 +120,25 @@ class Waiting(Generic[T]):
             return []
         if anchor.lane is Lane.BULK and bulk_cut_tokens is not None:
             max_tokens = min(max_tokens, bulk_cut_tokens)
-        queue = self._by_length[anchor.lane, anchor.key]
-        start, stop = self._nearest(queue, (anchor.tokens, anchor.ticket), max_tokens, max_items)
+        if anchor.most_tokens is not None:
+            max_tokens = min(max_tokens, anchor.most_tokens)
+        start, stop = self._nearest(anchor, max_tokens, max_items)
         return self._cut(anchor.lane, anchor.key, start, stop)
 
-    def _nearest(
-        self, queue: list[tuple[int, int]], anchor: tuple[int, int], max_tokens: int, max_items: int
-    ) -> tuple[int, int]:
-        """The slice of a queue sorted by length around the anchor that fits, grown from the nearest in length."""
-        start = bisect_left(queue, anchor)
-        stop, total = start + 1, anchor[0]
+    def _nearest(self, anchor: Entry[T], max_tokens: int, max_items: int) -> tuple[int, int]:
+        """The slice of the anchor's queue, sorted by length, that fits, grown from the nearest in length."""
+        queue, packs = self._by_length[anchor.lane, anchor.key], anchor.packs
+        start = bisect_left(queue, (anchor.tokens, anchor.ticket))
+        stop, total = start + 1, anchor.tokens
         # One entry more each time.
         for count in range(2, max_items + 1):
             shorter = queue[start - 1][0] if start > 0 else None
             longer = queue[stop][0] if stop < len(queue) else None
-            if shorter is not None and (total + shorter if self._packs else count * queue[stop - 1][0]) > max_tokens:
+            if shorter is not None and (total + shorter if packs else count * queue[stop - 1][0]) > max_tokens:
                 shorter = None
-            if longer is not None and (total + longer if self._packs else count * longer) > max_tokens:
+            if longer is not None and (total + longer if packs else count * longer) > max_tokens:
                 longer = None
-            if shorter is not None and (longer is None or anchor[0] - shorter <= longer - anchor[0]):
+            if shorter is not None and (longer is None or anchor.tokens - shorter <= longer - anchor.tokens):
                 start, total = start - 1, total + shorter
             elif longer is not None:
                 stop, total = stop + 1, total + longer
@@ -158,6 +161,7 @@ class Waiting(Generic[T]):
         queue = self._by_length[lane, key]
         taken = [self._entries.pop(ticket) for _, ticket in queue[start:stop]]
         for entry in taken:
+            self.tokens -= entry.tokens
             del self._by_prompt[entry.key, entry.ids]
         del queue[start:stop]
         if not queue:

@@ -101,7 +101,7 @@ class DeviceResult:
     restarts: int = 0
 
 
-PROTOCOL_VERSION: Final = 5
+PROTOCOL_VERSION: Final = 6
 MAX_HEADER_BYTES: Final = 1 << 20
 MAX_PAYLOAD_BYTES: Final = 64 << 20
 """A chunk holds at most 1 MiB of text, so its ids take a few MiB."""

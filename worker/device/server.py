@@ -1,7 +1,8 @@
 """The device process's loop: readers feed the waiting list, the main thread plans, announces, runs, answers.
 
 The engine is touched by the main thread alone. A batch is announced to the clients concerned before
-it runs: should it kill the process, they know whom to suspect.
+it runs: should it kill the process, they know whom to suspect. An engine that can be launched (CUDA) gets its
+next batch while it still computes the one before (docs/decisions/0065).
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import struct
 import threading
 import time
 from array import array
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +25,7 @@ from infra.errors import DeviceError
 from infra.log import get_logger
 from schemas.messages import Lane
 from worker.device.batching import Entry, Waiting, size_tokens
-from worker.device.engines.base import DeviceLost, Engine, OutOfMemory, PartlyAnswered
+from worker.device.engines.base import DeviceLost, Engine, Launches, OutOfMemory, PartlyAnswered
 from worker.device.heartbeat import Heartbeat, Pulse
 from worker.device.protocol import (
     Alive,
@@ -40,17 +42,24 @@ from worker.device.protocol import (
     send_frame,
     unpack_rows,
 )
+from worker.device.slices import BatchTimes
 
 log = get_logger(__name__)
 
 BULK_SLICE_S: Final = 0.020
-"""Longest run of a bulk batch while live items wait or arrived recently: the most that a live item waits."""
+"""Run of a bulk batch while live items wait or arrived recently, which a live item waits for; see `BatchTimes`."""
 LIVE_LINGER_S: Final = 1.0
 """For how long after the last live item another one is expected."""
 SMALLEST_CUT: Final = 1 / 16
 """A cut below this share of the budget would cost more throughput than it saves live latency."""
 BUDGET_STEPS: Final = 64
-"""After running out of memory the budget grows back to its full size in so many good batches."""
+"""After running out of memory the budget grows back to its full size in so many good batches; each further time it
+takes twice as many, since a budget that once was too large will be so again."""
+MOST_BUDGET_STEPS: Final = 1 << 14
+DEADLINE_TOKENS: Final = 64
+"""A deadline is for a batch that writes up to so many new tokens a prompt; one that writes more has longer."""
+JUST_IN_TIME: Final = 2.0
+"""The next batch is launched so many launches before the running one should end: until then it may still grow."""
 ACCEPT_PAUSE_S: Final = 0.1
 SEND_TIMEOUT_S: Final = 5
 """A client that reads nothing for this long is dropped: it must not hold up the device."""
@@ -58,8 +67,6 @@ MAX_REASON: Final = 500
 """Characters of a reason: an engine's error message may hold a whole stack."""
 ALIVE_EVERY_S: Final = 1.0
 """How often a client that waits is told that we live; it gives up on a process that is silent for some of these."""
-RATE_WEIGHT: Final = 0.2
-"""Weight of the newest batch in the measured rate."""
 
 
 class _Client:
@@ -125,27 +132,59 @@ class _Prompt:
     ids: array[int]
 
 
+Rows = Sequence[Sequence[float]]
 _Batch = list[Entry[_Prompt]]
 _Place = tuple[int, int]
 """A prompt's index in its request, and its row in the batch."""
 
 
+@dataclass(slots=True, eq=False)
+class _Flight:
+    """A batch that was announced and, where the engine can be launched, launched: `read` waits for its rows."""
+
+    batch: _Batch
+    asks: dict[_Ask, list[_Place]]
+    started: float
+    cut: bool
+    """A bulk batch that was kept short for live items' sake."""
+    read: Callable[[], Rows]
+    launch_s: float = 0.0
+    tokens: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tokens = size_tokens(self.batch)
+
+
 class Server:
     """Serves one engine. `run` is called by the thread that owns the engine; everything else is thread-safe."""
 
-    def __init__(self, engine: Engine, heartbeat: Heartbeat, *, batch_deadline_s: float = 120.0) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        heartbeat: Heartbeat,
+        *,
+        batch_deadline_s: float = 120.0,
+        deadline_tokens: int | None = DEADLINE_TOKENS,
+    ) -> None:
+        """`batch_deadline_s` is for `deadline_tokens` new tokens; None: for any number."""
         self._engine = engine
+        self._launcher = engine if isinstance(engine, Launches) and engine.info.overlaps else None
         self._info = engine.info
         self._heartbeat = heartbeat
         self._batch_deadline_s = batch_deadline_s
+        self._deadline_tokens = deadline_tokens
         self._changed = threading.Condition()
-        self.waiting: Waiting[_Prompt] = Waiting(packs=engine.info.packs)
+        self.waiting: Waiting[_Prompt] = Waiting()
         self._clients: set[_Client] = set()
         self._tickets = itertools.count()
         self._stopping = False
         self._live_expected_until = 0.0
         self._budget = engine.info.max_batch_tokens
-        self._bulk_tokens_per_s = 0.0
+        self._budget_steps = BUDGET_STEPS // 2
+        self._times = {kind: BatchTimes() for kind in Kind}
+        self._flying: deque[_Flight] = deque()
+        """Batches that were begun and not finished, the oldest first: two at most."""
+        self._done_at = 0.0
 
     def stop(self) -> None:
         """Let `run` return after the batch in hand is answered."""
@@ -183,22 +222,57 @@ class Server:
         Raises:
             DeviceLost: the process must end.
         """
+        pending: list[tuple[_Batch, bool]] = []
+        flight: _Flight | None = None
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._stopping or bool(self.waiting))
-                if self._stopping:
+            batch, cut = pending.pop() if pending else self._next_batch(flight)
+            if flight is not None and (not batch or not self._can_launch(batch)):
+                pending += [(again, flight.cut) for again in self._finish(flight)]
+                flight = None
+            if not batch:
+                if self._stopping and not pending:
                     return
-                bulk_cut: int | None = None
-                if self.waiting.waits(Lane.LIVE) or time.monotonic() <= self._live_expected_until:
-                    # The tokens that run in one time slice.
-                    slice_tokens = self._bulk_tokens_per_s * BULK_SLICE_S
-                    bulk_cut = int(max(slice_tokens, self._info.max_batch_tokens * SMALLEST_CUT))
-                batch = self.waiting.take(
-                    max_tokens=self._budget, max_items=self._info.max_batch_items, bulk_cut_tokens=bulk_cut
-                )
-            pending = [batch]
-            while pending:
-                pending.extend(self._run(pending.pop()))
+                continue
+            following = self._begin(batch, cut=cut)
+            if flight is not None:
+                pending += [(again, flight.cut) for again in self._finish(flight)]
+            flight = following
+            if not self._can_launch(batch):
+                pending += [(again, cut) for again in self._finish(flight)]
+                flight = None
+
+    def _next_batch(self, flight: _Flight | None) -> tuple[_Batch, bool]:
+        """The next batch to run and whether it was cut; empty when stopping, or when none came while one is in flight.
+
+        While one is in flight it may grow until it must be launched, unless a live item waits.
+        """
+        with self._changed:
+            if flight is None:
+                self._changed.wait_for(lambda: self._stopping or bool(self.waiting))
+            else:
+                times = self._times[_kind(flight.batch)]
+                launch_at = flight.started + times.expected_s(flight.tokens) - JUST_IN_TIME * times.launch_s
+                self._changed.wait_for(self._is_full, timeout=max(0.0, launch_at - time.monotonic()))
+            if self._stopping or not self.waiting:
+                return [], False
+            cut = self._bulk_cut()
+            batch = self.waiting.take(
+                max_tokens=self._budget, max_items=self._info.max_batch_items, bulk_cut_tokens=cut
+            )
+            return batch, cut is not None and batch[0].lane is Lane.BULK
+
+    def _is_full(self) -> bool:
+        """True if waiting for more would not make the next batch better."""
+        enough = min(self._budget, self._bulk_cut() or self._budget)
+        return self._stopping or self.waiting.tokens >= enough or self.waiting.waits(Lane.LIVE)
+
+    def _bulk_cut(self) -> int | None:
+        """Tokens of a bulk batch while live items wait or are expected; None: as many as the budget allows."""
+        if not self.waiting.waits(Lane.LIVE) and time.monotonic() > self._live_expected_until:
+            return None
+        times = self._times[Kind.SCORE if self._times[Kind.SCORE].line()[1] else Kind.CLASSIFY]
+        slice_tokens = times.slice_tokens(BULK_SLICE_S, overlaps=self._launcher is not None)
+        return int(max(slice_tokens, self._info.max_batch_tokens * SMALLEST_CUT))
 
     # Readers: one thread per connection.
 
@@ -240,7 +314,11 @@ class Server:
                     ids if header.alone else None,
                 )
                 tokens = max(1, len(prompt.ids) - known) + header.max_new_tokens
-                self.waiting.add(Entry(next(self._tickets), header.lane, tokens, key, ids, [prompt]))
+                entry = Entry(next(self._tickets), header.lane, tokens, key, ids, [prompt])
+                # Only scores are packed: whoever writes is padded to the longest prompt, and keeps states of each id.
+                entry.packs = self._info.packs and header.kind is Kind.SCORE
+                entry.most_tokens = self._info.max_generate_tokens if header.kind is Kind.GENERATE else None
+                self.waiting.add(entry)
             if header.lane is Lane.LIVE:
                 self._live_expected_until = time.monotonic() + LIVE_LINGER_S
             self._changed.notify()
@@ -251,14 +329,35 @@ class Server:
 
     # The engine's thread.
 
-    def _run(self, batch: _Batch) -> list[_Batch]:
-        """Run one batch and answer it; returns the smaller batches to run in its place if it failed."""
+    def _can_launch(self, batch: _Batch) -> bool:
+        return self._launcher is not None and _kind(batch) is Kind.SCORE
+
+    def _begin(self, batch: _Batch, *, cut: bool) -> _Flight:
+        """Announce a batch, and launch it where the engine can be launched."""
         asks = _by_ask(batch)
         for ask, places in asks.items():
             ask.client.send(Started(id=ask.request.id), pack_ints([index for index, _ in places]))
-        started = time.monotonic()
-        self._heartbeat.begin(started + self._batch_deadline_s)
+        flight = _Flight(batch, asks, time.monotonic(), cut, read=lambda: self._infer(batch))
+        self._flying.append(flight)
+        if len(self._flying) == 1:
+            self._heartbeat.begin(flight.started + self._deadline_s(batch))
+        if self._launcher is not None and self._can_launch(batch):
+            try:
+                flight.read = self._launcher.launch(_prompts(batch), batch[0].items[0].ask.request.labels)
+            except Exception as error:  # noqa: BLE001 - it is raised again where it is dealt with
+                flight.read = _raising(error)
+            flight.launch_s = time.monotonic() - flight.started
+        return flight
+
+    def _deadline_s(self, batch: _Batch) -> float:
+        written = batch[0].items[0].ask.request.max_new_tokens
+        return self._batch_deadline_s * max(1.0, written / self._deadline_tokens if self._deadline_tokens else 1.0)
+
+    def _finish(self, flight: _Flight) -> list[_Batch]:
+        """Read a batch's rows and answer it; returns the smaller batches to run in its place if it failed."""
+        batch, asks = flight.batch, flight.asks
         reasons: Mapping[int, str] = {}
+        begun = max(flight.started, self._done_at)
         try:
             # Linked to those who asked: a batch runs for many traces at once and is part of none.
             with tracing.batch(
@@ -269,14 +368,16 @@ class Server:
                 rows=len(batch),
                 tokens=sum(entry.tokens for entry in batch),
             ):
-                rows = self._infer(batch)
+                rows = _one_each(flight.read(), batch)
         except PartlyAnswered as partly:
             rows, reasons = partly.answers, partly.reasons
         except (OutOfMemory, MemoryError):
-            self._heartbeat.end(Pulse(busy_s=time.monotonic() - started))
+            self._note_done(flight, Pulse(busy_s=time.monotonic() - begun))
             if len(batch) == 1:
                 return _alone(batch, "the prompt alone does not fit into the device's memory")
-            self._budget = max(1, min(self._budget, size_tokens(batch, packs=self._info.packs) // 2))
+            if self._budget == self._info.max_batch_tokens:  # it had come back, or never was less
+                self._budget_steps = min(MOST_BUDGET_STEPS, 2 * self._budget_steps)
+            self._budget = max(1, min(self._budget, flight.tokens // 2))
             log.warning("out_of_memory", rows=len(batch), budget_tokens=self._budget)
             middle = len(batch) // 2
             return [batch[middle:], batch[:middle]]
@@ -284,59 +385,57 @@ class Server:
             raise
         except Exception as error:  # whatever an engine raises, every prompt must get an answer
             log.exception("batch_failed", rows=len(batch))
-            self._heartbeat.end(Pulse(busy_s=time.monotonic() - started))
+            self._note_done(flight, Pulse(busy_s=time.monotonic() - begun))
             return _alone(batch, f"the engine failed: {type(error).__name__}: {error}"[:MAX_REASON])
-        infer_s = time.monotonic() - started
-        self._account(batch, infer_s)
+        infer_s = time.monotonic() - begun
+        self._account(flight, infer_s)
         for at, reason in reasons.items():
             _refuse(batch[at], reason)
         answered = {ask: [place for place in places if place[1] not in reasons] for ask, places in asks.items()}
-        self._answer(batch, answered, rows, infer_s)
+        self._answer(flight, answered, rows, infer_s)
         return []
 
-    def _infer(self, batch: _Batch) -> Sequence[Sequence[float]]:
+    def _infer(self, batch: _Batch) -> Rows:
         request = batch[0].items[0].ask.request
-        prompts = [entry.items[0].ids for entry in batch]
-        rows: Sequence[Sequence[float]]
+        prompts = _prompts(batch)
         if request.kind is Kind.SCORE:
-            rows = self._engine.score(prompts, request.labels)
-        elif request.kind is Kind.CLASSIFY:
-            rows = self._engine.classify(prompts)
-        else:
-            rows = self._engine.generate(
-                prompts,
-                max_new_tokens=request.max_new_tokens,
-                stop_ids=request.stop_ids,
-                verdict_ids=request.verdict_ids,
-            )
-        if len(rows) != len(batch):
-            raise ValueError(f"the engine gave {len(rows)} answers to {len(batch)} prompts")
-        return rows
-
-    def _account(self, batch: _Batch, infer_s: float) -> None:
-        padded = size_tokens(batch, packs=self._info.packs)
-        if batch[0].lane is Lane.BULK:
-            # Live batches are small, so that their fixed cost would make the device look slow.
-            rate = padded / max(infer_s, 1e-6)
-            self._bulk_tokens_per_s += (rate - self._bulk_tokens_per_s) * (
-                RATE_WEIGHT if self._bulk_tokens_per_s else 1
-            )
-        full = self._info.max_batch_tokens
-        self._budget = min(full, self._budget + full // BUDGET_STEPS + 1)
-        done = Pulse(
-            items=sum(len(entry.items) for entry in batch),
-            rows=len(batch),
-            tokens=sum(entry.tokens for entry in batch),
-            padded_tokens=padded,
-            busy_s=infer_s,
-            budget_tokens=self._budget,
+            return self._engine.score(prompts, request.labels)
+        if request.kind is Kind.CLASSIFY:
+            return self._engine.classify(prompts)
+        return self._engine.generate(
+            prompts,
+            max_new_tokens=request.max_new_tokens,
+            stop_ids=request.stop_ids,
+            verdict_ids=request.verdict_ids,
         )
-        self._heartbeat.end(done)
 
-    def _answer(
-        self, batch: _Batch, asks: dict[_Ask, list[_Place]], rows: Sequence[Sequence[float]], infer_s: float
-    ) -> None:
-        padded, tokens = size_tokens(batch, packs=self._info.packs), sum(entry.tokens for entry in batch)
+    def _account(self, flight: _Flight, infer_s: float) -> None:
+        batch = flight.batch
+        if not flight.cut:
+            self._times[_kind(batch)].note(flight.tokens, infer_s, flight.launch_s)
+        full = self._info.max_batch_tokens
+        self._budget = min(full, self._budget + full // self._budget_steps + 1)
+        self._note_done(
+            flight,
+            Pulse(
+                items=sum(len(entry.items) for entry in batch),
+                rows=len(batch),
+                tokens=sum(entry.tokens for entry in batch),
+                padded_tokens=flight.tokens,
+                busy_s=infer_s,
+                budget_tokens=self._budget,
+            ),
+        )
+
+    def _note_done(self, flight: _Flight, pulse: Pulse) -> None:
+        self._done_at = time.monotonic()
+        self._flying.remove(flight)
+        self._heartbeat.end(pulse)
+        if self._flying:  # only now does the next one have the device for itself
+            self._heartbeat.begin(self._done_at + self._deadline_s(self._flying[0].batch))
+
+    def _answer(self, flight: _Flight, asks: dict[_Ask, list[_Place]], rows: Rows, infer_s: float) -> None:
+        batch, tokens = flight.batch, sum(entry.tokens for entry in flight.batch)
         shares_s = [infer_s * entry.tokens / tokens / len(entry.items) for entry in batch]
         for ask, places in asks.items():
             if not places:
@@ -349,11 +448,32 @@ class Server:
                 share_s=sum(shares_s[row] for _, row in places),
                 batch_rows=len(batch),
                 tokens=tokens,
-                padded_tokens=padded,
+                padded_tokens=flight.tokens,
             )
             indexes = [index for index, _ in places]
             payload = pack_answers(header.kind, indexes, [rows[at] for _, at in places])
             ask.client.send(header, payload, answered=len(places))
+
+
+def _kind(batch: _Batch) -> Kind:
+    return batch[0].items[0].ask.request.kind
+
+
+def _prompts(batch: _Batch) -> list[array[int]]:
+    return [entry.items[0].ids for entry in batch]
+
+
+def _one_each(rows: Rows, batch: _Batch) -> Rows:
+    if len(rows) != len(batch):
+        raise ValueError(f"the engine gave {len(rows)} answers to {len(batch)} prompts")
+    return rows
+
+
+def _raising(error: Exception) -> Callable[[], Rows]:
+    def read() -> Rows:
+        raise error
+
+    return read
 
 
 def _by_ask(batch: _Batch) -> dict[_Ask, list[_Place]]:
@@ -387,10 +507,11 @@ def serve(
     heartbeat: Heartbeat,
     pid: int,
     batch_deadline_s: float = 120.0,
+    deadline_tokens: int | None = DEADLINE_TOKENS,
     on_ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve an engine on a Unix socket until SIGTERM; call from the main thread. See `listen` and `Server.run`."""
-    server = Server(engine, heartbeat, batch_deadline_s=batch_deadline_s)
+    server = Server(engine, heartbeat, batch_deadline_s=batch_deadline_s, deadline_tokens=deadline_tokens)
     # By a thread of its own: the handler interrupts the main thread, which may hold the lock or be about to wait.
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.stop).start())
     with listen(socket_path) as listener:

@@ -62,6 +62,8 @@ class DeviceSpec(Frozen):
     batch_deadline_s: float = Field(default=120.0, gt=0)
     fake_batch_s: float = Field(default=0.0, ge=0)
     fake_item_s: float = Field(default=0.0, ge=0)
+    fake_token_s: float = Field(default=0.0, ge=0)
+    fake_overlaps: bool = False
     fake_error: float = Field(default=0.0, ge=0, le=0.5)
 
 

@@ -86,9 +86,9 @@ def planned_batches(
     prefix_tokens: int = 0,
 ) -> list[list[array[int]]]:
     """The batches that the planner forms of prompts that all wait at once: what the bare engine runs."""
-    waiting: Waiting[array[int]] = Waiting(packs=packs)
+    waiting: Waiting[array[int]] = Waiting()
     for ticket, prompt in enumerate(sorted(prompts, key=len)):
-        waiting.add(Entry(ticket, Lane.BULK, max(1, len(prompt) - prefix_tokens), None, ticket, [prompt]))
+        waiting.add(Entry(ticket, Lane.BULK, max(1, len(prompt) - prefix_tokens), None, ticket, [prompt], packs))
     batches = []
     while batch := waiting.take(max_tokens=max_batch_tokens, max_items=max_batch_items):
         batches.append([entry.items[0] for entry in batch])

@@ -127,3 +127,11 @@ def test_a_second_ctrl_c_does_not_wait() -> None:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         pytest.fail("the second one was deferred as well")
+
+
+def test_what_is_loaded_is_left_out_of_collections() -> None:
+    script = (
+        "import gc; from infra.process import leave_out_of_collections as leave; leave(); print(gc.get_freeze_count())"
+    )
+    frozen = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(frozen.stdout) > 1_000

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import Protocol, TypedDict, runtime_checkable
 
 from infra.errors import DeviceError
 
@@ -36,7 +36,9 @@ class EngineInfo:
     """Facts about a loaded engine that the fingerprint and the batcher need.
 
     `packs`: prompts run without padding, so that a batch is as large as its prompts together. `prefix_tokens` is the
-    length of the shared prefix that scoring need not run again. `device_name` is the hardware's own name.
+    length of the shared prefix that scoring need not run again. `device_name` is the hardware's own name. `overlaps`: a
+    batch can be launched while the one before it is computed (see `Launches`). `max_generate_tokens` bounds a batch
+    that writes, prompts and new tokens together, by the memory for their keys and values; None: as `max_batch_tokens`.
     """
 
     engine: str
@@ -49,6 +51,8 @@ class EngineInfo:
     packs: bool = False
     prefix_tokens: int = 0
     device_name: str = ""
+    overlaps: bool = False
+    max_generate_tokens: int | None = None
 
 
 class LoadOptions(TypedDict, total=False):
@@ -101,3 +105,13 @@ class Engine(Protocol):
 
     def classify(self, prompts: Sequence[array[int]]) -> list[tuple[float, ...]]:
         """Log-probability of each class of a classification head, per prompt. Raises what `score` does."""
+
+
+@runtime_checkable
+class Launches(Protocol):
+    """An engine whose device computes on its own once a batch is launched: the next one can be launched meanwhile."""
+
+    def launch(
+        self, prompts: Sequence[array[int]], labels: Sequence[Sequence[int]]
+    ) -> Callable[[], Sequence[Sequence[float]]]:
+        """Begin `score`; the function that is returned waits for its rows. Both raise what `score` does."""

@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from worker.device.engines.base import EngineInfo, OutOfMemory
@@ -58,9 +58,10 @@ _FIRST_DIRECTIVE: Final = min(_DIRECTIVE_NAMES)
 
 
 class FakeEngine:
-    """Answers by protocol after a simulated cost of `batch_s + items * item_s` seconds.
+    """Answers by protocol after a simulated cost of `batch_s + items * item_s + tokens * token_s` seconds.
 
-    Labels of `score` are given as (safe, unsafe).
+    Labels of `score` are given as (safe, unsafe). Tokens are those behind the first `prefix_tokens`. With `overlaps`
+    it is like a CUDA device: `batch_s` is what a launch takes, and the rest is computed while others are launched.
     """
 
     def __init__(
@@ -68,14 +69,19 @@ class FakeEngine:
         *,
         batch_s: float = 0.0,
         item_s: float = 0.0,
+        token_s: float = 0.0,
         error: float = 0.0,
+        prefix_tokens: int = 0,
+        overlaps: bool = False,
         max_batch_tokens: int = 16_384,
         max_batch_items: int = 256,
         context_tokens: int = 1_000_000,
     ) -> None:
         self._batch_s = batch_s
         self._item_s = item_s
+        self._token_s = token_s
         self._error = error
+        self._free_at = 0.0
         self.info = EngineInfo(
             engine="fake",
             dtype="none",
@@ -85,6 +91,9 @@ class FakeEngine:
             max_batch_tokens=max_batch_tokens,
             max_batch_items=max_batch_items,
             context_tokens=context_tokens,
+            packs=token_s > 0,
+            prefix_tokens=prefix_tokens,
+            overlaps=overlaps,
         )
 
     def score(
@@ -93,7 +102,26 @@ class FakeEngine:
         labels: Sequence[Sequence[int]],  # noqa: ARG002 - the protocol fixes them
     ) -> list[tuple[float, ...]]:
         """Log-probabilities of (safe, unsafe) per prompt; `OutOfMemory` where one says so and is not alone."""
-        self._spend(len(prompts))
+        time.sleep(self._batch_s + self._work_s(prompts))
+        return self._rows(prompts)
+
+    def launch(
+        self,
+        prompts: Sequence[array[int]],
+        labels: Sequence[Sequence[int]],  # noqa: ARG002
+    ) -> Callable[[], list[tuple[float, ...]]]:
+        """Begin `score`: the device computes one batch after the other, from when it is launched."""
+        time.sleep(self._batch_s)
+        rows = self._rows(prompts)
+        ends_at = self._free_at = max(self._free_at, time.monotonic()) + self._work_s(prompts)
+
+        def read() -> list[tuple[float, ...]]:
+            time.sleep(max(0.0, ends_at - time.monotonic()))
+            return rows
+
+        return read
+
+    def _rows(self, prompts: Sequence[array[int]]) -> list[tuple[float, ...]]:
         said = [_verdict(prompt, alone=len(prompts) == 1) for prompt in prompts]
         if not self._error:
             return [_SCORES[verdict] for verdict in said]
@@ -108,7 +136,7 @@ class FakeEngine:
         verdict_ids: Sequence[Sequence[int]] = (),  # noqa: ARG002
     ) -> list[tuple[int, ...]]:
         """UTF-8 bytes of an answer per prompt; `OutOfMemory` as in `score`."""
-        self._spend(len(prompts))
+        time.sleep(self._batch_s + self._work_s(prompts))
         return [_TEXTS[_verdict(prompt, alone=len(prompts) == 1)][:max_new_tokens] for prompt in prompts]
 
     def classify(self, prompts: Sequence[array[int]]) -> list[tuple[float, ...]]:
@@ -125,9 +153,10 @@ class FakeEngine:
         p_unsafe = 1 - p_wrong if says_unsafe else p_wrong
         return math.log(1 - p_unsafe), math.log(p_unsafe)
 
-    def _spend(self, items: int) -> None:
-        if cost_s := self._batch_s + items * self._item_s:
-            time.sleep(cost_s)
+    def _work_s(self, prompts: Sequence[array[int]]) -> float:
+        prefix = self.info.prefix_tokens
+        tokens = sum(max(1, len(prompt) - prefix) for prompt in prompts) if self._token_s else 0
+        return len(prompts) * self._item_s + tokens * self._token_s
 
 
 def _verdict(prompt: array[int], *, alone: bool) -> str:

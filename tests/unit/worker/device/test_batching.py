@@ -23,15 +23,15 @@ TWINS = st.lists(
 """Prompts of which many are equal."""
 
 
-def entry_of(ticket: int, prompt: Prompt) -> Entry[int]:
+def entry_of(ticket: int, prompt: Prompt, *, packs: bool = False) -> Entry[int]:
     lane, tokens, key, which = prompt
-    return Entry(ticket, lane, tokens, key, (tokens, which), [ticket])
+    return Entry(ticket, lane, tokens, key, (tokens, which), [ticket], packs)
 
 
 def waiting_of(prompts: list[Prompt], *, packs: bool = False) -> Waiting[int]:
-    waiting: Waiting[int] = Waiting(packs=packs)
+    waiting: Waiting[int] = Waiting()
     for ticket, prompt in enumerate(prompts):
-        waiting.add(entry_of(ticket, prompt))
+        waiting.add(entry_of(ticket, prompt, packs=packs))
     return waiting
 
 
@@ -48,12 +48,13 @@ def test_every_item_comes_out_once_within_budget_and_with_its_own_kind(
     seen: Counter[int] = Counter()
     while batch := waiting.take(max_tokens=max_tokens, max_items=max_items, bulk_cut_tokens=cut):
         limit = max_tokens if cut is None or batch[0].lane is Lane.LIVE else min(max_tokens, cut)
-        assert len(batch) == 1 or size_tokens(batch, packs=packs) <= limit
+        assert len(batch) == 1 or size_tokens(batch) <= limit
         assert len(batch) <= max_items
         assert len({(entry.lane, entry.key) for entry in batch}) == 1
         assert [entry.tokens for entry in batch] == sorted(entry.tokens for entry in batch)
         seen.update(item for entry in batch for item in entry.items)
         assert len(waiting) == len(prompts) - seen.total()
+        assert waiting.tokens == sum(entry.tokens for entry in waiting._entries.values())
     assert seen == Counter(range(len(prompts)))
     assert not waiting
 
@@ -163,3 +164,14 @@ def test_where_prompts_are_packed_their_sum_counts_and_not_the_longest() -> None
 
     assert sizes(packs=True) == [3]
     assert sizes(packs=False) == [2, 1]
+
+
+def test_a_kind_that_needs_more_memory_a_token_has_a_limit_of_its_own() -> None:
+    waiting: Waiting[int] = Waiting()
+    for ticket in range(8):
+        waiting.add(Entry(ticket, Lane.BULK, 100, "generate", ticket, [ticket], most_tokens=250))
+    waiting.add(Entry(8, Lane.BULK, 100, "score", 8, [8], packs=True))
+
+    batches = [waiting.take(max_tokens=1_000, max_items=64) for _ in range(5)]
+
+    assert [len(batch) for batch in batches] == [2, 2, 2, 2, 1]
