@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Literal
 
@@ -101,7 +102,9 @@ class Settings(BaseSettings):
 
     cache_ttl_s: int = Field(86_400, ge=0, description="a device's answers are kept so long; 0: not at all")
 
-    bulk_threads: int = Field(4, ge=1, description="bulk chunks a consumer holds at once")
+    bulk_threads: int | None = Field(
+        None, ge=1, description="bulk chunks a consumer holds at once; none: by the device's budget, 4 to 64"
+    )
     live_threads: int = Field(8, ge=1, description="live chunks a consumer holds at once")
     collector_threads: int = Field(16, ge=1, description="verdict chunks a collector holds at once")
     visibility_timeout_s: int = Field(900, ge=10, description="Celery redelivers an unacknowledged chunk after this")
@@ -114,7 +117,9 @@ class Settings(BaseSettings):
     reconciler_lease_s: float = Field(7, gt=0, description="another collector reconciles when one was silent so long")
     max_attempts: int = Field(5, ge=1, description="a chunk lost this often settles as dead")
     cuda_visible_devices: str | None = Field(
-        None, validation_alias="CUDA_VISIBLE_DEVICES", description="limits what `--devices all` means"
+        default_factory=lambda: os.environ.get("CUDA_VISIBLE_DEVICES"),  # empty is a value: it hides every device
+        validation_alias="CUDA_VISIBLE_DEVICES",
+        description="limits the devices that `--devices` means; empty: none",
     )
     parent_pid: int | None = Field(None, description="die when this process is gone; set for what we start ourselves")
 
@@ -190,6 +195,6 @@ def unknown_settings() -> dict[str, str | None]:
     return {name: close[name][0] if close[name] else None for name in found if not _OF_A_SERVICE.search(name)}
 
 
-def child_environment(**changes: str) -> dict[str, str]:
-    """This process's environment with changes, for a process we start."""
-    return {**os.environ, **changes}
+def child_environment(_unless_set: Mapping[str, str] | None = None, /, **changes: str) -> dict[str, str]:
+    """This process's environment with changes, for a process we start; the mapping yields to what it holds already."""
+    return {**(_unless_set or {}), **os.environ, **changes}

@@ -28,7 +28,8 @@ _MOST_DOUBLINGS: Final = 64
 class Restart:
     """The rule for starting a process again: after a pause that doubles with each early death, up to the longest.
 
-    A process that lived for `steady_after_s` seconds did not die early. More than `max_deaths` deaths in a row, each
+    A process that lived for `steady_after_s` seconds did not die early; with `from_ready` they count from
+    `SupervisedProcess.note_ready`, so that a long start is no life. More than `max_deaths` deaths in a row, each
     but the first an early one, and it is given up; None: never.
     """
 
@@ -36,6 +37,7 @@ class Restart:
     longest_pause_s: float = math.inf
     steady_after_s: float = 60.0
     max_deaths: int | None = None
+    from_ready: bool = False
 
     def pause_s(self, deaths: int) -> float:
         """The pause after so many deaths in a row."""
@@ -62,7 +64,7 @@ class SupervisedProcess:
     """Exits in a row, each but the first an early one."""
     start_at: float = field(default=0.0, init=False)
     """The earliest next start, in CLOCK_MONOTONIC seconds."""
-    _started_at: float = field(default=0.0, init=False)
+    _lives_from: float = field(default=0.0, init=False)
     _exit_noted: bool = field(default=True, init=False)
 
     @property
@@ -92,15 +94,19 @@ class SupervisedProcess:
         now = time.monotonic()
         if not self._exit_noted or now < self.start_at:
             return False
-        self._started_at = now
+        self._lives_from = now
         try:
             self.process = self.start()
         except Exception:
             self._plan_next_start()
             raise
-        self._started_at = time.monotonic()
+        self._lives_from = math.inf if self.restart.from_ready else time.monotonic()
         self._exit_noted = False
         return True
+
+    def note_ready(self) -> None:
+        """The process has started what it is for."""
+        self._lives_from = min(self._lives_from, time.monotonic())
 
     def reap(self) -> int | None:
         """The exit code of a process that has ended, once; the next one may start after a pause."""
@@ -113,7 +119,7 @@ class SupervisedProcess:
 
     def _plan_next_start(self) -> None:
         now = time.monotonic()
-        self.deaths = self.deaths + 1 if now - self._started_at <= self.restart.steady_after_s else 1
+        self.deaths = self.deaths + 1 if now - self._lives_from <= self.restart.steady_after_s else 1
         self.start_at = now + self.restart.pause_s(self.deaths)
 
     def ask_to_end(self) -> None:

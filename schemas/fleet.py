@@ -39,7 +39,7 @@ class Announcement(Shared):
     kind: str
     """A `ProcessKind`, or what a later version adds."""
     state: str
-    """`loading`, `ready` or `draining`."""
+    """`loading`, `ready`, `draining`, or `quarantined`: a device that failed and is tried again after a pause."""
     pid: _Count = None
     version: str | None = None
 
@@ -47,6 +47,8 @@ class Announcement(Shared):
     guard: str | None = None
     kinds: Annotated[list[str] | None, _Lenient] = None
     device: str | None = None
+    trouble: str | None = None
+    """Why the device is not ready, where it failed."""
     fingerprints: Annotated[dict[str, str] | None, _Lenient] = None
 
     # What the device has done since its process started.

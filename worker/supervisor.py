@@ -1,150 +1,65 @@
 """`libra fleet worker`: per device one device process and two consumers, kept alive, drained on SIGTERM.
 
-Consumers start only once the model is loaded, so that a worker which cannot load takes no work.
+Consumers start only once the model is loaded, so that a worker which cannot load takes no work. A device that fails
+rests for a while and is tried again, while the others work; the worker ends when none is left.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import selectors
-import shutil
 import signal
 import socket
 import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 from infra.broker.app import queue_of
 from infra.coordination.store import CoordinationStore
-from infra.errors import DeviceError, DeviceProtocolError, GuardError, UsageError
+from infra.errors import DeviceError, DeviceProtocolError, GuardError, LibraError
 from infra.log import get_logger
 from infra.process import python_module
-from infra.settings import Settings, child_environment
+from infra.settings import Settings
 from infra.supervise import Restart, SupervisedProcess, Supervisor, spawn
-from schemas.fleet import Announcement
+from schemas.fleet import READY, Announcement
 from schemas.messages import Lane
 from worker.consumer.app import ConsumerSpec, forget_facts, read_facts
 from worker.consumer.deliveries import holder_of
 from worker.device.heartbeat import Pace, Pulse, Watch, read_pulse
+from worker.device.inventory import Examining
+from worker.device.process import LOAD_SILENCE_S, LOAD_TIMEOUT_S, DeviceProcess
 from worker.device.spec import DeviceSpec
 
 _TICK_S: Final = 0.1
 _ANNOUNCE_EVERY_S: Final = 5.0
-_LOAD_TIMEOUT_S: Final = 1800.0
-_LOAD_SILENCE_S: Final = 60.0
-_LOOK_S: Final = 0.5
 _MAX_DEATHS: Final = 10
 _APART_FROM_DEATHS: Final = 2
 """Consumers that died in a row: what they read may have killed them."""
 _RESTART: Final = Restart(max_deaths=_MAX_DEATHS)
+_DEVICE_RESTART: Final = Restart(max_deaths=_MAX_DEATHS, from_ready=True)
 _DEVICE_GRACE_S: Final = 10.0
 _CHILD_GRACE_S: Final = 1.0
 _GIVE_BACK_S: Final = 5.0
-_SPINS: Final = "20000"
-"""Looks of a matrix product's thread for the next one before it sleeps. Not at all cost a CPU engine a tenth
-of its rate; the default, fifteen times as often, takes more from the other processes (docs/decisions/0016)."""
+_FIRST_REST_S: Final = 30.0
+_LONGEST_REST_S: Final = 600.0
+"""A failed device is tried again after a pause that doubles with each failure in a row."""
+_SOUND_AFTER_S: Final = 600.0
+"""A device that worked for so long has left its earlier failures behind."""
+_LOADING: Final = "loading"
+_QUARANTINED: Final = "quarantined"
+_DRAINING: Final = "draining"
 
 log = get_logger(__name__)
 
 
-class _HangsError(DeviceError):
-    """A device process hung while it loaded, and was killed."""
-
-
-class _StopLoadingError(Exception):
-    """A signal came while the models were loading."""
-
-
-class DeviceProcess:
-    """A running `python -m worker.device`. Not restarted: a new one takes its place.
-
-    Create it from a thread that lives as long as the process should: the kernel kills the child when
-    the *thread* that started it ends (PR_SET_PDEATHSIG).
-    """
-
-    def __init__(self, spec: DeviceSpec, *, visible_devices: str | None = None, silence_s: float = 10.0) -> None:
-        """Start it. `visible_devices` becomes CUDA_VISIBLE_DEVICES; None leaves it as it is.
-
-        `silence_s`: how long it may give no sign of life once it is ready.
-        """
-        changes = {"GOMP_SPINCOUNT": _SPINS}
-        if visible_devices is not None:
-            changes["CUDA_VISIBLE_DEVICES"] = visible_devices
-        self._spec = spec
-        self._watch = Watch(silence_s=silence_s, load_silence_s=_LOAD_SILENCE_S, load_s=_LOAD_TIMEOUT_S)
-        spec.heartbeat_path.unlink(missing_ok=True)
-        command = python_module("worker.device", spec.model_dump_json())
-        self.process = spawn(command, child_environment(**changes), stdout=subprocess.PIPE)
-
-    def wait_ready(self, timeout_s: float) -> None:
-        """Return when it listens.
-
-        Raises:
-            GuardError: it could not load; the message says why.
-            DeviceError: it died, or did not listen in time and was killed.
-        """
-        stdout = self.process.stdout
-        if stdout is None:
-            return
-        deadline = time.monotonic() + timeout_s
-        line = b""
-        try:
-            with selectors.DefaultSelector() as selector:
-                selector.register(stdout, selectors.EVENT_READ)
-                while not line.endswith(b"\n"):
-                    if not selector.select(min(_LOOK_S, max(0.0, deadline - time.monotonic()))):
-                        self._kill_if_it_hangs()
-                        if time.monotonic() < deadline:
-                            continue
-                        self.kill()
-                        raise DeviceError(
-                            f"the device process of {self._spec.guard} was not ready after {timeout_s:g} s"
-                        )
-                    # Not the buffered reader: it would wait for more than there is.
-                    piece = os.read(stdout.fileno(), 4096)
-                    if not piece:
-                        break
-                    line += piece
-        finally:
-            stdout.close()
-            self.process.stdout = None
-        report: dict[str, Any] = json.loads(line or "{}")
-        if report.get("ready"):
-            return
-        code = self.process.wait()
-        if "error" in report:
-            raise GuardError(report["error"])
-        raise DeviceError(f"the device process of {self._spec.guard} ended with code {code} while starting")
-
-    def hangs(self, now: float) -> str | None:
-        """The way in which it hangs, or None; `now` in CLOCK_MONOTONIC seconds. Ask often: see `Watch`."""
-        return self._watch.hangs(now, self.stats())
-
-    def _kill_if_it_hangs(self) -> None:
-        if how := self.hangs(time.monotonic()):
-            self.kill()
-            raise _HangsError(f"the device process of {self._spec.guard} was killed while it loaded: {how}")
-
-    def stats(self) -> Pulse:
-        """Its work since it started."""
-        return read_pulse(self._spec.heartbeat_path)
-
-    def kill(self) -> None:
-        """End it at once (SIGKILL) and reap it."""
-        self.process.kill()
-        self.process.wait()
-
-
 class _Device:
-    """One device: its device process and its two consumers."""
+    """One device: its device process and its two consumers. `state` is what it announces, `trouble` why it failed."""
 
     def __init__(
         self,
@@ -156,8 +71,14 @@ class _Device:
         env: dict[str, str],
         coordination: CoordinationStore,
         silence_s: float,
+        examine: Callable[[], Examining] | None = None,
     ) -> None:
+        """`examine` begins to examine the device, before a process loads a model there; None: it needs none."""
         self.worker_id = worker_id
+        self.state = _LOADING
+        self.trouble: str | None = None
+        self.failure: LibraError | None = None
+        """What ended its last try; None while it is loading or ready."""
         self._env = env
         self._silence_s = silence_s
         self._watches: dict[str, Watch] = {}
@@ -165,11 +86,22 @@ class _Device:
         self._spec = spec
         self._visible = visible
         self._process: DeviceProcess | None = None
+        self._was_ready = False
+        self._ready_at = self._try_at = 0.0
+        self._failures = 0
         self._pace = Pace()
-        self._device = Supervisor(
-            [SupervisedProcess("device process", self._start_device, _RESTART)], on_exit=self._on_device_exit
-        )
+        self._examine = examine
+        self._examining: Examining | None = None
         self._consumer_specs = {consumer.lane.value: consumer for consumer in consumers}
+        self._start_over()
+
+    def _start_over(self) -> None:
+        """Forget the processes of an earlier try: a new one begins."""
+        self.state, self.failure, self._was_ready = _LOADING, None, False
+        self._examining = self._examine() if self._examine else None
+        self._device = Supervisor(
+            [SupervisedProcess("device process", self._start_device, _DEVICE_RESTART)], on_exit=self._on_device_exit
+        )
         self.consumers = Supervisor(
             [SupervisedProcess(lane, partial(self._start_consumer, lane), _RESTART) for lane in self._consumer_specs],
             on_exit=self._on_consumer_exit,
@@ -186,27 +118,82 @@ class _Device:
         deaths = next(consumer.deaths for consumer in self.consumers.processes if consumer.name == lane)
         spec = replace(spec, apart=deaths >= _APART_FROM_DEATHS)
         spec.heartbeat_path.unlink(missing_ok=True)
-        self._watches[lane] = Watch(silence_s=self._silence_s, load_silence_s=_LOAD_SILENCE_S, load_s=_LOAD_TIMEOUT_S)
+        self._watches[lane] = Watch(silence_s=self._silence_s, load_silence_s=LOAD_SILENCE_S, load_s=LOAD_TIMEOUT_S)
         return spawn(python_module("worker.consumer.app", spec.to_argument()), self._env)
 
-    def wait_ready(self) -> None:
-        """Wait until the model is loaded; one that hangs meanwhile is replaced. See `DeviceProcess.wait_ready`."""
-        while self._process is not None:
-            try:
-                self._process.wait_ready(_LOAD_TIMEOUT_S)
-                break
-            except _HangsError as error:
-                log.error("device_process_hangs", worker=self.worker_id, error=str(error))
-                self._device.poll()
+    def poll(self) -> None:
+        """Look once at all of it; what fails rests, and is tried again later."""
+        try:
+            if self.state != _QUARANTINED:
+                self._poll_device()
+                if self._was_ready:
+                    self._poll_consumers()
+            elif time.monotonic() >= self._try_at:
+                log.info("device_tried_again", worker=self.worker_id, device=self._visible)
+                self._start_over()
+        except (DeviceError, GuardError) as error:
+            self._quarantine(error)
 
-    def poll_device(self) -> None:
-        """Start the device process; kill one that is stuck, and replace one that died (DeviceError: too often)."""
-        if self._process is not None and (how := self._process.hangs(time.monotonic())):
-            log.error("device_process_hangs", worker=self.worker_id, error=how)
-            self._process.kill()
+    def poll_while_draining(self) -> None:
+        """Keep the device process alive for what its consumers have in hand."""
+        if self.state != _QUARANTINED:
+            try:
+                self._poll_device()
+            except (DeviceError, GuardError) as error:
+                self._quarantine(error)
+
+    def _poll_device(self) -> None:
+        """Start the device process; kill one that is stuck, and replace one that died.
+
+        Raises:
+            DeviceError: the device is unusable, or its process died too often.
+            GuardError: it never was ready, and cannot load.
+        """
+        if self._examining is not None:
+            if (examined := self._examining.poll()) is None:
+                return
+            self._examining = None
+            if examined.unusable:
+                raise DeviceError(f"device {self._visible}: {examined.unusable}")
+        if self._process is not None:
+            if how := self._process.hangs(time.monotonic()):
+                log.error("device_process_hangs", worker=self.worker_id, error=how)
+                self._process.kill()
+            elif self.state != READY:
+                self._look_if_ready(self._process)
         self._device.poll()
 
-    def poll_consumers(self) -> None:
+    def _look_if_ready(self, process: DeviceProcess) -> None:
+        try:
+            is_ready = process.poll_ready()
+        except (DeviceError, GuardError) as error:
+            self.trouble = str(error)
+            if not self._was_ready:
+                raise
+            # It did load before: its end is counted like any other.
+            log.error("device_process_cannot_load", worker=self.worker_id, error=self.trouble)
+            return
+        if is_ready:
+            self.state, self.trouble, self._was_ready = READY, None, True
+            self._ready_at = time.monotonic()
+            self._device.processes[0].note_ready()
+            log.info("device_ready", worker=self.worker_id, device=self._visible or self._spec.device)
+
+    def _quarantine(self, error: LibraError) -> None:
+        """End its processes, and rest; the consumers' chunks go back to their queues."""
+        worked_s = time.monotonic() - self._ready_at if self._was_ready else 0.0
+        self._failures = 0 if worked_s > _SOUND_AFTER_S else self._failures
+        rest_s = min(_LONGEST_REST_S, _FIRST_REST_S * 2.0**self._failures)
+        self._failures += 1
+        self.state, self.failure, self.trouble = _QUARANTINED, error, str(error)
+        self._try_at = time.monotonic() + rest_s
+        log.error("device_quarantined", worker=self.worker_id, device=self._visible, error=str(error), rest_s=rest_s)
+        if self._process is not None:
+            self._process.kill()
+            self._process = None
+        self.close()
+
+    def _poll_consumers(self) -> None:
         """Start the consumers; kill those that are stuck, and replace those that died (DeviceError: too often)."""
         for consumer in self.consumers.processes:
             watch = self._watches.get(consumer.name)
@@ -217,9 +204,11 @@ class _Device:
         self.consumers.poll()
 
     def _on_device_exit(self, device: SupervisedProcess, code: int) -> None:
+        self.state = _LOADING
         log.error("device_process_died", worker=self.worker_id, exit_code=code)
         if device.given_up:
-            raise DeviceError(f"the device process of {self.worker_id} died {_MAX_DEATHS} times in a row")
+            why = f": {self.trouble}" if self.trouble else ""
+            raise DeviceError(f"the device process of {self.worker_id} died {_MAX_DEATHS} times in a row{why}")
 
     def _on_consumer_exit(self, consumer: SupervisedProcess, code: int) -> None:
         log.error("consumer_died", worker=self.worker_id, lane=consumer.name, exit_code=code)
@@ -254,14 +243,15 @@ class _Device:
                 self._give_back(consumer).join(_GIVE_BACK_S)
         self._device.stop(_DEVICE_GRACE_S)
 
-    def announcement(self, guard: str, state: str) -> Announcement:
+    def announcement(self, guard: str, *, draining: bool) -> Announcement:
         """The device as it is now, with what it has done since it started and over the last minute."""
         pulse = self._process.stats() if self._process else Pulse()
         facts = read_facts(self._spec.socket_path)
         return Announcement(
             id=self.worker_id,
             kind="worker",
-            state=state,
+            state=_DRAINING if draining else self.state,
+            trouble=self.trouble,
             pid=os.getpid(),
             version=version("libra-fleet"),
             guard=guard,
@@ -288,55 +278,68 @@ class _Worker:
     guard: str
     drain_s: float
     _signals: int = 0
-    _state: str = "loading"
+    _draining: bool = False
+    _loaded: bool = False
+    _states: list[str] = field(default_factory=list)
+    _news: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
-        """Load, work, and on SIGTERM or SIGINT drain; a second signal ends at once."""
+        """Load, work, and on SIGTERM or SIGINT drain; a second signal ends at once.
+
+        Raises:
+            DeviceError, GuardError: no device is left; it is the first one's failure.
+        """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         done = threading.Event()
 
         def announce_until_done() -> None:
-            while not done.wait(_ANNOUNCE_EVERY_S):
-                self._announce()
+            while not done.is_set():
+                self._news.wait(_ANNOUNCE_EVERY_S)
+                self._news.clear()
+                if not done.is_set():
+                    self._announce()
 
         try:
             threading.Thread(target=announce_until_done, daemon=True).start()
-            self._load()
             while not self._signals:
                 for device in self.devices:
-                    device.poll_device()
-                    device.poll_consumers()
+                    device.poll()
+                self._note_states()
                 time.sleep(_TICK_S)
             self._drain()
-        except _StopLoadingError:
-            log.info("stopped_while_loading")
         finally:
             done.set()
+            self._news.set()
             for device in self.devices:
                 device.close()
             self._withdraw()
 
     def _on_signal(self, *_: object) -> None:
         self._signals += 1
-        if self._state == "loading":
-            raise _StopLoadingError
 
-    def _load(self) -> None:
-        for device in self.devices:
-            device.poll_device()
-        for device in self.devices:
-            device.wait_ready()
-        self._state = "ready"
-        for device in self.devices:
-            device.poll_consumers()
-        self._announce()
-        log.info("worker_ready", guard=self.guard, devices=len(self.devices))
+    def _note_states(self) -> None:
+        """Announce a change at once; end where no device is left."""
+        states = [device.state for device in self.devices]
+        if states == self._states:
+            return
+        if all(state == _QUARANTINED for state in states):
+            raise next(device.failure for device in self.devices if device.failure is not None)
+        if _LOADING not in states and not self._loaded:
+            self._loaded = True
+            resting = states.count(_QUARANTINED)
+            log.info("worker_ready", guard=self.guard, devices=states.count(READY), quarantined=resting)
+        self._states = states
+        self._news.set()
 
     def _drain(self) -> None:
-        self._state = "draining"
-        log.info("worker_draining", grace_s=self.drain_s)
+        self._draining = True
         consumers = [consumer for device in self.devices for consumer in device.consumers.processes]
+        if not any(consumer.running for consumer in consumers):
+            log.info("stopped_while_loading")
+            return
+        self._news.set()
+        log.info("worker_draining", grace_s=self.drain_s)
         for consumer in consumers:
             consumer.ask_to_end()
         deadline = time.monotonic() + self.drain_s
@@ -345,13 +348,13 @@ class _Worker:
                 log.warning("drain_cut_short")
                 return
             for device in self.devices:
-                device.poll_device()
+                device.poll_while_draining()
             time.sleep(_TICK_S)
 
     def _announce(self) -> None:
         try:
             for device in self.devices:
-                self.coordination.presence.announce(device.announcement(self.guard, self._state))
+                self.coordination.presence.announce(device.announcement(self.guard, draining=self._draining))
         except Exception as error:  # noqa: BLE001 - a loop's edge: the broker may be away for a while
             log.warning("announce_failed", error=str(error))
 
@@ -376,7 +379,8 @@ def run_worker(
     `environment` tells the consumers their servers; the paths and the device of `spec` are filled in here.
 
     Raises:
-        DeviceError: a device process cannot load its model, or something died too often in a row.
+        DeviceError: no device is left: each is unusable, or something of it died too often in a row.
+        GuardError: none can load the guard.
     """
     # Short, because a Unix socket's path is limited to 107 bytes.
     with tempfile.TemporaryDirectory(prefix="libra-w", ignore_cleanup_errors=True) as folder:
@@ -398,12 +402,13 @@ def run_worker(
                     str(own.socket_path),
                     worker_id,
                     threads,
-                    weights=spec.server is None,
+                    weights=spec.engine == "transformers",
                     devices=spec.devices_per_worker,
                 )
                 for lane, threads in ((Lane.LIVE, settings.live_threads), (Lane.BULK, settings.bulk_threads))
             ]
             visible = "" if device == "cpu" else device
+            examined = device != "cpu" and spec.engine == "transformers"
             supervised.append(
                 _Device(
                     own,
@@ -413,58 +418,7 @@ def run_worker(
                     env=environment,
                     coordination=coordination,
                     silence_s=settings.silence_s,
+                    examine=partial(Examining, device) if examined else None,
                 )
             )
         _Worker(supervised, coordination, spec.guard, settings.drain_s).run()
-
-
-class Device(NamedTuple):
-    """A CUDA device, or the processor with the machine's memory. A memory of 0 bytes is not known."""
-
-    id: str
-    name: str
-    total_bytes: int
-    free_bytes: int
-
-
-def cuda_devices() -> list[Device]:
-    """The devices that nvidia-smi lists; none where it is not installed, or fails."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    query = [program, "--query-gpu=index,name,memory.total,memory.free", "--format=csv,noheader,nounits"]
-    listed = subprocess.run(query, capture_output=True, text=True, check=False)
-    devices = []
-    for line in listed.stdout.splitlines() if listed.returncode == 0 else []:
-        index, name, *memory = (part.strip() for part in line.split(","))
-        # A device that shares the processor's memory says "[N/A]".
-        total, free = (int(megabytes) << 20 if megabytes.isdecimal() else 0 for megabytes in memory)
-        devices.append(Device(index, name, total, free))
-    return devices
-
-
-def choose_devices(
-    wanted: str, *, per_worker: int = 1, visible: str | None = None, cuda: Sequence[Device] | None = None
-) -> list[str]:
-    """Device groups from `all`, `cpu` or a list such as `0,1`; each group is "cpu" or CUDA indexes ("0,1").
-
-    `all` means every CUDA device that `visible` (CUDA_VISIBLE_DEVICES) leaves, or the CPU where there is none. One
-    model is spread over `per_worker` of them. Without `cuda` nvidia-smi is asked, where that matters.
-
-    Raises:
-        UsageError: not a device list, or not divisible by `per_worker`.
-    """
-    if wanted == "cpu":
-        return ["cpu"]
-    if wanted == "all":
-        listed = () if visible else cuda_devices() if cuda is None else cuda
-        found = visible.split(",") if visible else [device.id for device in listed]
-        if not found:
-            return ["cpu"]
-    else:
-        found = [part.strip() for part in wanted.split(",")]
-    if not all(part.isdecimal() or part.startswith(("GPU-", "MIG-")) for part in found):
-        raise UsageError(f"--devices {wanted!r}: expected all, cpu, or indexes such as 0,1")
-    if len(found) % per_worker:
-        raise UsageError(f"{len(found)} devices cannot be shared out {per_worker} to a worker")
-    return [",".join(found[start : start + per_worker]) for start in range(0, len(found), per_worker)]

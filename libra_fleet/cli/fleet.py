@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _SPEC_OPTIONS: Final = (
     *("dtype", "devices_per_worker", "trust_remote_code"),
-    *("deterministic", "max_batch_items", "fake_error"),
+    *("deterministic", "max_batch_items", "fake_error", "fake_overlaps"),
 )
 """Options of a worker that its devices are given as they are."""
 
@@ -41,7 +41,7 @@ _KEEP_ALIVE_S: Final = 75
 @click.command()
 @click.option("--guard", required=True, help="Guard by name, or NAME=CHECKPOINT (folder or hub id).")
 @click.option("--checkpoint", help="Folder or hub id to load instead of the guard's own.")
-@click.option("--devices", default="all", show_default=True, help="all, cpu, or CUDA indexes such as 0,1.")
+@click.option("--devices", default="all", show_default=True, help="all, cpu, or GPUs by index or UUID: 0,1.")
 @click.option(
     "--devices-per-worker", type=click.IntRange(min=1), default=1, help="Devices that one model is spread over."
 )
@@ -79,6 +79,12 @@ _KEEP_ALIVE_S: Final = 75
 @click.option("--fake-batch-ms", type=float, default=0, hidden=True, help="fake guard: simulated cost of a batch.")
 @click.option("--fake-item-ms", type=float, default=0, hidden=True, help="fake guard: simulated cost of an item.")
 @click.option(
+    "--fake-token-us", type=float, default=0, hidden=True, help="Any guard: no model runs; simulated cost of a token."
+)
+@click.option(
+    "--fake-overlaps", is_flag=True, hidden=True, help="Simulated batches are launched while others are computed."
+)
+@click.option(
     "--fake-error",
     type=click.FloatRange(0, 0.5),
     default=0,
@@ -89,9 +95,10 @@ def worker(*, guard: str, checkpoint: str | None, devices: str, **options: Any) 
     """Judge items with one guard on this machine's devices until SIGTERM."""
     from pydantic import ValidationError  # noqa: PLC0415 - keeps `libra --help` quick
 
+    from worker.device.inventory import choose_devices  # noqa: PLC0415
     from worker.device.spec import DeviceSpec, ServerSpec, longest_batch_s  # noqa: PLC0415
     from worker.guards.registry import is_fake  # noqa: PLC0415
-    from worker.supervisor import choose_devices, run_worker  # noqa: PLC0415
+    from worker.supervisor import run_worker  # noqa: PLC0415
 
     name, _, location = guard.partition("=")
     location = location or checkpoint or ""
@@ -114,7 +121,7 @@ def worker(*, guard: str, checkpoint: str | None, devices: str, **options: Any) 
             ) from error
     elif given:
         raise UsageError(f"--{next(iter(given)).replace('_', '-')} goes with --engine openai")
-    local: EngineName = "fake" if is_fake(name, location or None) else "transformers"
+    local: EngineName = "fake" if is_fake(name, location or None) or options["fake_token_us"] else "transformers"
     spec = DeviceSpec(
         guard=name,
         location=location or None,
@@ -128,6 +135,7 @@ def worker(*, guard: str, checkpoint: str | None, devices: str, **options: Any) 
         batch_deadline_s=settings.batch_deadline_s if server is None else longest_batch_s(server.request_timeout_s),
         fake_batch_s=options["fake_batch_ms"] / 1000,
         fake_item_s=options["fake_item_ms"] / 1000,
+        fake_token_s=options["fake_token_us"] / 1e6,
         socket_path=Path("unset"),  # the supervisor gives every device its own paths
         heartbeat_path=Path("unset"),
     )

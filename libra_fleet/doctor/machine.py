@@ -5,21 +5,25 @@ from __future__ import annotations
 import platform
 import resource
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from infra.errors import GuardError, UsageError
+from infra.errors import DeviceError, GuardError, UsageError
 from infra.guard_catalogue import GUARDS
 from libra_fleet.doctor import Finding, error, good, graded, warning
 from schemas.guards import Family, GuardCard, Mode
+from worker.device.inventory import Device, Examination, Listing, auto_dtype, choose_devices, examine, list_devices
 from worker.device.versions import FLOORS, numbers_of
 from worker.guards.registry import BUNDLED, cached_checkpoint, load_guard, resolve_checkpoint
 from worker.guards.weights import Weights, check_config, read_weights
-from worker.supervisor import Device, choose_devices, cuda_devices
 
 _GIB: Final = 2**30
+_CONTEXT_BYTES: Final = int(0.7 * _GIB)
+"""CUDA's context and its libraries' workspaces, which no model can do without."""
+_BEYOND_ITS_NAME: Final = 1.09
+"""Parameters of a model to those in its name, at most."""
 _SPARE_SHARE: Final = 1.1
 _SPARE_BYTES: Final = int(1.5 * _GIB)
 """Memory needed besides the weights: its context, activations of a batch, fragments. An estimate: a batch that
@@ -113,11 +117,6 @@ def check_files() -> Iterator[Finding]:
     )
 
 
-def list_devices() -> list[Device]:
-    """The devices that nvidia-smi lists; the processor where it lists none."""
-    return cuda_devices() or [_processor()]
-
-
 def _processor() -> Device:
     """Memory as /proc/meminfo has it; unknown (0) elsewhere."""
     described = Path("/proc/meminfo")
@@ -127,36 +126,66 @@ def _processor() -> Device:
 
 
 def check_devices(
-    wanted: str, guard: str, location: str | None, *, visible: str | None, devices: list[Device] | None = None
+    wanted: str,
+    guard: str,
+    location: str | None,
+    *,
+    visible: str | None,
+    listing: Listing | None = None,
+    examined: Callable[[Sequence[str | None]], list[Examination]] | None = None,
 ) -> Iterator[Finding]:
-    """Findings on devices that are missing, and on the room that the guard's weights have on each."""
-    found = list_devices() if devices is None else devices
-    known = {device.id: device for device in found}
+    """Findings on devices that are missing or unusable, and on the room that the guard's weights have on each.
+
+    What a worker would refuse is refused here, by the same functions (`worker.device.inventory`).
+    """
+    found = list_devices() if listing is None else listing
+    examined = examined or examine
     try:
-        chosen = choose_devices(wanted, visible=visible, cuda=[device for device in found if device.id != "cpu"])
-    except UsageError as problem:
+        chosen = choose_devices(wanted, visible=visible, listing=found, examined=examined)
+    except (UsageError, DeviceError) as problem:
         yield error(
             "devices", str(problem), why="a worker refuses to start with it", do="nvidia-smi -L lists the devices"
         )
         return
-    absent = [name for name in chosen if name.isdecimal() and name not in known]
-    if absent:
-        yield error(
+    if found.trouble and wanted == "all":
+        yield warning(
             "devices",
-            f"there is no device {', '.join(absent)}; there are {', '.join(known)}",
-            why="its device process cannot load anything",
-            do="nvidia-smi -L lists the devices; libra fleet worker --devices all takes all of them",
+            found.trouble,
+            why="a device that is not listed is not used",
+            do="nvidia-smi, and dmesg | grep -i nvrm",
         )
-    if set(chosen) == {"cpu"} and "cpu" not in known:
-        known["cpu"] = _processor()
-    mine = [known[name] for name in chosen if name in known]
-    yield good("devices", ", ".join(f"{one.id}: {one.name}, {one.total_bytes / _GIB:,.0f} GiB" for one in mine))
     card = GUARDS.get(guard)
-    if card is None or card.family is not Family.FAKE:
-        yield from _memory(mine, guard, location)
+    is_fake = card is not None and card.family is Family.FAKE
+    seen = [Examination()] * len(chosen) if is_fake or chosen == ["cpu"] else examined(chosen)
+    usable = [(_device(name, one, found), one) for name, one in zip(chosen, seen, strict=True) if not one.unusable]
+    for name, one in zip(chosen, seen, strict=True):
+        if one.unusable:
+            yield error(
+                "devices",
+                f"device {name}: {one.unusable}",
+                why="a worker judges on its other devices, and does not start where this is the only one",
+                do="what the sentence says; --devices names the others",
+            )
+    if usable:
+        named = [f"{one.id}: {one.name}, {one.total_bytes / _GIB:,.0f} GiB" for one, _ in usable]
+        yield good("devices", ", ".join(named))
+    if not is_fake:
+        yield from _memory(usable, guard, location)
 
 
-def _memory(devices: list[Device], guard: str, location: str | None) -> Iterator[Finding]:
+def _device(name: str, seen: Examination, found: Listing) -> Device:
+    """A usable device as torch sees it; its memory as nvidia-smi does where torch did not say."""
+    if name == "cpu":
+        return _processor()
+    listed = next((device for device in found.devices if device.id == name), Device(name, "", 0, 0))
+    return listed._replace(
+        name=", ".join(seen.names) or listed.name,
+        total_bytes=seen.total_bytes or listed.total_bytes,
+        free_bytes=seen.free_bytes or listed.free_bytes,
+    )
+
+
+def _memory(devices: Sequence[tuple[Device, Examination]], guard: str, location: str | None) -> Iterator[Finding]:
     size = parameters(guard, location)
     if size is None:
         yield warning(
@@ -166,17 +195,22 @@ def _memory(devices: list[Device], guard: str, location: str | None) -> Iterator
             do=f"libra fleet worker --guard {guard} downloads it; then run libra fleet doctor again",
         )
         return
-    for device in devices:
-        width = 4 if device.id == "cpu" else 2  # float32 and bfloat16, as --dtype auto chooses
-        weights = size * width
+    # Qwen2.5's 7B has 7.6 billion.
+    by_name = _checkpoint_here(guard, location, GUARDS.get(guard)) is None
+    for device, seen in devices:
+        dtype = "float32" if device.id == "cpu" else auto_dtype(seen.capability)
+        weights = size * (4 if dtype == "float32" else 2)
         need = int(weights * _SPARE_SHARE) + _SPARE_BYTES
-        what = f"{guard}: {size / 1e9:.2g} billion parameters in {'float32' if width == 4 else 'bfloat16'}"
-        if device.total_bytes and weights > device.total_bytes:
+        what = f"{guard}: {size / 1e9:.2g} billion parameters in {dtype}"
+        most = int(weights * _BEYOND_ITS_NAME) if by_name else weights
+        beside = "" if device.id == "cpu" else " and CUDA's own 0.7 GiB"
+        if device.total_bytes and most + (_CONTEXT_BYTES if beside else 0) > device.total_bytes:
+            in_fact = f" by its name, up to {most / _GIB:,.1f} GiB in fact" if by_name else ""
             yield error(
                 "device memory",
-                f"{what} are {weights / _GIB:,.1f} GiB, device {device.id} ({device.name}) has "
+                f"{what} are {weights / _GIB:,.1f} GiB{in_fact}; device {device.id} ({device.name}) has "
                 f"{device.total_bytes / _GIB:,.1f} GiB",
-                why="the weights alone do not fit: its worker ends while loading",
+                why=f"the weights alone{beside} do not fit: its worker ends while loading",
                 do="take a smaller guard (libra guards), or spread it over several with --devices-per-worker",
             )
         elif device.total_bytes and need > device.free_bytes:

@@ -212,6 +212,13 @@ def check_fleet(fleet: FleetSnapshot) -> Iterator[Finding]:
                 why="older processes send newer messages to the dead-letter queue; settings and figures may differ",
                 do="upgrade it and restart it; one machine after the other is fine",
             )
+        if process.state == "quarantined":
+            yield warning(
+                "fleet devices",
+                f"device {process.device} of {process.id} failed: {process.trouble or 'its log says why'}",
+                why="it judges nothing; its worker tries it again after 30 s, then after twice as long each time",
+                do="mend what the sentence names; docs/gpu.md has the common ones",
+            )
     yield from _fingerprints(fleet)
     yield from _work(fleet)
     if fleet.dead_letters:

@@ -65,6 +65,11 @@ def troubles(fleet: FleetSnapshot) -> list[str]:
         and worker.busy_share is not None
         and worker.busy_share < _IDLE_SHARE
     ]
+    found += [
+        f"device {worker.device} of {worker.id} failed, and is tried again: {worker.trouble or 'its log says why'}"
+        for worker in fleet.of_kind("worker")
+        if worker.state == "quarantined"
+    ]
     return found + _set_aside(fleet)
 
 

@@ -27,8 +27,8 @@ from libra_fleet.doctor import examination
 from schemas.fleet import Announcement
 from tests.support.database import fresh_database
 from tests.support.make import items, spec
+from worker.device.inventory import Device, Examination, Listing
 from worker.guards.registry import BUNDLED
-from worker.supervisor import Device
 
 OF_THE_MACHINE = {"disk", "files", "device memory", "devices", "redis latency", "postgres latency"}
 """What may be wrong with the machine that runs the tests."""
@@ -112,8 +112,9 @@ def _cut_the_checkpoint_off(patient: Patient) -> None:
 
 
 def _bring_a_small_gpu(patient: Patient) -> None:
-    gpu = Device("0", "small GPU", 8 << 30, 8 << 30)
-    patient.patch.setattr("libra_fleet.doctor.machine.list_devices", lambda: [gpu])
+    gpu = Device("0", "small GPU", 8 << 30, 8 << 30, gpu="0")
+    patient.patch.setattr("libra_fleet.doctor.machine.list_devices", lambda: Listing((gpu,)))
+    patient.patch.setattr("libra_fleet.doctor.machine.examine", lambda groups: [Examination()] * len(groups))
     patient.arguments[:] = ["--guard", "libra-guard-qwen2.5-14b-instruct", "--devices", "0"]
 
 
@@ -179,7 +180,12 @@ PLANTED: dict[str, tuple[Callable[[Patient], object], str, str, str]] = {
     ),
     "clock ahead": (_set_the_clock_wrong, "clocks", "error", "90.0 s ahead of Postgres's"),
     "checkpoint cut off": (_cut_the_checkpoint_off, "checkpoint", "error", "its header says"),
-    "guard larger than the device": (_bring_a_small_gpu, "device memory", "error", "are 26.1 GiB, device 0"),
+    "guard larger than the device": (
+        _bring_a_small_gpu,
+        "device memory",
+        "error",
+        "are 26.1 GiB by its name, up to 28.4 GiB in fact; device 0",
+    ),
     "disk nearly full": (_fill_the_disk, "disk", "error", "0.1 GiB are free"),
     "few files": (_lower_the_file_limit, "files", "warning", "may open 900 files"),
     "old library": (_install_an_old_library, "versions", "error", "celery 5.3.1 is older than 5.7"),

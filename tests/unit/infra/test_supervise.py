@@ -131,3 +131,29 @@ def test_the_keeper_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "[]"
+
+
+def test_a_start_that_takes_long_is_no_life(clock: list[float]) -> None:
+    """A model that loads for ninety seconds and dies of its first batch must be given up like any other."""
+    process = SupervisedProcess("p", lambda: shell("exit 0"), Restart(steady_after_s=60, max_deaths=2, from_ready=True))
+    for _ in range(3):
+        assert process.start_if_due()
+        assert process.process is not None
+        process.process.wait()
+        clock[0] += 90
+        process.note_ready()
+        clock[0] += 1
+        process.reap()
+    assert (process.deaths, process.given_up) == (3, True)
+
+
+def test_after_a_long_life_since_it_was_ready_the_count_begins_again(clock: list[float]) -> None:
+    process = SupervisedProcess("p", lambda: shell("exit 0"), Restart(steady_after_s=60, max_deaths=2, from_ready=True))
+    die(process)
+    assert process.start_if_due()
+    assert process.process is not None
+    process.process.wait()
+    process.note_ready()
+    clock[0] += 61
+    process.reap()
+    assert process.deaths == 1

@@ -10,12 +10,14 @@ import pytest
 
 from infra.guard_catalogue import GUARDS
 from libra_fleet.doctor import Finding, Level, machine
-from libra_fleet.doctor.machine import check_checkpoint, check_devices, list_devices, parameters
+from libra_fleet.doctor.machine import check_checkpoint, check_devices, parameters
 from tests.support.checkpoints import small_tokenizer, write_checkpoint, write_model
-from worker.supervisor import Device
+from worker.device.inventory import Device, Examination, Listing
 
 GIB = 2**30
-SMALL, LARGE = Device("0", "small", 8 * GIB, 8 * GIB), Device("1", "large", 80 * GIB, 79 * GIB)
+SMALL = Device("0", "small", 8 * GIB, 8 * GIB, gpu="0")
+LARGE = Device("1", "large", 80 * GIB, 79 * GIB, gpu="1")
+OLD = Examination(names=("Tesla T4",), capability=(7, 5))
 SEVEN_B = "libra-guard-qwen2.5-7b-instruct"
 
 
@@ -23,28 +25,24 @@ def wrong(findings: list[Finding]) -> list[tuple[str, str, str]]:
     return [(one.check, one.level.value, one.what) for one in findings if one.level is not Level.GOOD]
 
 
-def examined(wanted: str, guard: str, devices: list[Device], visible: str | None = None) -> list[tuple[str, str, str]]:
-    return wrong(list(check_devices(wanted, guard, None, visible=visible, devices=devices)))
-
-
-def test_devices_are_what_nvidia_smi_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho '0, NVIDIA H100 80GB HBM3, 81559, 80994'\necho '1, Old, [N/A], [N/A]'\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-
-    assert list_devices() == [
-        Device("0", "NVIDIA H100 80GB HBM3", 81_559 << 20, 80_994 << 20),
-        Device("1", "Old", 0, 0),  # a worker takes it, too; its memory is not known
-    ]
-
-
-def test_without_nvidia_smi_there_is_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-
-    (device,) = list_devices()
-    assert device.id == "cpu"
-    assert 0 < device.free_bytes <= device.total_bytes
+def examined(
+    wanted: str,
+    guard: str,
+    devices: list[Device],
+    visible: str | None = None,
+    trouble: str = "",
+    **seen: Examination,
+) -> list[tuple[str, str, str]]:
+    """What is wrong with these devices, where torch finds nothing wrong but what `seen` says by device (`_0`)."""
+    found = check_devices(
+        wanted,
+        guard,
+        None,
+        visible=visible,
+        listing=Listing(tuple(devices), trouble),
+        examined=lambda groups: [seen.get(f"_{group}", Examination()) for group in groups],
+    )
+    return wrong(list(found))
 
 
 @pytest.mark.parametrize(
@@ -66,7 +64,8 @@ def test_a_guard_that_fits_is_fine_and_one_that_does_not_is_an_error() -> None:
     assert examined("1", SEVEN_B, [SMALL, LARGE]) == []
     (found,) = examined("0", SEVEN_B, [SMALL, LARGE])
     assert found[:2] == ("device memory", "error")
-    assert "7 billion parameters in bfloat16 are 13.0 GiB, device 0 (small) has 8.0 GiB" in found[2]
+    assert "7 billion parameters in bfloat16 are 13.0 GiB by its name, up to 14.2 GiB in fact; " in found[2]
+    assert "device 0 (small) has 8.0 GiB" in found[2]
     assert [check for check, _, _ in examined("all", SEVEN_B, [SMALL, LARGE])] == ["device memory"]
     assert examined("all", SEVEN_B, [SMALL, LARGE], visible="1") == []
 
@@ -82,6 +81,31 @@ def test_devices_that_are_not_there_or_no_devices_at_all_are_named() -> None:
     assert examined("gpu", SEVEN_B, [LARGE])[0][:2] == ("devices", "error")
     assert examined("0", "wildguard", [SMALL])[0][:2] == ("device memory", "warning")
     assert examined("0", "fake", [SMALL]) == []
+
+
+def test_a_device_that_torch_cannot_use_is_an_error_and_the_others_are_weighed() -> None:
+    lost = Examination(unusable="torch gave no answer within 120 s")
+    found = examined("all", "libra-guard-qwen2.5-7b-instruct", [LARGE, SMALL._replace(id="2", gpu="2")], _1=lost)
+    assert [one[:2] for one in found] == [("devices", "error"), ("device memory", "error")]
+    assert found[0][2] == "device 1: torch gave no answer within 120 s"
+    assert "device 2 (small)" in found[1][2]
+
+
+def test_devices_that_nvidia_smi_cannot_list_are_never_the_processor_in_silence() -> None:
+    mute = Examination(unusable="torch 2.13.0+cpu is a build without CUDA")
+    (found,) = examined("all", "fake", [], trouble="nvidia-smi fails: Driver/library version mismatch", _None=mute)
+    assert found[:2] == ("devices", "error")
+    assert "version mismatch" in found[2]
+    assert "build without CUDA" in found[2]
+    assert examined("cpu", "fake", [], trouble="nvidia-smi fails") == []
+
+
+def test_weights_that_leave_no_room_for_cuda_itself_are_an_error_in_the_type_that_the_card_computes() -> None:
+    size = int(14.58 * GIB)  # as torch sees it; 7.6 billion real parameters take 14.2 of them
+    (found,) = examined("0", SEVEN_B, [Device("0", "Tesla T4", size, size, gpu="0")], _0=OLD)
+    assert found[:2] == ("device memory", "error")
+    assert "in float16 are 13.0 GiB by its name, up to 14.2 GiB in fact; device 0 (Tesla T4) has 14.6 GiB" in found[2]
+    assert examined("0", SEVEN_B, [LARGE._replace(id="0", gpu="0")], _0=OLD) == []
 
 
 def write_safetensors(path: Path, shape: list[int], *, data: bytes) -> None:
