@@ -20,6 +20,8 @@ from tests.support.families import write_classifier  # noqa: E402
 from tests.support.fleet import Fleet, consumer_of, device_of  # noqa: E402
 from tests.support.planted import changed  # noqa: E402
 
+KINDS = ["text", "prompt", "response", "pair"]
+
 
 def test_after_its_device_process_died_a_worker_judges_by_the_new_model_under_the_new_fingerprint(
     fleet: Fleet, services: Services, tmp_path: Path
@@ -31,6 +33,7 @@ def test_after_its_device_process_died_a_worker_judges_by_the_new_model_under_th
     fleet.start_collector()
     worker = fleet.start("worker", "--guard", f"head={folder}", "--devices", "cpu")
     fleet.wait(lambda: fleet.is_ready(worker))
+    fleet.wait(lambda: [one.kinds for one in fleet.announced() if one.pid == worker.pid] == [KINDS])
     client = LiveClient(services, guard="head", mode=Mode.CLASSIFY, cache=False)
     try:
         assert client.judge("一", timeout_s=60).label is Label.SAFE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 from collections.abc import Callable, Iterator
 
@@ -251,6 +252,24 @@ def test_what_people_wrote_is_text_and_never_markup(
         assert "alert(1)</script" not in text
         assert "<b>" not in text
         assert html.escape("<img src=x onerror=alert(2)>") in text
+
+
+def test_every_turn_of_a_conversation_is_shown_and_none_of_it_is_markup(
+    web: TestClient, log_in: Callable[..., str], services: Services, waiting: JudgeChunk
+) -> None:
+    history = json.dumps([{"role": "user", "content": "first said"}, {"role": "assistant", "content": ATTACK}])
+    with services.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "UPDATE items SET kind = 'messages', history = %(history)s, question = 'last asked', response = ''",
+            {"history": history},
+        )
+    log_in(Role.ADMIN)
+
+    text = web.get("/console", params={"item": name_of(waiting, 0)}).text
+
+    places = [text.index(said) for said in ("first said", html.escape("<img src=x onerror=alert(2)>"), "last asked")]
+    assert places == sorted(places)
+    assert "<img" not in text
 
 
 @pytest.mark.usefixtures("waiting")
