@@ -59,9 +59,15 @@ class Settings(BaseSettings):
     live_high_water_age_s: float = Field(5, gt=0, description="the gateway answers 429 while a live chunk is older")
 
     api_key: SecretStr | None = Field(None, description="key with which `libra submit` asks a gateway")
+    connector_secret: SecretStr | None = Field(
+        None,
+        min_length=32,
+        description="signing secrets of keys are derived from it, for the clouds' wires; none: these are off",
+    )
     gateway_wait_s: float = Field(10, gt=0, le=300, description="how long a moderation waits for its verdicts")
     unjudged: Literal["flag", "error"] = Field(
-        "flag", description="an input that could not be judged, on OpenAI's routes: flagged, or an error"
+        "flag",
+        description="a text that could not be judged, on OpenAI's routes and foreign wires: flagged, or an error",
     )
     unnamed_category: str = Field(
         "all", description="OpenAI's category that is true where the guard named none: all, or its name"

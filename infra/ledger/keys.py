@@ -7,6 +7,7 @@ salted hash would, and is cheap enough for every request. (Slow hashes are for p
 from __future__ import annotations
 
 import hashlib
+import hmac
 import secrets
 from datetime import datetime
 from typing import Final, NamedTuple
@@ -20,6 +21,7 @@ from schemas.access import Role
 
 _KEY_BYTES: Final = 32
 _PREFIX: Final = "lk_"
+_SIGNING_PREFIX: Final = "ls_"
 _COLUMNS: Final = (
     *(api_keys.c.id, api_keys.c.tenant, api_keys.c.role, api_keys.c.note),
     *(api_keys.c.created_at, api_keys.c.revoked_at),
@@ -60,6 +62,14 @@ def valid_key(engine: sa.Engine, key_id: str) -> ApiKey | None:
 def _valid(engine: sa.Engine, which: sa.ColumnElement[bool]) -> ApiKey | None:
     row = fetch_one(engine, sa.select(*_COLUMNS).where(which, api_keys.c.revoked_at.is_(None)))
     return _key(row) if row else None
+
+
+def signing_secret(master: str, key_id: str) -> str:
+    """The secret with which requests are signed in the name of a key: derived, so that nothing more has to be kept.
+
+    It is as good as the master secret is random, and ends with the key.
+    """
+    return _SIGNING_PREFIX + hmac.digest(master.encode(), b"libra signing secret " + key_id.encode(), "sha256").hex()
 
 
 def list_keys(engine: sa.Engine, *, tenant: str | None = None) -> list[ApiKey]:

@@ -21,6 +21,11 @@ from infra.ledger.engine import Row, execute, fetch_all, fetch_value, named
 from infra.ledger.tables import outbox, webhook_endpoints, webhook_secrets
 from schemas.webhooks import Envelope, Event, HumanReview, JudgedItem
 
+STANDARD: Final = "whsec_"
+"""The form of a secret that signs by the Standard Webhooks convention."""
+SEED: Final = "seed_"
+"""The form of a secret that is the seed of a checksum (producer/webhooks/signing.py)."""
+
 _SECRET_BYTES: Final = 32
 _KEPT_SECRETS: Final = 2
 """The newest secret and the one before it: receivers change over while both sign."""
@@ -270,15 +275,17 @@ class Endpoint(NamedTuple):
     reason: str | None
 
 
-def new_secret() -> str:
-    """A fresh signing secret in the form of the Standard Webhooks convention."""
-    return "whsec_" + base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode()
+def new_secret(form: str = STANDARD) -> str:
+    """A fresh signing secret of this form, which says how messages are signed with it."""
+    return form + base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode()
 
 
-def add_endpoint(engine: sa.Engine, tenant: str, url: str, events: Sequence[Event] = tuple(Event)) -> Endpoint:
+def add_endpoint(
+    engine: sa.Engine, tenant: str, url: str, events: Sequence[Event] = tuple(Event), *, form: str = STANDARD
+) -> Endpoint:
     """Store an endpoint with a secret of its own. The sender checks, at each use, that the address is allowed."""
     made = sa.insert(webhook_endpoints).values(
-        id=f"we_{secrets.token_hex(8)}", tenant=tenant, url=url, secrets=[new_secret()], events=[*events]
+        id=f"we_{secrets.token_hex(8)}", tenant=tenant, url=url, secrets=[new_secret(form)], events=[*events]
     )
     (row,) = fetch_all(engine, made.returning(webhook_endpoints))
     return _endpoint(row)
@@ -343,7 +350,9 @@ def rotate_endpoint_secret(engine: sa.Engine, endpoint_id: str) -> str:
     Raises:
         EndpointNotFoundError: there is no such endpoint.
     """
-    secret = new_secret()
+    this = sa.select(webhook_endpoints.c.secrets[1]).where(webhook_endpoints.c.id == endpoint_id)
+    is_seed = str(fetch_value(engine, this) or "").startswith(SEED)
+    secret = new_secret(SEED if is_seed else STANDARD)
     kept = sa.literal([secret], ARRAY(sa.Text)) + webhook_endpoints.c.secrets
     _change_endpoint(engine, endpoint_id, secrets=kept[1:_KEPT_SECRETS])
     return secret

@@ -212,6 +212,7 @@ KEYS: Final = LazyGroup(
         "create": Entry("keys:create", "Make an API key and print it, this once."),
         "list": Entry("keys:list_", "List API keys, revoked ones as well."),
         "revoke": Entry("keys:revoke", "End an API key."),
+        "secret": Entry("keys:secret", "Print the signing secret of an API key, for the clouds' wires."),
     },
     help="Make, list and revoke API keys of the gateway.",
 )

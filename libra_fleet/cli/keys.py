@@ -6,6 +6,7 @@ import click
 from pydantic import TypeAdapter, ValidationError
 from rich.table import Table
 
+from infra.errors import KeyNotFoundError, UsageError
 from infra.ledger import keys as ledger_keys
 from infra.ledger.keys import ApiKey
 from libra_fleet.cli.context import connected
@@ -83,6 +84,30 @@ def revoke(*, key_id: str, as_json: bool) -> None:
     say(f"key {key.id} of {key.tenant} is revoked")
     if as_json:
         print_json(_facts(key))
+
+
+@click.command()
+@click.argument("key_id", metavar="ID")
+@json_option
+def secret(*, key_id: str, as_json: bool) -> None:
+    """Print the signing secret of an API key, for the clouds' wires.
+
+    Clients of Aliyun and Tencent sign their requests with the key's id and this secret. It is derived from
+    LIBRA_CONNECTOR_SECRET, which must be the gateways' own.
+    """
+    with connected() as found:
+        master = found.settings.connector_secret
+        if master is None:
+            raise UsageError("LIBRA_CONNECTOR_SECRET is not set; make one: openssl rand -hex 32")
+        key = ledger_keys.valid_key(found.engine, key_id)
+    if key is None:
+        raise KeyNotFoundError(f"no key {key_id!r}, or it is revoked")
+    signing = ledger_keys.signing_secret(master.get_secret_value(), key.id)
+    if as_json:
+        print_json({**_facts(key), "signing_secret": signing})
+    else:
+        say(f"signing secret of key {key.id} of {key.tenant}:")
+        click.echo(signing)
 
 
 def _facts(key: ApiKey) -> dict[str, object]:

@@ -104,8 +104,15 @@ def secret(*, tenant: str, rotate: bool, as_json: bool) -> None:
     multiple=True,
     help="Send only this event; repeatable. Default: all.",
 )
+@click.option(
+    "--signature",
+    type=click.Choice(("standard", "checksum")),
+    default="standard",
+    show_default=True,
+    help="standard: Standard Webhooks; checksum: a form of content and checksum, as Aliyun's callbacks.",
+)
 @json_option
-def add(*, tenant: str, url: str, events: tuple[str, ...], as_json: bool) -> None:
+def add(*, tenant: str, url: str, events: tuple[str, ...], signature: str, as_json: bool) -> None:
     """Send a tenant's events to a URL from now on.
 
     Prints the endpoint's id and its signing secret.
@@ -117,7 +124,8 @@ def add(*, tenant: str, url: str, events: tuple[str, ...], as_json: bool) -> Non
         raise UsageError(f"{error}; {hint}") from error
     wanted = [Event(name) for name in events] or list(Event)
     with connected() as found:
-        made = webhooks.add_endpoint(found.engine, tenant, url, wanted)
+        form = webhooks.SEED if signature == "checksum" else webhooks.STANDARD
+        made = webhooks.add_endpoint(found.engine, tenant, url, wanted, form=form)
     if as_json:
         print_json({**_endpoint_facts(made), "secret": made.secrets[0]})
     else:

@@ -20,6 +20,7 @@ from producer.gateway.api import batches, items, models, moderations, ops
 from producer.gateway.api.batch_worker import BatchWorker
 from producer.gateway.api.moderation_result import EVERY_CATEGORY
 from producer.gateway.api.openai_categories import CATEGORIES
+from producer.gateway.connectors import clouds, dify, litellm, ogr, perspective, webhook
 from producer.gateway.console import routes as console
 from producer.gateway.console.pages import ConsoleHeaders
 from producer.gateway.console.visitor import Console
@@ -84,7 +85,8 @@ def build_app(
     app.add_middleware(ConsoleHeaders)
     app.add_middleware(RequestFrame, metrics=gateway.metrics)
     of_openai = (models.router, moderations.router, batches.router)
-    for router in (ops.router, *of_openai, items.router, items.runs, console.router):
+    foreign = (perspective.router, litellm.router, dify.router, clouds.router, ogr.router, webhook.router)
+    for router in (ops.router, *of_openai, items.router, items.runs, *foreign, console.router):
         app.include_router(router, responses={"default": IN_OPENAPI})
     return app
 

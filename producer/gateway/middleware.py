@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from contextlib import nullcontext
 from typing import Final
 
 import structlog
@@ -12,9 +13,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from infra import tracing
 from infra.coordination import counters as telemetry
 from infra.coordination.counters import Metric
-from producer.gateway.problems import ProblemError
 
 REQUEST_ID: Final = b"x-request-id"
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -51,7 +52,7 @@ class GatewayMetrics:
 
 
 class RequestFrame:
-    """Gives a request an id (the caller's own where it is short and plain), and counts it."""
+    """Gives a request an id (the caller's own where it is short and plain), goes on with its trace, and counts it."""
 
     def __init__(self, app: ASGIApp, metrics: GatewayMetrics) -> None:
         self._app = app
@@ -62,7 +63,8 @@ class RequestFrame:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = dict(scope["headers"]).get(REQUEST_ID, b"")
+        headers = dict(scope["headers"])
+        given = headers.get(REQUEST_ID, b"")
         request_id = given if _GIVEN_ID.fullmatch(given) else b"req_" + uuid.uuid4().hex.encode()
         scope.setdefault("state", {})["request_id"] = request_id.decode()
         started, status = time.monotonic(), 500
@@ -75,7 +77,12 @@ class RequestFrame:
             await send(message)
 
         try:
-            with structlog.contextvars.bound_contextvars(request=request_id.decode()):
+            with (
+                structlog.contextvars.bound_contextvars(request=request_id.decode()),
+                tracing.following(headers.get(b"traceparent", b"").decode("latin-1") or None),
+                # What polls this process, probes and scrapes, makes no traces.
+                tracing.span("libra.request") if scope["method"] == "POST" else nullcontext(),
+            ):
                 await self._app(scope, receive, answer)
         finally:
             route = getattr(scope.get("route"), "path", _UNKNOWN_ROUTE)
@@ -84,7 +91,10 @@ class RequestFrame:
 
 
 class BodyLimit:
-    """Refuses a body above a route's limit with 413, as soon as it is announced or has come."""
+    """Refuses a body above a route's limit with 413, when the route reads it: as soon as it is announced or has come.
+
+    The route itself meets the error, so that it is answered in the route's own shape.
+    """
 
     def __init__(self, app: ASGIApp, *, limit_bytes: int, larger: dict[str, int]) -> None:
         self._app = app
@@ -97,21 +107,16 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         limit = self._larger.get(scope["path"], self._limit_bytes)
-        detail = f"the body is longer than {limit:,} bytes"
-        announced = dict(scope["headers"]).get(b"content-length", b"0")
-        if announced.isdigit() and int(announced) > limit:
-            request_id = scope.get("state", {}).get("request_id")
-            problem = ProblemError(413, "too-large", detail, field="body")
-            await problem.response(request_id, path=scope["path"])(scope, receive, send)
-            return
+        announced = dict(scope["headers"]).get(b"content-length", b"")
+        too_long = announced.isdigit() and int(announced) > limit
         received = 0
 
         async def counted() -> Message:
             nonlocal received
-            message = await receive()
+            message: Message = {} if too_long else await receive()
             received += len(message.get("body", b""))
-            if received > limit:
-                raise HTTPException(413, detail)
+            if too_long or received > limit:
+                raise HTTPException(413, f"the body is longer than {limit:,} bytes")
             return message
 
         await self._app(scope, counted, send)

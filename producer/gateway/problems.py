@@ -121,19 +121,19 @@ def answer_errors(app: FastAPI) -> None:
 
 async def _answer(request: Request, error: Exception) -> Response:
     request_id = getattr(request.state, "request_id", None)
-    problem = _problem_of(error)
+    problem = problem_of(error)
     if problem.kind == "internal" and request_id:
         problem.headers["X-Request-ID"] = request_id  # this answer is given outside RequestFrame
     return problem.response(request_id, path=request.url.path)
 
 
-def _problem_of(error: Exception) -> ProblemError:
+def problem_of(error: Exception) -> ProblemError:
     """The problem that an error is answered with. Neither it nor the log quotes the error where that is user text."""
     match error:
         case ProblemError():
             return error
         case RequestValidationError():
-            return _invalid(error.errors()[:_ERRORS_SHOWN])
+            return invalid(error.errors()[:_ERRORS_SHOWN])
         case HTTPException(status_code=status):
             kinds = {400: "invalid-json", 404: "not-found", 405: "method-not-allowed", 413: "too-large"}
             field = "body" if status in {400, 413} else None
@@ -150,7 +150,8 @@ def _problem_of(error: Exception) -> ProblemError:
     return ProblemError(500, "internal", "an internal error; the log has its class, under this request's id")
 
 
-def _invalid(details: Sequence[Mapping[str, Any]]) -> ProblemError:
+def invalid(details: Sequence[Mapping[str, Any]]) -> ProblemError:
+    """400 or 422 for a body that pydantic refuses, by its errors without their input."""
     if details[0]["type"] == "json_invalid":
         return ProblemError(400, "invalid-json", "the body is not valid JSON", field="body")
     errors = []

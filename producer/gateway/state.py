@@ -35,6 +35,8 @@ T = TypeVar("T")
 
 _CACHED_KEYS: Final = 10_000
 _LONGEST_SECRET: Final = 200
+_CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="libra-fleet"'}
+"""RFC 6750 demands a parameter, and httplib2, which Google's clients use, fails without one."""
 
 _bearer = HTTPBearer(auto_error=False, description="An API key of `libra keys create`.")
 
@@ -118,15 +120,23 @@ class Gateway:
         """
         if len(secret) > _LONGEST_SECRET:
             return None
-        digest = hashlib.sha256(secret.encode()).digest()
-        until, known = self._principals.get(digest, (0.0, None))
+        return await self._remembered(hashlib.sha256(secret.encode()).digest(), keys.find_key, secret)
+
+    async def principal_of_key(self, key_id: str) -> Principal | None:
+        """As `principal`, by the key's id: for requests that prove the key by a signature and do not show it."""
+        return await self._remembered(b"id:" + key_id.encode(), keys.valid_key, key_id)
+
+    async def _remembered(
+        self, place: bytes, find: Callable[[sa.Engine, str], keys.ApiKey | None], given: str
+    ) -> Principal | None:
+        until, known = self._principals.get(place, (0.0, None))
         if time.monotonic() < until:
             return known
-        found = await self.ask(keys.find_key, secret)
+        found = await self.ask(find, given)
         principal = Principal(found.tenant, found.id, found.role) if found else None
         if len(self._principals) >= _CACHED_KEYS:
             self._principals.clear()
-        self._principals[digest] = (time.monotonic() + self.settings.gateway_key_cache_s, principal)
+        self._principals[place] = (time.monotonic() + self.settings.gateway_key_cache_s, principal)
         return principal
 
     def announced(self) -> list[Announcement]:
@@ -152,21 +162,26 @@ async def gateway_of(request: Request) -> Gateway:
 Here = Annotated[Gateway, Depends(gateway_of)]
 
 
+async def authorised(gateway: Gateway, secret: str | None, scope: Scope, *, how: str) -> Principal:
+    """The principal of an API key that has the scope; 401 or 403 where there is none. `how`: the way to send a key."""
+    principal = await gateway.principal(secret) if secret else None
+    if principal is None:
+        why = "unknown or revoked API key" if secret else f"no API key: send {how}"
+        raise ProblemError(401, "unauthorized", why, field="Authorization", headers=_CHALLENGE)
+    if not principal.may(scope):
+        raise ProblemError(403, "forbidden", f"a key of role {principal.role} may not {scope}")
+    return principal
+
+
 def requires(scope: Scope) -> Callable[..., Awaitable[Principal]]:
     """A dependency: the principal of a request whose key has the scope; 401 or 403 where there is none."""
 
-    async def authorised(
+    async def bearer(
         gateway: Here, given: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
     ) -> Principal:
-        principal = await gateway.principal(given.credentials) if given else None
-        if principal is None:
-            why = "unknown or revoked API key" if given else "no API key: send Authorization: Bearer lk_…"
-            raise ProblemError(401, "unauthorized", why, field="Authorization", headers={"WWW-Authenticate": "Bearer"})
-        if not principal.may(scope):
-            raise ProblemError(403, "forbidden", f"a key of role {principal.role} may not {scope}")
-        return principal
+        return await authorised(gateway, given.credentials if given else None, scope, how="Authorization: Bearer lk_…")
 
-    return authorised
+    return bearer
 
 
 Reader = Annotated[Principal, Depends(requires(Scope.READ))]

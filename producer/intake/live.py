@@ -66,6 +66,8 @@ class _Request:
     items: Sequence[Item]
     submissions: Mapping[str, Submission]
     waits: bool
+    traceparent: str | None = field(default_factory=tracing.traceparent)
+    """The caller's trace, as it is where this request is made."""
     accepted: Future[Accepted] = field(default_factory=Future)
 
     def __post_init__(self) -> None:
@@ -212,7 +214,10 @@ class LiveIntake:
         if any(request.waits for request in requests):
             self.verdicts.start()
         groups = cut_chunks(items, max_items=settings.chunk_items, max_bytes=settings.chunk_bytes)
-        with tracing.span("libra.submit", guard=spec.guard, lane=Lane.LIVE.value, items=len(items)):
+        with (
+            tracing.following(requests[0].traceparent),  # a commit that several share is in the trace of the first
+            tracing.span("libra.submit", guard=spec.guard, lane=Lane.LIVE.value, items=len(items)),
+        ):
             run_id, chunks = self._accept_today(spec, groups, submissions, once)
             tracing.annotate(run_id=run_id)
             seqs = (wire.seq for chunk in chunks for wire in chunk.items)

@@ -11,7 +11,7 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -23,18 +23,13 @@ import sqlalchemy as sa
 from redis.client import PubSub
 
 from infra.coordination.store import CoordinationStore
-from infra.errors import UsageError
 from infra.ledger import webhooks
 from infra.ledger.webhooks import Delivery
 from infra.log import get_logger
 from infra.settings import Settings
 from producer.webhooks.addresses import Allowed, IpAddress, RefusedAddressError, checked_addresses
 from producer.webhooks.shares import Shares
-
-try:
-    from standardwebhooks.webhooks import EmptyWebhookSecretError, Webhook
-except ImportError as missing:
-    raise UsageError("signing webhooks needs standardwebhooks: pip install 'libra-fleet[webhooks]'") from missing
+from producer.webhooks.signing import signed
 
 log = get_logger(__name__)
 
@@ -57,21 +52,6 @@ class Answer(NamedTuple):
     status: int | None
     error: str = ""
     retry_after_s: float = 0.0
-
-
-def signed_headers(message_id: str, sent_at: datetime, body: str, secrets: Sequence[str]) -> dict[str, str]:
-    """The three headers of the Standard Webhooks convention, for an attempt at this time. One signature per secret."""
-    if not all(secret.startswith("whsec_") for secret in secrets):
-        raise ValueError("a signing secret is whsec_ and base64")
-    try:
-        signatures = " ".join(Webhook(secret).sign(message_id, sent_at, body) for secret in secrets)
-    except EmptyWebhookSecretError as error:
-        raise ValueError("a signing secret is whsec_ and base64") from error
-    return {
-        "webhook-id": message_id,
-        "webhook-timestamp": str(int(sent_at.timestamp())),
-        "webhook-signature": signatures,
-    }
 
 
 class Sender:
@@ -175,10 +155,11 @@ class Sender:
         if not delivery.secrets:
             return Answer(None, "no secret to sign with: libra webhooks secret TENANT makes one")
         try:
-            headers = signed_headers(delivery.id, datetime.now(UTC), delivery.body, delivery.secrets)
+            uid = delivery.endpoint_id or delivery.tenant
+            message = signed(delivery.id, datetime.now(UTC), delivery.body, delivery.secrets, uid=uid)
             async with asyncio.timeout(self._timeout_s):
                 addresses = await checked_addresses(delivery.url, self._allowed)
-                return await _post(http, delivery.url, addresses, headers, delivery.body.encode())
+                return await _post(http, delivery.url, addresses, message.headers, message.body)
         except RefusedAddressError as error:
             return Answer(None, f"refused: {error}")
         except TimeoutError:
@@ -215,7 +196,6 @@ async def _post(
     headers = {
         **headers,
         "host": target.netloc.decode(),
-        "content-type": "application/json",
         "user-agent": "libra-fleet",
     }
     name = {"sni_hostname": target.raw_host.decode()}  # the certificate is checked for the name, not the address

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import socket
 import ssl
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 import httpx2
 import pytest
@@ -101,6 +103,23 @@ def test_the_conventions_own_library_verifies_what_arrives(services: Services, r
         content = Webhook(secret).verify(by_path[path].body.decode(), dict(by_path[path].headers))
         assert (content["type"], content["data"]["custom_id"]) == ("item.judged", "custom-0")
     assert b"text number" not in b"".join(request.body for request in receiver.received)
+
+
+def test_an_endpoint_with_a_seed_gets_a_form_with_a_checksum_also_after_its_rotation(
+    services: Services, receiver: Receiver
+) -> None:
+    endpoint = webhooks.add_endpoint(services.engine, "forum", receiver.url, form=webhooks.SEED)
+    seed = webhooks.rotate_endpoint_secret(services.engine, endpoint.id)
+    judge(services)
+
+    with sending(services):
+        until(lambda: states(services) == ["delivered"])
+
+    (request,) = receiver.received
+    form = dict(parse_qsl(request.body.decode()))
+    assert request.headers["content-type"] == "application/x-www-form-urlencoded"
+    assert form["checksum"] == hashlib.sha256(f"{endpoint.id}{seed}{form['content']}".encode()).hexdigest()
+    assert json.loads(form["content"])["suggestion"] == "block", "unsafe, and no policy applies"
 
 
 def test_a_notice_of_settlement_wakes_the_sender_long_before_its_poll(services: Services, receiver: Receiver) -> None:

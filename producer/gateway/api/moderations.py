@@ -124,7 +124,7 @@ async def create_moderation(
     if verdicts is None:
         where = {"Location": f"/v1/items/{refs[0].name}"}
         if not may_answer_later(prefer):
-            raise _not_in_time([ref.name for ref in refs], where)
+            raise not_in_time([ref.name for ref in refs], where)
         # An empty list, which OpenAI's clients can read: there are no results yet.
         pending = {**answer, "results": [], "status": "pending", "items": [ref.name for ref in refs]}
         return JSONResponse(pending, 202, headers=where)
@@ -136,10 +136,11 @@ async def create_moderation(
     return JSONResponse({**answer, "results": results})
 
 
-def _not_in_time(item_names: Sequence[str], headers: Mapping[str, str]) -> ProblemError:
+def not_in_time(item_names: Sequence[str], headers: Mapping[str, str] | None = None) -> ProblemError:
+    """503: accepted, but nobody has judged in time."""
     detail = "accepted, but not judged in time; the items will settle, and can be read at /v1/items/ID"
     return ProblemError(
-        503, "not-judged-in-time", detail, headers={"Retry-After": "2", **headers}, items=list(item_names)
+        503, "not-judged-in-time", detail, headers={"Retry-After": "2", **(headers or {})}, items=list(item_names)
     )
 
 

@@ -34,7 +34,7 @@ def test_nobody_is_served_without_a_key(api: TestClient, method: str, path: str)
         answer = api.request(method, path, headers=headers)
 
         assert answer.status_code == 401
-        assert answer.headers["www-authenticate"] == "Bearer"
+        assert answer.headers["www-authenticate"] == 'Bearer realm="libra-fleet"'
         assert answer.json()["field"] == "Authorization"
 
 

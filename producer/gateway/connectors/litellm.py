@@ -1,0 +1,104 @@
+"""LiteLLM's generic guardrail API: what its proxy asks before and after a model call.
+
+Its answers have no third state, and its proxy may be told to let errors pass (`fail_on_error: false`). So here
+everything but a pass is BLOCKED, and so is whatever this gateway could not have judged; only a wrong key is an HTTP
+error. Contract: https://docs.litellm.ai/docs/adding_provider/generic_guardrail_api.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final, Literal
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from producer.gateway.connectors.adapter import (
+    Text,
+    WireModel,
+    caller_with,
+    decide,
+    is_about_the_key,
+    judge,
+    key_in_headers,
+    parsed,
+    speaking,
+    strictest,
+)
+from producer.gateway.problems import ProblemError
+from producer.gateway.state import Here
+from schemas.items import Dialogue, Kind
+from schemas.policy import Action
+
+_IMAGE: Final = "an image was sent, which no guard here judges"
+
+
+class _Params(WireModel):
+    guard: str | None = None
+    surface: str | None = None
+
+
+class GuardrailRequest(WireModel):
+    """LiteLLM's request. `texts` are all texts of the call, one after the other, whoever says them."""
+
+    input_type: Literal["request", "response"] = "request"
+    texts: list[str | None] | None = None
+    images: list[Any] | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    litellm_call_id: str | None = None
+    model: str | None = None
+    additional_provider_specific_params: _Params | None = None
+
+    def judged_texts(self) -> Iterator[Text]:
+        """Each text that says something, and the arguments of each call of a tool, which are the model's words, too."""
+        for at, text in enumerate(self.texts or ()):
+            if text and text.strip():
+                yield Text(f"texts.{at}", self._spoken(text))
+        for at, call in enumerate(self.tool_calls or ()):
+            function = call.get("function")
+            arguments = function.get("arguments") if isinstance(function, dict) else None
+            if isinstance(arguments, str) and arguments.strip():
+                yield Text(f"tool_calls.{at}.function.arguments", Dialogue(response=arguments))
+
+    def _spoken(self, text: str) -> Dialogue:
+        if self.input_type == "request":
+            return Dialogue(question=text, kind=Kind.PROMPT)
+        return Dialogue(response=text, kind=Kind.RESPONSE)
+
+
+def _blocked(reason: str) -> Response:
+    return JSONResponse({"action": "BLOCKED", "blocked_reason": reason})
+
+
+def _in_shape(problem: ProblemError, _: Request) -> Response:
+    """What was not judged is blocked, for whatever reason."""
+    if is_about_the_key(problem):
+        return JSONResponse({"detail": problem.detail}, problem.status, problem.headers)
+    return _blocked(f"not judged: {problem.detail}")
+
+
+router = APIRouter(tags=["connectors"], route_class=speaking(_in_shape), include_in_schema=False)
+
+
+@router.post("/beta/litellm_basic_guardrail_api")
+async def apply_guardrail(request: Request, gateway: Here) -> Response:
+    """NONE where every text passes, else BLOCKED with the reason of the strictest."""
+    caller = await caller_with(request, gateway, key_in_headers(request), how="x-api-key: lk_…")
+    asked = await parsed(request, GuardrailRequest)
+    if asked.images:
+        return _blocked(f"not judged: {_IMAGE}")
+    params = asked.additional_provider_specific_params or _Params()
+    texts = list(asked.judged_texts())
+    if not texts:
+        return JSONResponse({"action": "NONE"})
+    judged = await judge(
+        caller,
+        texts,
+        surface=params.surface or f"litellm.{asked.input_type}",
+        guard=params.guard,
+        metadata={"litellm_call_id": asked.litellm_call_id, "model": asked.model},
+    )
+    worst = strictest(await decide(caller, judged))
+    if worst.action is Action.PASS:
+        return JSONResponse({"action": "NONE"})
+    return _blocked(worst.why)
