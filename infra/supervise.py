@@ -185,6 +185,8 @@ def spawn(
 ) -> subprocess.Popen[bytes]:
     """Start one of our commands, which dies with the thread that calls this; with a log, its output goes to the end.
 
+    With `stdout` too, only what it says on standard error does.
+
     In a session of its own: Ctrl-C is for the command in front, which ends its children in order.
     """
     with log.open("ab") if log else nullcontext() as output:
@@ -192,7 +194,7 @@ def spawn(
             command,
             env={**environment, "LIBRA_PARENT_PID": str(os.getpid())},
             stdin=subprocess.DEVNULL,
-            stdout=output or stdout,
+            stdout=output if stdout is None else stdout,
             stderr=output,
             start_new_session=True,
         )

@@ -75,8 +75,9 @@ class FidelitySheet(Frozen):
     """How its authors run a guard, and where that can be read. The sheets are data: infra/guard_sheets.yaml.
 
     `kinds` are what its authors let it judge; a text whose author is not said is put as the one of them that stands
-    alone, or as the response to an empty question. `template_options` are handed to the checkpoint's chat template.
-    `read_at`: where in the answer the label stands.
+    alone, or as the response to an empty question. `template_options` are handed to the checkpoint's chat template;
+    `template_says` is what it writes beside the dialogue, where it was seen. `read_at`: where in the answer the label
+    stands.
     `differs` is what we do otherwise by intent. The licence of each model is on its card.
     """
 
@@ -84,6 +85,7 @@ class FidelitySheet(Frozen):
     sources: tuple[Source, ...]
     prompt: str
     template_options: dict[str, JsonValue] = Field(default_factory=dict)
+    template_says: tuple[str, ...] = ()
     read_at: str
     rule: Rule
     prompt_threshold: float = 0.5
@@ -166,6 +168,15 @@ class GuardCard(Frozen):
     def revision_note(self) -> str:
         """The revision, or why there is none."""
         return self.revision or ("inside the package" if self.hub_id is None else NOT_PINNED)
+
+
+BARE: Final = "bare-"
+"""Begins the name of a model that is asked in Libra Guard's words without its chat template."""
+
+
+def is_bare(name: str) -> bool:
+    """True for the name of a model that is asked without its chat template (`libra infer --is_instruct 0`)."""
+    return name.startswith(BARE)
 
 
 _GENERATORS: Final = ("generator", "writer")

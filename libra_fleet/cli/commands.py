@@ -182,6 +182,7 @@ _GUARDS: Final = LazyGroup(
     {
         "list": Entry("guards:list_", "List the guards that can be run by name, each with an honest status."),
         "show": Entry("guards:show", "Print a guard's card and its prompt."),
+        "check": Entry("guards:check", "Load a checkpoint and see if it answers as its guard's family should."),
     },
     default="list",
     help="""List and describe the guards that can be run by name.

@@ -19,7 +19,15 @@ from infra.ledger.engine import HEAD, open_ledger, upgrade
 from infra.servers.services import Work, services
 from infra.settings import load_settings
 from libra_fleet.cli.context import connected, fleet_for
-from libra_fleet.cli.options import GuardChoice, LocalFleetOptions, guard_option, json_option, mode_for, takes_fleet
+from libra_fleet.cli.options import (
+    GuardChoice,
+    LocalFleetOptions,
+    dtype_option,
+    guard_option,
+    json_option,
+    mode_for,
+    takes_fleet,
+)
 from libra_fleet.cli.show import print_json, say
 from schemas.fleet import ProcessKind
 from schemas.guards import Mode
@@ -39,19 +47,13 @@ _KEEP_ALIVE_S: Final = 75
 
 
 @click.command()
-@click.option("--guard", required=True, help="Guard by name, or NAME=CHECKPOINT (folder or hub id).")
-@click.option("--checkpoint", help="Folder or hub id to load instead of the guard's own.")
+@click.option("--guard", required=True, help="Guard by name, or NAME=CHECKPOINT (folder, hub id, or BASE+ADAPTER).")
+@click.option("--checkpoint", help="Folder, hub id or BASE+ADAPTER to load instead of the guard's own.")
 @click.option("--devices", default="all", show_default=True, help="all, cpu, or GPUs by index or UUID: 0,1.")
 @click.option(
     "--devices-per-worker", type=click.IntRange(min=1), default=1, help="Devices that one model is spread over."
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    default="auto",
-    show_default=True,
-    help="Type of the weights.",
-)
+@dtype_option
 @click.option("--offload-folder", type=click.Path(file_okay=False), help="Where accelerate may offload weights.")
 @click.option("--max-batch-tokens", type=click.IntRange(min=16), help="Token budget of a batch. Default: by device.")
 @click.option("--max-batch-items", type=click.IntRange(min=1), help="Prompts in a batch, at most. Default: by device.")

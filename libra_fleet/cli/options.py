@@ -22,9 +22,10 @@ from pydantic import ValidationError
 
 from infra.guard_catalogue import GUARDS
 from infra.metrics import AVERAGED
-from schemas.guards import DEFAULT_GUARD, Mode
+from schemas.guards import DEFAULT_GUARD, Mode, is_bare
 from schemas.messages import Lane
 from schemas.runs import NextStage, RunSpec
+from worker.guards.location import absolute_location
 
 CASCADE: Final = "cascade:"
 ACCEPT_BELOW: Final = 0.05
@@ -37,7 +38,7 @@ Command = Callable[..., R]
 
 
 class GuardChoice(NamedTuple):
-    """A guard by name, and the folder or hub id that a local worker is to load for it."""
+    """A guard by name, and the folder, hub id or BASE+ADAPTER that a local worker is to load for it."""
 
     name: str
     checkpoint: str | None = None
@@ -94,14 +95,16 @@ def guard_named(value: str) -> GuardChoice:
         raise click.BadParameter(
             f"no guard named {name!r}{hint} (`libra guards` lists them; NAME=FOLDER runs your own)"
         )
-    return GuardChoice(name, absolute(checkpoint) if checkpoint else None)
+    return GuardChoice(name, absolute_location(checkpoint) if checkpoint else None)
 
 
 def mode_for(guard: GuardChoice, mode: str | None) -> Mode:
     """The mode asked for, or the guard's usual one; one that its card does not have would only make dead items."""
     card = GUARDS.get(guard.name)
     if card is None:
-        return Mode(mode or Mode.SCORE)
+        if is_bare(guard.name) and Mode(mode or Mode.GENERATE) is not Mode.GENERATE:
+            raise click.UsageError(f"{guard.name} has no mode {mode}; without a chat template it has generate alone")
+        return Mode(mode or (Mode.GENERATE if is_bare(guard.name) else Mode.SCORE))
     if not card.modes:
         raise click.UsageError(f"{card.name} cannot be run ({card.status.value}): {card.note}")
     if mode is None:
@@ -114,9 +117,9 @@ def mode_for(guard: GuardChoice, mode: str | None) -> Mode:
 def scoring_mode(guard: GuardChoice) -> Mode:
     """The first of a guard's modes that gives a score: without one a stage can accept nothing."""
     card = GUARDS.get(guard.name)
-    if card is None:
+    if card is None and not is_bare(guard.name):
         return Mode.SCORE
-    mode = next((mode for mode in card.modes if mode is not Mode.GENERATE), None)
+    mode = next((mode for mode in card.modes if mode is not Mode.GENERATE), None) if card else None
     if mode is None:
         raise click.UsageError(f"{guard.name} gives no score: it can only be a cascade's last stage")
     return mode
@@ -270,12 +273,19 @@ guard_option = click.option(
     callback=lambda _, __, value: guard_named(value),
     default=DEFAULT_GUARD,
     show_default=True,
-    help="Guard by name; with a CHECKPOINT (folder or hub id) a local worker loads that.",
+    help="Guard by name; with a CHECKPOINT (folder, hub id, or BASE+ADAPTER) a local worker loads that.",
 )
 mode_option = click.option(
     "--mode",
     type=click.Choice([mode.value for mode in Mode]),
     help="How the verdict is obtained. Default: the first of the guard's modes (`libra guards`).",
+)
+dtype_option = click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+    help="Type of the weights.",
 )
 analysis_option = click.option(
     "--analysis", is_flag=True, help="In mode generate, let the model write on after its verdict."
@@ -390,9 +400,9 @@ takes_request = gathered(
         ),
         default=DEFAULT_GUARD,
         show_default=True,
-        help="Guard by name; with a CHECKPOINT (folder or hub id) a local worker loads that. 'cascade:SMALL>LARGE': "
-        "items that SMALL does not settle escalate to LARGE; SMALL@0.02:0.98 names its thresholds "
-        "(`libra run choose-thresholds`).",
+        help="Guard by name; with a CHECKPOINT (folder, hub id, or BASE+ADAPTER) a local worker loads that. "
+        "'cascade:SMALL>LARGE': items that SMALL does not settle escalate to LARGE; SMALL@0.02:0.98 names its "
+        "thresholds (`libra run choose-thresholds`).",
     ),
     click.option(
         "--sure-below",

@@ -37,10 +37,12 @@ from producer.datasets.jsonl_log import OutFile
 from producer.datasets.records import RowError, to_item
 from producer.datasets.reference_format import Judgement, critic_fields, draw_examples
 from producer.intake.submit import seal, submit
-from schemas.guards import Family, Mode
+from schemas.guards import BARE, Family, Mode, is_bare, is_generator
 from schemas.items import Item
 from schemas.runs import InvalidRow, RunCounts, RunReport, RunSpec, RunState
 from schemas.verdicts import Outcome
+from worker.guards.location import absolute_location, parts_of
+from worker.guards.registry import BUNDLED
 
 _BATCH_ROWS: Final = 256
 _POLL_S: Final = 0.2
@@ -49,7 +51,12 @@ _HUB_ID: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 @click.command()
-@click.option("--base_model", required=True, help="A guard by name, a checkpoint folder, or a hub id.")
+@click.option(
+    "--base_model",
+    required=True,
+    help="A guard by name, asked as its authors ask it; or a folder, a hub id or BASE+ADAPTER, asked in Libra Guard's "
+    "words.",
+)
 @click.option("--data_path", required=True, help="JSON, JSONL or Parquet file, or a folder of these.")
 @click.option(
     "--batch_size",
@@ -75,7 +82,13 @@ _HUB_ID: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
     help="Worked examples in each prompt, drawn by the seed.",
 )
 @click.option("--few_shot_path", help="The data set that they are drawn from: rows with labels.")
-@click.option("--is_instruct", type=click.IntRange(0, 1), default=1, show_default=True, help="Only 1 is supported.")
+@click.option(
+    "--is_instruct",
+    type=click.IntRange(0, 1),
+    default=1,
+    show_default=True,
+    help="0: without the model's chat template, for base models.",
+)
 @click.option("--machine_rank", type=click.IntRange(min=0), default=0, show_default=True, help="This machine.")
 @click.option("--machine_num", type=click.IntRange(min=1), default=1, show_default=True, help="So many machines.")
 @takes_fleet
@@ -98,16 +111,18 @@ def infer(
 
     Options are those of that program; every row gets its `critic` field.
     """
-    if not is_instruct:
-        raise UsageError(
-            "--is_instruct 0: outside the checkpoint's chat template a text could write its own verdict; leave it at 1"
-        )
     if machine_rank >= machine_num:
         raise UsageError(f"--machine_rank {machine_rank} of {machine_num}: the first is 0, the last {machine_num - 1}")
-    guard = guard_of(base_model)
+    guard = guard_of(base_model) if is_instruct else bare_guard_of(base_model)
     _require_examples_fit(guard, few_shot, few_shot_path)
+    if not is_instruct:
+        say(
+            "--is_instruct 0: no chat template stands between a text and the answer, so a text can write its own "
+            "verdict; use it for base models, on texts that nobody wrote to be let through"
+        )
     count = sum(1 for _ in raw_records(data_path))
-    # The benchmark's own rounding, so that ranks of either program fit together.
+    # The benchmark's own rounding, so that ranks of either program fit together over a file. Of a folder it deals out
+    # shuffled files, in the order that each machine's disk has them; here the rows of all files in order (0061).
     part = range(int(count / machine_num * machine_rank), int(count / machine_num * (machine_rank + 1)))
     bad, _ = bad_records(islice(raw_records(data_path), part.start, part.stop))
     if bad:
@@ -146,23 +161,54 @@ def _require_examples_fit(guard: GuardChoice, count: int, path: str | None) -> N
     if bool(count) != (path is not None):
         raise UsageError("--few_shot N takes N examples from --few_shot_path FILE: give both, or neither")
     known = GUARDS.get(guard.name)
-    if count and known and known.family is not Family.LIBRA:
+    if count and (is_bare(guard.name) or (known and known.family is not Family.LIBRA)):
         raise UsageError(f"--few_shot: {guard.name} has no form for worked examples; only Libra Guard's format has")
 
 
 def guard_of(base_model: str) -> GuardChoice:
-    """The guard that a model's name, folder or hub id means; any other causal model is asked in Libra Guard's words."""
-    folder = Path(base_model).expanduser()
-    known = GUARDS.get(base_model) or next((card for card in GUARDS.values() if card.hub_id == base_model), None)
+    """The guard that a name means; a folder or hub id is asked in Libra Guard's words, as the benchmark's script asks.
+
+    So the same model is asked the same way wherever it lies. A hub id of a card that is asked in these words anyway is
+    that card; a name that would mean another guard's own words gets an end of its own.
+    """
+    known = GUARDS.get(base_model)
     if known:
         if Mode.GENERATE not in known.modes:
             raise UsageError(f"--base_model {base_model}: {known.name} writes no text; use `libra run start`")
         return GuardChoice(known.name)
-    if not folder.is_dir() and not _HUB_ID.fullmatch(base_model):
-        raise UsageError(f"--base_model {base_model!r}: no guard (`libra guards`), no folder and no hub id")
-    checkpoint = str(folder.resolve()) if folder.is_dir() else base_model
-    name = re.sub(r"[^a-z0-9.]+", "-", checkpoint.rpartition("/")[2].lower()).strip("-.")
-    return GuardChoice(name or "model", checkpoint)
+    hub_card = next((card for card in GUARDS.values() if card.hub_id == base_model), None)
+    if hub_card and hub_card.family is Family.LIBRA:
+        return GuardChoice(hub_card.name)
+    checkpoint = _place(base_model)
+    name = re.sub(r"[^a-z0-9.]+", "-", checkpoint.rpartition("/")[2].lower()).strip("-.") or "model"
+    known = GUARDS.get(name)
+    if is_bare(name) or is_generator(name) or (known and known.family is not Family.LIBRA):
+        if known:
+            say(f"{base_model} is asked in Libra Guard's words; --base_model {known.name} asks it as its authors do")
+        name = f"asked-{name}"
+    return GuardChoice(name, checkpoint)
+
+
+def bare_guard_of(base_model: str) -> GuardChoice:
+    """The same model without its chat template: a guard of its own, with a queue of its own."""
+    card = GUARDS.get(base_model)
+    if card and card.family is not Family.LIBRA:
+        raise UsageError(
+            f"--is_instruct 0: {card.name} has a prompt of its own; its folder or hub id is asked in Libra Guard's"
+        )
+    if card and card.name in BUNDLED:
+        return GuardChoice(f"{BARE}{card.name}", str(BUNDLED[card.name]))
+    chosen = guard_of(base_model)
+    own = GUARDS.get(chosen.name)
+    return GuardChoice(f"{BARE}{chosen.name}", chosen.checkpoint or (own and own.hub_id))
+
+
+def _place(base_model: str) -> str:
+    """The checkpoint of a model that is no guard by name, folders by their whole paths."""
+    for part in parts_of(base_model):
+        if part is not None and not Path(part).expanduser().is_dir() and not _HUB_ID.fullmatch(part):
+            raise UsageError(f"--base_model {base_model!r}: no guard (`libra guards`), no folder and no hub id")
+    return absolute_location(base_model)
 
 
 @dataclass(frozen=True)

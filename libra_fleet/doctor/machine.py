@@ -16,7 +16,9 @@ from libra_fleet.doctor import Finding, error, good, graded, warning
 from schemas.guards import Family, GuardCard, Mode
 from worker.device.inventory import Device, Examination, Listing, auto_dtype, choose_devices, examine, list_devices
 from worker.device.versions import FLOORS, numbers_of
-from worker.guards.registry import BUNDLED, cached_checkpoint, load_guard, resolve_checkpoint
+from worker.guards.adapter import read_adapter
+from worker.guards.location import parts_of
+from worker.guards.registry import BUNDLED, cached_checkpoint, load_guard, resolve_adapter, resolve_checkpoint
 from worker.guards.weights import Weights, check_config, read_weights
 
 _GIB: Final = 2**30
@@ -242,8 +244,9 @@ def parameters(guard: str, location: str | None) -> int | None:
 def _checkpoint_here(guard: str, location: str | None, card: GuardCard | None) -> Path | None:
     if location is None and guard in BUNDLED:
         return BUNDLED[guard]
-    if location and Path(location).expanduser().is_dir():
-        return Path(location).expanduser()
+    base = parts_of(location).base if location else ""
+    if base and Path(base).expanduser().is_dir():
+        return Path(base).expanduser()
     cached = cached_checkpoint(card) if card and location is None and card.hub_id else None
     return Path(cached) if cached else None
 
@@ -263,6 +266,9 @@ def check_checkpoint(guard: str, location: str | None) -> Iterator[Finding]:
         yield good("checkpoint", "the fake guard needs none")
         return
     folder = _checkpoint_here(guard, location, card)
+    adapter = parts_of(location).adapter if location else None
+    if folder is not None and adapter and not Path(adapter).expanduser().is_dir():
+        location, folder = adapter, None  # what is not here is the adapter
     if folder is None:
         source = location or (card and card.hub_id)
         is_path = location is not None and (location.startswith((".", "/", "~")) or location.count("/") != 1)
@@ -292,6 +298,8 @@ def _examined(folder: Path, guard: str, location: str | None) -> tuple[Weights, 
     """What the headers say, and how far they could be compared with the model."""
     weights = read_weights(folder)
     classifies = Mode.CLASSIFY in load_guard(guard, location or str(folder)).modes
+    place = resolve_adapter(guard, location)
+    adapter = read_adapter(place, classifies=classifies) if place else None
     if installed_version("torch") is None or installed_version("transformers") is None:
         check_config(folder, weights, classifies=classifies)
         return weights, "not compared with the model's own keys: torch and transformers are not installed here"
@@ -300,4 +308,5 @@ def _examined(folder: Path, guard: str, location: str | None) -> tuple[Weights, 
     card = GUARDS.get(guard)
     if card and card.needs_remote_code and location is None:
         return weights, "not compared with the model's own keys: it brings its own code"
-    return check_fit(folder, classifies=classifies), "which fit its config.json"
+    fits = "which fit its config.json"
+    return check_fit(folder, adapter, classifies=classifies), f"{fits}; {place} fits them" if adapter else fits

@@ -12,11 +12,14 @@ from click.testing import CliRunner, Result
 
 from infra.critic import read_critic
 from infra.errors import DataError, LibraError, RunError, UsageError
+from infra.guard_catalogue import GUARDS
 from infra.ledger.runs import RunStatus, list_runs, stored_report
 from infra.servers.services import Services
-from libra_fleet.cli.reference import evaluate, guard_of, infer, report_of
+from libra_fleet.cli.reference import bare_guard_of, evaluate, guard_of, infer, report_of
+from schemas.guards import Family
 from schemas.items import Label
 from schemas.runs import RunReport
+from tests.support.checkpoints import small_tokenizer, write_checkpoint, write_model
 from tests.support.fleet import Fleet
 
 ENDS = ("safe", "unsafe", "unparseable", "safe", "unsafe", "safe", "unsafe")
@@ -211,7 +214,7 @@ def test_a_file_of_other_data_is_left_alone(run_infer: Infer, tmp_path: Path) ->
         (("--few_shot", "2"), "give both, or neither"),
         (("--few_shot_path", "examples.json"), "give both, or neither"),
         (("--few_shot", "2", "--few_shot_path", "examples.json"), "fake has no form for worked examples"),
-        (("--is_instruct", "0"), "--is_instruct 0"),
+        (("--is_instruct", "0"), "--is_instruct 0: fake has a prompt of its own"),
         (("--machine_rank", "2", "--machine_num", "2"), "the first is 0, the last 1"),
         (("--base_model", "no-such"), "no guard"),
         (("--data_path", "absent.json"), "no such file"),
@@ -239,5 +242,51 @@ def test_a_model_is_a_name_a_folder_or_a_hub_id(tmp_path: Path) -> None:
     assert guard_of("Qwen/Qwen2.5-0.5B-Instruct") == ("qwen2.5-0.5b-instruct", None)
     assert guard_of(str(folder)) == ("libra-guard-7b", str(folder))
     assert guard_of("some/Other-Model") == ("other-model", "some/Other-Model")
-    with pytest.raises(UsageError, match="no hub id"):
-        guard_of("nonsense")
+    assert guard_of(f"{folder}+some/adapter") == ("adapter", f"{folder}+some/adapter")
+    for nonsense in ("nonsense", f"{folder}+nonsense", f"{folder}+"):
+        with pytest.raises(UsageError, match="no hub id"):
+            guard_of(nonsense)
+
+
+@pytest.mark.parametrize("hub_id", ["meta-llama/Llama-Guard-3-8B", "Qwen/Qwen2.5-0.5B-Instruct", "some/fake"])
+def test_a_folder_and_a_hub_id_are_asked_the_same_way_and_a_guards_name_as_its_authors_ask(
+    hub_id: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / hub_id.rpartition("/")[2]
+    folder.mkdir()
+    asked = {place: guard_of(place) for place in (hub_id, str(folder))}
+    for choice in asked.values():
+        card = GUARDS.get(choice.name)
+        assert card is None or card.family is Family.LIBRA, "in Libra Guard's words, as the benchmark's script"
+    assert len({choice.name for choice in asked.values()}) == 1
+    assert guard_of("llama-guard-3-8b") == ("llama-guard-3-8b", None)
+
+
+def test_without_a_chat_template_a_model_is_a_guard_of_its_own(tmp_path: Path) -> None:
+    assert bare_guard_of(str(tmp_path)).checkpoint == str(tmp_path)
+    assert bare_guard_of("some/Base-Model") == ("bare-base-model", "some/Base-Model")
+    assert bare_guard_of("Qwen/Qwen2.5-7B-Instruct") == ("bare-qwen2.5-7b-instruct", "Qwen/Qwen2.5-7B-Instruct")
+    assert bare_guard_of("libra-guard-qwen2.5-7b-instruct").checkpoint == "caskcsg/Libra-Guard-Qwen2.5-7B-Instruct"
+    assert bare_guard_of("libra-tiny").name == "bare-libra-tiny"
+    with pytest.raises(UsageError, match="llama-guard-3-8b has a prompt of its own"):
+        bare_guard_of("llama-guard-3-8b")
+
+
+def test_a_base_model_is_asked_bare_with_a_fingerprint_of_its_own_and_a_warning(
+    services: Services, fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIBRA_REDIS_URL", services.redis_url)
+    monkeypatch.setenv("LIBRA_DATABASE_URL", services.database_url)
+    base = write_model(write_checkpoint(tmp_path / "base", small_tokenizer(), template=None))
+    judged = [{"id": at, "question": f"问题 {at}", "response": "好的。", "label": "安全"} for at in range(4)]
+    (tmp_path / "data.json").write_text(json.dumps(judged, ensure_ascii=False), encoding="utf-8")
+    fleet.start_collector()
+    fleet.start("worker", "--guard", f"bare-base={base}", "--devices", "cpu")
+
+    place = ["--base_model", str(base), "--data_path", str(tmp_path / "data.json"), "--no-local", "--is_instruct", "0"]
+    done = CliRunner().invoke(infer, [*place, "--out_path", str(tmp_path / "out")], catch_exceptions=False)
+
+    assert "a text can write its own verdict" in done.stderr
+    (run,) = list_runs(services.engine)
+    assert (run.spec.guard, run.spec.mode, run.counts.dead, run.counts.settled) == ("bare-base", "generate", 0, 4)
+    assert [row["id"] for row in read(tmp_path / "out" / "0-of-1.jsonl")] == [0, 1, 2, 3]

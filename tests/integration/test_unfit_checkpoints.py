@@ -47,6 +47,14 @@ def test_every_command_that_would_judge_ends_with_5_and_the_reason(libra: Cli, f
     assert reason in done.stdout + done.stderr
 
 
+def test_infer_refuses_one_too(libra: Cli) -> None:
+    place = ("--data_path", "rows.jsonl", "--out_path", "out", "--devices", "cpu")
+    for switch in ((), ("--is_instruct", "0")):
+        done = libra.process("infer", "--base_model", str(libra.folder / "no head"), *place, *switch)
+        assert done.returncode == 5, done.stderr
+        assert "lacks lm_head.weight" in done.stderr
+
+
 def test_an_overwritten_head_is_another_guard_for_the_cache(libra: Cli) -> None:
     folder = libra.folder / "classifier"
     write_classifier(folder, id2label={0: "safe", 1: "offensive"}, label2id={"safe": 0, "offensive": 1})

@@ -108,6 +108,7 @@ def fingerprints_of(guard: Guard, info: EngineInfo) -> dict[Mode, Fingerprint]:
             mode=mode,
             dtype=info.dtype,
             engine=info.engine,
+            adapter=info.adapter,
         )
         for mode in Mode
     }

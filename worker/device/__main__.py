@@ -84,7 +84,7 @@ def load_engine(spec: DeviceSpec, state_dir: Path | None = None) -> Engine:
 
     `state_dir` keeps what would have to be found again: batch budgets and digests of weights.
     """
-    from worker.guards.registry import load_guard, resolve_checkpoint  # noqa: PLC0415
+    from worker.guards.registry import load_guard, resolve_adapter, resolve_checkpoint  # noqa: PLC0415
 
     if spec.engine == "fake":
         from worker.device.engines.fake import FakeEngine  # noqa: PLC0415 - one engine per process
@@ -108,6 +108,11 @@ def load_engine(spec: DeviceSpec, state_dir: Path | None = None) -> Engine:
         guard = load_guard(spec.guard, spec.location, weights=False)
         if Mode.CLASSIFY in guard.modes:
             raise GuardError(f"{spec.guard} is a classifier, which no completions server runs")
+        if resolve_adapter(spec.guard, spec.location):
+            raise GuardError(
+                f"{spec.guard}: a server merges its adapters itself; name the base alone here, and the server's name "
+                "for the adapter with --model"
+            )
         mode = Mode.SCORE if Mode.SCORE in guard.modes else Mode.GENERATE
         return connect(
             spec.server,
@@ -124,6 +129,7 @@ def load_engine(spec: DeviceSpec, state_dir: Path | None = None) -> Engine:
     guard = load_guard(spec.guard, spec.location)
     checkpoint = resolve_checkpoint(spec.guard, spec.location)
     options: LoadOptions = {
+        "adapter": resolve_adapter(spec.guard, spec.location),
         "device": spec.device,
         "dtype": spec.dtype,
         "spread": spec.devices_per_worker > 1,

@@ -7,6 +7,7 @@ import os
 import selectors
 import subprocess
 import time
+from pathlib import Path
 from typing import Any, Final
 
 from infra.errors import DeviceError, GuardError
@@ -44,10 +45,17 @@ class DeviceProcess:
     the *thread* that started it ends (PR_SET_PDEATHSIG).
     """
 
-    def __init__(self, spec: DeviceSpec, *, visible_devices: str | None = None, silence_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        spec: DeviceSpec,
+        *,
+        visible_devices: str | None = None,
+        silence_s: float = 10.0,
+        log: Path | None = None,
+    ) -> None:
         """Start it. `visible_devices` becomes CUDA_VISIBLE_DEVICES, in PCI order; None leaves it as it is.
 
-        `silence_s`: how long it may give no sign of life once it is ready.
+        `silence_s`: how long it may give no sign of life once it is ready. `log`: where its log goes, if not to ours.
         """
         changes = {"GOMP_SPINCOUNT": _SPINS}
         if visible_devices is not None:
@@ -59,7 +67,7 @@ class DeviceProcess:
         spec.heartbeat_path.unlink(missing_ok=True)
         command = python_module("worker.device", spec.model_dump_json())
         environment = child_environment(_ON_CUDA if visible_devices else None, **changes)
-        self.process = spawn(command, environment, stdout=subprocess.PIPE)
+        self.process = spawn(command, environment, log=log, stdout=subprocess.PIPE)
 
     def poll_ready(self, wait_s: float = 0.0) -> bool:
         """True once it listens; waits up to `wait_s` seconds for a word of it.

@@ -17,6 +17,7 @@ QWEN_V1: Final = "qwen.tiktoken"
 CALIBRATION: Final = "libra.json"
 """Facts that training leaves for serving: {"temperature": number, …}."""
 ADAPTER: Final = "adapter_config.json"
+ADAPTER_FILES: Final = (ADAPTER, "adapter_model.safetensors")
 
 _SMALL_FILES: Final = ("*.json", "*.jinja", "*.tiktoken", "tokenizer.model")
 _IMPOSTORS: Final = (
@@ -171,7 +172,10 @@ def _adapter_alone(folder: Path) -> str:
     base = read_json(folder / ADAPTER).get("base_model_name_or_path") or "BASE"
     if any(folder.glob("model*.safetensors")):
         return f"{folder} holds both a model and an adapter ({ADAPTER}); move one of them to a folder of its own"
-    return f"{folder} is an adapter without its base model; merge it into {base} (peft: merge_and_unload) and name that"
+    return (
+        f"{folder} is an adapter without its base model; name both as BASE+ADAPTER ({base}+{folder}), or merge it into "
+        "its base (peft: merge_and_unload) and name that"
+    )
 
 
 def _lacking_tokenizer(folder: Path, name: str) -> str:

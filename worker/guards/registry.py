@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 from infra.errors import GuardError
 from infra.guard_catalogue import GUARDS
 from infra.guard_sheets import sheet_of
-from schemas.guards import Family, GuardCard, is_generator
+from schemas.guards import Family, GuardCard, is_bare, is_generator
 from schemas.items import Kind
 from worker.guards.base import Guard
-from worker.guards.checkpoint import check_complete, read_json
+from worker.guards.checkpoint import ADAPTER_FILES, check_complete, read_json
 from worker.guards.class_map import read_class_map
 from worker.guards.fake import FakeGuard
+from worker.guards.location import parts_of
 
 if TYPE_CHECKING:
     from worker.guards.template_guard import Format
@@ -31,7 +32,7 @@ _HUB_FILES: Final = ("*.safetensors", *_LANGUAGE_FILES)
 
 
 def load_guard(name: str, location: str | None = None, *, weights: bool = True) -> Guard:
-    """The guard of this name; `location` (a folder or hub id) replaces its own checkpoint.
+    """The guard of this name; `location` (a folder, a hub id, or BASE+ADAPTER) replaces its own checkpoint.
 
     A name without a card needs a location; a checkpoint with a classification head classifies, a generator writes, any
     other is asked in Libra Guard's words. Where a server runs the model (`weights=False`), its other files are enough.
@@ -52,12 +53,13 @@ def load_guard(name: str, location: str | None = None, *, weights: bool = True) 
         "context_tokens": card.context_tokens if card else None,
     }
     if location is not None:
-        known["model"] = folder.name if Path(location).expanduser().is_dir() else location
+        known["model"] = "+".join(_called(part) for part in parts_of(location) if part is not None)
+        _check_adapter(name, location, folder)
     # Each brings transformers' tokenizers along: seconds that the fake guard needs not pay.
-    if is_generator(name):
-        from worker.guards.template_guard import GENERATOR, TemplateGuard  # noqa: PLC0415
+    if form := _form_by_name(name):
+        from worker.guards.template_guard import TemplateGuard  # noqa: PLC0415
 
-        return TemplateGuard(folder, GENERATOR, **known)
+        return TemplateGuard(folder, form, **known)
     architectures = read_json(folder / "config.json").get("architectures") or [] if card is None else []
     has_classes = any(str(architecture).endswith("ForSequenceClassification") for architecture in architectures)
     if family is Family.SEQUENCE_CLASSIFIER or has_classes:
@@ -75,6 +77,27 @@ def load_guard(name: str, location: str | None = None, *, weights: bool = True) 
     return TemplateGuard(folder, format_of(card, folder), sheet=sheet_of(card), **known)
 
 
+def _form_by_name(name: str) -> Format | None:
+    """The format of a model whose name says how it is asked, whatever it is."""
+    if is_generator(name):
+        from worker.guards.template_guard import GENERATOR  # noqa: PLC0415
+
+        return GENERATOR
+    if is_bare(name):
+        from worker.guards.libra_bare import BARE  # noqa: PLC0415
+
+        return BARE
+    return None
+
+
+def _check_adapter(name: str, location: str, base: Path) -> None:
+    """See that the adapter of a location, if it names one, was trained on the base's prompts."""
+    if adapter := resolve_adapter(name, location):
+        from worker.guards.adapter import check_language  # noqa: PLC0415 - brings transformers along
+
+        check_language(base, adapter)
+
+
 def format_of(card: GuardCard, folder: Path) -> Format:
     """Return the format of a card's family, from its module in this package.
 
@@ -89,9 +112,12 @@ def format_of(card: GuardCard, folder: Path) -> Format:
 def resolve_checkpoint(name: str, location: str | None = None, *, weights: bool = True) -> Path:
     """The folder of a guard's checkpoint, with or without its weights; downloaded first where it lives on the hub.
 
+    Of BASE+ADAPTER it is the base's.
+
     Raises:
         GuardError: no such guard or folder, no way to the hub, or files are missing.
     """
+    location = parts_of(location).base if location else None
     if _family(name, location) is Family.FAKE:
         raise GuardError("the fake guard has no checkpoint; run it on the fake engine")
     card = GUARDS.get(name)
@@ -109,6 +135,23 @@ def resolve_checkpoint(name: str, location: str | None = None, *, weights: bool 
     return _complete(_download(place, revision, _HUB_FILES if weights else _LANGUAGE_FILES), name, weights=weights)
 
 
+def resolve_adapter(name: str, location: str | None) -> Path | None:
+    """The folder of the adapter in BASE+ADAPTER, downloaded first where it lives on the hub; None where none is named.
+
+    Raises:
+        GuardError: no such folder, no way to the hub, or neither a folder nor a hub id.
+    """
+    place = parts_of(location).adapter if location else None
+    if place is None:
+        return None
+    folder = Path(place).expanduser()
+    if place and folder.is_dir():
+        return folder.resolve()
+    if not _HUB_ID.fullmatch(place):
+        raise GuardError(f"{name}: {place!r}, behind the +, is neither an adapter's folder nor a hub id (owner/name)")
+    return _download(place, None, ADAPTER_FILES)
+
+
 def is_fake(name: str, location: str | None) -> bool:
     """True for the fake guard, by its own name or, as NAME=fake, under another, which has a queue of its own."""
     return name == FakeGuard.name or (location == FakeGuard.name and name not in GUARDS)
@@ -124,6 +167,12 @@ def _family(name: str, location: str | None) -> Family:
         hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(GUARDS)}."
         raise GuardError(f"no guard named {name!r}; {hint} Your own: {name}=FOLDER or {name}=OWNER/MODEL")
     return Family.LIBRA
+
+
+def _called(place: str) -> str:
+    """A folder's own name, or a hub id, for the fingerprint."""
+    folder = Path(place).expanduser()
+    return folder.resolve().name if folder.is_dir() else place
 
 
 def cached_checkpoint(card: GuardCard) -> str | None:

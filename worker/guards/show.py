@@ -9,6 +9,7 @@ from infra.errors import GuardError
 from infra.guard_catalogue import GUARDS
 from schemas.guards import Family, GuardCard, Mode
 from schemas.messages import ChunkItem
+from worker.guards.location import parts_of
 from worker.guards.registry import BUNDLED, cached_checkpoint, format_of, load_guard, resolve_checkpoint
 
 _QUESTION, _RESPONSE = "{question}", "{response}"
@@ -24,7 +25,8 @@ def describe(name: str, location: str | None = None) -> str:
     card = GUARDS.get(name)
     if card and card.family in (Family.UNKNOWN, Family.FAKE):
         return _NO_PROMPT if card.family is Family.UNKNOWN else f"{_QUESTION}\n{_RESPONSE}"
-    place = location or (str(BUNDLED[name]) if name in BUNDLED else card and cached_checkpoint(card))
+    place = parts_of(location).base if location else None
+    place = place or (str(BUNDLED[name]) if name in BUNDLED else card and cached_checkpoint(card))
     if place and Path(place).is_dir():
         from worker.guards.vocabulary import Vocabulary  # noqa: PLC0415 - brings transformers along
 

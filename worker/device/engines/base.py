@@ -39,6 +39,7 @@ class EngineInfo:
     length of the shared prefix that scoring need not run again. `device_name` is the hardware's own name. `overlaps`: a
     batch can be launched while the one before it is computed (see `Launches`). `max_generate_tokens` bounds a batch
     that writes, prompts and new tokens together, by the memory for their keys and values; None: as `max_batch_tokens`.
+    `adapter` is the digest of the adapter that was merged into the weights, if one was.
     """
 
     engine: str
@@ -53,15 +54,18 @@ class EngineInfo:
     device_name: str = ""
     overlaps: bool = False
     max_generate_tokens: int | None = None
+    adapter: str = ""
 
 
 class LoadOptions(TypedDict, total=False):
     """Options for loading a checkpoint; an absent one is the engine's own choice.
 
+    `adapter` is the folder of a LoRA adapter that is merged into it.
     `spread` lets accelerate place the layers over all visible devices, the rest in `offload_folder`. `digests` is the
     file that remembers the digests of weights; without it they are read anew.
     """
 
+    adapter: Path | None
     device: str
     dtype: str
     spread: bool

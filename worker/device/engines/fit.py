@@ -18,8 +18,10 @@ from transformers.utils import logging as transformers_logging
 
 import worker.device.ngram_lm  # noqa: F401 - registers this project's own architecture
 from infra.errors import GuardError
+from worker.device.engines.adapter import check_adapter_fit
 from worker.device.guard_heads import ARCHITECTURE as GUARD_HEADS
 from worker.device.guard_heads import GuardHeadsModel
+from worker.guards.adapter import Adapter
 from worker.guards.checkpoint import QWEN_V1, TOKENIZER_JSON, read_json
 from worker.guards.vocabulary import backend_tokenizer
 from worker.guards.weights import Tensor, Weights, check_config, check_vocabulary, read_weights
@@ -48,22 +50,26 @@ def classifier_of(folder: Path) -> Any:  # noqa: ANN401 - transformers has no ty
     return GuardHeadsModel if GUARD_HEADS in architectures else AutoModelForSequenceClassification
 
 
-def check_fit(folder: Path, *, classifies: bool, trust_remote_code: bool = False) -> Weights:
-    """See from the files alone that a checkpoint can be what it says; returns what they hold.
+def check_fit(
+    folder: Path, adapter: Adapter | None = None, *, classifies: bool, trust_remote_code: bool = False
+) -> Weights:
+    """See from the files alone that a checkpoint, and an adapter over it, can be what they say; returns what it holds.
 
     Raises:
-        GuardError: files, config.json, tokenizer and model do not fit each other; the message says what to do.
+        GuardError: files, config.json, tokenizer, model and adapter do not fit each other; the message says what to do.
     """
     weights = read_weights(folder)
     check_config(folder, weights, classifies=classifies)
-    rows = _check_keys(folder, weights, classifies=classifies, trust_remote_code=trust_remote_code)
+    rows = _check_keys(folder, weights, adapter, classifies=classifies, trust_remote_code=trust_remote_code)
     if any((folder / name).is_file() for name in (TOKENIZER_JSON, QWEN_V1)):
         ids = backend_tokenizer(folder).get_vocab(with_added_tokens=True).values()
         check_vocabulary(folder, rows, max(ids, default=-1) + 1)
     return weights
 
 
-def _check_keys(folder: Path, weights: Weights, *, classifies: bool, trust_remote_code: bool) -> int:
+def _check_keys(
+    folder: Path, weights: Weights, adapter: Adapter | None, *, classifies: bool, trust_remote_code: bool
+) -> int:
     """Compare keys and shapes with those of the model, through transformers' own renaming; returns its embeddings."""
     auto: Any = classifier_of(folder) if classifies else AutoModelForCausalLM
     with quiet():
@@ -87,7 +93,14 @@ def _check_keys(folder: Path, weights: Weights, *, classifies: bool, trust_remot
             except Exception as error:
                 raise GuardError(f"cannot load {folder}: {_brief(error)}") from error
             refuse_misfits(folder, report)
-    return int(empty.get_input_embeddings().weight.shape[0])
+        elif adapter:
+            raise GuardError(
+                f"{folder} is quantised, and merging {adapter.folder} into it would round them; take the base in BF16"
+            )
+        rows = int(empty.get_input_embeddings().weight.shape[0])
+        if adapter:
+            check_adapter_fit(empty, folder, adapter)
+    return rows
 
 
 @contextmanager

@@ -14,9 +14,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from infra.errors import GuardError
+from worker.device.engines.adapter import merged
 from worker.device.engines.base import DeviceLost, EngineInfo, LoadOptions, OutOfMemory
 from worker.device.engines.fit import check_fit, check_values, quiet, refuse_misfits
 from worker.device.inventory import auto_dtype
+from worker.guards.adapter import read_adapter
 from worker.guards.digest import DigestBook, checkpoint_digest, snapshot
 
 CPU_BUDGET: Final = (1_024, 64)
@@ -39,14 +41,17 @@ def load_model(auto: Any, checkpoint: Path, engine: str, options: LoadOptions) -
     """The checkpoint's model by this auto class, ready to run, and the facts about it.
 
     Raises:
-        GuardError: the checkpoint is not what it says (see `check_fit`), changes while it is loaded, or its numbers are
-            none; or the dtype is none to run in.
+        GuardError: checkpoint or adapter is not what it says (see `check_fit`), changes while it is loaded, or its
+            numbers are none; or the dtype is none to run in.
         OutOfMemory: the weights do not fit on the device.
     """
-    trust = options.get("trust_remote_code", False)
-    check_fit(checkpoint, classifies=auto is not AutoModelForCausalLM, trust_remote_code=trust)
-    before = snapshot(checkpoint)
-    digest = checkpoint_digest(checkpoint, DigestBook(options.get("digests")))
+    trust, classifies = options.get("trust_remote_code", False), auto is not AutoModelForCausalLM
+    folder = options.get("adapter")
+    adapter = read_adapter(folder, classifies=classifies) if folder else None
+    check_fit(checkpoint, adapter, classifies=classifies, trust_remote_code=trust)
+    folders = [checkpoint, *([folder] if folder else [])]
+    before, book = list(map(snapshot, folders)), DigestBook(options.get("digests"))
+    digest, *adapters = (checkpoint_digest(each, book) for each in folders)
     device = options.get("device", "cpu")
     on_cuda = torch.device(device).type == "cuda"
     name = options.get("dtype", "auto")
@@ -67,10 +72,13 @@ def load_model(auto: Any, checkpoint: Path, engine: str, options: LoadOptions) -
             )
             refuse_misfits(checkpoint, report)
             check_values(checkpoint, model)
+            if adapter:
+                model = merged(model, adapter)
+                check_values(adapter.folder, model)
             own_memory(model)
     except (OSError, ValueError, ImportError) as error:
         raise GuardError(f"cannot load {checkpoint}: {error}") from error
-    if snapshot(checkpoint) != before:
+    if list(map(snapshot, folders)) != before:
         raise GuardError(f"{checkpoint} changed while it was loaded; wait until it is complete, and start again")
     tokens, items = CUDA_BUDGET if on_cuda else CPU_BUDGET
     info = EngineInfo(
@@ -79,6 +87,7 @@ def load_model(auto: Any, checkpoint: Path, engine: str, options: LoadOptions) -
         device=device,
         device_name=device_name_of(device),
         revision=":".join(part for part in (options.get("revision"), digest) if part),
+        adapter="".join(adapters),
         max_batch_tokens=options.get("max_batch_tokens") or tokens,
         max_batch_items=options.get("max_batch_items") or items,
         context_tokens=int(getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", 2048)),
