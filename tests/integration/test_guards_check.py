@@ -16,6 +16,7 @@ from tokenizers.trainers import BpeTrainer
 torch = pytest.importorskip("torch")
 
 from infra.guard_catalogue import GUARDS  # noqa: E402
+from tests.support import taught  # noqa: E402
 from tests.support.checkpoints import CHATML_TOKENS, write_checkpoint, write_model  # noqa: E402
 from tests.support.cli import Cli  # noqa: E402
 from tests.support.families import write_classifier, write_family  # noqa: E402
@@ -75,21 +76,20 @@ def test_the_bundled_guard_passes(cli: Cli) -> None:
     assert (code, facts["findings"]) == (0, [])
 
 
-WRONG: dict[str, tuple[Callable[[Any], dict[str, float]], set[str]]] = {
-    "always safe": (lambda _: {"safe": 1.0}, {"one-label"}),
-    "exchanged labels": (lambda text: {str(text.label.opposite): 1.0}, {"swapped"}),
-    "another answer": (lambda _: {"hello world": 1.0}, {"low-mass", "unread"}),
-    "a label that is written elsewhere than it is read": (
-        lambda text: {str(text.label): 0.32, str(text.label.opposite): 0.26, "\nsafe": 0.42},
-        {"split", "one-label"},
-    ),
+WRONG: dict[str, tuple[Callable[[Path], None], set[str]]] = {
+    "always safe": (taught.always_safe, {"one-label"}),
+    "exchanged labels": (taught.exchange_labels, {"swapped"}),
+    "other words": (taught.other_words, {"low-mass", "unread"}),
+    "a label that is never written": (taught.never_write_unsafe, {"one-label", "split"}),
 }
 
 
 @pytest.mark.parametrize("fault", WRONG)
-def test_a_checkpoint_that_answers_otherwise_is_found_out(cli: Cli, tmp_path: Path, fault: str) -> None:
-    said, names = WRONG[fault]
-    code, facts = check(cli, NAME, write_taught(tmp_path / "wrong", said))
+def test_a_checkpoint_that_answers_otherwise_is_found_out(cli: Cli, fitting: Path, tmp_path: Path, fault: str) -> None:
+    plant, names = WRONG[fault]
+    folder = shutil.copytree(fitting, tmp_path / "wrong")
+    plant(folder)
+    code, facts = check(cli, NAME, folder)
     assert (code, found(facts)) == (5, names)
     assert "does not answer as its family should" in facts["line"]
 

@@ -74,6 +74,7 @@ def _config_of(adapter: Adapter) -> tuple[Any, Any]:
         ) from error
     config = peft.LoraConfig.from_pretrained(str(adapter.folder))
     config.init_lora_weights = True  # what it began with is gone: the weights are loaded
+    config.base_model_name_or_path = None  # wherever it lay, it is the base that is named now
     return peft, config
 
 

@@ -64,7 +64,7 @@ def names(*judged: Sequence[Judged], speaks: bool = True) -> list[tuple[str, str
 @pytest.mark.parametrize(
     ("say", "mode", "name", "what"),
     [
-        (unlikely, Mode.SCORE, "low-mass", r"16 of 16 .* median 1.00%\); there the model would write 'Sure!'"),
+        (unlikely, Mode.SCORE, "low-mass", r"16 of 16 .* \(median 1.00%\); there the model would write 'Sure!'"),
         (another_form, Mode.GENERATE, "unread", "16 of 16 plain texts got no answer .* 'Sure! How can I help"),
         (not_a_number, Mode.SCORE, "dead", "could not be judged: the model's scores are not numbers"),
         (always_safe, Mode.SCORE, "one-label", "every plain text is safe, .* p_unsafe from 0.2000 to 0.2000"),
