@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 from rich.text import Text
@@ -18,6 +18,7 @@ from worker.guards.show import describe
 if TYPE_CHECKING:
     from worker.checkup.asking import Sample
     from worker.checkup.report import Report
+    from worker.device.spec import DTypeName
 
 _BATCH_TOKENS: Final = 4_096
 """Enough for a few texts at a time; the fastest budget is not looked for."""
@@ -72,7 +73,15 @@ def show(*, guard: GuardChoice, as_json: bool) -> None:
 @json_option
 @click.pass_context
 def check(
-    context: click.Context, *, guard: str, checkpoint: str | None, devices: str, as_json: bool, **options: Any
+    context: click.Context,
+    *,
+    guard: str,
+    checkpoint: str | None,
+    devices: str,
+    devices_per_worker: int,
+    dtype: DTypeName,
+    trust_remote_code: bool,
+    as_json: bool,
 ) -> None:
     """Load a checkpoint and see if it answers as its guard's family should.
 
@@ -88,7 +97,7 @@ def check(
     if is_generator(choice.name) or (card and card.family is Family.FAKE):
         raise UsageError(f"{choice.name} has no labels to check: it is no guard with a checkpoint")
     settings = load_settings()
-    device = choose_devices(devices, per_worker=options["devices_per_worker"], visible=settings.cuda_visible_devices)[0]
+    device = choose_devices(devices, per_worker=devices_per_worker, visible=settings.cuda_visible_devices)[0]
     log = settings.state_dir / "logs" / f"check-{choice.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     spec = DeviceSpec(
@@ -100,7 +109,9 @@ def check(
         batch_deadline_s=settings.batch_deadline_s,
         socket_path=log,  # the check gives its device paths of its own
         heartbeat_path=log,
-        **options,
+        devices_per_worker=devices_per_worker,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
     )
     report = check_checkpoint(spec, visible="" if device == "cpu" else device, log=log, say=say)
     if as_json:

@@ -200,7 +200,7 @@ def bare_guard_of(base_model: str) -> GuardChoice:
         return GuardChoice(f"{BARE}{card.name}", str(BUNDLED[card.name]))
     chosen = guard_of(base_model)
     own = GUARDS.get(chosen.name)
-    return GuardChoice(f"{BARE}{chosen.name}", chosen.checkpoint or (own and own.hub_id))
+    return GuardChoice(f"{BARE}{chosen.name}", chosen.checkpoint or (own.hub_id if own else None))
 
 
 def _place(base_model: str) -> str:

@@ -127,7 +127,7 @@ def check(spec: DeviceSpec, *, visible: str, log: Path, say: Callable[[str], Non
     words = Vocabulary(folder)
     mine = texts_in(card.languages if card else ())
     texts = mine or plain_texts()
-    kinds = [kind for kind in KINDS if kind in guard.kinds]
+    kinds: list[Kind] = [kind for kind in KINDS if kind in guard.kinds]
     say(f"loading {name} …")
     with device_of(spec.model_copy(update={"modes": guard.modes}), visible=visible, log=log) as (run, info):
         say(f"asking it about {len(texts)} plain texts, as {', '.join(kinds)}, in mode {', '.join(guard.modes)} …")

@@ -21,7 +21,7 @@ EARLIER: Final = (
     Turn(role="assistant", content="你好，请问有什么可以帮您？How can I help you?"),
 )
 """What was said before, where a text is asked about as the end of a conversation."""
-KINDS: Final = (Kind.PAIR, Kind.PROMPT, Kind.RESPONSE, Kind.MESSAGES)
+KINDS: Final[tuple[Kind, ...]] = (Kind.PAIR, Kind.PROMPT, Kind.RESPONSE, Kind.MESSAGES)
 """Those that say what they are, the benchmark's own first; a bare text is put as one of them."""
 
 

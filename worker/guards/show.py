@@ -26,7 +26,8 @@ def describe(name: str, location: str | None = None) -> str:
     if card and card.family in (Family.UNKNOWN, Family.FAKE):
         return _NO_PROMPT if card.family is Family.UNKNOWN else f"{_QUESTION}\n{_RESPONSE}"
     place = parts_of(location).base if location else None
-    place = place or (str(BUNDLED[name]) if name in BUNDLED else card and cached_checkpoint(card))
+    if place is None:
+        place = str(BUNDLED[name]) if name in BUNDLED else cached_checkpoint(card) if card else None
     if place and Path(place).is_dir():
         from worker.guards.vocabulary import Vocabulary  # noqa: PLC0415 - brings transformers along
 
