@@ -117,7 +117,7 @@ def resolve_checkpoint(name: str, location: str | None = None, *, weights: bool 
     Raises:
         GuardError: no such guard or folder, no way to the hub, or files are missing.
     """
-    location = parts_of(location).base if location else None
+    location = None if location is None else parts_of(location).base
     if _family(name, location) is Family.FAKE:
         raise GuardError("the fake guard has no checkpoint; run it on the fake engine")
     card = GUARDS.get(name)
@@ -141,7 +141,7 @@ def resolve_adapter(name: str, location: str | None) -> Path | None:
     Raises:
         GuardError: no such folder, no way to the hub, or neither a folder nor a hub id.
     """
-    place = parts_of(location).adapter if location else None
+    place = None if location is None else parts_of(location).adapter
     if place is None:
         return None
     folder = Path(place).expanduser()
