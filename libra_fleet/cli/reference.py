@@ -41,7 +41,7 @@ from schemas.guards import BARE, Family, Mode, is_bare, is_generator
 from schemas.items import Item
 from schemas.runs import InvalidRow, RunCounts, RunReport, RunSpec, RunState
 from schemas.verdicts import Outcome
-from worker.guards.location import absolute_location, parts_of
+from worker.guards.location import absolute_location, is_folder, parts_of
 from worker.guards.registry import BUNDLED
 
 _BATCH_ROWS: Final = 256
@@ -206,7 +206,7 @@ def bare_guard_of(base_model: str) -> GuardChoice:
 def _place(base_model: str) -> str:
     """The checkpoint of a model that is no guard by name, folders by their whole paths."""
     for part in parts_of(base_model):
-        if part is not None and not Path(part).expanduser().is_dir() and not _HUB_ID.fullmatch(part):
+        if part is not None and not is_folder(part) and not _HUB_ID.fullmatch(part):
             raise UsageError(f"--base_model {base_model!r}: no guard (`libra guards`), no folder and no hub id")
     return absolute_location(base_model)
 

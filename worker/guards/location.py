@@ -15,11 +15,11 @@ class Location(NamedTuple):
 
 def parts_of(location: str) -> Location:
     """Return the base and the adapter that a location names. A folder whose own name has a plus is a folder."""
-    if "+" not in location or _is_folder(location):
+    if "+" not in location or is_folder(location):
         return Location(location)
     pairs = [Location(location[:at], location[at + 1 :]) for at, letter in enumerate(location) if letter == "+"]
-    there = [pair for pair in pairs if _is_folder(pair.base) and _is_folder(pair.adapter or "")]
-    either = [pair for pair in pairs if _is_folder(pair.base) or _is_folder(pair.adapter or "")]
+    there = [pair for pair in pairs if is_folder(pair.base) and is_folder(pair.adapter or "")]
+    either = [pair for pair in pairs if is_folder(pair.base) or is_folder(pair.adapter or "")]
     return (there or either or pairs)[-1]
 
 
@@ -32,5 +32,6 @@ def absolute_location(location: str) -> str:
     )
 
 
-def _is_folder(part: str) -> bool:
+def is_folder(part: str) -> bool:
+    """True if this part of a location is a folder on this machine."""
     return bool(part) and Path(part).expanduser().is_dir()
