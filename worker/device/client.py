@@ -181,7 +181,9 @@ class DeviceClient:
         """Refuse a device process whose answers would be those of another model."""
         if self._expected is None:
             return
-        known, found = ((info.engine, info.dtype, info.revision) for info in (self._expected, connection.info))
+        known, found = (
+            (info.engine, info.dtype, info.revision, info.adapter) for info in (self._expected, connection.info)
+        )
         if known != found:
             connection.close()
             raise DeviceChangedError(

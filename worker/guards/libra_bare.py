@@ -9,22 +9,24 @@ from __future__ import annotations
 
 from typing import Final
 
-from schemas.items import Label
-from worker.guards.libra import DIALOGUE, INSTRUCTION, read_answer
+from infra.critic import read_critic
+from schemas.items import Kind, Label
+from worker.guards.libra import DIALOGUE, INSTRUCTION
 from worker.guards.prompt import QUESTION, RESPONSE, Ask
 from worker.guards.reading import SAFE, Answer, unreadable, unsafe
 from worker.guards.template_guard import Format
 
 
 def _read(text: str, single: bool) -> Answer:  # noqa: ARG001, FBT001 - Format.read
-    label = read_answer(text)
+    label = read_critic(text)
     if label is None:
-        return unreadable("the model wrote no JSON object with a 答案 of 安全 or 不安全")
+        return unreadable("the model wrote no JSON object whose 答案 says 安全 or 不安全")
     return unsafe() if label is Label.UNSAFE else SAFE
 
 
 BARE: Final = Format(
     pair=(Ask(raw=f"{INSTRUCTION}\n{DIALOGUE.format(QUESTION, RESPONSE)}"),),
+    alone=Kind.RESPONSE,
     read=_read,
     max_new_tokens=256,
     needs_separation=False,
