@@ -58,7 +58,8 @@ def context_tokens_of(folder: Path, card_tokens: int | None) -> int:
     """The smaller of what the card and config.json allow."""
     config = read_json(folder / "config.json")
     config = config.get("text_config", config)
-    known = [tokens for tokens in (card_tokens, config.get("max_position_embeddings")) if isinstance(tokens, int)]
+    own = config.get("max_position_embeddings", config.get("n_positions"))  # GPT-2's name of it
+    known = [tokens for tokens in (card_tokens, own) if isinstance(tokens, int)]
     if not known:
         raise GuardError(f"{folder}/config.json has no max_position_embeddings, so the context's length is unknown")
     return min(known)

@@ -27,7 +27,7 @@ BUNDLED: Final = {"libra-tiny": Path(__file__).parent / "libra_tiny"}
 """Checkpoints that ship inside the package."""
 
 _HUB_ID: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_LANGUAGE_FILES: Final = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
+_LANGUAGE_FILES: Final = ("guard.y*ml", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 _HUB_FILES: Final = ("*.safetensors", *_LANGUAGE_FILES)
 
 

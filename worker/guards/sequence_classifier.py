@@ -37,6 +37,11 @@ SAFE_NAMES: Final = frozenset(
     }
 )
 """Class names that say of themselves that they mean safe."""
+_POSITIONS_AFTER_PADDING: Final = frozenset(
+    """roberta xlm-roberta xlm-roberta-xl roberta-prelayernorm camembert longformer mpnet data2vec-text ibert luke mluke
+    esm""".split()
+)
+"""Model types whose positions count on from their padding id: so many fewer can be used than the config says."""
 _UNSAFE_FROM: Final = 0.5
 _SAMPLE: Final = "你好 world"
 
@@ -97,9 +102,8 @@ class SequenceClassifierGuard:
         if begin is None or self._words.text_ids(_SAMPLE).tolist() != text:
             raise GuardError(f"the tokenizer of {folder} writes special tokens in a way that is not supported")
         self._head, self._tail = array("i", found.ids[:begin]), array("i", found.ids[begin + len(text) :])
-        # RoBERTa's positions begin after its padding id.
-        roberta = str(config.get("model_type", "")) in ("roberta", "xlm-roberta", "camembert")
-        unusable = int(config.get("pad_token_id", 1)) + 1 if roberta else 0
+        padded = str(config.get("model_type", "")) in _POSITIONS_AFTER_PADDING
+        unusable = int(config.get("pad_token_id", 1)) + 1 if padded else 0
         self._limit = context_tokens_of(folder, context_tokens) - unusable
         self._temperature = temperature_of(folder)
         self.prompt_digest = digest_of(

@@ -138,6 +138,14 @@ def test_where_a_tokenizer_cannot_tell_the_categories_apart_none_is_asked_for(tm
     assert guard.category_prompt(prompts, [row(0.1, 0.9)]) is None
 
 
+def test_numbers_that_are_written_digit_by_digit_are_not_told_apart_by_their_first_id(
+    tmp_path: Path, qwen: Tokenizer
+) -> None:
+    folder = vocabularies.write_tokenizer(tmp_path, qwen, template=CHATML, eos_token="<|im_end|>")
+
+    assert load_guard("openguardrails-text-2510", str(folder)).category_question is None
+
+
 def test_a_category_is_named_before_the_marks_and_only_if_the_guard_would_name_one(
     tmp_path: Path, qwen: Tokenizer
 ) -> None:

@@ -149,3 +149,33 @@ def test_a_head_is_computed_in_float32_from_the_models_own_hidden_states(tmp_pat
     assert {weight.dtype for weight in model.base_model.parameters()} == {torch.bfloat16}
     # In bfloat16 a log-probability has eight bits, so that float32 of it has zeros behind them.
     assert any(value != float(torch.tensor(value).bfloat16()) for row in rows for value in row)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config"),
+    [
+        ("ModernBert", {}),
+        ("DebertaV2", {}),
+        ("XLMRoberta", {"pad_token_id": 1}),
+        ("MPNet", {"pad_token_id": 1}),
+        ("Electra", {"embedding_size": 32}),
+        ("GPT2", {"n_embd": 32, "n_head": 2, "n_layer": 2, "n_positions": 128}),
+    ],
+)
+def test_any_architecture_is_judged_as_by_a_plain_forward_up_to_its_last_position(
+    tmp_path: Path, architecture: str, config: dict[str, Any]
+) -> None:
+    named = {"id2label": {0: "safe", 1: "bad"}, "label2id": {"safe": 0, "bad": 1}}
+    folder = write_classifier(tmp_path, architecture=architecture, **named, **config)
+    guard, engine = load_guard("mine", str(folder)), ClassifierEngine(folder)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    texts = ("好", "第一句话。" * 60)
+    prompts = [ids for text in texts for ids in guard.render([item(text)], Mode.CLASSIFY)[0]]
+
+    rows = engine.classify(prompts)
+
+    assert len(prompts) > 2
+    for ids, row in zip(prompts, rows, strict=True):
+        with torch.inference_mode():
+            logits = model(torch.tensor([list(ids)])).logits[0]
+        assert row == pytest.approx(logits.log_softmax(-1).tolist(), abs=1e-4)
