@@ -38,8 +38,20 @@ SAFE_NAMES: Final = frozenset(
 )
 """Class names that say of themselves that they mean safe."""
 _POSITIONS_AFTER_PADDING: Final = frozenset(
-    """roberta xlm-roberta xlm-roberta-xl roberta-prelayernorm camembert longformer mpnet data2vec-text ibert luke mluke
-    esm""".split()
+    {
+        "roberta",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "roberta-prelayernorm",
+        "camembert",
+        "longformer",
+        "mpnet",
+        "data2vec-text",
+        "ibert",
+        "luke",
+        "mluke",
+        "esm",
+    }
 )
 """Model types whose positions count on from their padding id: so many fewer can be used than the config says."""
 _UNSAFE_FROM: Final = 0.5
