@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SEED ?= 1
 BENCH ?=
 
-.PHONY: help setup demo test test-fast lint docs check bench drill two-machines fuzz train-tiny clean
+.PHONY: help setup demo test test-fast lint docs check bench gpu-check drill two-machines fuzz train-tiny clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ check: lint docs test ## Everything CI checks
 bench: $(STAMP) ## Measure everything in tests/benchmarks next to its bar (BENCH: some by name)
 	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS),peers]'
 	$(BIN)/python -m tests.benchmarks $(BENCH) --json out/benchmarks.json --markdown out/benchmarks.md
+
+gpu-check: $(STAMP) ## Check everything that only a GPU shows; out/gpu/report.md is the file to send (DRY=1: on a CPU)
+	$(BIN)/python -m tests.gpu out/gpu $(if $(DRY),--dry)
 
 drill: $(STAMP) ## Break a fleet in every way we know, fifty times, and prove that nothing was lost (SEED=1)
 	$(BIN)/libra fleet drill --faults 50 --items 10000 --seed $(SEED) --out out/drill-$(SEED).json
