@@ -17,6 +17,7 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from infra.errors import UsageError
+from schemas.guards import TextForm
 from schemas.items import Retention
 
 _OF_A_SERVICE: Final = re.compile(r"_(SERVICE_(HOST|PORT\w*)|PORT(_\d+_(TCP|UDP)\w*)?)$")
@@ -83,6 +84,9 @@ class Settings(BaseSettings):
     tenant_pending_items: int = Field(2_000, ge=1, description="live items of a tenant that may wait, fleet-wide")
     idempotency_keep_s: float = Field(86_400, ge=86_400, description="an Idempotency-Key is remembered for this")
 
+    text_form: TextForm = Field(
+        TextForm.AS_IS, description="what a gateway's guard is asked about: texts as-is, normal, or the worse of both"
+    )
     retention: Retention = Field(Retention.FULL, description="full, hash or none: text that stays once settled")
 
     ledger_lock_s: float = Field(

@@ -26,6 +26,16 @@ class Mode(StrEnum):
     """One forward pass through a classification head."""
 
 
+class TextForm(StrEnum):
+    """The form of a text that a guard is asked about (`infra.normal_form`)."""
+
+    AS_IS = "as-is"
+    NORMAL = "normal"
+    """What a reader sees in it, without what hides it from a filter."""
+    WORSE = "worse"
+    """Both where they differ; the worse of the two counts."""
+
+
 class Status(StrEnum):
     """The evidence that this guard runs here."""
 

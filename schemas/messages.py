@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Final, Literal, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from schemas.base import ADDED, Shared
-from schemas.guards import Mode
+from schemas.guards import Mode, TextForm
 from schemas.items import PLAIN_KINDS, Example, Item, Kind, Turn, kind_of
 from schemas.verdicts import Fingerprint, Spent, Timings, Verdict
 
@@ -24,6 +24,8 @@ EXAMPLES_VERSION: Final = 2
 """Of chunks with worked examples: who does not know these would ask another question and not notice."""
 KINDS_VERSION: Final = 3
 """Of chunks with an item that is neither a text nor a pair: who knows only these would judge it as one of them."""
+FORM_VERSION: Final = 4
+"""Of chunks whose texts are judged in another form than they have: who does not know forms would judge them as they are."""
 
 
 class Lane(StrEnum):
@@ -77,13 +79,13 @@ class JudgeChunk(Shared):
     committed, and tells it from a chunk of the same number in a commit that a failover lost.
     With `cache` what a device answered before may be taken again; with `verdict_only` a model may stop writing once
     its verdict is known. `examples` are shown to the guard before each item; such a chunk is of version 2, and one with
-    an item that is neither a text nor a pair of version 3. `pin`: the digest of the fingerprint that the run keeps, if
+    an item that is neither a text nor a pair of version 3; with another `form` than the texts' own it is of version 4. `pin`: the digest of the fingerprint that the run keeps, if
     it was known when the chunk was enqueued; who judges it under another one judges in vain.
     """
 
-    NEWEST: ClassVar[int] = KINDS_VERSION
+    NEWEST: ClassVar[int] = FORM_VERSION
 
-    version: Literal[1, 2, 3] = WIRE_VERSION
+    version: Literal[1, 2, 3, 4] = WIRE_VERSION
     run_id: str
     chunk_no: int = Field(ge=0)
     iteration: int = Field(default=0, ge=0)
@@ -99,12 +101,15 @@ class JudgeChunk(Shared):
     nonce: str = Field(default="", **ADDED)
     ordinal: int = Field(default=0, ge=0, **ADDED)
     pin: str = Field(default="", **ADDED)
+    form: TextForm = Field(default=TextForm.AS_IS, exclude_if=lambda form: form is TextForm.AS_IS)
 
     @model_validator(mode="after")
     def _version_tells(self) -> JudgeChunk:
         if self.examples and self.version < EXAMPLES_VERSION:
             raise ValueError(f"a chunk with examples is of version {EXAMPLES_VERSION}")
-        if self.version < version_of(self.items, self.examples):
+        if self.version < version_of((), (), self.form):
+            raise ValueError(f"a chunk whose texts are judged in another form is of version {FORM_VERSION}")
+        if self.version < version_of(self.items, self.examples, self.form):
             raise ValueError(f"a chunk with an item that is neither text nor pair is of version {KINDS_VERSION}")
         return self
 
@@ -142,8 +147,10 @@ class VerdictChunk(Shared):
         return f"{self.run_id}/{self.chunk_no}"
 
 
-def version_of(items: Sequence[ChunkItem], examples: Sequence[Example]) -> Literal[1, 2, 3]:
+def version_of(items: Sequence[ChunkItem], examples: Sequence[Example], form: TextForm) -> Literal[1, 2, 3, 4]:
     """The version of a chunk that holds these: the oldest that says all of it."""
+    if form is not TextForm.AS_IS:
+        return 4
     if any(item.kind not in PLAIN_KINDS for item in items):
         return 3
     return 2 if examples else 1

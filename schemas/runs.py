@@ -8,7 +8,7 @@ from typing import Final
 from pydantic import Field, model_validator
 
 from schemas.base import ADDED, Frozen, Shared
-from schemas.guards import Mode
+from schemas.guards import Mode, TextForm
 from schemas.items import Example, ItemId
 from schemas.messages import ChunkItem, JudgeChunk, Lane, version_of
 
@@ -58,6 +58,7 @@ class RunSpec(Shared):
     `cache`: what a device answered before may be taken again; never where every item is judged several times.
     `verdict_only`: a model may stop writing once its verdict is known.
     `examples` are shown to the guard before each item, in this order.
+    `form`: the form of the texts that the guard is asked about.
     `parent` is the id of the run whose items a child run judges again.
     `tenant` is whose run it is, if it came through the gateway or the live client.
     `stages` of a cascade follow on this run, each as a child run of the one before.
@@ -77,6 +78,7 @@ class RunSpec(Shared):
     cache: bool = Field(default=False, **ADDED)
     verdict_only: bool = Field(default=False, **ADDED)
     examples: tuple[Example, ...] = Field(default=(), **ADDED)
+    form: TextForm = Field(default=TextForm.AS_IS, exclude_if=lambda form: form is TextForm.AS_IS)
     parent: str | None = Field(default=None, **ADDED)
     tenant: str | None = Field(default=None, **ADDED)
     stages: tuple[NextStage, ...] = Field(default=(), **ADDED)
@@ -96,6 +98,7 @@ class RunSpec(Shared):
             lane=self.lane,
             source=f"run:{run_id}",
             cache=self.cache,
+            form=self.form,
             verdict_only=stage.mode is Mode.GENERATE,
             parent=run_id,
             stages=self.stages[1:],
@@ -119,7 +122,7 @@ class RunSpec(Shared):
         `fingerprint` is the run's own, once it has one; live traffic keeps none.
         """
         return JudgeChunk(
-            version=version_of(items, self.examples),
+            version=version_of(items, self.examples, self.form),
             run_id=run_id,
             chunk_no=chunk_no,
             iteration=iteration,
@@ -132,6 +135,7 @@ class RunSpec(Shared):
             cache=self.uses_cache,
             verdict_only=self.verdict_only,
             examples=self.examples,
+            form=self.form,
             nonce=nonce,
             ordinal=ordinal,
             pin=fingerprint or "" if self.lane is Lane.BULK else "",

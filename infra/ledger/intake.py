@@ -21,7 +21,7 @@ from infra.ledger.engine import Row, execute, fetch_all, fetch_one, fetch_value
 from infra.ledger.months import Month
 from infra.ledger.tables import idempotency_keys, runs
 from infra.ledger.text import clean_json
-from schemas.guards import Mode
+from schemas.guards import Mode, TextForm
 from schemas.items import Item, Turn
 from schemas.messages import ChunkItem, JudgeChunk
 from schemas.runs import InvalidRow, RunSpec, RunState
@@ -243,6 +243,7 @@ def todays_run(engine: sa.Engine, spec: RunSpec, *, tenant: str) -> LiveRun:
     """
     analysed = spec.mode is Mode.GENERATE and not spec.verdict_only
     otherwise = ("-analysis" if analysed else "") + ("" if spec.cache else "-uncached")
+    otherwise += "" if spec.form is TextForm.AS_IS else f"-{spec.form}"
     today = sa.text(
         """
         SELECT to_char(now, 'YYYYMMDD') AS day,

@@ -21,6 +21,7 @@ from libra_fleet.cli.options import (
     LocalFleetOptions,
     analysis_option,
     cache_option,
+    form_option,
     guard_option,
     json_option,
     mode_for,
@@ -32,6 +33,7 @@ from libra_fleet.client import Client
 from producer.datasets.records import RowError, decode_line, to_item
 from producer.intake.live import LiveClient
 from schemas.http import ItemRequest
+from schemas.guards import TextForm
 from schemas.items import Dialogue, Kind
 from schemas.messages import Lane
 from schemas.verdicts import Outcome
@@ -55,6 +57,7 @@ _EXIT_CODES: Final = {
 @guard_option
 @mode_option
 @cache_option(default=True)
+@form_option
 @analysis_option
 @click.option("--timeout", "timeout_s", type=float, default=30, show_default=True, help="Seconds to wait.")
 @takes_fleet
@@ -69,6 +72,7 @@ def judge(
     guard: GuardChoice,
     mode: str | None,
     cache: bool,
+    form: TextForm,
     analysis: bool,
     timeout_s: float,
     fleet: LocalFleetOptions,
@@ -88,7 +92,7 @@ def judge(
     chosen = mode_for(guard, mode)
     spec = guard.spec(chosen, "live:cli", lane=Lane.LIVE)
     with connected() as found, fleet_for(found, spec, fleet):
-        client = LiveClient(found, guard=guard.name, mode=chosen, tenant="cli", cache=cache, analysis=analysis)
+        client = LiveClient(found, guard=guard.name, mode=chosen, tenant="cli", cache=cache, form=form, analysis=analysis)
         try:
             verdict = client.judge(dialogue, timeout_s=timeout_s)
         except ValidationError as error:

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from infra.guard_catalogue import GUARDS
 from infra.metrics import AVERAGED
-from schemas.guards import DEFAULT_GUARD, Mode, is_bare
+from schemas.guards import DEFAULT_GUARD, Mode, TextForm, is_bare
 from schemas.messages import Lane
 from schemas.runs import NextStage, RunSpec
 from worker.guards.location import absolute_location
@@ -290,6 +290,14 @@ dtype_option = click.option(
 analysis_option = click.option(
     "--analysis", is_flag=True, help="In mode generate, let the model write on after its verdict."
 )
+form_option = click.option(
+    "--form",
+    type=click.Choice([form.value for form in TextForm]),
+    callback=lambda _, __, value: TextForm(value),
+    default=TextForm.AS_IS.value,
+    show_default=True,
+    help="Ask about texts as they are, in their normal form (without what hides a word), or take the worse of both.",
+)
 sample_limit_option = click.option("--limit", type=click.IntRange(min=1), help="At most so many rows.")
 seed_option = click.option("--seed", type=int, help="With --limit: a random sample by this seed, not the first rows.")
 name_option = click.option("--name", callback=_name, help="A name of your own for the run.")
@@ -359,6 +367,7 @@ def run_request(
     repeat: int,
     skip_invalid: bool,
     cache: bool,
+    form: TextForm,
     analysis: bool,
 ) -> RunRequest:
     """The run that the options of `libra run start` ask for."""
@@ -382,6 +391,7 @@ def run_request(
         seed=seed,
         skip_invalid=skip_invalid,
         cache=cache,
+        form=form,
         verdict_only=chosen is Mode.GENERATE and not analysis,
         stages=next_stages(guard, (accept_below, accept_above)),
     )
@@ -436,5 +446,6 @@ takes_request = gathered(
     click.option("--repeat", type=click.IntRange(min=1), default=1, help="Judge every item so many times."),
     click.option("--skip-invalid", is_flag=True, help="List bad rows in the report instead of refusing the data."),
     cache_option(default=False),
+    form_option,
     analysis_option,
 )

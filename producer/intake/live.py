@@ -29,7 +29,7 @@ from infra.log import get_logger
 from infra.servers.services import Services
 from producer.intake.submit import cut_chunks
 from producer.intake.verdict_waiter import ItemRef, PendingVerdicts, VerdictWaiter
-from schemas.guards import Mode
+from schemas.guards import Mode, TextForm
 from schemas.items import Dialogue, Item, Kind
 from schemas.messages import JudgeChunk, Lane
 from schemas.runs import RunSpec
@@ -41,7 +41,15 @@ _MOST_ITEMS: Final = 1_024
 log = get_logger(__name__)
 
 
-def live_spec(tenant: str, guard: str, mode: Mode, *, cache: bool = True, analysis: bool = False) -> RunSpec:
+def live_spec(
+    tenant: str,
+    guard: str,
+    mode: Mode,
+    *,
+    cache: bool = True,
+    analysis: bool = False,
+    form: TextForm = TextForm.AS_IS,
+) -> RunSpec:
     """The spec of a day's run of live traffic; traffic of equal specs shares a run, and its commits."""
     return RunSpec(
         guard=guard,
@@ -51,6 +59,7 @@ def live_spec(tenant: str, guard: str, mode: Mode, *, cache: bool = True, analys
         tenant=tenant,
         cache=cache,
         verdict_only=mode is Mode.GENERATE and not analysis,
+        form=form,
     )
 
 
@@ -270,7 +279,7 @@ class LiveClient:
     """Live traffic of one tenant through one guard. Thread-safe.
 
     `cache`: a device's earlier answer to the very same prompts may be used again. `analysis`: a model in mode
-    generate writes on after its verdict.
+    generate writes on after its verdict. `form`: the form of the texts that the guard is asked about.
     """
 
     def __init__(
@@ -281,10 +290,11 @@ class LiveClient:
         mode: Mode = Mode.SCORE,
         tenant: str = "default",
         cache: bool = True,
+        form: TextForm = TextForm.AS_IS,
         analysis: bool = False,
     ) -> None:
         self._services = services
-        self._spec = live_spec(tenant, guard, mode, cache=cache, analysis=analysis)
+        self._spec = live_spec(tenant, guard, mode, cache=cache, analysis=analysis, form=form)
         self._executor = ThreadPoolExecutor(max_workers=2, thread_name_prefix="live")
         self._intake = LiveIntake(services, self._executor)
 

@@ -6,6 +6,7 @@ the item it read. Knows no device and no queue.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import selectors
@@ -23,9 +24,10 @@ from typing import Any, Final, NamedTuple
 
 from infra.errors import DeviceProtocolError, GuardError
 from infra.log import configure_logging, get_logger
+from infra.normal_form import normal_form
 from infra.process import die_with_parent, python_module
 from infra.settings import child_environment, load_settings
-from schemas.guards import Mode
+from schemas.guards import Mode, TextForm
 from schemas.items import Example
 from schemas.messages import ChunkItem
 from worker.guards.base import Guard, PromptIds
@@ -52,7 +54,37 @@ def failure(guard: str, error: Exception) -> str:
     return str(error) if isinstance(error, GuardError) else f"the guard {guard} failed: {type(error).__name__}"
 
 
-def read_items(guard: Guard, items: Sequence[ChunkItem], mode: Mode) -> Read:
+def read_items(guard: Guard, items: Sequence[ChunkItem], mode: Mode, form: TextForm = TextForm.AS_IS) -> Read:
+    """Prompts of all items, in the form of their texts that is asked for: a second form is a further window.
+
+    An item of which one form cannot be asked has no prompts at all: half of it would pass for the whole.
+
+    Raises:
+        MemoryError: this is no item's own doing.
+    """
+    if form is TextForm.AS_IS:
+        return _read_as_they_are(guard, items, mode)
+    asked = [_in_form(item, form) for item in items]
+    windows, refused = _read_as_they_are(guard, list(itertools.chain.from_iterable(asked)), mode)
+    left = iter(windows)
+    whole = [list(itertools.chain.from_iterable(next(left) for _ in forms)) for forms in asked]
+    return Read([[] if item.seq in refused else own for item, own in zip(items, whole, strict=True)], refused)
+
+
+def _in_form(item: ChunkItem, form: TextForm) -> list[ChunkItem]:
+    """The item as it is asked about: once, or twice where both its forms are asked about and differ."""
+    turns = tuple(turn.model_copy(update={"content": _seen(turn.content)}) for turn in item.history)
+    texts = {"question": _seen(item.question), "response": _seen(item.response), "history": turns}
+    normal = item.model_copy(update=texts)
+    return [normal] if form is TextForm.NORMAL or normal == item else [item, normal]
+
+
+def _seen(text: str) -> str:
+    """Its normal form, or the text itself where nothing is to be seen in it."""
+    return normal_form(text).text or text
+
+
+def _read_as_they_are(guard: Guard, items: Sequence[ChunkItem], mode: Mode) -> Read:
     """All items at once; where that fails, one by one.
 
     Raises:
@@ -120,7 +152,13 @@ class Reader:
         self._process: subprocess.Popen[bytes] | None = None
 
     def read(
-        self, items: Sequence[ChunkItem], mode: Mode, examples: Sequence[Example], *, on_progress: Callable[[], None]
+        self,
+        items: Sequence[ChunkItem],
+        mode: Mode,
+        examples: Sequence[Example],
+        *,
+        form: TextForm = TextForm.AS_IS,
+        on_progress: Callable[[], None],
     ) -> Read:
         """Prompts of each item, or why it has none.
 
@@ -131,9 +169,8 @@ class Reader:
         windows: list[list[PromptIds]] = []
         refused: dict[int, str] = {}
         for item in items:
-            question = json.dumps(
-                [mode.value, [example.model_dump(mode="json") for example in examples], item.model_dump(mode="json")]
-            )
+            shown = [example.model_dump(mode="json") for example in examples]
+            question = json.dumps([mode.value, shown, form.value, item.model_dump(mode="json")])
             with self._lock:
                 answer = self._ask(question.encode() + b"\n")
             on_progress()
@@ -223,10 +260,10 @@ def main() -> None:
     with_examples = lru_cache(maxsize=1)(guard.with_examples)
     _say(answers, {"ready": True})
     for line in sys.stdin.buffer:
-        mode, examples, item = json.loads(line)
+        mode, examples, form, item = json.loads(line)
         shown = tuple(Example.model_validate(example, strict=False) for example in examples)
         asked = with_examples(shown) if shown else guard
-        windows, refused = read_items(asked, [ChunkItem.model_validate(item)], Mode(mode))
+        windows, refused = read_items(asked, [ChunkItem.model_validate(item)], Mode(mode), TextForm(form))
         prompts = [prompt.tolist() for prompt in windows[0]]
         _say(answers, {"prompts": prompts} | ({"refused": next(iter(refused.values()))} if refused else {}))
 

@@ -17,11 +17,11 @@ from typing import Final
 import redis
 import structlog
 
-from infra import tracing
+from infra import normal_form, tracing
 from infra.coordination.leases import Delivery
 from infra.errors import DeviceAwayError, DeviceChangedError, DeviceProtocolError, LibraError
 from infra.log import get_logger
-from schemas.guards import Mode
+from schemas.guards import Mode, TextForm
 from schemas.items import Label
 from schemas.messages import ChunkItem, JudgeChunk, Lane, VerdictChunk, decode_chunk
 from schemas.verdicts import Fingerprint, Outcome, Spent, Timings, Verdict
@@ -143,6 +143,9 @@ class Judge:
         if chunk.examples:
             guard = self._with_examples(chunk.examples)
             fingerprint = fingerprint.model_copy(update={"prompt": guard.prompt_digest})
+        if chunk.form is not TextForm.AS_IS:
+            prompt = f"{fingerprint.prompt} of texts {chunk.form}, normal form {normal_form.VERSION}"
+            fingerprint = fingerprint.model_copy(update={"prompt": prompt})
         return guard, fingerprint
 
     def _passes_on(self, chunk: JudgeChunk, delivery: Delivery, tag: str | None, queue_s: float) -> bool:
@@ -364,9 +367,10 @@ class Judge:
                 refused = {item.seq: reason for item in chunk.items}
                 return [[] for _ in chunk.items], refused, self._fingerprints[chunk.mode]
             if not (apart or self._apart) or self._reader is None:
-                return *read_items(guard, chunk.items, chunk.mode), fingerprint
+                return *read_items(guard, chunk.items, chunk.mode, chunk.form), fingerprint
         on_progress = partial(self._deliveries.note_progress, chunk.chunk_id)
-        return *self._reader.read(chunk.items, chunk.mode, chunk.examples, on_progress=on_progress), fingerprint
+        read = self._reader.read(chunk.items, chunk.mode, chunk.examples, form=chunk.form, on_progress=on_progress)
+        return *read, fingerprint
 
     def _read(self, item: ChunkItem, prompts: Sequence[PromptIds], answered: Sequence[tuple[Answer, bool]]) -> Verdict:
         """An item's verdict from its prompts' answers, each with whether it was known before."""

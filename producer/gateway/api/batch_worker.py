@@ -206,6 +206,7 @@ class BatchWorker:
             lane=Lane.BULK,
             source=f"batch:{batch.id}",
             tenant=batch.tenant,
+            form=self._gateway.settings.text_form,
         )
         run_id = batches.begin_run(engine, batch_id, intake.new_run_id())
         try:

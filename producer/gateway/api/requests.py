@@ -182,7 +182,7 @@ async def accept(
 ) -> Accepted:
     """Admit items and commit them, or 429, 503, 409; a repeated request gives the places of the first."""
     tenant, guard, items, submissions = item_batch
-    spec = live_spec(tenant, guard.name, guard.mode)
+    spec = live_spec(tenant, guard.name, guard.mode, form=gateway.settings.text_form)
     try:
         made = await gateway.ask(find_made, once) if once else None
         if made is not None:

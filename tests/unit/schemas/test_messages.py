@@ -7,7 +7,7 @@ import json
 import pytest
 from pydantic import BaseModel
 
-from schemas.guards import Mode
+from schemas.guards import Mode, TextForm
 from schemas.items import Example, Label
 from schemas.messages import ChunkItem, JudgeChunk, Lane, MessageError, NewerVersionError, VerdictChunk, decode_chunk
 from schemas.runs import RunSpec
@@ -76,7 +76,7 @@ def test_a_field_that_a_later_version_added_is_passed_over() -> None:
 
 
 def test_a_newer_message_version_and_a_malformed_message_are_refused_apart() -> None:
-    newer = {**json.loads(judge_chunk().model_dump_json()), "version": 4}
+    newer = {**json.loads(judge_chunk().model_dump_json()), "version": 5}
     with pytest.raises(NewerVersionError):
         decode_chunk(JudgeChunk, json.dumps(newer))
     with pytest.raises(MessageError, match="lane"):
@@ -117,3 +117,14 @@ def test_a_fingerprint_with_a_field_that_is_not_known_is_no_other_fingerprint() 
 
     with pytest.raises(MessageError, match="quantisation"):
         decode_chunk(VerdictChunk, json.dumps(chunk))
+
+
+def test_a_chunk_whose_texts_are_judged_in_another_form_is_parked_by_who_knows_no_forms() -> None:
+    run = RunSpec(guard="fake", source="s", form=TextForm.WORSE)
+
+    chunk = run.chunk("r1", 0, (ChunkItem(seq=0, question="", response="x"),), iteration=0, enqueued_at=0.0)
+
+    assert (chunk.version, chunk.form) == (4, TextForm.WORSE)
+    assert decode_chunk(JudgeChunk, chunk.model_dump_json()) == chunk
+    with pytest.raises(MessageError):
+        decode_chunk(JudgeChunk, json.dumps({**json.loads(chunk.model_dump_json()), "version": 3}))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from infra.errors import GuardError
 from infra.process import wait_until
-from schemas.guards import Mode
+from schemas.guards import Mode, TextForm
+from schemas.items import Turn
 from schemas.messages import ChunkItem
 from worker.consumer.reading import GuardClock, Reader, read_items
+from worker.guards.base import PromptIds
 from worker.guards.fake import FakeGuard
 
 
@@ -42,3 +47,68 @@ def test_a_guard_that_takes_too_long_makes_its_process_unwell() -> None:
     with clock.running():
         assert wait_until(lambda: not clock.is_well(), timeout_s=5)
     assert clock.is_well()
+
+
+DISGUISED = "他是傻\u200b逼"
+PLAIN = "他是傻逼"
+
+
+def chunk_items(*texts: str) -> list[ChunkItem]:
+    return [ChunkItem(seq=seq, question="", response=text) for seq, text in enumerate(texts)]
+
+
+def test_a_guard_is_asked_about_a_texts_normal_form_or_about_both_where_they_differ() -> None:
+    guard = FakeGuard()
+    disguised, plain = (guard.render(chunk_items(text), Mode.SCORE)[0] for text in (DISGUISED, PLAIN))
+    items = chunk_items(DISGUISED, PLAIN)
+
+    def asked(form: TextForm) -> list[list[PromptIds]]:
+        return read_items(guard, items, Mode.SCORE, form).windows
+
+    assert asked(TextForm.AS_IS) == [disguised, plain]
+    assert asked(TextForm.NORMAL) == [plain, plain]
+    assert asked(TextForm.WORSE) == [[*disguised, *plain], plain]
+
+
+def test_every_text_of_an_item_is_taken_in_its_normal_form() -> None:
+    turns = (Turn(role="user", content=DISGUISED), Turn(role="assistant", content="好"))
+    item = ChunkItem(seq=0, question=DISGUISED, response=DISGUISED, history=turns)
+    seen: list[ChunkItem] = []
+
+    class Noting(FakeGuard):
+        def render(self, items: Sequence[ChunkItem], mode: Mode) -> list[list[PromptIds]]:
+            seen.extend(items)
+            return super().render(items, mode)
+
+    read_items(Noting(), [item], Mode.SCORE, TextForm.NORMAL)
+
+    (asked,) = seen
+    assert (asked.question, asked.response, asked.history[0].content) == (PLAIN, PLAIN, PLAIN)
+
+
+def test_a_text_of_which_nothing_is_seen_is_asked_about_as_it_is() -> None:
+    items = chunk_items("\u200b\u200b")
+
+    assert read_items(FakeGuard(), items, Mode.SCORE, TextForm.WORSE) == read_items(FakeGuard(), items, Mode.SCORE)
+
+
+def test_an_item_of_which_one_form_cannot_be_asked_is_refused_and_its_neighbours_are_not() -> None:
+    class Picky(FakeGuard):
+        def render(self, items: Sequence[ChunkItem], mode: Mode) -> list[list[PromptIds]]:
+            if any(item.response == PLAIN for item in items):
+                raise GuardError("does not fit")
+            return super().render(items, mode)
+
+    windows, refused = read_items(Picky(), chunk_items(DISGUISED, "好"), Mode.SCORE, TextForm.WORSE)
+
+    assert [len(own) for own in windows] == [0, 1]
+    assert refused == {0: "does not fit"}
+
+
+def test_the_reading_process_takes_the_same_form() -> None:
+    items = chunk_items(DISGUISED)
+    reader = Reader("fake", None, weights=False, prompt_digest=FakeGuard().prompt_digest)
+
+    read = reader.read(items, Mode.SCORE, (), form=TextForm.WORSE, on_progress=lambda: None)
+
+    assert read == read_items(FakeGuard(), items, Mode.SCORE, TextForm.WORSE)
