@@ -25,7 +25,7 @@ EXAMPLES_VERSION: Final = 2
 KINDS_VERSION: Final = 3
 """Of chunks with an item that is neither a text nor a pair: who knows only these would judge it as one of them."""
 FORM_VERSION: Final = 4
-"""Of chunks whose texts are judged in another form than they have: who does not know forms would judge them as they are."""
+"""Of chunks whose texts are judged in another form than they have: who knows no forms would judge them as they are."""
 
 
 class Lane(StrEnum):
@@ -78,9 +78,10 @@ class JudgeChunk(Shared):
     the ledger counts up (0: written before there were ordinals). `nonce` is drawn at random when the chunk is
     committed, and tells it from a chunk of the same number in a commit that a failover lost.
     With `cache` what a device answered before may be taken again; with `verdict_only` a model may stop writing once
-    its verdict is known. `examples` are shown to the guard before each item; such a chunk is of version 2, and one with
-    an item that is neither a text nor a pair of version 3; with another `form` than the texts' own it is of version 4. `pin`: the digest of the fingerprint that the run keeps, if
-    it was known when the chunk was enqueued; who judges it under another one judges in vain.
+    its verdict is known. `examples` are shown to the guard before each item; such a chunk is of version 2, one with an
+    item that is neither a text nor a pair of version 3, one with another `form` than the texts' own of version 4.
+    `pin`: the digest of the fingerprint that the run keeps, if it was known when the chunk was enqueued; who judges it
+    under another one judges in vain.
     """
 
     NEWEST: ClassVar[int] = FORM_VERSION

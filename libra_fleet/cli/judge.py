@@ -32,8 +32,8 @@ from libra_fleet.cli.show import print_verdict, say
 from libra_fleet.client import Client
 from producer.datasets.records import RowError, decode_line, to_item
 from producer.intake.live import LiveClient
-from schemas.http import ItemRequest
 from schemas.guards import TextForm
+from schemas.http import ItemRequest
 from schemas.items import Dialogue, Kind
 from schemas.messages import Lane
 from schemas.verdicts import Outcome
@@ -92,7 +92,9 @@ def judge(
     chosen = mode_for(guard, mode)
     spec = guard.spec(chosen, "live:cli", lane=Lane.LIVE)
     with connected() as found, fleet_for(found, spec, fleet):
-        client = LiveClient(found, guard=guard.name, mode=chosen, tenant="cli", cache=cache, form=form, analysis=analysis)
+        client = LiveClient(
+            found, guard=guard.name, mode=chosen, tenant="cli", cache=cache, form=form, analysis=analysis
+        )
         try:
             verdict = client.judge(dialogue, timeout_s=timeout_s)
         except ValidationError as error:

@@ -118,7 +118,7 @@ def test_an_old_message_keeps_its_meaning_and_an_old_reader_parks_what_it_would_
         with pytest.raises(ValidationError, match="version 3"):
             JudgeChunk.model_validate({**dict(chunk), "version": 2})
     with pytest.raises(NewerVersionError):
-        decode_chunk(JudgeChunk, json.dumps({**written, "version": 4}))
+        decode_chunk(JudgeChunk, json.dumps({**written, "version": 5}))
 
 
 def test_a_request_says_what_its_item_is_in_one_way() -> None:
