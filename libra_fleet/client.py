@@ -7,6 +7,7 @@ idempotency key, when the gateway is away, busy or does not answer: it counts on
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 import time
 import uuid
@@ -15,7 +16,7 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import httpx2
 
-from schemas.http import MOST_ITEMS, ItemRequest, ItemVerdict
+from schemas.http import MOST_ITEMS, ItemRequest, ItemVerdict, retry_after_s
 
 _RETRYABLE: Final = frozenset({429, 502, 503, 504})
 _FIRST_PAUSE_S: Final = 0.1
@@ -212,8 +213,9 @@ class AsyncClient:
     async def _ask(self, method: str, path: str, **request: Any) -> dict[str, Any]:  # noqa: ANN401 - httpx2's options
         """Send a request until it has an answer that a retry would not change."""
         deadline = time.monotonic() + self._timeout_s
-        pause_s, why = _FIRST_PAUSE_S, "no answer"
+        most_s, why = _FIRST_PAUSE_S, "no answer"
         while True:
+            pause_s = random.uniform(0, most_s)  # noqa: S311 - jitter, so that not all callers come back at once
             try:
                 answer = await self._http.request(method, path, **request)
             except httpx2.TransportError as error:
@@ -223,11 +225,11 @@ class AsyncClient:
                     found: dict[str, Any] = answer.json()
                     return found
                 why = _refusal(answer)
-                pause_s = max(pause_s, float(answer.headers.get("retry-after", "0")))
+                pause_s = max(pause_s, retry_after_s(answer.headers.get("retry-after")))
             if time.monotonic() + pause_s > deadline:
                 raise GatewayTimeoutError(f"the gateway did not do it within {self._timeout_s:g} s: {why}")
             await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            most_s = min(2 * most_s, _LONGEST_PAUSE_S)
 
 
 def _refusal(answer: httpx2.Response) -> str:

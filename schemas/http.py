@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, field_validator, model_validator
@@ -14,6 +15,8 @@ from schemas.verdicts import CategoriesBy, Outcome
 
 MOST_ITEMS: Final = 1_000
 """In one request."""
+_LONGEST_SECONDS: Final = 9
+"""Digits of a Retry-After that count: 30 years."""
 
 
 def _storable(value: str) -> str:
@@ -38,6 +41,18 @@ CallbackUrl = Annotated[
 """Checked for its form only; the addresses behind its name are checked when it is called."""
 Timestamp = Annotated[datetime, PlainSerializer(datetime.isoformat, return_type=str)]
 """Written with its offset as +00:00, where pydantic would write Z."""
+
+
+def retry_after_s(value: str | None) -> float:
+    """The seconds of a Retry-After (RFC 9110), which is a number or a date; 0 where there is none, or nonsense."""
+    value = (value or "").strip()
+    if value.isascii() and value.isdecimal():
+        return float(value[:_LONGEST_SECONDS])
+    try:
+        at = parsedate_to_datetime(value)
+    except ValueError:
+        return 0.0
+    return max(0.0, (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - datetime.now(UTC).timestamp())
 
 
 class ApiRequest(BaseModel):

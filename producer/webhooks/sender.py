@@ -14,7 +14,6 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Final, NamedTuple
 
 import httpx2
@@ -30,6 +29,7 @@ from infra.settings import Settings
 from producer.webhooks.addresses import Allowed, IpAddress, RefusedAddressError, checked_addresses
 from producer.webhooks.shares import Shares
 from producer.webhooks.signing import signed
+from schemas.http import retry_after_s
 
 log = get_logger(__name__)
 
@@ -210,17 +210,5 @@ async def _post(
                 raise
             continue
         await response.aclose()
-        return Answer(response.status_code, retry_after_s=_retry_after_s(response.headers.get("retry-after", "")))
+        return Answer(response.status_code, retry_after_s=retry_after_s(response.headers.get("retry-after")))
     raise httpx2.ConnectError("the name has no address")
-
-
-def _retry_after_s(value: str) -> float:
-    """The seconds of a Retry-After, which is a number or a date; 0 where there is none."""
-    value = value.strip()
-    if value.isdecimal():
-        return float(value)
-    try:
-        at = parsedate_to_datetime(value)
-    except ValueError:
-        return 0.0
-    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - datetime.now(UTC).timestamp()

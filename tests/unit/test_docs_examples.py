@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
+from inspect import signature
 from pathlib import Path
 
 import pytest
 
+import libra_fleet
 from infra.settings import Settings
+from libra_fleet import AsyncClient, Client, ItemVerdict
 from producer.policies import parse_policy
 from schemas.items import Label
 from schemas.policy import decide, surface_of
@@ -54,6 +57,17 @@ def test_the_receivers_code_compiles_and_the_schedule_is_the_default() -> None:
 
     assert named in (DOCS / "webhooks.md").read_text(encoding="utf-8")
     assert pauses == list(Settings.model_fields["webhook_retry_s"].default)
+
+
+def test_the_clients_page_names_every_method_argument_and_error() -> None:
+    page = (DOCS / "client.md").read_text(encoding="utf-8")
+    compile(block("client.md", "python"), "client.md", "exec")
+    named = set(re.findall(r"`(\w+)[`(=]", page))
+    methods = {name for name in vars(AsyncClient) if not name.startswith("_")}
+    arguments = set(signature(AsyncClient.__init__).parameters) - {"self"}
+
+    assert methods == {name for name in vars(Client) if not name.startswith("_")}
+    assert {*methods, *arguments, *ItemVerdict.model_fields, *libra_fleet.__all__} - named - {"ItemVerdict"} == set()
 
 
 @pytest.mark.parametrize("page", ["docs/tutorial.md", "docs/kubernetes.md", "docs/deploy.md", "README.md"])

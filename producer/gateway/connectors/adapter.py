@@ -72,6 +72,7 @@ class Judged(NamedTuple):
             "label": verdict.label.value if verdict.label else None,
             "p_unsafe": verdict.p_unsafe,
             "categories": list(verdict.categories),
+            "categories_by": verdict.categories_by.value if verdict.categories_by else None,
             "reason": None if self.was_judged else verdict.reason,
         }
 
