@@ -136,7 +136,7 @@ def _judgeable(
         one = BatchItemRequest.model_validate(line.body)
         item, submission = submitted(one, tenant, gateway, where="body.", item_id=item_id)
         guard = guard_of(one.guard, gateway, field="body.guard")
-        refuse_kinds(guard, [item], gateway, where="body")
+        refuse_kinds(guard, [item], gateway, ["body"])
         return guard, [(item, submission._replace(custom_id=line.custom_id))]
     except ValidationError as error:
         raise _invalid(error, "body.") from None

@@ -49,12 +49,16 @@ class GuardSelection(NamedTuple):
 
 
 class ItemBatch(NamedTuple):
-    """The items of a request in its order, their submissions by the item's id, and the guard to judge them."""
+    """The items of a request in its order, their submissions by the item's id, and the guard to judge them.
+
+    `places`: what the caller calls each item, where that is not items.0, items.1, …
+    """
 
     tenant: str
     guard: GuardSelection
     items: list[Item]
     submissions: dict[str, Submission]
+    places: Sequence[str] = ()
 
 
 def item_batch_of(
@@ -105,10 +109,10 @@ def guard_of(name: str | None, gateway: Gateway, *, field: str) -> GuardSelectio
     return GuardSelection(name, card.modes[0] if card else Mode.SCORE)
 
 
-def refuse_kinds(guard: GuardSelection, items: Sequence[Item], gateway: Gateway, *, where: str = "items.{}") -> None:
+def refuse_kinds(guard: GuardSelection, items: Sequence[Item], gateway: Gateway, places: Sequence[str] = ()) -> None:
     """400 on the first item of a kind that the guard cannot judge; else its worker would have to say so.
 
-    `where` has a place for the item's number. Asks the broker about a guard that is in no list, so call it in a thread.
+    `places` as in `ItemBatch`. Asks the broker about a guard that is in no list, so call it in a thread.
     """
     card = GUARDS.get(guard.name)
     # Every guard judges a text; a guard that is in no list is asked for no more than it is worth.
@@ -119,8 +123,9 @@ def refuse_kinds(guard: GuardSelection, items: Sequence[Item], gateway: Gateway,
     for at, item in enumerate(items):
         if kinds and item.kind not in kinds:
             family = f"{guard.name} (of the family {card.family})" if card else guard.name
-            detail = f"{where.format(at)}: {cannot_judge(family, item.kind, kinds)}"
-            raise ProblemError(400, "kind-not-judged", detail, field=where.format(at))
+            place = places[at] if places else f"items.{at}"
+            detail = f"{place}: {cannot_judge(family, item.kind, kinds)}"
+            raise ProblemError(400, "kind-not-judged", detail, field=place)
 
 
 def _announced_kinds(guard: str, gateway: Gateway) -> frozenset[Kind]:
@@ -181,7 +186,7 @@ async def accept(
     gateway: Gateway, item_batch: ItemBatch, once: IdempotencyKey | None, *, waits: bool = False
 ) -> Accepted:
     """Admit items and commit them, or 429, 503, 409; a repeated request gives the places of the first."""
-    tenant, guard, items, submissions = item_batch
+    tenant, guard, items, submissions, places = item_batch
     spec = live_spec(tenant, guard.name, guard.mode, form=gateway.settings.text_form)
     try:
         made = await gateway.ask(find_made, once) if once else None
@@ -193,7 +198,7 @@ async def accept(
         ):
             detail = f"no worker serves {guard.name} now"
             raise ProblemError(503, "guard-not-served", detail, headers={"Retry-After": "30"})
-        await asyncio.to_thread(refuse_kinds, guard, items, gateway)
+        await asyncio.to_thread(refuse_kinds, guard, items, gateway, places)
         if once is None:
             return await asyncio.wrap_future(gateway.intake.accept(spec, items, submissions, waits=waits))
         return await asyncio.wrap_future(gateway.intake.accept_alone(spec, items, submissions, once=once))

@@ -129,8 +129,9 @@ async def judge(
 ) -> list[Judged]:
     """Accept texts and wait for their verdicts, one for each in their order.
 
-    `surface` is where the texts come from, by which a policy may have rules of its own. Raises ProblemError: 413, 422,
-    429; 503 where nobody judges in time; and 502 on a text that was not judged, where LIBRA_UNJUDGED=error.
+    `surface` is where the texts come from, by which a policy may have rules of its own. Raises ProblemError: 400 on
+    a kind that the guard cannot judge, 413, 422, 429; 503 where nobody judges in time; and 502 on a text that was not
+    judged, where LIBRA_UNJUDGED=error.
     """
     gateway, principal, wait_s = caller
     if len(texts) > MOST_ITEMS:
@@ -140,7 +141,8 @@ async def judge(
     items = [item_of(text.dialogue, fields=dict.fromkeys(fields, text.place)) for text in texts]
     kept = {name: _storable(value) for name, value in {"surface": surface, **(metadata or {})}.items() if value}
     submission = Submission(principal.tenant, metadata=kept)
-    item_batch = ItemBatch(principal.tenant, selection, items, {item.id: submission for item in items})
+    of_item = {item.id: submission for item in items}
+    item_batch = ItemBatch(principal.tenant, selection, items, of_item, [text.place for text in texts])
     refs, verdicts = await accept_and_wait(gateway, item_batch, None, wait_s=wait_s)
     if verdicts is None:
         raise not_in_time([ref.name for ref in refs])

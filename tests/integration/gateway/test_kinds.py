@@ -118,3 +118,22 @@ def test_what_the_client_sends_keeps_its_kind(served: TestClient, services: Serv
     settle_pending(services)
     name = answer.json()["data"][2]["id"]
     assert served.get(f"/v1/items/{name}", headers=service).json()["status"] == "settled"
+
+
+@pytest.mark.parametrize("guard", ["libra-guard-qwen2.5-7b-instruct"])
+def test_a_foreign_wire_lets_nothing_pass_that_the_guard_cannot_judge_and_says_why(
+    served: TestClient, services: Services, service: dict[str, str]
+) -> None:
+    litellm = {"input_type": "request", "texts": ["问"], "request_data": {}}
+    dify = {"point": "app.moderation.input", "params": {"app_id": "a", "inputs": {}, "query": "问"}}
+
+    blocked = served.post("/beta/litellm_basic_guardrail_api", headers=service, json=litellm).json()
+    flagged = served.post("/connect/dify", headers=service, json=dify).json()
+
+    assert blocked["action"] == "BLOCKED"
+    assert (
+        "libra-guard-qwen2.5-7b-instruct (of the family libra) cannot judge a prompt alone" in blocked["blocked_reason"]
+    )
+    assert "items.0" not in blocked["blocked_reason"]
+    assert flagged["flagged"] is True
+    assert kinds_in(services) == []
