@@ -23,7 +23,7 @@ _SHARED: tuple[Processor, ...] = (
     structlog.processors.StackInfoRenderer(),
 )
 
-_NOISY = ("celery", "kombu", "amqp", "alembic", "httpx", "urllib3", "transformers")
+_NOISY = ("celery", "kombu", "amqp", "alembic", "httpx", "httpx2", "matplotlib", "urllib3", "transformers")
 
 
 def configure_logging(level: str, style: Literal["auto", "json", "console"], **bound: str) -> None:

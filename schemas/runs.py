@@ -11,6 +11,7 @@ from schemas.base import ADDED, Frozen, Shared
 from schemas.guards import Mode, TextForm
 from schemas.items import Example, ItemId
 from schemas.messages import ChunkItem, JudgeChunk, Lane, version_of
+from schemas.reading import Reading
 
 RUN_ID: Final = "r(?:m[0-9]{4})?[0-9a-f]{10}"
 """A run's id as a regular expression: its month, which older ids lack, and ten random digits."""
@@ -62,6 +63,8 @@ class RunSpec(Shared):
     `parent` is the id of the run whose items a child run judges again.
     `tenant` is whose run it is, if it came through the gateway or the live client.
     `stages` of a cascade follow on this run, each as a child run of the one before.
+    `family` names the words in which a local worker asks the checkpoint, where they are not those that it shows.
+    `reading` is the user's word on the source's columns, labels, ids, split and encoding, if there was one.
     """
 
     guard: str
@@ -82,6 +85,8 @@ class RunSpec(Shared):
     parent: str | None = Field(default=None, **ADDED)
     tenant: str | None = Field(default=None, **ADDED)
     stages: tuple[NextStage, ...] = Field(default=(), **ADDED)
+    family: str | None = Field(default=None, **ADDED)
+    reading: Reading | None = Field(default=None, **ADDED)
 
     @property
     def uses_cache(self) -> bool:
@@ -311,6 +316,7 @@ class RunReport(Shared):
     without_groups: str = Field(default="", **ADDED)
     throughput: Throughput | None = None
     dead_reasons: dict[str, int] = Field(default_factory=dict)
+    unparseable_reasons: dict[str, int] = Field(default_factory=dict, **ADDED)
     invalid_rows: tuple[InvalidRow, ...] = ()
     invalid_count: int = 0
     dead_items: tuple[ItemId, ...] = ()

@@ -404,6 +404,7 @@ def run_worker(
                     threads,
                     weights=spec.engine == "transformers",
                     devices=spec.devices_per_worker,
+                    family=spec.family,
                 )
                 for lane, threads in ((Lane.LIVE, settings.live_threads), (Lane.BULK, settings.bulk_threads))
             ]

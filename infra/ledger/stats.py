@@ -43,6 +43,15 @@ def kind_counts(engine: sa.Engine, run_id: str) -> dict[str, int]:
     return {kind.value: found[kind] for kind in ItemKind if kind in found}
 
 
+def unparseable_reasons(engine: sa.Engine, run_id: str) -> dict[str, int]:
+    """Unparseable answers of a run by reason, the most frequent first; reasons that differ in numbers alone are one."""
+    statement = sa.text(
+        r"SELECT coalesce(regexp_replace(reason, '\d[\d.,]*', '…', 'g'), 'no reason given') AS why, count(*) AS n "
+        "FROM verdicts WHERE run_id = :run_id AND outcome = 'unparseable' GROUP BY why ORDER BY n DESC, why LIMIT 50"
+    )
+    return {row.why: row.n for row in fetch_all(engine, statement, {"run_id": run_id})}
+
+
 def dead_items(engine: sa.Engine, run_id: str, *, limit: int = 100) -> tuple[str, ...]:
     """Ids of the first items that died."""
     statement = sa.text(
@@ -80,7 +89,9 @@ def throughput(engine: sa.Engine, status: RunStatus) -> Throughput:
         """
     )
     (stages,) = fetch_all(engine, statement, {"run_id": status.id})
-    rate = status.counts.settled / status.seconds if status.seconds > 0 else None
+    counts = status.counts
+    judged = counts.scored + counts.unparseable if status.cancelled else counts.settled  # the rest was never judged
+    rate = judged / status.seconds if status.seconds > 0 else None
     return Throughput(seconds=status.seconds, items_per_s=rate, **stages._mapping)
 
 

@@ -292,6 +292,7 @@ CASCADE: Final = LazyGroup(
 )
 
 COMMANDS: Final[Mapping[str, Entry | click.Command]] = {
+    "eval": Entry("evaluate:evaluate", "Measure models on a data set."),
     "run": RUN,
     "fleet": FLEET,
     "judge": Entry("judge:judge", "Judge one text over the live lane."),

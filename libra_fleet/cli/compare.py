@@ -70,32 +70,45 @@ def compare(*, runs: tuple[str, ...], html: Path | None, markdown: bool, no_text
         raise UsageError("name two runs or more")
     if markdown and as_json:
         raise UsageError("--markdown or --json, not both")
-    write = pages().board_page if html else None
     if html:
+        pages()
         writable("--html", html)
     with connected() as found:
-        rankings = [_ranking(found, run) for run in runs]
-        ids = [one.report.run_id for one in rankings]
-        if len(set(ids)) < len(ids):
-            raise UsageError("a run is named twice")
-        first = rankings[0].report
-        pairings = [
-            Pairing(first, other.report, Comparison.of(both_settled(found.engine, first.run_id, other.report.run_id)))
-            for other in rankings[1:]
-        ]
-        ranked = by_accuracy(rankings)
-        if as_json:
-            print_json({"board": list(map(_ranking_facts, ranked)), "contests": list(map(_pairing_facts, pairings))})
-        elif markdown:
-            click.echo(to_markdown(ranked, pairings))
-        else:
-            _show_comparison(ranked, pairings)
-        if html and write:
-            texts = {
-                one.second.run_id: texts_of(found.engine, first.run_id, [row.seq for row in one.comparison.examples])
-                for one in (() if no_text else pairings)
-            }
-            save_page(html, write(ranked, pairings, texts))
+        show_compared(found, runs, html=html, with_text=not no_text, markdown=markdown, as_json=as_json)
+
+
+def show_compared(
+    found: Services,
+    runs: Sequence[str],
+    *,
+    html: Path | None = None,
+    with_text: bool = True,
+    markdown: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Put runs that have ended on one leaderboard, each compared with the first, and write the page."""
+    rankings = [_ranking(found, run) for run in runs]
+    ids = [one.report.run_id for one in rankings]
+    if len(set(ids)) < len(ids):
+        raise UsageError("a run is named twice")
+    first = rankings[0].report
+    pairings = [
+        Pairing(first, other.report, Comparison.of(both_settled(found.engine, first.run_id, other.report.run_id)))
+        for other in rankings[1:]
+    ]
+    ranked = by_accuracy(rankings)
+    if html:
+        texts = {
+            one.second.run_id: texts_of(found.engine, first.run_id, [row.seq for row in one.comparison.examples])
+            for one in (pairings if with_text else ())
+        }
+        save_page(html, pages().board_page(ranked, pairings, texts))
+    if as_json:
+        print_json({"board": list(map(_ranking_facts, ranked)), "contests": list(map(_pairing_facts, pairings))})
+    elif markdown:
+        click.echo(to_markdown(ranked, pairings))
+    else:
+        _show_comparison(ranked, pairings)
 
 
 def _ranking(found: Services, run: str) -> Ranking:

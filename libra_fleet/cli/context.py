@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from infra.errors import ServerError
+from infra.guard_catalogue import GUARDS
 from infra.ledger.runs import RunStatus, find_run, run_status, stages_of
 from infra.process import deferred_interrupt
 from infra.servers.services import Services, services
@@ -22,6 +23,7 @@ from infra.settings import load_settings
 from libra_fleet.cli.options import GuardChoice, LocalFleetOptions
 from libra_fleet.cli.show import err, say
 from libra_fleet.machine.fleet import LocalFleet, worker_is_up
+from schemas.guards import Family
 from schemas.runs import RunSpec, RunState
 
 SERVERS_WAIT_S: Final = 3.0
@@ -51,16 +53,21 @@ def fleet_for(
     *,
     needed: bool = True,
     worker_options: Sequence[str] = (),
+    says_words: bool = True,
 ) -> Iterator[Callable[[], None]]:
     """A local fleet where one is wanted, or a hint where a worker is missing; yields a check on the fleet."""
     guards = [GuardChoice(spec.guard, spec.checkpoint), *(GuardChoice(s.guard, s.checkpoint) for s in spec.stages)]
     is_local = needed and (choice.local or (choice.local is None and found.embedded))
     with ExitStack() as stack:
         fleets = []
-        for guard in guards:
+        for at, guard in enumerate(guards):
             if is_local:
                 checkpoint = ["--checkpoint", guard.checkpoint] if guard.checkpoint else []
-                options = ["--devices", choice.devices, *checkpoint, *worker_options]
+                family = spec.family if at == 0 else None
+                if says_words:
+                    say_words(guard, family)
+                words = ["--family", family] if family else []
+                options = ["--devices", choice.devices, *checkpoint, *words, *worker_options]
                 fleet = LocalFleet(found, guard.name, worker_options=options, say=lambda what: say(f"{what} …"))
                 fleets.append(stack.enter_context(fleet))
             elif needed and not worker_is_up(found, guard.name):
@@ -71,6 +78,14 @@ def fleet_for(
                 fleet.check()
 
         yield check
+
+
+def say_words(guard: GuardChoice, family: str | None) -> None:
+    """Say in whose words a checkpoint of the user's own is asked."""
+    if family or (guard.checkpoint and guard.name not in GUARDS and guard.checkpoint != Family.FAKE):
+        from worker.guards.family import words_of  # noqa: PLC0415 - a guard with a card is asked as that says
+
+        say(f"{guard.name}: {words_of(guard.checkpoint or guard.name, family).said}")
 
 
 _POLL_S: Final = 0.2

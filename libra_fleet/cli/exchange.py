@@ -26,8 +26,8 @@ from libra_fleet.cli.context import connected, wait_for_report
 from libra_fleet.cli.options import ReportOptions, name_option, takes_report_options
 from libra_fleet.cli.show import finish, listed_rows, prepare, say
 from producer.datasets.dataset import RawRecord, bad_records, raw_records
-from producer.datasets.records import RowError
 from producer.datasets.reference_format import Judgement, critic_fields
+from producer.datasets.rows import RowError
 from producer.intake.submit import seal
 from producer.report.view import IMPORTED
 from schemas.guards import Mode

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from worker.device.spec import EngineName
 
 _SPEC_OPTIONS: Final = (
-    *("dtype", "devices_per_worker", "trust_remote_code"),
+    *("family", "dtype", "devices_per_worker", "trust_remote_code"),
     *("deterministic", "max_batch_items", "fake_error", "fake_overlaps"),
 )
 """Options of a worker that its devices are given as they are."""
@@ -49,6 +49,7 @@ _KEEP_ALIVE_S: Final = 75
 @click.command()
 @click.option("--guard", required=True, help="Guard by name, or NAME=CHECKPOINT (folder, hub id, or BASE+ADAPTER).")
 @click.option("--checkpoint", help="Folder, hub id or BASE+ADAPTER to load instead of the guard's own.")
+@click.option("--family", help="Ask in the words of this family or guard. Default: what the checkpoint shows.")
 @click.option("--devices", default="all", show_default=True, help="all, cpu, or GPUs by index or UUID: 0,1.")
 @click.option(
     "--devices-per-worker", type=click.IntRange(min=1), default=1, help="Devices that one model is spread over."
@@ -174,6 +175,7 @@ def gateway(*, host: str, port: int, guard: GuardChoice, fleet: LocalFleetOption
 
     settings = load_settings()
     spec = guard.spec(mode_for(guard, None), "gateway", lane=Lane.LIVE)
+    require_free(host, port)
     with services(settings) as found, fleet_for(found, spec, fleet), announced(found.coordination.presence, "gateway"):
         serving = found.working(Work.INTAKE)
         config = uvicorn.Config(
@@ -190,6 +192,21 @@ def gateway(*, host: str, port: int, guard: GuardChoice, fleet: LocalFleetOption
         # uvicorn stops in order on SIGTERM, then raises the signal again, which has been obeyed by then.
         signal.signal(signal.SIGTERM, lambda *_: None)
         uvicorn.Server(config).run()
+
+
+def require_free(host: str, port: int) -> None:
+    """See that an address can be listened on, before anything is started or printed.
+
+    Raises:
+        UsageError: it is taken, or is none of this machine's.
+    """
+    try:
+        (family, kind, protocol, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise UsageError(f"cannot listen on {host}:{port}: {error.strerror or error}; --port names another") from error
 
 
 @click.command()

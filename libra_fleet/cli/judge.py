@@ -21,6 +21,7 @@ from libra_fleet.cli.options import (
     LocalFleetOptions,
     analysis_option,
     cache_option,
+    family_option,
     form_option,
     guard_option,
     json_option,
@@ -30,7 +31,8 @@ from libra_fleet.cli.options import (
 )
 from libra_fleet.cli.show import print_verdict, say
 from libra_fleet.client import Client
-from producer.datasets.records import RowError, decode_line, to_item
+from producer.datasets.records import to_item
+from producer.datasets.rows import RowError, decode_line
 from producer.intake.live import LiveClient
 from schemas.guards import TextForm
 from schemas.http import ItemRequest
@@ -55,6 +57,7 @@ _EXIT_CODES: Final = {
 @click.option("--response", help="A model's text, alone or with --prompt.")
 @click.option("--messages", type=click.File("rb"), help="JSON file of a conversation: a list of role and content.")
 @guard_option
+@family_option
 @mode_option
 @cache_option(default=True)
 @form_option
@@ -70,6 +73,7 @@ def judge(
     response: str | None,
     messages: BinaryIO | None,
     guard: GuardChoice,
+    family: str | None,
     mode: str | None,
     cache: bool,
     form: TextForm,
@@ -89,8 +93,8 @@ def judge(
         except UnicodeDecodeError as error:
             raise DataError(f"-: not UTF-8 (byte {error.start + 1})") from error
     dialogue = _dialogue(text, question, prompt, response, messages)
-    chosen = mode_for(guard, mode)
-    spec = guard.spec(chosen, "live:cli", lane=Lane.LIVE)
+    chosen = mode_for(guard, mode, family)
+    spec = guard.spec(chosen, "live:cli", lane=Lane.LIVE, family=family)
     with connected() as found, fleet_for(found, spec, fleet):
         client = LiveClient(
             found, guard=guard.name, mode=chosen, tenant="cli", cache=cache, form=form, analysis=analysis

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import click
 from pydantic import TypeAdapter, ValidationError
-from rich.table import Table
 
 from infra.errors import KeyNotFoundError, UsageError
 from infra.ledger import keys as ledger_keys
 from infra.ledger.keys import ApiKey
 from libra_fleet.cli.context import connected
 from libra_fleet.cli.options import json_option
-from libra_fleet.cli.show import out, print_json, say
+from libra_fleet.cli.show import print_json, print_listing, say
 from schemas.access import Role, Tenant
 
 _TENANT = TypeAdapter[str](Tenant)
@@ -62,13 +61,11 @@ def list_(*, tenant: str | None, as_json: bool) -> None:
     if not known:
         say("no keys yet: `libra keys create --tenant NAME` makes one")
         return
-    table = Table(box=None, pad_edge=False)
-    for column in ("id", "tenant", "role", "created (UTC)", "revoked (UTC)", "note"):
-        table.add_column(column, overflow="fold")
+    listed = []
     for key in known:
         revoked = f"{key.revoked_at:%Y-%m-%d %H:%M}" if key.revoked_at else ""
-        table.add_row(key.id, key.tenant, key.role.value, f"{key.created_at:%Y-%m-%d %H:%M}", revoked, key.note)
-    out.print(table)
+        listed.append((key.id, key.tenant, key.role.value, f"{key.created_at:%Y-%m-%d %H:%M}", revoked, key.note))
+    print_listing(("id", "tenant", "role", "created (UTC)", "revoked (UTC)", "note"), listed)
 
 
 @click.command()

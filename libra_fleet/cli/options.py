@@ -5,6 +5,7 @@ Everything wrong in an option is said here, before anything is read or started.
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import functools
 import inspect
@@ -22,15 +23,19 @@ from pydantic import ValidationError
 
 from infra.guard_catalogue import GUARDS
 from infra.metrics import AVERAGED
-from schemas.guards import DEFAULT_GUARD, Mode, TextForm, is_bare
+from producer.datasets.records import TARGETS
+from schemas.guards import DEFAULT_GUARD, Family, Mode, TextForm, is_bare, is_generator
+from schemas.items import Label
 from schemas.messages import Lane
+from schemas.reading import AS_IT_IS, Ids, Reading
 from schemas.runs import NextStage, RunSpec
-from worker.guards.location import absolute_location
+from worker.guards.location import absolute_location, is_folder, parts_of
 
 CASCADE: Final = "cascade:"
 ACCEPT_BELOW: Final = 0.05
 ACCEPT_ABOVE: Final = 0.95
 _LONGEST_NAME: Final = 100
+_HUB_ID: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _AGE_UNITS: Final = {"d": "days", "h": "hours", "m": "minutes"}
 
 R = TypeVar("R")
@@ -78,7 +83,8 @@ class QualityGate(NamedTuple):
     floor: float
 
 
-class ReportOptions(NamedTuple):
+@dataclass(frozen=True)
+class ReportOptions:
     """The places a report goes to, and what makes it a failure."""
 
     as_json: bool = False
@@ -88,29 +94,60 @@ class ReportOptions(NamedTuple):
 
 
 def guard_named(value: str) -> GuardChoice:
-    """The guard that NAME or NAME=CHECKPOINT stands for."""
+    """The guard that a NAME, a FOLDER, a HUB ID or NAME=CHECKPOINT stands for."""
     name, _equals, checkpoint = value.partition("=")
-    if not name or (name not in GUARDS and not checkpoint):
-        hint = _did_you_mean(name, GUARDS)
-        raise click.BadParameter(
-            f"no guard named {name!r}{hint} (`libra guards` lists them; NAME=FOLDER runs your own)"
-        )
-    return GuardChoice(name, absolute_location(checkpoint) if checkpoint else None)
+    if name and checkpoint:
+        return GuardChoice(name, absolute_location(checkpoint))
+    if (found := model_named(value)) is not None:
+        return found
+    hint = did_you_mean(name, GUARDS)
+    raise click.BadParameter(
+        f"no guard named {name!r}{hint} (`libra guards` lists them; NAME=FOLDER, a FOLDER or a hub id runs your own)"
+    )
 
 
-def mode_for(guard: GuardChoice, mode: str | None) -> Mode:
-    """The mode asked for, or the guard's usual one; one that its card does not have would only make dead items."""
+def model_named(value: str) -> GuardChoice | None:
+    """The guard of a catalogue's name or hub id, or a folder, hub id or BASE+ADAPTER under its last name."""
+    wanted = value.lower()
+    card = GUARDS.get(value) or next((one for one in GUARDS.values() if (one.hub_id or "").lower() == wanted), None)
+    if card is not None and value:
+        return GuardChoice(card.name)
+    parts = [part for part in parts_of(value) if part is not None]
+    if not all(is_folder(part) or _HUB_ID.fullmatch(part) for part in parts):
+        return None
+    place = absolute_location(value)
+    return GuardChoice(_name_of(place.rpartition("/")[2]), place)
+
+
+def _name_of(text: str) -> str:
+    """A guard's name made of a folder's or a hub id's; none of those that mean something else."""
+    name = re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "model"
+    known = GUARDS.get(name)
+    return f"{name}-checkpoint" if known and known.family in (Family.FAKE, Family.UNKNOWN) else name
+
+
+def mode_for(guard: GuardChoice, mode: str | None, family: str | None = None) -> Mode:
+    """The mode asked for, or the guard's usual one; one that it does not have would only make dead items."""
     card = GUARDS.get(guard.name)
-    if card is None:
+    if is_bare(guard.name) or is_generator(guard.name):
         if is_bare(guard.name) and Mode(mode or Mode.GENERATE) is not Mode.GENERATE:
             raise click.UsageError(f"{guard.name} has no mode {mode}; without a chat template it has generate alone")
         return Mode(mode or (Mode.GENERATE if is_bare(guard.name) else Mode.SCORE))
-    if not card.modes:
+    if card and not card.modes:
         raise click.UsageError(f"{card.name} cannot be run ({card.status.value}): {card.note}")
+    if card and family is None:
+        modes: tuple[Mode, ...] = card.modes
+    elif guard.checkpoint or family:
+        from worker.guards.family import words_of  # noqa: PLC0415 - only where a checkpoint has no card
+
+        modes = words_of(guard.checkpoint or guard.name, family).modes
+    else:
+        modes = (Mode.SCORE,)
     if mode is None:
-        return card.modes[0]
-    if Mode(mode) not in card.modes:
-        raise click.UsageError(f"{card.name} has no mode {mode}; it has {', '.join(m.value for m in card.modes)}")
+        return modes[0]
+    is_seen = card or family or (guard.checkpoint and Path(guard.checkpoint).is_dir())
+    if is_seen and Mode(mode) not in modes:
+        raise click.UsageError(f"{guard.name} has no mode {mode}; it has {', '.join(m.value for m in modes)}")
     return Mode(mode)
 
 
@@ -214,11 +251,12 @@ def _gate(value: str) -> QualityGate:
     if not -1 <= floor <= 1:
         raise click.BadParameter(f"{value!r}: a metric is at most 1; did you mean {metric}={floor / 100:g}?")
     if metric not in AVERAGED:
-        raise click.BadParameter(f"no average named {metric!r}{_did_you_mean(metric, AVERAGED)}")
+        raise click.BadParameter(f"no average named {metric!r}{did_you_mean(metric, AVERAGED)}")
     return QualityGate(metric, floor)
 
 
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The known words that a word may be a slip for, as the end of a sentence; empty if there is none."""
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.4)
     return f"; did you mean {', '.join(close)}?" if close else ""
 
@@ -273,7 +311,11 @@ guard_option = click.option(
     callback=lambda _, __, value: guard_named(value),
     default=DEFAULT_GUARD,
     show_default=True,
-    help="Guard by name; with a CHECKPOINT (folder, hub id, or BASE+ADAPTER) a local worker loads that.",
+    help="Guard by name, folder or hub id; of NAME=CHECKPOINT (or BASE+ADAPTER) a local worker loads that.",
+)
+family_option = click.option(
+    "--family",
+    help="Ask a checkpoint in the words of this family or guard, such as qwen3guard. Default: what it shows.",
 )
 mode_option = click.option(
     "--mode",
@@ -302,6 +344,10 @@ sample_limit_option = click.option("--limit", type=click.IntRange(min=1), help="
 seed_option = click.option("--seed", type=int, help="With --limit: a random sample by this seed, not the first rows.")
 name_option = click.option("--name", callback=_name, help="A name of your own for the run.")
 no_text_option = click.option("--no-text", is_flag=True, help="Leave the items' texts out of the page.")
+
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Only read the data: show the first three items as they would be judged."
+)
 
 
 def cache_option(*, default: bool) -> Callable[[Command[R]], Command[R]]:
@@ -369,6 +415,8 @@ def run_request(
     cache: bool,
     form: TextForm,
     analysis: bool,
+    family: str | None,
+    reading: Reading | None,
 ) -> RunRequest:
     """The run that the options of `libra run start` ask for."""
     if seed is not None and limit is None:
@@ -379,7 +427,9 @@ def run_request(
     is_cascade = len(guard) > 1
     if is_cascade and (mode is not None or analysis or repeat > 1):
         raise click.UsageError("a cascade's stages choose their modes: it goes with no --mode, --analysis, --repeat")
-    chosen = scoring_mode(first) if is_cascade else mode_for(first, mode)
+    if is_cascade and family is not None:
+        raise click.UsageError("--family is of one guard: it goes with no cascade")
+    chosen = scoring_mode(first) if is_cascade else mode_for(first, mode, family)
     spec = first.spec(
         chosen,
         absolute(source) if source else source,
@@ -394,9 +444,69 @@ def run_request(
         form=form,
         verdict_only=chosen is Mode.GENERATE and not analysis,
         stages=next_stages(guard, (accept_below, accept_above)),
+        family=family,
+        reading=reading,
     )
     return RunRequest(source, spec, name)
 
+
+def reading_of(
+    *, field: tuple[str, ...], label: tuple[str, ...], ids: str, split: str | None, encoding: str | None
+) -> Reading | None:
+    """What the options say of how a data set is to be read; None where they say nothing."""
+    fields: dict[str, str] = {}
+    for pair in field:
+        name, equals, column = pair.partition("=")
+        if not equals or name not in TARGETS:
+            hint = did_you_mean(name, TARGETS) or f"; there are {', '.join(TARGETS)}"
+            raise click.BadParameter(f"--field {pair}: expected NAME=COLUMN, such as response=prompt{hint}")
+        fields[TARGETS[name]] = column
+    labels: dict[str, Label] = {}
+    for pair in label:
+        name, equals, words = pair.partition("=")
+        if not equals or name not in set(Label) or not words:
+            raise click.BadParameter(f"--label {pair}: expected unsafe=WORD,WORD or safe=WORD; * is every other word")
+        for word in words.split(","):
+            labels[word.strip().lower()] = Label(name)
+    reading = Reading(fields=fields, labels=labels, ids=Ids(ids), split=split, encoding=_codec(encoding))
+    return None if reading == AS_IT_IS else reading
+
+
+def _codec(name: str | None) -> str | None:
+    if name is None:
+        return None
+    try:
+        return codecs.lookup(name).name
+    except LookupError:
+        raise click.BadParameter(f"--encoding {name}: not known; such as utf-8, gb18030, big5, utf-16") from None
+
+
+takes_reading = gathered(
+    "reading",
+    reading_of,
+    click.option(
+        "--field",
+        metavar="NAME=COLUMN",
+        multiple=True,
+        help="Read an item's field from this column, such as response=prompt or label=is_harmful; label= reads none. "
+        "Repeatable (docs/data-formats.md).",
+    ),
+    click.option(
+        "--label",
+        metavar="unsafe=WORDS",
+        multiple=True,
+        help="What the words of the label mean, such as unsafe=1,harmful; * is every other word. Repeatable.",
+    ),
+    click.option(
+        "--ids",
+        type=click.Choice([choice.value for choice in Ids]),
+        default=Ids.KEEP.value,
+        show_default=True,
+        help="Ids: the rows' own, file and row number, or a hash of the text, so that the same text is judged once.",
+    ),
+    click.option("--split", metavar="NAME", help="The part of the data set, such as test; the sheet of a workbook."),
+    click.option("--encoding", metavar="NAME", help="Encoding of the files, such as gb18030. Default: by detection."),
+)
 
 takes_request = gathered(
     "request",
@@ -410,7 +520,7 @@ takes_request = gathered(
         ),
         default=DEFAULT_GUARD,
         show_default=True,
-        help="Guard by name; with a CHECKPOINT (folder, hub id, or BASE+ADAPTER) a local worker loads that. "
+        help="Guard by name, folder or hub id; of NAME=CHECKPOINT (or BASE+ADAPTER) a local worker loads that. "
         "'cascade:SMALL>LARGE': items that SMALL does not settle escalate to LARGE; SMALL@0.02:0.98 names its "
         "thresholds (`libra run choose-thresholds`).",
     ),
@@ -431,6 +541,7 @@ takes_request = gathered(
         help="Cascade: a stage without thresholds settles items that it scores at least so.",
     ),
     mode_option,
+    family_option,
     click.option(
         "--name", callback=_name, help="A name of your own; given again, the same command goes on with the run."
     ),
@@ -448,4 +559,5 @@ takes_request = gathered(
     cache_option(default=False),
     form_option,
     analysis_option,
+    takes_reading,
 )

@@ -16,7 +16,7 @@ from infra.ledger.decisions import StoredPolicy
 from infra.ledger.runs import run_status
 from libra_fleet.cli.context import connected
 from libra_fleet.cli.options import json_option, timestamp
-from libra_fleet.cli.show import out, print_json, say
+from libra_fleet.cli.show import out, print_json, print_listing, say
 from producer.policies import read_policy
 from schemas.policy import Action, Decision, Policy, decide
 
@@ -151,12 +151,15 @@ def list_(*, as_json: bool) -> None:
     if as_json:
         print_json([_facts(one) for one in stored])
         return
-    table = Table("policy", "version", "in force", "default of", "since (UTC)", "description", box=None, pad_edge=False)
+    if not stored:
+        out.print("no policies yet: `libra policy put default` puts the shipped one")
+        return
+    listed = []
     for one in stored:
         rules = one.policy
         row = (rules.policy, str(rules.version), "yes" if one.active else "", ", ".join(one.tenants))
-        table.add_row(*row, f"{one.created_at:%Y-%m-%d %H:%M}", rules.description)
-    out.print(table if stored else "no policies yet: `libra policy put default` puts the shipped one")
+        listed.append((*row, f"{one.created_at:%Y-%m-%d %H:%M}", rules.description))
+    print_listing(("policy", "version", "in force", "default of", "since (UTC)", "description"), listed)
 
 
 def _facts(one: StoredPolicy) -> dict[str, object]:

@@ -34,8 +34,10 @@ from libra_fleet.cli.options import GuardChoice, LocalFleetOptions, json_option,
 from libra_fleet.cli.show import listed_rows, print_report, say
 from producer.datasets.dataset import RawRecord, bad_records, raw_records
 from producer.datasets.jsonl_log import OutFile
-from producer.datasets.records import RowError, to_item
+from producer.datasets.origins import FIELD, Origin, Origins, noted, origin_of, require_one
+from producer.datasets.records import to_item
 from producer.datasets.reference_format import Judgement, critic_fields, draw_examples
+from producer.datasets.rows import RowError
 from producer.intake.submit import seal, submit
 from schemas.guards import BARE, Family, Mode, is_bare, is_generator
 from schemas.items import Item
@@ -132,11 +134,14 @@ def infer(
     spec = guard.spec(
         Mode.GENERATE,
         f"{Path(data_path).resolve()} ({name}){shots}",
+        family=Family.LIBRA.value if guard.checkpoint and not is_bare(guard.name) else None,
         repeat=num_itera,
         seed=seed,
         examples=draw_examples(few_shot_path, few_shot, seed=seed, judged=data_path) if few_shot_path else (),
     )
-    job = _Job(data_path, part, spec, OutFile(out_path / f"{name}.jsonl"), out_path / f"{name}.run")
+    origins = Origins()
+    out = OutFile(out_path / f"{name}.jsonl", on_row=origins.add)
+    job = _Job(data_path, part, spec, out, out_path / f"{name}.run", origins)
     missing = job.count_missing()
     if job.out.torn_bytes:
         say(f"{job.out.path}: a torn last line was cut off")
@@ -213,13 +218,17 @@ def _place(base_model: str) -> str:
 
 @dataclass(frozen=True)
 class _Job:
-    """A part of a data set on its way into one file. `note` is the file with the id of the run under way."""
+    """A part of a data set on its way into one file.
+
+    `note` is the file with the id of the run under way, `origins` are those of the rows that the file held before.
+    """
 
     source: str
     part: range
     spec: RunSpec
     out: OutFile
     note: Path
+    origins: Origins
 
     def missing(self) -> Iterator[RawRecord]:
         """The rows that the file lacked when it was opened, in order."""
@@ -234,6 +243,14 @@ class _Job:
             raise DataError(
                 f"{self.out.path} holds rows that are not in this part of {self.source}: name another --out_path"
             )
+        self.origins.require(origin_of(self.spec), str(self.out.path))
+        for record in islice(raw_records(self.source), self.part.start, self.part.stop):
+            known = self.origins.texts.get(record.id) if isinstance(record, RawRecord) else None
+            if isinstance(record, RawRecord) and known and record.item().content_hash.hex() != known:
+                raise DataError(
+                    f"{self.out.path} judged another text as {record.id!r} than {record.where} holds: "
+                    "name another --out_path"
+                )
         return missing
 
 
@@ -255,13 +272,18 @@ def _judge(found: Services, job: _Job, missing: int, fleet_lives: Callable[[], N
                 submit(found, run_id, job.spec, (record.item() for record in job.missing()), check=check)
                 seal(found, run_id)
             with progress_line(found.engine, run_id, total_items=missing * job.spec.repeat):
+                origin = origin_of(job.spec)
                 for ready in _in_order(found, job, run_id, check):
+                    if ready and origin.fingerprint is None:
+                        origin = origin._replace(fingerprint=run_status(found.engine, run_id).fingerprint)
+                        job.origins.require(origin, str(job.out.path))
                     # A row of which an iteration died is left out.
                     rows = [
                         {
                             **record.row,
                             "id": record.id if record.row.get("id") is None else record.row["id"],
                             **critic_fields([Judgement(end.raw, end.label) for end in ends]),
+                            FIELD: origin.note(record.item()),
                         }
                         for record, ends in ready
                         if ends and all(end.outcome is not Outcome.DEAD for end in ends)
@@ -347,7 +369,9 @@ def evaluate(predict_root: str, label_path: str) -> Evaluation:
         truths.setdefault(item.id, item)
     rows: list[Judged] = []
     first_at: dict[str, str] = {}
+    origins: set[Origin | None] = set()
     for record in _good(raw_records(predict_root), problems):
+        origins.add(noted(record.row))
         known = truths.get(record.id)
         if record.id in first_at:
             problem = f"duplicate prediction of id {record.id!r}, first at {first_at[record.id]}"
@@ -362,6 +386,7 @@ def evaluate(predict_root: str, label_path: str) -> Evaluation:
             rows.append(Judged(*of, outcome=outcome, label=label, p_unsafe=None))
     if not rows:
         raise DataError(f"{predict_root}: no prediction has a label in {label_path}")
+    require_one(origins, predict_root)
     missing = [name for name in truths if name not in first_at]
     problems += [InvalidRow(where=label_path, problem=f"id {name!r} has no prediction") for name in missing]
     return Evaluation(rows, problems, len(missing))

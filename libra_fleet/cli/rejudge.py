@@ -6,7 +6,6 @@ import itertools
 from datetime import datetime
 
 import click
-from rich.table import Table
 
 from infra.errors import UsageError
 from infra.ledger import intake
@@ -22,7 +21,7 @@ from libra_fleet.cli.options import (
     mode_option,
     timestamp,
 )
-from libra_fleet.cli.show import out, print_json, run_facts, say
+from libra_fleet.cli.show import out, print_json, print_listing, run_facts, say
 from producer.intake.submit import seal, submit
 from schemas.messages import Lane
 
@@ -81,10 +80,10 @@ def list_dead(*, run: str, limit: int, as_json: bool) -> None:
     if as_json:
         print_json([{"id": row.item.id, "reason": row.reason, "attempts": row.attempts} for row in rows])
         return
-    table = Table("item", "attempts", "reason", box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(row.item.id, str(row.attempts), row.reason)
-    out.print(table if rows else f"nothing died in run {status.name}")
+    if rows:
+        print_listing(("item", "attempts", "reason"), [(row.item.id, str(row.attempts), row.reason) for row in rows])
+    else:
+        out.print(f"nothing died in run {status.name}")
     if status.counts.dead > len(rows):
         say(f"… and {status.counts.dead - len(rows):,} more (--limit)")
 

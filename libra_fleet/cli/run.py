@@ -6,19 +6,22 @@ Results go to standard output, everything else to standard error, so that `--jso
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import click
 from rich.table import Table
 
-from infra.errors import DataError, RunError, UsageError
+from infra.errors import DataError, RunEndedError, RunError, UsageError
 from infra.ledger import intake, settlement
 from infra.ledger.audit import audit
 from infra.ledger.items import judged_rows
 from infra.ledger.runs import RunStatus, find_run, first_id, is_later_stage, list_runs, run_status, stages_of
+from infra.ledger.stats import dead_reasons, unparseable_reasons
 from infra.metrics.thresholds import Scored, fit_thresholds
 from infra.servers.services import Services
 from libra_fleet.cli.context import (
@@ -34,6 +37,7 @@ from libra_fleet.cli.options import (
     LocalFleetOptions,
     ReportOptions,
     RunRequest,
+    dry_run_option,
     html_option,
     json_option,
     no_text_option,
@@ -48,28 +52,36 @@ from libra_fleet.cli.show import (
     finish,
     out,
     prepare,
+    print_item,
     print_json,
     print_report,
     print_runs,
     report_of,
+    require_readable,
     run_facts,
     say,
     write_page,
 )
+from libra_fleet.machine.fleet import worker_is_up
 from producer.datasets import DataSet, Validation, open_dataset, valid_items, validate
 from producer.intake.submit import seal
 from producer.intake.submit import submit as submit_items
 from producer.report.cascade import cascade_report as report_of_stages
 from schemas.messages import Lane
+from schemas.reading import AS_IT_IS
 from schemas.runs import RunReport, RunSpec, RunState
 
 
 @click.command()
 @takes_request
+@dry_run_option
 @takes_fleet
 @takes_report_options
-def start(*, request: RunRequest, fleet: LocalFleetOptions, report_options: ReportOptions) -> None:
+def start(*, request: RunRequest, dry_run: bool, fleet: LocalFleetOptions, report_options: ReportOptions) -> None:
     """Submit a data set, wait for the run to complete and print its table."""
+    if dry_run:
+        show_items(request.source, request.spec, as_json=report_options.as_json)
+        return
     prepare(report_options)
     with connected() as found:
         known = known_run(found, request)  # a name that is taken is said before a long data set is read
@@ -86,9 +98,13 @@ def start(*, request: RunRequest, fleet: LocalFleetOptions, report_options: Repo
 
 @click.command()
 @takes_request
+@dry_run_option
 @json_option
-def submit(*, request: RunRequest, as_json: bool) -> None:
+def submit(*, request: RunRequest, dry_run: bool, as_json: bool) -> None:
     """Submit a data set and return; a fleet elsewhere judges it."""
+    if dry_run:
+        show_items(request.source, request.spec, as_json=as_json)
+        return
     with connected() as found:
         known = known_run(found, request)
         run_id = known.id if known else intake.new_run_id()
@@ -185,15 +201,21 @@ def cancel(*, run: str, as_json: bool) -> None:
         status = next((stage for stage in stages if not stage.state.ended), stages[-1])
         if status.state.ended:
             raise UsageError(f"run {status.name} has ended already: it is {status.state}")
-        settled = settlement.cancel(found.engine, status.id)
-        found.coordination.notices.cancelled(status.id)
-        if settled.finished:
-            found.publisher.finalize(status.id)
+        settled = _cancel(found, status.id)
         if found.embedded:
             wait_for_report(found, status.id)
         say(f"run {status.name} is cancelled; {settled.inserted:,} pending items settled as dead")
         if as_json:
             print_json(run_facts(run_status(found.engine, status.id)))
+
+
+def _cancel(found: Services, run_id: str) -> settlement.Settled:
+    """End a run now; what is pending settles as dead."""
+    settled = settlement.cancel(found.engine, run_id)
+    found.coordination.notices.cancelled(run_id)
+    if settled.finished:
+        found.publisher.finalize(run_id)
+    return settled
 
 
 @click.command()
@@ -344,6 +366,28 @@ def verify(*, run: str, receipt: str | None, as_json: bool) -> None:
         raise RunError(f"the receipt of run {status.name} is {result.receipt}, not the one you kept")
 
 
+_SHOWN_ITEMS: Final = 3
+_HELD_S: Final = 5.0
+"""So long a producer waits for room before a person is told; shorter waits are usual."""
+
+
+def _says_held(found: Services, spec: RunSpec) -> Callable[[str], None]:
+    """Says once why the submission is held back, and whether any worker is there."""
+    since: float | None = None
+    said = False
+
+    def held(why: str) -> None:
+        nonlocal since, said
+        now = time.monotonic()
+        since = since or now
+        if not said and now - since >= _HELD_S:
+            said = True
+            nobody = "" if worker_is_up(found, spec.guard) else f"; no worker serves {spec.guard}"
+            say(f"held back: {why}{nobody} (`libra fleet status` shows more)")
+
+    return held
+
+
 class Checked(NamedTuple):
     """A data set that has passed its validation."""
 
@@ -352,26 +396,58 @@ class Checked(NamedTuple):
 
     def feed(self, found: Services, run_id: str, spec: RunSpec, check: Callable[[], None]) -> None:
         """Submit what the run does not hold yet, then seal it; `check` may raise to stop in between."""
-        submit_items(found, run_id, spec, (row.item for row in valid_items(self.dataset, self.validation)), check=check)
+        items = (row.item for row in valid_items(self.dataset, self.validation))
+        submit_items(found, run_id, spec, items, check=check, on_held=_says_held(found, spec))
         held = run_status(found.engine, run_id).counts.accepted
         if held != self.validation.valid:
             raise DataError(f"run {run_id} holds {held:,} items, {self.dataset.name} {self.validation.valid:,}")
         seal(found, run_id, invalid_count=self.validation.invalid_count, invalid_rows=self.validation.invalid)
 
 
+def show_items(source: str, spec: RunSpec, *, as_json: bool) -> None:
+    """Show how a data set would be read: its counts, its first items as they would be judged, what is wrong with it."""
+    with opened(source, spec) as (dataset, validation):
+        rows = list(islice(valid_items(dataset, validation), _SHOWN_ITEMS))
+    facts = {"valid": validation.valid, "labelled": validation.labelled, "bad": validation.invalid_count}
+    if as_json:
+        items = [{"where": row.where, **row.item.model_dump(mode="json", exclude_defaults=True)} for row in rows]
+        bad = [{**fault.first.model_dump(), "rows": fault.rows, "try": fault.switch} for fault in validation.faults]
+        print_json({**facts, "first": items, "problems": bad})
+    else:
+        for row in rows:
+            print_item(row.where, row.item)
+        out.print(
+            f"{validation.valid:,} items, {validation.labelled:,} of them labelled; "
+            f"{spec.guard} would judge them in mode {spec.mode}; nothing was submitted"
+        )
+    if validation.invalid_count and not spec.skip_invalid:
+        raise DataError(bad_rows(validation))
+
+
 @contextmanager
-def checked(source: str, spec: RunSpec) -> Iterator[Checked]:
-    """Open a data set and read it once."""
-    opened = open_dataset(
+def opened(source: str, spec: RunSpec) -> Iterator[tuple[DataSet, Validation]]:
+    """Open a data set, read it once, and say how it was understood."""
+    with open_dataset(
         source,
+        reading=spec.reading or AS_IT_IS,
         stdin=sys.stdin.buffer if source == "-" else None,
         shard=(spec.shard_index, spec.shard_count),
         limit=spec.limit,
         shuffle_seed=spec.seed,
-    )
-    with opened as dataset:
+    ) as dataset:
         with err.status(f"checking {dataset.name}") if err.is_terminal else nullcontext():
             validation = validate(dataset)
+        for note in dataset.notes():
+            say(note)
+        if validation.repeated:
+            say(f"{validation.repeated:,} rows repeat a text; each text is judged once")
+        yield dataset, validation
+
+
+@contextmanager
+def checked(source: str, spec: RunSpec) -> Iterator[Checked]:
+    """Open a data set and read it once."""
+    with opened(source, spec) as (dataset, validation):
         if validation.invalid_count and not spec.skip_invalid:
             raise DataError(
                 f"{bad_rows(validation)}\n  nothing was submitted; --skip-invalid submits the rest and lists these"
@@ -414,12 +490,44 @@ def follow(
     data: Checked | None,
     total_items: int | None,
 ) -> None:
-    """Feed a run what it lacks, then follow it and a cascade's later stages to their end."""
+    """Feed a run what it lacks, then follow it and a cascade's later stages to their end.
+
+    Raises:
+        RunError: of the first answers none could be read; the run is cancelled.
+    """
+    if not spec.stages:
+        check = _stops_unreadable(found, run_id, spec, check)
     with progress_line(found.engine, run_id, total_items=total_items):
         if data is not None:
             data.feed(found, run_id, spec, check)
         wait_for_end(found.engine, run_id, check=check)
     follow_stages(found, run_id, check)
+
+
+_FIRST_ANSWERS: Final = 64
+_LOOK_EVERY_S: Final = 1.0
+
+
+def _stops_unreadable(found: Services, run_id: str, spec: RunSpec, check: Callable[[], None]) -> Callable[[], None]:
+    """A check that also cancels the run where none of its first answers can be read: the rest would be for nothing."""
+    looks_at = time.monotonic()
+    readable = False
+
+    def watching() -> None:
+        nonlocal looks_at, readable
+        check()
+        if readable or time.monotonic() < looks_at:
+            return
+        looks_at = time.monotonic() + _LOOK_EVERY_S
+        status = run_status(found.engine, run_id)
+        readable = status.counts.scored > 0 or status.state.ended
+        if not readable and status.counts.settled >= _FIRST_ANSWERS:
+            reasons = unparseable_reasons(found.engine, run_id) or dead_reasons(found.engine, run_id)
+            with suppress(RunEndedError):
+                _cancel(found, run_id)
+            require_readable(status.counts, reasons, spec)
+
+    return watching
 
 
 def _go_on(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Final
 
 import click
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleDimensions
 from rich.table import Table
 from rich.text import Text
 
@@ -19,16 +20,32 @@ from infra.servers.services import Services
 from libra_fleet.cli.options import QualityGate, ReportOptions
 from producer.datasets import Validation
 from producer.report.cascade import cascade_report
-from producer.report.terminal import render
-from producer.report.view import average, to_json
-from schemas.items import Label
-from schemas.runs import InvalidRow, RunReport, RunState
+from producer.report.terminal import ENDLESS, render
+from producer.report.view import average, printable, to_json
+from schemas.items import Item, Kind, Label
+from schemas.runs import InvalidRow, RunCounts, RunReport, RunSpec, RunState
 from schemas.verdicts import Outcome, Verdict
 
 _BAD_ROWS_SHOWN: Final = 10
+_TEXT_SHOWN: Final = 300
+
+
+class _Output(Console):
+    """Standard output: as wide as its terminal (or COLUMNS), and as wide as needed where none reads it."""
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        """In columns and lines."""
+        known = super().size
+        return known if self.is_terminal or self._width is not None else ConsoleDimensions(ENDLESS, known.height)
+
+    @size.setter
+    def size(self, size: tuple[int, int]) -> None:
+        self._width, self._height = size
+
 
 err = Console(stderr=True, highlight=False, soft_wrap=True)
-out = Console(highlight=False)
+out = _Output(highlight=False)
 
 
 def say(message: str) -> None:
@@ -44,9 +61,16 @@ def listed_rows(head: str, rows: Sequence[InvalidRow], *, count: int | None = No
 
 
 def bad_rows(validation: Validation) -> str:
-    """The number of bad rows, and the first of them with their places."""
+    """The number of bad rows, and for each kind the first of them with its place and the option that would help."""
     count = validation.invalid_count
-    return listed_rows(f"{count:,} bad {'row' if count == 1 else 'rows'}:", validation.invalid, count=count)
+    lines = [f"{count:,} bad {'row' if count == 1 else 'rows'}:"]
+    for fault in validation.faults[:_BAD_ROWS_SHOWN]:
+        more = f"  (and {fault.rows - 1:,} more like it)" if fault.rows > 1 else ""
+        lines.append(f"  {fault.first.where}: {fault.first.problem}{more}")
+        if fault.switch:
+            lines.append(f"    try {fault.switch}")
+    hidden = sum(fault.rows for fault in validation.faults[_BAD_ROWS_SHOWN:])
+    return "\n".join([*lines, *([f"  … and {hidden:,} of other kinds"] if hidden else [])])
 
 
 def print_report(report: RunReport, *, as_json: bool, price_per_device_hour: float | None = None) -> None:
@@ -79,25 +103,43 @@ def print_json(content: object) -> None:
     click.echo(json.dumps(content, ensure_ascii=False, indent=2))
 
 
+def print_listing(headings: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[str] = ()) -> None:
+    """Print a table whose cells are never cut: what is listed is what the next command is given.
+
+    On a terminal that is too narrow for it each row becomes a block: its first cell, then a line for each other one.
+    """
+    cells = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(headings, *cells, strict=True)]
+    if sum(widths) + len(widths) - 1 > out.width:
+        for first, *others in cells:
+            out.print(Text(first, style="bold"), soft_wrap=True)
+            for heading, cell in zip(headings[1:], others, strict=True):
+                if cell:
+                    out.print(Text(f"  {heading}: ", style="dim").append(cell, style="not dim"), soft_wrap=True)
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, no_wrap=True, justify="right" if heading in numbers else "left")
+    for row in cells:
+        table.add_row(*map(Text, row))
+    out.print(table)
+
+
 def print_runs(found: Sequence[RunStatus]) -> None:
     """Print a table of runs; their names are never cut, since the next command needs them."""
-    table = Table(box=None, pad_edge=False)
     children = any(status.spec.parent for status in found)
-    table.add_column("run", overflow="fold")
-    for column in ("guard", "state"):
-        table.add_column(column, no_wrap=True)
-    if children:
-        table.add_column("child of", overflow="fold")
-    for column in ("settled", "of", "dead"):
-        table.add_column(column, no_wrap=True, justify="right")
-    table.add_column("created (UTC)", no_wrap=True)
+    rows = []
     for status in found:
         counts, spec = status.counts, status.spec
         of = f"{counts.accepted * spec.repeat:,}+" if status.expected is None else f"{status.expected:,}"
-        cells = [Text(status.name), Text(spec.guard), status.state.value]
-        cells += [Text(spec.parent or "–")] if children else []
-        table.add_row(*cells, f"{counts.settled:,}", of, f"{counts.dead:,}", f"{status.created_at:%Y-%m-%d %H:%M}")
-    out.print(table)
+        parent = [spec.parent or "–"] if children else []
+        numbers = (f"{counts.settled:,}", of, f"{counts.dead:,}")
+        rows.append(
+            (status.name, spec.guard, status.state.value, *parent, *numbers, f"{status.created_at:%Y-%m-%d %H:%M}")
+        )
+    parent = ["child of"] if children else []
+    numbers = ("settled", "of", "dead")
+    print_listing(("run", "guard", "state", *parent, *numbers, "created (UTC)"), rows, numbers=numbers)
 
 
 def print_verdict(verdict: Verdict, *, as_json: bool) -> None:
@@ -114,6 +156,20 @@ def print_verdict(verdict: Verdict, *, as_json: bool) -> None:
         if verdict.cached:
             line.append("  (from the cache)", style="not bold dim default")
         out.print(line)
+
+
+def print_item(where: str, item: Item) -> None:
+    """Print an item as it would be judged: its kind, texts and truth."""
+    facts = [item.kind.value, f"label {item.truth or 'none'}"]
+    facts += [f"{name} {value}" for name, value in (("source", item.source), ("category", item.category)) if value]
+    head = Text(printable(f"{item.id} · {' · '.join(facts)}"), style="bold")
+    out.print(head.append(f"  {where}", style="not bold dim"))
+    alone = "text" if item.kind is Kind.TEXT else "response"
+    turns = [(turn.role, turn.content) for turn in item.history]
+    for name, text in (*turns, ("prompt", item.question), (alone, item.response)):
+        if text:
+            more = f" … ({len(text):,} characters)" if len(text) > _TEXT_SHOWN else ""
+            out.print(Text(f"  {name}: {printable(text[:_TEXT_SHOWN])}{more}"))
 
 
 def prepare(report_options: ReportOptions) -> None:
@@ -134,7 +190,7 @@ def writable(option: str, file: Path) -> None:
         raise UsageError(f"{option} {file}: {error.strerror}") from error
 
 
-def finish(found: Services, run_id: str, report_options: ReportOptions) -> None:
+def finish(found: Services, run_id: str, report_options: ReportOptions, *, shown: bool = True) -> None:
     """Write and show the report of a run that has ended; the files first, since who reads the output may leave."""
     stored = report_of(found, run_id)
     if stored is None:
@@ -145,7 +201,8 @@ def finish(found: Services, run_id: str, report_options: ReportOptions) -> None:
         say(f"report written to {report_options.out}")
     if report_options.html:
         write_page(found, stored, report_options.html)
-    print_report(stored, as_json=report_options.as_json, price_per_device_hour=price)
+    if shown:
+        print_report(stored, as_json=report_options.as_json, price_per_device_hour=price)
     _require_outcome(stored, report_options.fail_under)
 
 
@@ -153,6 +210,8 @@ def _require_outcome(report: RunReport, gates: Sequence[QualityGate]) -> None:
     """Let the command fail where its run did."""
     if report.state is RunState.CANCELLED:
         raise RunError(f"run {report.name} was cancelled")
+    if report.counts.unparseable:
+        require_readable(report.counts, {**report.unparseable_reasons, **report.dead_reasons}, report.spec)
     averages = average(report)
     for gate in gates:
         metric = averages.metric(gate.metric) if averages else None
@@ -162,6 +221,18 @@ def _require_outcome(report: RunReport, gates: Sequence[QualityGate]) -> None:
             raise RunError(f"{gate.metric} is {metric.value:.4f}, below {gate.floor:g}")
     if report.counts.dead:
         raise RunError(f"{report.counts.dead:,} items died; their reasons are in the report")
+
+
+def require_readable(counts: RunCounts, reasons: Mapping[str, int], spec: RunSpec) -> None:
+    """Let the command fail where no answer could be read: figures over nothing would pass for a result."""
+    if counts.scored or not counts.settled:
+        return
+    why = "".join(f"\n  {count:,}: {reason}" for reason, count in list(reasons.items())[:_BAD_ROWS_SHOWN])
+    asked = f" asked in the words of {spec.family}" if spec.family else ""
+    raise RunError(
+        f"none of {counts.settled:,} answers of {spec.guard}{asked} could be read:{why}\n"
+        "  another family, if these are not its words: --family NAME; another way to the verdict: --mode"
+    )
 
 
 def report_of(found: Services, run_id: str) -> RunReport | None:

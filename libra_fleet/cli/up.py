@@ -7,7 +7,6 @@ import importlib.util
 import json
 import os
 import signal
-import socket
 import threading
 import time
 from collections import deque
@@ -26,6 +25,7 @@ from infra.ledger.keys import list_keys
 from infra.process import FileLock
 from infra.servers.services import Services, services
 from infra.settings import load_settings
+from libra_fleet.cli.fleet import require_free
 from libra_fleet.cli.options import GuardChoice, guard_option
 from libra_fleet.cli.show import err, say
 from libra_fleet.machine.fleet import FleetProcess, MachineFleet, collector_process, fleet_process, worker_process
@@ -53,13 +53,7 @@ def up(*, guard: GuardChoice, devices: str, port: int, no_gateway: bool) -> None
     address = f"http://{_HOST}:{port}" if with_gateway else None
     with _alone(settings.state_dir, guard.name, address), services(settings) as found:
         if address:
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind((_HOST, port))
-                except OSError as error:
-                    taken = f"port {port} of {_HOST} is taken: choose another one with --port, or --no-gateway"
-                    raise UsageError(taken) from error
+            require_free(_HOST, port)
         if not no_gateway and not with_gateway:
             say("no gateway: pip install 'libra-fleet[gateway]' brings it")
         # In the order of the screen; work stops where it comes in, then where it is done, then is settled.
@@ -81,9 +75,8 @@ class _Up:
 
     def __init__(self, found: Services, parts: list[FleetProcess], guard: str, address: str | None) -> None:
         servers = f"embedded servers in {found.settings.state_dir}" if found.embedded else "configured servers"
-        self._title = " · ".join(
-            (f"libra fleet up, guard {guard}", servers, *([f"gateway {address}"] if address else []))
-        )
+        self._title = f"libra fleet up, guard {guard} · {servers}"
+        self._facts = [f"gateway {address}", f"console {address}/console"] if address else []
         self._found = found
         self._parts = parts
         self._address = address
@@ -104,9 +97,10 @@ class _Up:
 
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, on_signal)
-        self._note(self._title)
         if self._address and not list_keys(self._found.engine):
-            self._note("the gateway knows no key yet: libra keys create --tenant NAME")
+            self._facts.append("no API key yet: libra keys create --tenant NAME")
+        for fact in (self._title, *self._facts):
+            self._note(fact)
         try:
             with self._live or contextlib.nullcontext():
                 self._watch()
@@ -138,6 +132,7 @@ class _Up:
                     left_s=left_s,
                     notes=self._notes,
                     warnings=self._warnings.last,
+                    facts=self._facts,
                 )
                 self._live.update(shown, refresh=True)
             elif time.monotonic() - said_at >= _LINE_EVERY_S:

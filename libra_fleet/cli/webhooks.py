@@ -7,8 +7,6 @@ from datetime import datetime
 from typing import Final
 
 import click
-from rich.table import Table
-from rich.text import Text
 
 from infra.errors import UsageError
 from infra.ledger import webhooks
@@ -16,7 +14,7 @@ from infra.ledger.webhooks import Endpoint
 from infra.settings import load_settings
 from libra_fleet.cli.context import connected
 from libra_fleet.cli.options import json_option, limit_option, tenant_option, timestamp
-from libra_fleet.cli.show import out, print_json, say
+from libra_fleet.cli.show import out, print_json, print_listing, say
 from producer.webhooks.addresses import Allowed, RefusedAddressError, check_form
 from schemas.webhooks import Event
 
@@ -37,12 +35,15 @@ def list_(*, tenant: str | None, state: str | None, limit: int, as_json: bool) -
             [{k: v.isoformat() if isinstance(v, datetime) else v for k, v in row._asdict().items()} for row in rows]
         )
         return
-    table = Table("id", "event", "to", "state", "attempts", "last answer", "next (UTC)", box=None, pad_edge=False)
+    listed = []
     for row in rows:
         due = f"{row.next_at:%m-%d %H:%M:%S}" if row.state == "pending" else ""
-        answer = Text(row.last_error or str(row.last_status or ""))
-        table.add_row(row.id, row.event, Text(row.destination), row.state, str(row.attempts), answer, due)
-    out.print(table if rows else "no messages")
+        answer = row.last_error or str(row.last_status or "")
+        listed.append((row.id, row.event, row.destination, row.state, str(row.attempts), answer, due))
+    if rows:
+        print_listing(("id", "event", "to", "state", "attempts", "last answer", "next (UTC)"), listed)
+    else:
+        out.print("no messages")
 
 
 @click.command()
@@ -142,11 +143,14 @@ def list_endpoints(*, tenant: str | None, as_json: bool) -> None:
     if as_json:
         print_json([_endpoint_facts(row) for row in rows])
         return
-    table = Table("id", "tenant", "url", "events", "state", box=None, pad_edge=False)
-    for row in rows:
-        state = f"disabled: {row.reason}" if row.disabled_at else "enabled"
-        table.add_row(row.id, row.tenant, Text(row.url), ", ".join(row.events), Text(state))
-    out.print(table if rows else "no endpoints")
+    if not rows:
+        out.print("no endpoints")
+        return
+    states = (f"disabled: {row.reason}" if row.disabled_at else "enabled" for row in rows)
+    listed = [
+        (row.id, row.tenant, row.url, ", ".join(row.events), state) for row, state in zip(rows, states, strict=True)
+    ]
+    print_listing(("id", "tenant", "url", "events", "state"), listed)
 
 
 def _endpoint_facts(row: Endpoint) -> dict[str, object]:

@@ -251,7 +251,7 @@ def _checkpoint_here(guard: str, location: str | None, card: GuardCard | None) -
     return Path(cached) if cached else None
 
 
-def check_checkpoint(guard: str, location: str | None) -> Iterator[Finding]:
+def check_checkpoint(guard: str, location: str | None, family: str | None = None) -> Iterator[Finding]:
     """A finding on the guard's checkpoint: on this machine, whole and readable. Nothing is downloaded."""
     card = GUARDS.get(guard)
     if card is None and location is None:
@@ -282,7 +282,7 @@ def check_checkpoint(guard: str, location: str | None) -> Iterator[Finding]:
         return
     try:
         resolve_checkpoint(guard, location or str(folder))
-        weights, depth = _examined(folder, guard, location)
+        weights, depth = _examined(folder, guard, location, family)
     except (GuardError, ValueError, OSError) as problem:
         yield error(
             "checkpoint",
@@ -294,10 +294,10 @@ def check_checkpoint(guard: str, location: str | None) -> Iterator[Finding]:
     yield good("checkpoint", f"{guard}: {len(weights.files)} safetensors in {folder}, {depth}")
 
 
-def _examined(folder: Path, guard: str, location: str | None) -> tuple[Weights, str]:
+def _examined(folder: Path, guard: str, location: str | None, family: str | None) -> tuple[Weights, str]:
     """What the headers say, and how far they could be compared with the model."""
     weights = read_weights(folder)
-    classifies = Mode.CLASSIFY in load_guard(guard, location or str(folder)).modes
+    classifies = Mode.CLASSIFY in load_guard(guard, location or str(folder), family=family).modes
     place = resolve_adapter(guard, location)
     adapter = read_adapter(place, classifies=classifies) if place else None
     if installed_version("torch") is None or installed_version("transformers") is None:

@@ -164,6 +164,14 @@ def _table(*headings: str, numbers: int) -> Table:
     return table
 
 
+def _whole_names(table: Table) -> Table:
+    """The table with its first column never cut: a run's name is what the next command is given."""
+    table.columns[0].max_width = None
+    table.columns[0].no_wrap = False
+    table.columns[0].overflow = "fold"
+    return table
+
+
 def _short(text: str, width: int) -> str:
     """The end of an id says more than its start."""
     return text if len(text) <= width else "…" + text[1 - width :]
@@ -171,7 +179,7 @@ def _short(text: str, width: int) -> str:
 
 def _runs(runs: tuple[OpenRun, ...], left_s: Mapping[str, float] | None) -> Table:
     left = [] if left_s is None else ["left"]
-    table = _table("open run", "guard", "lane", "settled", "of", "", *left, numbers=3 + len(left))
+    table = _whole_names(_table("open run", "guard", "lane", "settled", "of", "", *left, numbers=3 + len(left)))
     for run in runs[:_RUNS_SHOWN]:
         whole = run.settled + run.pending
         share = Text(f"{run.settled / whole:.0%}" if whole else "–", style="" if run.expected is not None else "dim")
@@ -212,8 +220,12 @@ def screen(
     left_s: Mapping[str, float],
     notes: Iterable[str],
     warnings: Iterable[str],
+    facts: Sequence[str] = (),
 ) -> RenderableType:
-    """Processes, the fleet's status, what happened lately. `fleet` is None while the servers do not answer."""
+    """Processes, the fleet's status, what happened lately. `fleet` is None while the servers do not answer.
+
+    `facts` stand on lines of their own below the title, whatever the width: an address is never cut.
+    """
     table = Table(box=None, pad_edge=False, header_style="dim")
     for heading in ("part", "state", "process", "restarts", "log"):
         table.add_column(heading, no_wrap=True, overflow="ellipsis")
@@ -227,7 +239,8 @@ def screen(
             Text(str(part.process.exits), style="red" if part.process.exits else "dim"),
             Text(part.process.log.name if part.process.log else "–", style="dim"),
         )
-    lines: list[RenderableType] = [Text(title, style="bold"), table, Text()]
+    head = [Text(title, style="bold"), *(Text(fact, overflow="fold") for fact in facts)]
+    lines: list[RenderableType] = [*head, Text(), table, Text()]
     if fleet is None:
         lines.append(Text(_AWAY, style="bold red"))
     else:

@@ -18,7 +18,7 @@ from producer.curation.files import Placed
 from producer.curation.grammar import frames
 from producer.curation.rows import Provenance, Row, labelled, new_row
 from producer.datasets.dataset import raw_records
-from producer.datasets.records import RowError
+from producer.datasets.rows import RowError
 from schemas.items import Item, Label
 from schemas.runs import InvalidRow
 

@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple, Self
 
 from infra.errors import DataError, UsageError
-from producer.datasets.readers import RawRow, read_rows
-from producer.datasets.records import RowError, to_item
-from producer.datasets.sources import Found, find_files
+from producer.datasets.readers import read_rows
+from producer.datasets.records import columns_of, id_of, is_usual, to_item
+from producer.datasets.rows import RawRow, RowError
+from producer.datasets.sources import DataFile, Found, find_files
+from producer.datasets.streams import guessed
 from schemas.items import Item
+from schemas.reading import AS_IT_IS, Ids, Reading
 from schemas.runs import InvalidRow
 
 
@@ -28,16 +31,30 @@ class Row:
     item: Item
 
 
+class BadRow(InvalidRow):
+    """A row that is no item. `kind` is the same for rows with the same fault, `switch` the option that would help."""
+
+    kind: str
+    switch: str = ""
+
+
+class _Choice(NamedTuple):
+    """The rows that are wanted: of a part (index, count), at most `limit`, the first ones or a sample by `seed`."""
+
+    part: tuple[int, int]
+    limit: int | None
+    seed: int | None
+
+
 class DataSet:
     """Rows of one source. A context manager: it owns the copy of a stream that can be read only once."""
 
-    def __init__(self, name: str, found: Found, part: tuple[int, int], limit: int | None, seed: int | None) -> None:
+    def __init__(self, name: str, found: Found, reading: Reading, choice: _Choice) -> None:
         self.name = name
+        self.reading = reading
         self._files = found.files
         self._spool = found.spool
-        self._part = part
-        self._limit = limit
-        self._seed = seed
+        self._part, self._limit, self._seed = choice
         self._shard_rows: int | None = None
 
     def __enter__(self) -> Self:
@@ -51,7 +68,28 @@ class DataSet:
         if self._spool:
             self._spool.cleanup()
 
-    def rows(self) -> Iterator[Row | InvalidRow]:
+    def notes(self) -> list[str]:
+        """What a person should know of how the set is read: encodings that are guesses, names that were taken."""
+        said = []
+        for file in self._files:
+            try:
+                encoding = guessed(file, self.reading.encoding)
+            except OSError:
+                continue  # reading the rows says it
+            if encoding:
+                said.append(f"{file.label}: read as {encoding}, a guess; --encoding names another")
+        first = next((raw for file in self._files for raw in read_rows(file, self.reading)), None)
+        try:
+            row = first.value() if first else None
+            chosen = columns_of(row, self.reading) if isinstance(row, dict) else {}
+        except RowError:
+            chosen = {}
+        taken = [f"{field} from {column!r}" for field, column in chosen.items() if not is_usual(field, column)]
+        if taken:
+            said.append(f"{self.name}: {', '.join(taken)}")
+        return said
+
+    def rows(self) -> Iterator[Row | BadRow]:
         """The chosen rows in order, valid or not; the same ones each time.
 
         Raises:
@@ -59,9 +97,9 @@ class DataSet:
         """
         for stem, raw in self._chosen():
             try:
-                yield Row(raw.where, to_item(raw.value(), f"{stem}-{raw.number}"))
+                yield Row(raw.where, to_item(raw.value(), f"{stem}-{raw.number}", self.reading))
             except RowError as error:
-                yield InvalidRow(where=raw.where, problem=str(error))
+                yield BadRow(where=raw.where, problem=str(error), kind=error.kind, switch=error.switch)
 
     def _chosen(self) -> Iterator[tuple[str, RawRow]]:
         """The rows of the shard: all, the first ones, or a random sample in order (Knuth's algorithm S).
@@ -90,26 +128,35 @@ class DataSet:
         """Every count-th row from the shard's index on, with the stem of its file."""
         index, count = self._part
         number = -1
-        for number, (stem, raw) in enumerate((file.stem, raw) for file in self._files for raw in read_rows(file)):
+        for number, (stem, raw) in enumerate(_raw_rows(self._files, self.reading)):
             if number % count == index:
                 yield stem, raw
         if number < 0:
             raise DataError(f"{self.name}: empty, there is no row in it")
 
 
+def _raw_rows(files: Iterable[DataFile], reading: Reading) -> Iterator[tuple[str, RawRow]]:
+    """All rows in order, each with the stem of its file."""
+    for file in files:
+        for raw in read_rows(file, reading):
+            yield file.stem, raw
+
+
 def open_dataset(
     source: str,
     *,
+    reading: Reading = AS_IT_IS,
     stdin: BinaryIO | None = None,
     shard: tuple[int, int] = (0, 1),
     limit: int | None = None,
     shuffle_seed: int | None = None,
     spool_dir: Path | None = None,
 ) -> DataSet:
-    """The data set a source stands for: a file, a folder, `-` (stdin), `owner/name` of the hub, or `demo`.
+    """The data set a source stands for: a file, an archive, a folder, `-` (stdin), `owner/name` of the hub, or `demo`.
 
     Args:
         source: as typed by the user; a path that exists goes before the hub (`./demo` for a folder named demo).
+        reading: what is which column, label, split and encoding.
         stdin: what `-` reads to its end, now; none: the process's own.
         shard: (index, count): every count-th row from index on, so that shards partition the set and stream.
         limit: at most this many rows of the shard.
@@ -117,7 +164,7 @@ def open_dataset(
         spool_dir: where stdin or a pipe is copied to; none: the system's folder for temporary files.
 
     Raises:
-        DataError: there is no such source, it cannot be fetched or looked at, or it has no data file.
+        DataError: there is no such source, it cannot be fetched or looked at, it has no data file, or several splits.
         UsageError: a shard or limit that cannot be.
     """
     index, count = shard
@@ -125,7 +172,8 @@ def open_dataset(
         raise UsageError(f"shard {index} of {count}: the first is 0 of {count}, the last {count - 1} of {count}")
     if limit is not None and limit < 1:
         raise UsageError(f"a limit of {limit} rows; at least 1 is needed")
-    return DataSet(source, find_files(source, stdin=stdin, spool_dir=spool_dir), shard, limit, shuffle_seed)
+    found = find_files(source, stdin=stdin, spool_dir=spool_dir, split=reading.split)
+    return DataSet(source, found, reading, _Choice(shard, limit, shuffle_seed))
 
 
 class RawRecord(NamedTuple):
@@ -138,8 +186,7 @@ class RawRecord(NamedTuple):
     @property
     def id(self) -> str:
         """Its id as text, as an Item has it."""
-        own = self.row.get("id")
-        return self.fallback_id if own is None else str(own)
+        return str(id_of(self.row, self.fallback_id))
 
     def item(self) -> Item:
         """The item it describes, or RowError."""
@@ -147,7 +194,7 @@ class RawRecord(NamedTuple):
 
 
 def raw_records(source: str) -> Iterator[RawRecord | InvalidRow]:
-    """Every row of a file or folder, in order; of Parquet only the columns that are looked at."""
+    """Every row of a file or folder, in order; of Parquet and Arrow only the columns that are looked at."""
     for file in find_files(source, stdin=None, spool_dir=None).files:
         for raw in read_rows(file):
             try:
@@ -188,14 +235,27 @@ def bad_records(
 
 _LISTED: Final = 1000
 _BATCH_ROWS: Final = 1000
+_MOST_KINDS: Final = 100
+_OTHER: Final = "of other kinds"
+_OTHER_IDS: Final = "--ids row (numbers for ids) or --ids hash (the same text once)"
+
+
+class Fault(NamedTuple):
+    """A kind of bad rows: how many there are, the first of them, and the option that would help, if one would."""
+
+    rows: int
+    first: InvalidRow
+    switch: str
 
 
 @dataclass(frozen=True)
 class Validation:
     """The findings of a pass. `labelled` and `text_bytes` (UTF-8) are of the valid rows.
 
-    `invalid` holds the first 1,000 invalid rows, `invalid_count` says how many there are. `duplicates` are the
-    ordinals (from 0, in `DataSet.rows()`) of rows whose id came before; they count as invalid. 8 bytes each.
+    `invalid` holds the first 1,000 invalid rows, `invalid_count` says how many there are, `faults` holds one of each
+    kind (100 kinds at most), the most frequent first. `duplicates` are the ordinals (from 0, in `DataSet.rows()`) of
+    rows whose id came before; they count as invalid, except with ids that are hashes: those `repeated` rows are the
+    same item again. 8 bytes each.
     """
 
     valid: int
@@ -204,6 +264,30 @@ class Validation:
     labelled: int
     text_bytes: int
     duplicates: array[int] = field(repr=False)
+    faults: tuple[Fault, ...] = ()
+    repeated: int = 0
+
+
+class _Faults:
+    """Bad rows by kind, as they are met."""
+
+    def __init__(self) -> None:
+        self.listed: list[tuple[int, InvalidRow]] = []
+        self._kinds: dict[str, Fault] = {}
+        self.count = 0
+
+    def add(self, ordinal: int, row: BadRow) -> None:
+        self.count += 1
+        plain = InvalidRow(where=row.where, problem=row.problem)
+        if self.count <= _LISTED:
+            self.listed.append((ordinal, plain))
+        kind = row.kind if row.kind in self._kinds or len(self._kinds) < _MOST_KINDS else _OTHER
+        known = self._kinds.get(kind, Fault(0, plain, row.switch))
+        self._kinds[kind] = known._replace(rows=known.rows + 1)
+
+    @property
+    def by_kind(self) -> tuple[Fault, ...]:
+        return tuple(sorted(self._kinds.values(), key=lambda fault: -fault.rows))
 
 
 def validate(dataset: DataSet, *, on_progress: Callable[[int], None] | None = None) -> Validation:
@@ -214,9 +298,9 @@ def validate(dataset: DataSet, *, on_progress: Callable[[int], None] | None = No
     Raises:
         DataError: a file cannot be read as a whole, or the disk for temporary files is full.
     """
-    invalid: list[tuple[int, InvalidRow]] = []
+    bad, doubled = _Faults(), _Faults()
     duplicates: array[int] = array("Q")
-    read = invalid_count = labelled = text_bytes = 0
+    read = labelled = text_bytes = 0
     report = on_progress or (lambda _: None)
     try:
         with closing(_Seen()) as seen:
@@ -228,9 +312,7 @@ def validate(dataset: DataSet, *, on_progress: Callable[[int], None] | None = No
                     text_bytes += size
                     seen.add(_Entry(ordinal, row.item.id, row.where, has_label, size))
                 else:
-                    invalid_count += 1
-                    if len(invalid) < _LISTED:
-                        invalid.append((ordinal, row))
+                    bad.add(ordinal, row)
                 if read % _BATCH_ROWS == 0:
                     report(read)
             report(read)
@@ -238,19 +320,24 @@ def validate(dataset: DataSet, *, on_progress: Callable[[int], None] | None = No
                 duplicates.append(again.ordinal)
                 labelled -= again.labelled
                 text_bytes -= again.text_bytes
-                if len(duplicates) <= _LISTED:
-                    problem = f"duplicate id {again.id!r}, first at {first}"
-                    invalid.append((again.ordinal, InvalidRow(where=again.where, problem=problem)))
+                problem = f"duplicate id {again.id!r}, first at {first}"
+                doubled.add(
+                    again.ordinal, BadRow(where=again.where, problem=problem, kind="duplicate id", switch=_OTHER_IDS)
+                )
     except sqlite3.Error as error:
         raise DataError(f"{dataset.name}: ids cannot be compared in the temporary folder: {error}") from error
-    invalid.sort(key=lambda entry: entry[0])
+    repeated = doubled.count if dataset.reading.ids is Ids.HASH else 0
+    counted = [bad] if repeated else [bad, doubled]
+    invalid = sorted((entry for faults in counted for entry in faults.listed), key=lambda entry: entry[0])
     return Validation(
-        valid=read - invalid_count - len(duplicates),
+        valid=read - bad.count - doubled.count,
         invalid=tuple(row for _, row in invalid[:_LISTED]),
-        invalid_count=invalid_count + len(duplicates),
+        invalid_count=sum(faults.count for faults in counted),
         labelled=labelled,
         text_bytes=text_bytes,
         duplicates=duplicates,
+        faults=tuple(sorted((fault for faults in counted for fault in faults.by_kind), key=lambda one: -one.rows)),
+        repeated=repeated,
     )
 
 

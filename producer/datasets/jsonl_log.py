@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from infra.errors import DataError
 
@@ -13,8 +14,11 @@ from infra.errors import DataError
 class OutFile:
     """Rows with an `id`, one a line. Opening it cuts off a last line that was torn."""
 
-    def __init__(self, path: Path) -> None:
-        """Open or create the file; DataError where a line before its last one is no row."""
+    def __init__(self, path: Path, *, on_row: Callable[[Mapping[str, Any]], None] = lambda _: None) -> None:
+        """Open or create the file; DataError where a line before its last one is no row.
+
+        `on_row` is called with each row that is there already.
+        """
         self.path = path
         self.torn_bytes = 0
         self.ids: set[str] = set()
@@ -30,6 +34,7 @@ class OutFile:
                         row = None
                     if isinstance(row, dict) and row.get("id") is not None and line.endswith(b"\n"):
                         self.ids.add(str(row["id"]))
+                        on_row(row)
                         continue
                     if next(lines, None) is not None:
                         raise DataError(f"{path}:{number}: not a row of ours; move the file away, or repair the line")

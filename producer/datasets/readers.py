@@ -1,55 +1,35 @@
 """One file → its rows, undecoded as far as possible, so that skipped rows cost little.
 
-A JSON array of any length is read an element at a time.
+JSON here: lines, an array of any length (an element at a time), objects over several lines, a list within an object.
+Tables (CSV, workbooks, Parquet, Arrow) are read by tables.py; both take bytes from streams.py.
 """
 
 from __future__ import annotations
 
 import codecs
-import gzip
-import io
 import json
+import lzma
 import re
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from json import JSONDecodeError
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
+from typing import BinaryIO, Final
 
 from infra.errors import DataError
-from producer.datasets.records import COLUMNS, TEXT_COLUMNS, RowError, decode_line
-from producer.datasets.sources import DataFile
+from producer.datasets import tables
+from producer.datasets.records import COLUMNS
+from producer.datasets.rows import MAX_ROW_BYTES, RawRow, RowError, normal_name
+from producer.datasets.sources import DataFile, is_of_split
+from producer.datasets.streams import BUFFER_BYTES, raw_bytes, utf8_bytes
+from schemas.reading import AS_IT_IS, Reading
 
-if TYPE_CHECKING:
-    import pyarrow
-
-MAX_ROW_BYTES: Final = 4 << 20
-"""A longer line is refused unread, a longer array element too (there, in characters). Eight times the longest item."""
-
-_BUFFER_BYTES: Final = 1 << 18
-_PARQUET_BATCH_ROWS: Final = 256
 _BOM: Final = b"\xef\xbb\xbf"
+_ARROW: Final = (b"ARROW1", b"\xff\xff\xff\xff")
+_BROKEN: Final = (OSError, EOFError, UnicodeError, zlib.error, lzma.LZMAError)
+"""What the standard library raises of a file that is not what it says, or is cut short."""
 
 
-class RawRow(NamedTuple):
-    """A row as found: `number` is its line, element or row in the file, from 1.
-
-    `content` is the bytes of a JSON line, the value where the format decodes by itself, or a RowError.
-    """
-
-    where: str
-    number: int
-    content: object
-
-    def value(self) -> object:
-        """The content, decoded, or RowError."""
-        if isinstance(self.content, RowError):
-            raise self.content
-        return decode_line(self.content) if isinstance(self.content, bytes) else self.content
-
-
-def read_rows(file: DataFile) -> Iterator[RawRow]:
+def read_rows(file: DataFile, reading: Reading = AS_IT_IS) -> Iterator[RawRow]:
     """The rows of a file, one after the other.
 
     Raises:
@@ -57,116 +37,115 @@ def read_rows(file: DataFile) -> Iterator[RawRow]:
     """
     last = "at its start"
     try:
-        for raw in _rows_of(file):
+        for raw in _rows_of(file, reading):
             last = f"after {raw.where}"
             yield raw
-    except (OSError, EOFError, zlib.error) as error:
+    except _BROKEN as error:
         problem = (isinstance(error, OSError) and error.strerror) or str(error)
         raise DataError(f"{file.label}: cannot be read ({last}): {problem}") from error
 
 
-def _rows_of(file: DataFile) -> Iterator[RawRow]:
+_Reader = Callable[[DataFile, Reading], Iterator[RawRow]]
+
+
+def _rows_of(file: DataFile, reading: Reading) -> Iterator[RawRow]:
     file.check_unchanged()
-    kind = _format_of(file)
-    if kind == "parquet":
-        yield from _read_parquet(file)
-        return
-    with _plain_bytes(file.path) as stream:
-        if kind == "jsonl":
-            yield from _read_lines(stream, file.label)
-            return
-        for number, line, value in ArrayReader(stream, file.label, MAX_ROW_BYTES):
+    kind = _format_of(file, reading)
+    readers: dict[str, _Reader] = {
+        **{"jsonl": _read_lines, "json": _read_array, "objects": _read_objects},
+        **{"csv": tables.read_csv, "tsv": tables.read_csv, "xlsx": tables.read_workbook},
+        **{"parquet": tables.read_parquet, "arrow": tables.read_arrow},
+    }
+    if reading.split is not None and kind not in ("xlsx", "objects") and not is_of_split(file, reading.split):
+        raise DataError(f"{file.label}: no split {reading.split} in it")
+    yield from readers[kind](file, reading)
+
+
+def _format_of(file: DataFile, reading: Reading) -> str:
+    """The format: by content where the content shows it, else as the name says."""
+    with raw_bytes(file) as stream:
+        magic = stream.read(8)
+    if magic.startswith(b"PAR1"):
+        return "parquet"
+    if magic.startswith(_ARROW):
+        return "arrow"
+    if file.kind in ("parquet", "arrow"):
+        raise DataError(f"{file.label}: not {'a Parquet' if file.kind == 'parquet' else 'an Arrow'} file")
+    if magic.startswith(b"PK\x03\x04"):
+        if file.kind != "xlsx":
+            raise DataError(f"{file.label}: a zip archive or a workbook; its name should end in .zip or .xlsx")
+        return "xlsx"
+    if file.kind == "xlsx":
+        raise DataError(f"{file.label}: not an .xlsx workbook")
+    return _format_of_text(file, reading)
+
+
+def _format_of_text(file: DataFile, reading: Reading) -> str:
+    with utf8_bytes(file, reading.encoding) as stream:
+        head = stream.read(BUFFER_BYTES)
+        start = head.removeprefix(_BOM).lstrip()
+        while head and not start:
+            head = stream.read(BUFFER_BYTES)
+            start = head.lstrip()
+    if b"\x00" in start[:4]:
+        raise DataError(f"{file.label}:1: binary, or text in an encoding that is not known; --encoding names it")
+    if file.kind in ("csv", "tsv", "jsonl"):
+        return file.kind
+    if start.startswith(b"["):
+        return "json"
+    if file.kind == "stream" and start[:1] not in (b"{", b"") and tables.looks_like_csv(start):
+        return "csv"
+    return "objects" if _spans_lines(start) else "jsonl"
+
+
+def _spans_lines(start: bytes) -> bool:
+    """True where a file is no sequence of lines of JSON: an object over several lines, or a list within an object."""
+    line, more, _ = start.partition(b"\n")
+    if not line.startswith(b"{"):
+        return False
+    try:
+        first = json.loads(line)
+    except (ValueError, RecursionError):
+        # A line that is broken is a bad row; one that ends open goes on in the next, or beyond what was read.
+        return line.rstrip().endswith((b"{", b"[", b",", b":")) or (not more and len(start) >= BUFFER_BYTES // 2)
+    return any(_is_list_of_rows(name, value) for name, value in first.items())
+
+
+def _is_list_of_rows(name: str, value: object) -> bool:
+    return normal_name(name) not in COLUMNS and isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _read_array(file: DataFile, reading: Reading) -> Iterator[RawRow]:
+    """A row per element."""
+    with utf8_bytes(file, reading.encoding) as stream:
+        for number, line, value in JsonReader(stream, file.label, MAX_ROW_BYTES).elements():
             yield RawRow(f"{file.label}: element {number} (line {line})", number, value)
 
 
-@contextmanager
-def _plain_bytes(path: Path) -> Iterator[BinaryIO]:
-    """The file's bytes, unzipped where they are zipped, whatever its name says."""
-    with path.open("rb", buffering=_BUFFER_BYTES) as raw:
-        is_zipped = raw.read(2) == b"\x1f\x8b"
-        raw.seek(0)
-        if not is_zipped:
-            yield raw
-            return
-        with gzip.GzipFile(fileobj=raw) as unzipped, io.BufferedReader(unzipped, _BUFFER_BYTES) as plain:
-            yield plain
+def _read_objects(file: DataFile, reading: Reading) -> Iterator[RawRow]:
+    """A row per object, or per element of the list that an object holds."""
+    wanted = None if reading.split is None or is_of_split(file, reading.split) else reading.split
+    with utf8_bytes(file, reading.encoding) as stream:
+        for number, line, value in JsonReader(stream, file.label, MAX_ROW_BYTES).objects(wanted):
+            yield RawRow(f"{file.label}: element {number} (line {line})", number, value)
 
 
-def _format_of(file: DataFile) -> str:
-    """Json (an array), jsonl or parquet: by content; only a name that says JSONL or Parquet is taken at its word."""
-    with _plain_bytes(file.path) as stream:
-        head = stream.read(_BUFFER_BYTES)
-        start = head.removeprefix(_BOM).lstrip()
-        while head and not start:
-            head = stream.read(_BUFFER_BYTES)
-            start = head.lstrip()
-    if start.startswith(b"PAR1"):
-        return "parquet"
-    if file.kind == "parquet":
-        raise DataError(f"{file.label}: not a Parquet file")
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\x00" in start[:4]:
-        raise DataError(f"{file.label}:1: UTF-16, UTF-32 or binary; save the file as UTF-8")
-    if file.kind == "jsonl":
-        return "jsonl"
-    if start.startswith(b"["):
-        return "json"
-    if start.startswith((b"{\n", b"{\r")):
-        raise DataError(
-            f"{file.label}:1: an object over several lines; a JSON array of objects, or one object a line, is expected"
-        )
-    return "jsonl"
-
-
-def _read_lines(stream: BinaryIO, label: str) -> Iterator[RawRow]:
+def _read_lines(file: DataFile, reading: Reading) -> Iterator[RawRow]:
     """A row per line that is not blank."""
     number = 0
-    while line := stream.readline(MAX_ROW_BYTES + 1):
-        number += 1
-        if number == 1:
-            line = line.removeprefix(_BOM)
-        content: object = line
-        if len(line) > MAX_ROW_BYTES:
-            content = RowError(f"a line of more than {MAX_ROW_BYTES:,} bytes")
-            while line and not line.endswith(b"\n"):
-                line = stream.readline(_BUFFER_BYTES)
-        elif not line or line.isspace():
-            continue
-        yield RawRow(f"{label}:{number}", number, content)
-
-
-def _read_parquet(file: DataFile) -> Iterator[RawRow]:
-    """A row per table row, of the columns we know."""
-    try:
-        import pyarrow  # noqa: PLC0415 (an extra)
-        import pyarrow.parquet  # noqa: PLC0415
-    except ImportError as error:
-        raise DataError(f"{file.label}: Parquet needs pyarrow: pip install 'libra-fleet[parquet]'") from error
-    try:
-        with pyarrow.parquet.ParquetFile(file.path) as table:
-            names = table.schema_arrow.names
-            if not set(TEXT_COLUMNS).intersection(names):
-                wanted = ", ".join(sorted(TEXT_COLUMNS))
-                listed = (", ".join(names[:8]) or "none") + (" and more" if len(names) > 8 else "")
-                raise DataError(f"{file.label}: no column with the text (one of {wanted}); found {listed}")
-            columns = [name for name in names if name in COLUMNS]
-            number = 0
-            for batch in table.iter_batches(batch_size=_PARQUET_BATCH_ROWS, columns=columns):
-                for content in _batch_rows(batch):
-                    number += 1
-                    yield RawRow(f"{file.label}: row {number}", number, content)
-    except (pyarrow.ArrowException, ValueError) as error:
-        raise DataError(f"{file.label}: not readable as Parquet: {error}") from error
-
-
-def _batch_rows(batch: pyarrow.RecordBatch) -> Sequence[object]:
-    """The rows; where one is not UTF-8, one by one."""
-    try:
-        rows: list[object] = batch.to_pylist()
-    except UnicodeDecodeError as error:
-        if batch.num_rows == 1:
-            return [RowError(f"not UTF-8 ({error.reason})")]
-        return [row for at in range(batch.num_rows) for row in _batch_rows(batch.slice(at, 1))]
-    return rows
+    with utf8_bytes(file, reading.encoding) as stream:
+        while line := stream.readline(MAX_ROW_BYTES + 1):
+            number += 1
+            if number == 1:
+                line = line.removeprefix(_BOM)
+            content: object = line
+            if len(line) > MAX_ROW_BYTES:
+                content = RowError(f"a line of more than {MAX_ROW_BYTES:,} bytes")
+                while line and not line.endswith(b"\n"):
+                    line = stream.readline(BUFFER_BYTES)
+            elif not line or line.isspace():
+                continue
+            yield RawRow(f"{file.label}:{number}", number, content)
 
 
 _CHUNK_BYTES: Final = 1 << 16
@@ -175,8 +154,8 @@ _LONGEST_CUT: Final = 16
 """An error this near the end of the text read so far (in characters) may only mean that a token was cut."""
 
 
-class ArrayReader:
-    """Walks through the elements of one JSON array, holding one element and one chunk of text."""
+class JsonReader:
+    """Walks through JSON text, holding one value and one chunk of text."""
 
     def __init__(self, stream: BinaryIO, label: str, max_chars: int) -> None:
         self._stream = stream
@@ -190,10 +169,75 @@ class ArrayReader:
         self._number = 0
         self._ended = False
 
-    def __iter__(self) -> Iterator[tuple[int, int, object]]:
-        """The elements in order, each after its number and its line (from 1)."""
+    def elements(self) -> Iterator[tuple[int, int, object]]:
+        """The elements of the one array that the text is, in order, each after its number and its line (from 1)."""
         if self._next() != "[":
             raise self._error("a JSON array is expected")
+        yield from self._array()
+        if self._next():
+            raise self._error("there is more text after the end of the array")
+
+    def objects(self, wanted: str | None) -> Iterator[tuple[int, int, object]]:
+        """The objects that the text consists of, or the elements of a list of objects within such an object.
+
+        Where an object holds several such lists, `wanted` is the name of one.
+        """
+        while (mark := self._next()) == "{":
+            yield from self._object(wanted)
+        if mark:
+            raise self._error("an object is expected")
+
+    def _object(self, wanted: str | None) -> Iterator[tuple[int, int, object]]:
+        """The object that begins here as a row, unless one of its values is a list of rows: then those."""
+        line, row = self._line, {}
+        lists: list[str] = []
+        for name in self._names():
+            if self._next() != "[" or normal_name(name) in COLUMNS or not self._opens_rows():
+                row[name] = self._value()
+                continue
+            lists.append(name)
+            if wanted is None and len(lists) > 1:
+                raise self._error(f"rows in {' and '.join(lists)}; choose with --split {lists[0]}")
+            for found in self._array():
+                if wanted in (None, name):
+                    yield found
+        if wanted is not None and wanted not in lists:
+            raise self._error(f"no split {wanted} in it; found {', '.join(lists) or 'none'}")
+        if not lists:
+            self._number += 1
+            yield self._number, line, row
+
+    def _names(self) -> Iterator[str]:
+        """The names of the object that begins here, each when its value is next; the caller reads that."""
+        self._at += 1
+        more = self._next() != "}"
+        while more:
+            name = self._value()
+            if not isinstance(name, str) or self._next() != ":":
+                raise self._error("a name and a colon are expected")
+            self._at += 1
+            yield name
+            mark = self._next()
+            more = mark == ","
+            if more:
+                self._at += 1
+                self._next()
+            elif mark != "}":
+                raise self._error("a comma or the closing brace is expected" if mark else "the file ends in an object")
+        self._at += 1
+
+    def _opens_rows(self) -> bool:
+        """True if the array that begins here holds an object first."""
+        while True:
+            found = _SPACE.match(self._text, self._at + 1)
+            end = found.end() if found else self._at + 1
+            if end < len(self._text):
+                return self._text[end] == "{"
+            if not self._read():
+                return False
+
+    def _array(self) -> Iterator[tuple[int, int, object]]:
+        """The elements of the array that begins here."""
         self._at += 1
         more = self._next() != "]"
         while more:
@@ -211,8 +255,6 @@ class ArrayReader:
             elif mark != "]":
                 raise self._error(f"a comma or the closing bracket is expected after element {self._number}")
         self._at += 1
-        if self._next():
-            raise self._error("there is more text after the end of the array")
 
     def _value(self) -> object:
         """The value that begins here."""
@@ -268,7 +310,7 @@ class ArrayReader:
             self._text = kept + self._text_of.decode(data, final=self._ended)
         except UnicodeDecodeError as error:
             self._line += kept.count("\n") + error.object[: error.start].count(b"\n")
-            raise self._error(f"not UTF-8 ({error.reason}); save the file as UTF-8") from None
+            raise self._error(f"not UTF-8 ({error.reason}); save the file as UTF-8, or name its --encoding") from None
         self._at = 0
         return not self._ended
 

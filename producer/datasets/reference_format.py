@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from infra.critic import ANSWER_KEY, WORDS, read_critic
 from infra.errors import DataError
 from producer.datasets.dataset import RawRecord, raw_records
-from producer.datasets.records import RowError
+from producer.datasets.rows import RowError
 from schemas.items import Example, Label
 
 

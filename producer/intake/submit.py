@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from infra import tracing
-from infra.broker.backpressure import has_room
+from infra.broker.backpressure import held_back
 from infra.broker.chunking import in_chunks
 from infra.errors import DataError
 from infra.ledger import intake
@@ -33,11 +33,13 @@ def submit(
     items: Iterable[Item],
     *,
     check: Callable[[], None] = lambda: None,
+    on_held: Callable[[str], None] = lambda _: None,
     submission_of: Callable[[Item], Submission] | None = None,
 ) -> int:
     """Accept and enqueue every item of the stream that the run does not hold yet; returns how many it was.
 
     `check` may raise to stop; it is called where nothing is left half done: all that is accepted is queued as well.
+    `on_held` gets the reason whenever a look finds that the queue takes no more.
     `submission_of` gives the submission of an item that came through the gateway.
 
     Raises:
@@ -58,7 +60,8 @@ def submit(
                 )
         fresh = [item for item in window if item.id not in known]
         if fresh:
-            while not retry(lambda: has_room(services, spec)):  # back-pressure: the source is held
+            while (why := retry(lambda: held_back(services, spec))) is not None:  # back-pressure: the source is held
+                on_held(why)
                 check()
                 time.sleep(_POLL_S)
             submissions = {item.id: submission_of(item) for item in fresh} if submission_of else None

@@ -43,6 +43,7 @@ def cascade_report(engine: sa.Engine, stages: Sequence[RunStatus], *, against: R
             "groups": measure(judged_rows(engine, *run_ids)),
             "throughput": Throughput(seconds=ends.seconds, items_per_s=rate),
             "dead_reasons": last.dead_reasons if ends.counts.dead else {},
+            "unparseable_reasons": last.unparseable_reasons if ends.counts.unparseable else {},
             "dead_items": last.dead_items if ends.counts.dead else (),
             "cached": sum(report.cached for report in reports),
             "receipt": "",  # each stage has its own

@@ -30,10 +30,13 @@ from schemas.runs import CascadeShares, MetricGroup, RunReport, RunState
 
 WIDE: Final = 116
 """From this many columns an interval stands next to its value, below that under it."""
+ENDLESS: Final = 10_000
+"""Columns of what is no terminal: nothing is cut there, and a report is laid out as for 80."""
 
 MAX_ROWS: Final = 20
 MAX_NAME: Final = 32
 MAX_INVALID: Final = 5
+MAX_REASONS: Final = 10
 
 _HEADLINE: Final = tuple((name, title.replace("Balanced", "Bal.")) for name, title in HEADLINE)
 _SCENARIO: Final = _HEADLINE[:3]
@@ -45,7 +48,7 @@ _GAP: Final = " · "
 
 def render(report: RunReport, console: Console, *, price_per_device_hour: float | None = None) -> None:
     """Print a report, as wide as the console allows; made for 80 columns and more. With a price, cost is money too."""
-    for part in _parts(report, wide=console.width >= WIDE):
+    for part in _parts(report, wide=WIDE <= console.width < ENDLESS):
         console.print(part)
     if (cost := report.cost) is not None:
         facts = [f"{cost.device_s:,.1f} device-seconds", f"{cost.prompt_tokens:,} tokens read"]
@@ -76,7 +79,9 @@ def _parts(report: RunReport, *, wide: bool) -> Iterator[Text | Table]:
     for named in filter(any, (run, model)):
         yield Text(_GAP.join(printable(fact) for fact in named if fact), style="dim")
     yield Text()
-    if has_truth(report):
+    if report.without_groups:
+        yield Text(f"no metrics: {printable(report.without_groups)}", style="yellow")
+    elif has_truth(report):
         yield from _labelled(report, wide=wide)
     else:
         yield _verdicts(report)
@@ -85,8 +90,7 @@ def _parts(report: RunReport, *, wide: bool) -> Iterator[Text | Table]:
     yield from _kinds(report)
     if report.cascade:
         yield from _cascade(report.cascade)
-    for reason, count in sorted(report.dead_reasons.items(), key=lambda entry: (-entry[1], entry[0])):
-        yield Text(f"  {count:,} dead: {printable(reason)}", style="red")
+    yield from _reasons(report)
     if report.throughput and not is_imported(report):
         pace = report.throughput
         rate = pace.items_per_s
@@ -99,6 +103,18 @@ def _parts(report: RunReport, *, wide: bool) -> Iterator[Text | Table]:
             if p50 is not None and p95 is not None
         ]
         yield Text(_GAP.join(facts + known) + (" (p50/p95)" if known else ""))
+    yield from _invalid(report)
+
+
+def _reasons(report: RunReport) -> Iterator[Text]:
+    """Why items died, and why answers could not be read, the most frequent reasons first."""
+    for word, reasons in (("dead", report.dead_reasons), ("unparseable", report.unparseable_reasons)):
+        for reason, count in sorted(reasons.items(), key=lambda entry: (-entry[1], entry[0]))[:MAX_REASONS]:
+            yield Text(f"  {count:,} {word}: {printable(reason)}", style="red")
+
+
+def _invalid(report: RunReport) -> Iterator[Text]:
+    """The rows that were skipped, the first of them with their places."""
     if report.invalid_count:
         yield Text(f"{report.invalid_count:,} invalid rows skipped", style="yellow")
         for row in report.invalid_rows[:MAX_INVALID]:

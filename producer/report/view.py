@@ -329,7 +329,7 @@ def to_json(report: RunReport, *, price_per_device_hour: float | None = None) ->
     `RunReport.model_validate_json` reads it back.
     """
     content = report.model_dump(mode="json")
-    for unordered in ("fingerprint", "dead_reasons"):
+    for unordered in {"fingerprint", "dead_reasons", "unparseable_reasons"} & content.keys():
         content[unordered] = dict(sorted(content[unordered].items()))
     if report.cost is not None:
         content["cost"] = cost_facts(report.cost, price_per_device_hour)

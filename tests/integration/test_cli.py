@@ -169,20 +169,83 @@ def test_bad_rows_are_named_by_file_and_line_and_nothing_is_submitted(libra: Cli
     assert "9 bad rows:" in done.stderr
     for number, (_, message) in enumerate(BAD_ROWS, start=4):
         assert f"  bad.jsonl:{number}: {message}" in done.stderr
+    assert "try --ids row" in done.stderr
     assert "nothing was submitted" in done.stderr
     assert ledger_rows(found) == before
 
 
-def test_a_file_in_another_encoding_is_refused_with_advice(libra: Cli) -> None:
+def test_a_file_in_another_encoding_is_read_and_the_guess_is_said(libra: Cli) -> None:
     (libra.folder / "gbk.jsonl").write_bytes((libra.folder / "good.jsonl").read_text("utf-8").encode("gb18030"))
 
-    done = libra("run", "start", "gbk.jsonl", *GUARD)
+    done = libra("run", "start", "gbk.jsonl", *GUARD, "--dry-run", "--json")
 
-    assert done.returncode == 3
-    assert "20 bad rows:" in done.stderr
-    assert "gbk.jsonl:1: not UTF-8" in done.stderr
-    assert "save the file as UTF-8" in done.stderr
-    assert "… and 10 more" in done.stderr
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["valid"] == 20
+    assert "gbk.jsonl: read as gb18030, a guess; --encoding names another" in done.stderr
+
+
+def test_a_dry_run_shows_three_items_as_they_would_be_judged_and_submits_nothing(libra: Cli, found: Services) -> None:
+    rows = [{"goal": f"请求 {at}", "harm": at % 2} for at in range(5)]
+    (libra.folder / "dry.csv").write_text("goal,harm\n" + "".join(f"{row['goal']},{row['harm']}\n" for row in rows))
+    before = ledger_rows(found)
+
+    options = ("--field", "label=harm", "--label", "unsafe=1")
+    done = libra("run", "start", "dry.csv", *GUARD, *options, "--dry-run")
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("prompt · label") == 3
+    assert "dry-1 · prompt · label safe" not in done.stdout, "rows are named by their lines, below the header"
+    assert "dry-2 · prompt · label safe" in done.stdout
+    assert "  prompt: 请求 1" in done.stdout
+    assert "5 items, 5 of them labelled" in done.stdout
+    assert "label from 'harm', question from 'goal'" in done.stderr
+    assert ledger_rows(found) == before
+
+
+def test_a_dry_run_names_each_kind_of_bad_row_once_with_what_would_help(libra: Cli) -> None:
+    rows = [{"id": 1, "text": "x", "label": at % 2} for at in range(40)]
+    (libra.folder / "faults.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    refused = libra("run", "start", "faults.jsonl", *GUARD, "--dry-run")
+    mapped = libra("run", "start", "faults.jsonl", *GUARD, "--dry-run", "--label", "unsafe=1", "--ids", "row")
+
+    assert refused.returncode == 3
+    assert "40 bad rows:" in refused.stderr
+    assert "faults.jsonl:1: label: 0 says neither safe nor unsafe" in refused.stderr
+    assert "(and 19 more like it)" in refused.stderr
+    assert "try --label unsafe=0" in refused.stderr
+    assert mapped.returncode == 0, mapped.stderr
+
+
+def test_the_users_word_on_reading_goes_with_the_run(libra: Cli, found: Services) -> None:
+    (libra.folder / "words.csv").write_text("note,bad\nfirst,1\nsecond,0\n")
+    options = ("--field", "text=note", "--field", "label=bad", "--label", "unsafe=1", "--name", "words")
+
+    done = libra("run", "start", "words.csv", *GUARD, *options)
+    again = libra("run", "start", "words.csv", *GUARD, *options[:-4], "--label", "safe=1", "--name", "words")
+
+    assert done.returncode == 0, done.stderr
+    assert again.returncode == 2
+    assert "with reading" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (("--field", "promt=x"), "did you mean prompt"),
+        (("--field", "x"), "expected NAME=COLUMN"),
+        (("--label", "bad=1"), "expected unsafe=WORD"),
+        (("--label", "unsafe="), "expected unsafe=WORD"),
+        (("--encoding", "gbkk"), "not known"),
+    ],
+)
+def test_a_wrong_word_on_reading_is_said_before_anything_is_read(
+    libra: Cli, option: tuple[str, str], said: str
+) -> None:
+    done = libra("run", "start", "no-such-file.csv", *GUARD, *option)
+
+    assert done.returncode == 2
+    assert said in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -434,6 +497,8 @@ def test_a_cancelled_run_keeps_a_report_that_says_so(remote: Cli) -> None:
     assert "20 pending items settled as dead" in cancelled.stderr
     assert json.loads(watched.stdout)["state"] == "cancelled"
     assert json.loads(watched.stdout)["dead_reasons"] == {"cancelled": 20}
+    assert json.loads(watched.stdout)["groups"] == []
+    assert "no metrics: the run was cancelled" in remote("run", "watch", "unwanted").stdout
 
 
 # A fleet of one's own

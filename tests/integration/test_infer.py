@@ -90,7 +90,7 @@ def test_two_ranks_give_files_whose_metrics_equal_those_of_a_run(
     assert run_infer("--machine_rank", "1", "--machine_num", "2").exit_code == 0
     first, second = (read(tmp_path / "out" / f"{rank}-of-2.jsonl") for rank in (0, 1))
     assert (len(first), len(second)) == (30, 31), "the benchmark's own rounding"
-    assert [{k: v for k, v in row.items() if k != "critic"} for row in first + second] == rows()
+    assert [{k: v for k, v in row.items() if k not in ("critic", "judged_by")} for row in first + second] == rows()
     assert run_infer("--out_path", str(tmp_path / "whole")).exit_code == 0
 
     of_files = report_of(evaluate(str(tmp_path / "out"), str(data)), "out", "labels")
@@ -138,6 +138,42 @@ def test_a_run_under_way_is_gone_on_with(
     (after,) = runs()
     assert after.id == before.id
     assert len(read(tmp_path / "out" / "0-of-1.jsonl")) == 61
+
+
+def test_rows_of_another_guard_text_or_setting_never_join_a_file(run_infer: Infer, tmp_path: Path, data: Path) -> None:
+    run_infer()
+    path = tmp_path / "out" / "0-of-1.jsonl"
+    made = read(path)
+    assert {key for row in made for key in row["judged_by"]} == {
+        *("guard", "checkpoint", "fingerprint", "settings", "text")
+    }
+    path.write_text("".join(json.dumps(row) + "\n" for row in made[:40]))
+
+    with pytest.raises(DataError, match=r"rows of fake.*not of fake · generate, 3 iterations"):
+        run_infer("--num_itera", "3")
+    other = rows()
+    other[3]["response"] += "!"
+    data.write_text(json.dumps(other, ensure_ascii=False), encoding="utf-8")
+    with pytest.raises(DataError, match="judged another text as '3'"):
+        run_infer()
+    data.write_text(json.dumps(rows(), ensure_ascii=False), encoding="utf-8")
+    path.write_text("".join(json.dumps({**row, "judged_by": None}) + "\n" for row in made[:40]))
+    with pytest.raises(DataError, match="do not say which guard made them"):
+        run_infer()
+    changed = {**made[0]["judged_by"], "fingerprint": "of other weights"}
+    path.write_text(json.dumps({**made[0], "judged_by": changed}) + "\n")
+    with pytest.raises(DataError, match="of other weights"):
+        run_infer()
+    assert len(read(path)) == 1, "nothing was added"
+
+
+def test_predictions_of_two_guards_are_not_one_result(tmp_path: Path, data: Path) -> None:
+    note = {"guard": "a", "checkpoint": None, "settings": "generate", "fingerprint": "1", "text": ""}
+    made = [{"id": at, "critic": "安全", "judged_by": note} for at in (1, 3, 5, 7)]
+    made[1]["judged_by"] = {**note, "guard": "b"}
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    with pytest.raises(DataError, match="never mix: a · 1 · generate; b"):
+        evaluate(str(tmp_path / "p.jsonl"), str(data))
 
 
 def test_several_judgements_leave_majority_and_disagreement(run_infer: Infer, tmp_path: Path) -> None:

@@ -10,7 +10,15 @@ import sqlalchemy as sa
 from infra.ledger.audit import Receipt
 from infra.ledger.items import judged_from, outcome_rows
 from infra.ledger.runs import fingerprint_body, invalid_rows, run_status
-from infra.ledger.stats import cached_count, dead_items, dead_reasons, kind_counts, run_cost, throughput
+from infra.ledger.stats import (
+    cached_count,
+    dead_items,
+    dead_reasons,
+    kind_counts,
+    run_cost,
+    throughput,
+    unparseable_reasons,
+)
 from infra.metrics import Judged, measure
 from schemas.runs import RunReport, RunState
 
@@ -29,6 +37,8 @@ def build_report(
         without_groups: Why no metrics are computed; empty: they are.
     """
     status = run_status(engine, run_id)
+    if status.cancelled:
+        without_groups = without_groups or "the run was cancelled"
     cost = run_cost(engine, run_id)
     receipt = Receipt()
 
@@ -55,6 +65,7 @@ def build_report(
         without_groups=without_groups,
         throughput=throughput(engine, status),
         dead_reasons=dead_reasons(engine, run_id),
+        unparseable_reasons=unparseable_reasons(engine, run_id) if status.counts.unparseable else {},
         dead_items=dead_items(engine, run_id),
         cached=cached_count(engine, run_id),
         kinds=kind_counts(engine, run_id),

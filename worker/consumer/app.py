@@ -80,6 +80,7 @@ class ConsumerSpec:
     weights: bool = True
     devices: int = 1
     apart: bool = False
+    family: str | None = None
 
     @property
     def heartbeat_path(self) -> Path:
@@ -204,7 +205,7 @@ def run_consumer(spec: ConsumerSpec, settings: Settings) -> None:
     redis_url = settings.require_redis_url()
     app = make_app(redis_url, settings)
     coordination = open_coordination(redis_url, settings)
-    guard = load_guard(spec.guard, spec.location, weights=spec.weights)
+    guard = load_guard(spec.guard, spec.location, weights=spec.weights, family=spec.family)
     socket_path = Path(spec.device_socket)
     lease_s = settings.live_lease_s if spec.lane is Lane.LIVE else settings.bulk_lease_s
     info = DeviceClient(socket_path, reconnect_timeout_s=_LOAD_TIMEOUT_S).info
@@ -235,7 +236,13 @@ def run_consumer(spec: ConsumerSpec, settings: Settings) -> None:
         deliveries=deliveries,
         fingerprints=fingerprints,
         worker_id=spec.worker_id,
-        reader=Reader(spec.guard, spec.location, weights=spec.weights, prompt_digest=guard.prompt_digest),
+        reader=Reader(
+            spec.guard,
+            spec.location,
+            weights=spec.weights,
+            prompt_digest=guard.prompt_digest,
+            family=spec.family,
+        ),
         apart=spec.apart,
         clock=clock,
         cache=None if cache is None else AnswerCache(cache, settings.retention),

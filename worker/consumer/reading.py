@@ -142,11 +142,12 @@ class Reader:
         *,
         weights: bool,
         prompt_digest: str,
+        family: str | None = None,
         deadline_s: float = GUARD_DEADLINE_S,
     ) -> None:
         """`prompt_digest`: the one of this process's own guard, which the child must have, too."""
         self._guard = guard
-        self._arguments = json.dumps([guard, location, weights, prompt_digest])
+        self._arguments = json.dumps([guard, location, weights, prompt_digest, family])
         self._deadline_s = deadline_s
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -253,8 +254,8 @@ def main() -> None:
     configure_logging(settings.log_level, settings.log_format)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no answer
-    name, location, weights, prompt_digest = json.loads(sys.argv[1])
-    guard = load_guard(name, location, weights=weights)
+    name, location, weights, prompt_digest, family = json.loads(sys.argv[1])
+    guard = load_guard(name, location, weights=weights, family=family)
     if guard.prompt_digest != prompt_digest:
         sys.exit(DeviceProtocolError.exit_code)
     with_examples = lru_cache(maxsize=1)(guard.with_examples)

@@ -105,7 +105,7 @@ def load_engine(spec: DeviceSpec, state_dir: Path | None = None) -> Engine:
     if spec.server is not None:
         from worker.device.engines.openai import connect  # noqa: PLC0415
 
-        guard = load_guard(spec.guard, spec.location, weights=False)
+        guard = load_guard(spec.guard, spec.location, weights=False, family=spec.family)
         if Mode.CLASSIFY in guard.modes:
             raise GuardError(f"{spec.guard} is a classifier, which no completions server runs")
         if resolve_adapter(spec.guard, spec.location):
@@ -126,7 +126,7 @@ def load_engine(spec: DeviceSpec, state_dir: Path | None = None) -> Engine:
     card = GUARDS.get(spec.guard)
     if card and card.needs_remote_code and not (spec.trust_remote_code or spec.location):
         raise GuardError(f"{card.name} brings its own code, which is not run without --trust-remote-code ({card.note})")
-    guard = load_guard(spec.guard, spec.location)
+    guard = load_guard(spec.guard, spec.location, family=spec.family)
     checkpoint = resolve_checkpoint(spec.guard, spec.location)
     options: LoadOptions = {
         "adapter": resolve_adapter(spec.guard, spec.location),

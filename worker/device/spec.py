@@ -37,10 +37,10 @@ class ServerSpec(Frozen):
 class DeviceSpec(Frozen):
     """One device process. Budgets that are None are the engine's own.
 
-    `location` is a checkpoint folder or hub id where it is not the guard's own; `revision` pins a hub
-    revision. `server` is where the engine openai finds its model. `device` is as the process itself sees
-    it, after CUDA_VISIBLE_DEVICES; with `devices_per_worker` above one accelerate spreads the model over
-    all that it sees.
+    `location` is a checkpoint folder or hub id where it is not the guard's own; `family` names the words in which it is
+    asked, where they are not those that it shows; `revision` pins a hub revision. `server` is where the engine openai
+    finds its model. `device` is as the process itself sees it, after CUDA_VISIBLE_DEVICES; with `devices_per_worker`
+    above one accelerate spreads the model over all that it sees.
     """
 
     guard: str
@@ -49,6 +49,7 @@ class DeviceSpec(Frozen):
     engine: EngineName = "transformers"
     server: ServerSpec | None = None
     location: str | None = None
+    family: str | None = None
     revision: str | None = None
     modes: tuple[Mode, ...] = (Mode.SCORE,)
     device: str = "cpu"

@@ -15,9 +15,10 @@ from infra.guard_sheets import sheet_of
 from schemas.guards import Family, GuardCard, is_bare, is_generator
 from schemas.items import Kind
 from worker.guards.base import Guard
-from worker.guards.checkpoint import ADAPTER_FILES, check_complete, read_json
+from worker.guards.checkpoint import ADAPTER_FILES, check_complete
 from worker.guards.class_map import read_class_map
 from worker.guards.fake import FakeGuard
+from worker.guards.family import Words, words_of
 from worker.guards.location import parts_of
 
 if TYPE_CHECKING:
@@ -31,26 +32,26 @@ _LANGUAGE_FILES: Final = ("guard.y*ml", "*.json", "*.jinja", "*.txt", "*.model",
 _HUB_FILES: Final = ("*.safetensors", *_LANGUAGE_FILES)
 
 
-def load_guard(name: str, location: str | None = None, *, weights: bool = True) -> Guard:
+def load_guard(name: str, location: str | None = None, *, weights: bool = True, family: str | None = None) -> Guard:
     """The guard of this name; `location` (a folder, a hub id, or BASE+ADAPTER) replaces its own checkpoint.
 
-    A name without a card needs a location; a checkpoint with a classification head classifies, a generator writes, any
-    other is asked in Libra Guard's words. Where a server runs the model (`weights=False`), its other files are enough.
+    A name without a card needs a location. Its checkpoint is asked in the words of the family that is named or that it
+    shows (worker/guards/family.py); a generator writes. Where a server runs the model (`weights=False`), its other
+    files are enough.
 
     Raises:
         GuardError: no such guard, or its checkpoint cannot be found or used.
     """
-    family = _family(name, location)
-    if family is Family.FAKE:
+    if _family(name, location) is Family.FAKE:
         return FakeGuard()
-    card = GUARDS.get(name)
-    if family is Family.UNKNOWN and card:
-        raise GuardError(f"{name} cannot be run ({card.status.value}): {card.note}")
+    own = GUARDS.get(name)
+    if own and own.family is Family.UNKNOWN:
+        raise GuardError(f"{name} cannot be run ({own.status.value}): {own.note}")
     folder = resolve_checkpoint(name, location, weights=weights)
     known: dict[str, Any] = {
         "name": name,
-        "model": (card and card.hub_id) or name,
-        "context_tokens": card.context_tokens if card else None,
+        "model": (own and own.hub_id) or name,
+        "context_tokens": own.context_tokens if own else None,
     }
     if location is not None:
         known["model"] = "+".join(_called(part) for part in parts_of(location) if part is not None)
@@ -60,21 +61,21 @@ def load_guard(name: str, location: str | None = None, *, weights: bool = True) 
         from worker.guards.template_guard import TemplateGuard  # noqa: PLC0415
 
         return TemplateGuard(folder, form, **known)
-    architectures = read_json(folder / "config.json").get("architectures") or [] if card is None else []
-    has_classes = any(str(architecture).endswith("ForSequenceClassification") for architecture in architectures)
-    if family is Family.SEQUENCE_CLASSIFIER or has_classes:
+    # The hub's cache keeps the hub id in its folders' names.
+    words = Words(own.family, own, "its name") if own and family is None else words_of(str(folder), family)
+    if words.family is Family.SEQUENCE_CLASSIFIER:
         from worker.guards.sequence_classifier import SequenceClassifierGuard  # noqa: PLC0415
 
-        return SequenceClassifierGuard(folder, safe_labels=card.safe_labels if card else (), **known)
-    if card is None and read_class_map(folder) is not None:
+        return SequenceClassifierGuard(folder, safe_labels=words.card.safe_labels if words.card else (), **known)
+    if own is None and read_class_map(folder) is not None:
         raise GuardError(f"{folder} says what classes mean, and its config.json names no classifier")
-    if family is Family.LIBRA or card is None:
+    if words.family is Family.LIBRA or words.card is None:
         from worker.guards.libra import LibraGuard  # noqa: PLC0415
 
-        return LibraGuard(folder, **known, prompts_as_texts=card is not None and Kind.PROMPT in card.also)
+        return LibraGuard(folder, **known, prompts_as_texts=own is not None and Kind.PROMPT in own.also)
     from worker.guards.template_guard import TemplateGuard  # noqa: PLC0415
 
-    return TemplateGuard(folder, format_of(card, folder), sheet=sheet_of(card), **known)
+    return TemplateGuard(folder, format_of(words.card, folder), sheet=sheet_of(words.card), **known)
 
 
 def _form_by_name(name: str) -> Format | None:

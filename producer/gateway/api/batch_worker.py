@@ -20,7 +20,7 @@ from infra.ledger.batches import Batch, LineError
 from infra.ledger.intake import Submission
 from infra.ledger.runs import find_run
 from infra.log import get_logger
-from producer.datasets.records import RowError, decode_line
+from producer.datasets.rows import RowError, decode_line
 from producer.gateway.api.moderations import ModerationRequest
 from producer.gateway.api.requests import GuardSelection, guard_of, item_of, refuse_kinds, submitted
 from producer.gateway.problems import ProblemError, field_name

@@ -90,7 +90,7 @@ def test_old_names_work_and_are_not_listed() -> None:
     listed = libra.list_commands(click.Context(libra))
 
     assert not set(OLD_COMMANDS) & set(listed)
-    assert len(listed) <= 13
+    assert len(listed) <= 14
 
 
 def test_help_and_completion_load_no_server() -> None:

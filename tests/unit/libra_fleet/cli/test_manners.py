@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import io
 import os
+import pty
+import re
+import socket
+import struct
 import subprocess
 import sys
+import termios
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 
 from infra.settings import load_settings, unknown_settings
+from libra_fleet.cli import show as cli_show
 from libra_fleet.cli.options import _gate
 from libra_fleet.client import AsyncClient
 from schemas.items import Label, LibraRecord
@@ -89,9 +99,95 @@ def test_a_numeric_label_is_refused_with_the_words_that_are_expected() -> None:
         LibraRecord.model_validate({"id": "a", "response": "x", "label": 1})
 
 
-def test_an_error_keeps_to_no_colour_even_on_a_terminal() -> None:
-    found = libra("run", "show", "nix", "--json", NO_COLOR="1", FORCE_COLOR="", LIBRA_REDIS_URL="redis://127.0.0.1:1")
+def on_a_terminal(*arguments: str, columns: int = 80, **environment: str) -> tuple[int, str]:
+    """The command on a terminal of its own; its exit code, and all that it showed there."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    plain = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS")}
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "libra_fleet.cli", *arguments],
+        env={**plain, "TERM": "xterm-256color", **environment},
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+    )
+    os.close(slave)
+    shown = b""
+    try:
+        while piece := os.read(master, 65_536):
+            shown += piece
+    except OSError:  # how Linux says that nobody writes there any more
+        pass
+    os.close(master)
+    return process.wait(60), shown.decode(errors="replace").replace("\r\n", "\n")
 
-    assert found.returncode
-    assert "\x1b" not in found.stderr
-    assert "Traceback" not in found.stderr
+
+def test_an_error_is_red_on_a_terminal() -> None:
+    code, shown = on_a_terminal("run", "show", "nix", LIBRA_REDIS_URL="redis://127.0.0.1:1")
+
+    assert code
+    assert "\x1b[31m" in shown
+
+
+@pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_an_error_keeps_to_no_colour_even_on_a_terminal(environment: dict[str, str]) -> None:
+    code, shown = on_a_terminal("run", "show", "nix", LIBRA_REDIS_URL="redis://127.0.0.1:1", **environment)
+
+    assert code
+    assert "libra: " in shown
+    assert "\x1b" not in shown
+    assert "Traceback" not in shown
+
+
+@pytest.fixture
+def on_columns(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None, Callable[[], None]], str]:
+    """What a function prints on a terminal of so many columns; on None: into a pipe."""
+
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+    def printed(columns: int | None, show: Callable[[], None]) -> str:
+        stream = io.StringIO()
+        console = type(cli_show.out)(
+            highlight=False, file=stream, force_terminal=columns is not None, width=columns, no_color=True
+        )
+        monkeypatch.setattr(cli_show, "out", console)
+        show()
+        return re.sub(r"\x1b\[[\d;]*m", "", stream.getvalue())
+
+    return printed
+
+
+WIDE_ROWS = [("msg_" + "0123456789abcdef" * 3, "https://hooks.example.org/a/very/long/path?with=query", "failed: 503")]
+
+
+@pytest.mark.parametrize("columns", [None, 200, 80, 60, 20])
+def test_ids_and_addresses_are_never_cut_or_folded(columns: int | None, on_columns: Any) -> None:
+    shown = on_columns(columns, lambda: cli_show.print_listing(("id", "to", "state"), WIDE_ROWS))
+
+    for cell in WIDE_ROWS[0]:
+        assert cell in shown
+    assert "…" not in shown
+
+
+def test_a_pipe_gets_a_row_a_line_whatever_its_length(on_columns: Any) -> None:
+    shown = on_columns(None, lambda: cli_show.print_listing(("id", "to", "state"), WIDE_ROWS * 3))
+
+    assert len(shown.splitlines()) == 4
+
+
+def test_a_narrow_terminal_gets_a_block_for_each_row(on_columns: Any) -> None:
+    shown = on_columns(60, lambda: cli_show.print_listing(("id", "to", "state"), WIDE_ROWS))
+
+    assert shown.splitlines()[-1] == "  state: failed: 503"
+
+
+def test_a_gateway_on_a_used_port_says_so_before_anything_starts() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        found = libra("fleet", "gateway", "--port", port, LIBRA_REDIS_URL="", LIBRA_DATABASE_URL="")
+
+    assert found.returncode == 2
+    assert f"cannot listen on 127.0.0.1:{port}" in found.stderr
+    assert "gateway on" not in found.stdout + found.stderr

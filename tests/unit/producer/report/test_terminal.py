@@ -265,3 +265,17 @@ def test_a_cascade_beside_a_run_of_one_guard_says_what_it_cost() -> None:
 
     assert "compared with run r2 of large, 5,720 items: 99.12% end alike · device 66.0 s, not 241.0 s" in shown
     assert "accuracy 0.8975, not 0.9000: +0.0025 lost (-0.0010 to +0.0060)" in shown
+
+
+def test_a_cancelled_run_shows_no_metrics_and_says_why() -> None:
+    output = text(report(state=RunState.CANCELLED, groups=(), without_groups="the run was cancelled"))
+
+    assert "no metrics: the run was cancelled" in output
+    assert "Accuracy" not in output
+    assert "unsafe" not in output
+
+
+def test_the_reasons_of_answers_that_could_not_be_read_are_counted() -> None:
+    output = text(report(unparseable_reasons={"neither word is likely": 3, "the text ended early": 12}))
+
+    assert output.index("12 unparseable: the text ended early") < output.index("3 unparseable: neither word is likely")
