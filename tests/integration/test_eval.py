@@ -174,9 +174,8 @@ def test_an_adapter_is_measured_on_its_base(libra: Cli, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     base = write_model(write_checkpoint(tmp_path / "base", small_tokenizer(whole=["安全", "不安全"])))
     model = transformers.AutoModelForCausalLM.from_pretrained(base)
-    peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")).save_pretrained(
-        tmp_path / "lora"
-    )
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    peft.get_peft_model(model, config).save_pretrained(tmp_path / "lora")
     done = evaluated(libra, "eval", f"{base}+{tmp_path / 'lora'}", "rows.jsonl", "--devices", "cpu")
     again = evaluated(libra, "eval", str(tmp_path / "lora"), "rows.jsonl", "--devices", "cpu")
 
