@@ -13,7 +13,7 @@ from infra.ledger.engine import autocommit
 from infra.ledger.recovery import OverdueChunk
 from infra.servers.services import Services
 from schemas.fleet import Announcement
-from schemas.guards import Mode
+from schemas.guards import Mode, TextForm
 from schemas.messages import JudgeChunk, Lane, VerdictChunk
 from schemas.verdicts import Outcome
 from tests.support.make import FINGERPRINT, items, spec, verdicts_for
@@ -123,6 +123,25 @@ def test_what_no_announced_worker_may_take_ends_with_both_fingerprints_in_its_re
         assert verdict.outcome is Outcome.DEAD
         assert FINGERPRINT.digest in str(verdict.reason)
         assert OTHER.digest in str(verdict.reason)
+
+
+@pytest.mark.parametrize(("others", "ends"), [([], True), (["0" * 16], False)])
+def test_where_workers_do_not_announce_the_runs_own_fingerprint_any_other_one_may_have_it(
+    services: Services, others: list[str], ends: bool
+) -> None:
+    """The form of the texts changes a fingerprint, and workers announce the one of texts as they are."""
+    for at, digest in enumerate([OTHER.digest, *others]):
+        facts = {"id": f"w{at}", "kind": "worker", "state": "ready", "guard": "fake", "fingerprints": {"score": digest}}
+        services.coordination.presence.announce(Announcement(**facts))  # type: ignore[arg-type]
+    _, (_, chunk) = begun(services)
+    formed = chunk.model_copy(
+        update={"form": next(form for form in TextForm if form is not TextForm.AS_IS), "version": 4}
+    )
+
+    judge_of(services, OTHER, Device(), patience_s=-1)(formed.model_dump_json())
+
+    assert (published(services) == 1) is ends
+    assert bool(queued(services)) is not ends
 
 
 def test_a_chunk_is_passed_on_for_as_long_as_patience_says(services: Services) -> None:

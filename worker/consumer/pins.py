@@ -11,6 +11,7 @@ from typing import Final
 
 from infra.log import get_logger
 from schemas.fleet import Announcement
+from schemas.guards import TextForm
 from schemas.messages import JudgeChunk
 from schemas.verdicts import Fingerprint
 from worker.consumer.deliveries import Deliveries
@@ -57,10 +58,11 @@ class Pins:
     def _may_be_taken(self, chunk: JudgeChunk) -> bool:
         """True if a worker of this guard has the run's fingerprint, or does not say which one it has.
 
-        Examples change a fingerprint, and workers announce the one without: then every other one may be the run's.
+        Examples and another form of the texts change a fingerprint, and workers announce the one without: then every
+        other one may be the run's.
         """
         others = [process for process in self._announced() if process.kind == "worker" and process.guard == chunk.guard]
         digests = {(process.fingerprints or {}).get(chunk.mode.value) for process in others}
-        if chunk.examples:
+        if chunk.examples or chunk.form is not TextForm.AS_IS:
             return len(digests) > 1
         return None in digests or chunk.pin in digests
