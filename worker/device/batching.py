@@ -60,8 +60,6 @@ class Waiting(Generic[T]):
     """Entries that wait, by arrival and by length. Its length is the number of items. Not thread-safe."""
 
     def __init__(self) -> None:
-        self.tokens = 0
-        """Of all entries together."""
         self._entries: dict[int, Entry[T]] = {}
         self._by_prompt: dict[tuple[Hashable, Hashable], Entry[T]] = {}
         # Tickets in order of arrival; those already taken are skipped when they reach the front.
@@ -85,7 +83,6 @@ class Waiting(Generic[T]):
             self._remove(twin)
             entry.items = twin.items + entry.items
         self._entries[entry.ticket] = entry
-        self.tokens += entry.tokens
         self._by_prompt[entry.key, entry.ids] = entry
         self._arrivals[entry.lane].append(entry.ticket)
         insort(self._by_length.setdefault((entry.lane, entry.key), []), (entry.tokens, entry.ticket))
@@ -161,7 +158,6 @@ class Waiting(Generic[T]):
         queue = self._by_length[lane, key]
         taken = [self._entries.pop(ticket) for _, ticket in queue[start:stop]]
         for entry in taken:
-            self.tokens -= entry.tokens
             del self._by_prompt[entry.key, entry.ids]
         del queue[start:stop]
         if not queue:

@@ -188,7 +188,7 @@ class DeviceClient:
             connection.close()
             raise DeviceChangedError(
                 "the device process that was started again holds another model, its checkpoint was replaced: "
-                f"{' '.join(found)} instead of {' '.join(known)}"
+                f"{' '.join(filter(None, found))} instead of {' '.join(filter(None, known))}"
             )
 
     def _forget(self, connection: _Connection) -> None:

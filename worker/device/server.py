@@ -244,7 +244,8 @@ class Server:
     def _next_batch(self, flight: _Flight | None) -> tuple[_Batch, bool]:
         """The next batch to run and whether it was cut; empty when stopping, or when none came while one is in flight.
 
-        While one is in flight it may grow until it must be launched, unless a live item waits.
+        While one is in flight it may grow until it must be launched, unless a live item waits; one that is full waits
+        as well, since a live item that comes meanwhile is then launched before it.
         """
         with self._changed:
             if flight is None:
@@ -252,7 +253,7 @@ class Server:
             else:
                 times = self._times[_kind(flight.batch)]
                 launch_at = flight.started + times.expected_s(flight.tokens) - JUST_IN_TIME * times.launch_s
-                self._changed.wait_for(self._is_full, timeout=max(0.0, launch_at - time.monotonic()))
+                self._changed.wait_for(self._is_urgent, timeout=max(0.0, launch_at - time.monotonic()))
             if self._stopping or not self.waiting:
                 return [], False
             cut = self._bulk_cut()
@@ -261,10 +262,8 @@ class Server:
             )
             return batch, cut is not None and batch[0].lane is Lane.BULK
 
-    def _is_full(self) -> bool:
-        """True if waiting for more would not make the next batch better."""
-        enough = min(self._budget, self._bulk_cut() or self._budget)
-        return self._stopping or self.waiting.tokens >= enough or self.waiting.waits(Lane.LIVE)
+    def _is_urgent(self) -> bool:
+        return self._stopping or self.waiting.waits(Lane.LIVE)
 
     def _bulk_cut(self) -> int | None:
         """Tokens of a bulk batch while live items wait or are expected; None: as many as the budget allows."""

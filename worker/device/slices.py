@@ -15,6 +15,8 @@ WEIGHT: Final = 0.2
 """Weight of the newest batch in a mean."""
 FIXED_SHARE: Final = 3.0
 """A slice is at least so many times what a batch costs before its first token: two thirds of it are tokens' own."""
+LAUNCHES: Final = 1.25
+"""Where batches overlap a slice is at least so many launches: planning and answering take their time, too."""
 _UNLIKE: Final = 2.0
 """Batches that differ by more than this factor in tokens are two points, not one."""
 
@@ -78,5 +80,5 @@ class BatchTimes:
         if self._large is None or b <= 0:
             return 0
         if overlaps:  # a full batch's launch was hidden, so that its seconds are all its tokens'
-            return int(max(slice_s, self.launch_s) * self._large.tokens / self._large.seconds)
+            return int(max(slice_s, LAUNCHES * self.launch_s) * self._large.tokens / self._large.seconds)
         return int((max(slice_s, FIXED_SHARE * a) - a) / b)
