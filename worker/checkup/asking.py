@@ -29,6 +29,9 @@ _GONE_S: Final = 5.0
 WRITTEN_TOKENS: Final = 8
 """Tokens that the model may write where its label is read."""
 
+_LABEL_TOKENS: Final = 64
+"""A guard whose label can be scored writes it within so many tokens; what follows is an analysis."""
+
 Run = Callable[[DeviceRequest], DeviceResult]
 
 
@@ -111,13 +114,14 @@ def sample(guard: Guard, run: Run, text: PlainText, kind: Kind) -> Sample:
 def _request(guard: Guard, mode: Mode, prompts: Sequence[array[int]]) -> DeviceRequest:
     asked = pass_of(guard, mode)
     writes = asked is Mode.GENERATE
+    tokens = min(guard.max_new_tokens, _LABEL_TOKENS) if Mode.SCORE in guard.modes else guard.max_new_tokens
     return DeviceRequest(
         Pass(asked.value),
         Lane.BULK,
         list(prompts),
         labels=guard.label_ids if asked is Mode.SCORE else (),
         stop_ids=guard.stop_ids if writes else (),
-        max_new_tokens=guard.max_new_tokens if writes else 0,
+        max_new_tokens=tokens if writes else 0,
         verdict_ids=guard.verdict_ids if writes else (),
     )
 
