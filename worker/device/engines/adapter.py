@@ -12,6 +12,7 @@ from infra.errors import GuardError
 from worker.guards.adapter import Adapter
 
 _SHOWN: Final = 3
+_PREFIX: Final = "base_model.model."
 
 
 def check_adapter_fit(empty: Any, base: Path, adapter: Adapter) -> None:  # noqa: ANN401 - transformers has no types
@@ -22,9 +23,16 @@ def check_adapter_fit(empty: Any, base: Path, adapter: Adapter) -> None:  # noqa
     """
     peft, config = _config_of(adapter)
     other = f"name the base that it was trained on ({adapter.base_name})"
+    # Beside an adapter of embeddings or head peft may save the whole layer.
+    whole_layers = any(key.endswith(".base_layer.weight") for key in adapter.tensors)
+    if odd := [key for key in adapter.tensors if not key.startswith(_PREFIX) or ".default." in key]:
+        raise GuardError(
+            f"{adapter.folder}: {_first(odd)} is not named as peft names it in a file; save the adapter inside its "
+            "wrapper with save_pretrained"
+        )
     try:
         wrapped = peft.get_peft_model(empty, config, low_cpu_mem_usage=True)
-        tensors = peft.get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+        tensors = peft.get_peft_model_state_dict(wrapped, save_embedding_layers=whole_layers)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise GuardError(f"{adapter.folder} does not fit {base}: {reason}; {other}") from error

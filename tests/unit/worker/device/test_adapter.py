@@ -78,7 +78,18 @@ def errors_of_the_doctor(location: str) -> list[str]:
     return [found.what for found in check_checkpoint("mine", location) if found.level is Level.ERROR]
 
 
-@pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"use_rslora": True}, {"target_modules": "all-linear"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_dora": True},
+        {"use_rslora": True},
+        {"target_modules": "all-linear"},
+        {"target_modules": ["lm_head", "q_proj"]},
+        {"modules_to_save": ["lm_head"]},
+        {"rank_pattern": {"q_proj": 2}, "layers_to_transform": [1]},
+    ],
+)
 def test_the_merged_model_answers_as_peft_does(sound: Pair, tmp_path: Path, options: dict[str, Any]) -> None:
     adapter = write_adapter(sound.base, tmp_path / "adapter", **options)
     engine = loaded(f"{sound.base}+{adapter}", tmp_path)
@@ -177,6 +188,14 @@ WRONG: dict[str, tuple[Callable[[Pair], object], str]] = {
     "of another rank": (in_config(r=8), r"does not fit .* is 4 x 32, and the base takes 8 x 32"),
     "a tensor less": (in_tensors(lambda t: dict(list(t.items())[1:])), "does not fit .*: it lacks base_model"),
     "a tensor more": (in_tensors(lambda t: t | {"base_model.model.x": torch.ones(1)}), "it holds base_model.model.x"),
+    "a wrapper's keys": (
+        in_tensors(lambda t: {f"module.{key}": value for key, value in t.items()}),
+        "is not named as peft names it in a file",
+    ),
+    "keys of a running model": (
+        in_tensors(lambda t: {key.replace(".weight", ".default.weight"): value for key, value in t.items()}),
+        "is not named as peft names it in a file",
+    ),
     "a base of fewer layers": (fewer_layers, "does not fit .*: it holds .*name the base that it was trained on"),
     "a base of another width": (
         in_tensors(lambda t: {k: v[:, :16] if "lora_A" in k else v for k, v in t.items()}),
