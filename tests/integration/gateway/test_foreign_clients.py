@@ -82,6 +82,13 @@ def test_tencents_sdk(gateway: Gateway) -> None:
     assert seen["wrong secret"] == ["TencentCloudSDKException", "AuthFailure.SignatureFailure"]
 
 
+def test_openais_own_guardrail_which_reads_one_category(gateway: Gateway) -> None:
+    safe, *others = told_by("openai-guardrails", gateway.url, gateway.key, *TEXTS)
+
+    assert safe is False
+    assert others == [True] * len(others), "unsafe, and what was not judged, never passes"
+
+
 LITELLM = """
 model_list:
   - {model_name: kind, litellm_params: {model: openai/x, api_key: none, mock_response: "你好 [[fake:safe]]"}}
