@@ -105,6 +105,7 @@ def test_hostile_text_and_names_stay_text() -> None:
         spec=RunSpec(guard=HOSTILE, source=HOSTILE),
         fingerprint={"model": HOSTILE},
         dead_reasons={HOSTILE: 1},
+        unparseable_reasons={HOSTILE: 1},
         dead_items=(HOSTILE,),
         invalid_rows=(InvalidRow(where=HOSTILE, problem=HOSTILE),),
         invalid_count=1,
@@ -157,6 +158,13 @@ def test_losses_are_listed_and_counted_among_the_errors() -> None:
     assert "1 unparseable, 1 dead." in text
     assert "1 too long" in text
     assert "2 without a label among the wrong ones" in text
+
+
+def test_answers_that_could_not_be_read_are_counted_by_reason() -> None:
+    text = Read(page_of([judged("safe")], unparseable_reasons={"neither word is likely": 1_200})).text
+
+    assert "Why answers could not be read" in text
+    assert "1,200 neither word is likely" in text
 
 
 def test_undefined_metrics_have_their_reason_below() -> None:
