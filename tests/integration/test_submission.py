@@ -77,3 +77,17 @@ def test_a_message_that_nobody_here_wrote_holds_no_producer(services: Services) 
     services.coordination.queues.push("guard.fake.bulk", stray)
 
     assert has_room(services, spec())
+
+
+def test_a_producer_that_is_held_back_says_why(services: Services) -> None:
+    run_id = intake.create_run(services.engine, spec())
+    submit(services, run_id, spec(), items(65))
+    services.settings = services.settings.model_copy(update={"high_water_chunks": 1})
+    said: list[str] = []
+
+    def give_room(why: str) -> None:
+        said.append(why)
+        services.coordination.queues.forget("fake", Lane.BULK)
+
+    assert submit(services, run_id, spec(), items(70), on_held=give_room) == 5
+    assert said == ["2 chunks of fake wait to be judged and 0 to be settled"]
