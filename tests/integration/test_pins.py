@@ -37,7 +37,9 @@ class Device:
         return DeviceResult(answers=[Scored((-0.1, -3.0)) for _ in request.prompts])
 
 
-def judge_of(services: Services, fingerprint: Any, device: Device, *, patience_s: float = 100.0) -> Judge:
+def judge_of(
+    services: Services, fingerprint: Any, device: Device, *, patience_s: float = 100.0, unsure_s: float = 100.0
+) -> Judge:
     deliveries = Deliveries(services.coordination, queue=QUEUE, worker_id=fingerprint.dtype)
     announced = services.coordination.presence.announced
     return Judge(
@@ -46,7 +48,7 @@ def judge_of(services: Services, fingerprint: Any, device: Device, *, patience_s
         deliveries=deliveries,
         fingerprints=dict.fromkeys(Mode, fingerprint),
         worker_id=fingerprint.dtype,
-        pins=Pins(deliveries, announced, patience_s=patience_s, pause_s=0),
+        pins=Pins(deliveries, announced, patience_s=patience_s, unsure_patience_s=unsure_s, pause_s=0),
     )
 
 
@@ -142,6 +144,16 @@ def test_where_workers_do_not_announce_the_runs_own_fingerprint_any_other_one_ma
 
     assert (published(services) == 1) is ends
     assert bool(queued(services)) is not ends
+
+
+def test_a_chunk_that_some_worker_may_have_the_fingerprint_for_is_not_passed_round_for_ever(services: Services) -> None:
+    announced = {"id": "w", "kind": "worker", "state": "ready", "guard": "fake", "fingerprints": None}
+    services.coordination.presence.announce(Announcement(**announced))  # type: ignore[arg-type]
+    _, (_, chunk) = begun(services)
+
+    judge_of(services, OTHER, Device(), patience_s=-1, unsure_s=-1)(chunk.model_dump_json())
+
+    assert (published(services), queued(services)) == (1, [])
 
 
 def test_a_chunk_is_passed_on_for_as_long_as_patience_says(services: Services) -> None:

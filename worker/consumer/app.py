@@ -47,6 +47,8 @@ from worker.guards.registry import load_guard
 
 log = get_logger(__name__)
 
+_UNSURE: Final = 10
+"""Times its patience that a chunk is passed on while some worker may have its run's fingerprint."""
 _LOAD_TIMEOUT_S: Final = 1800.0
 """How long a consumer that starts waits for a device process that is being respawned."""
 _PATIENCE: Final = 0.5
@@ -253,6 +255,7 @@ def run_consumer(spec: ConsumerSpec, settings: Settings) -> None:
             deliveries,
             coordination.presence.announced,
             patience_s=settings.max_attempts * settings.bulk_lease_s,
+            unsure_patience_s=_UNSURE * settings.max_attempts * settings.bulk_lease_s,
         ),
     )
     register_judge(app, judge, coordination.dead_letters, queue)
