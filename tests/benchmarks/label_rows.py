@@ -1,4 +1,4 @@
-"""What the arithmetic of a model's head does to labels: bfloat16 logits, as models give them, against float32 label rows.
+"""What the arithmetic of a model's head does to labels: bfloat16 logits as models give them, or float32 label rows.
 
 Hidden states and two label rows are drawn so that logits lie around 20, as those of trained models do: bfloat16 tells
 numbers there apart by 0.125. Truth is the same product in float64. Nothing of a model runs: this is the head alone.
