@@ -5,6 +5,7 @@ Fail-safe (docs/no-verdict.md): what was not judged is never a pass, whatever a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -96,6 +97,8 @@ def _wait_s(request: Request, gateway: Gateway) -> float:
     try:
         asked = float(request.query_params["wait_s"])
     except (KeyError, ValueError):
+        asked = math.nan
+    if math.isnan(asked):  # no number, as is "nan": the event loop's clock must not meet it
         return wait_s_of(request.headers.get("prefer"), gateway)
     return min(max(asked, 0.0), gateway.settings.gateway_wait_s)
 

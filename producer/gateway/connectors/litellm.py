@@ -8,10 +8,11 @@ error. Contract: https://docs.litellm.ai/docs/adding_provider/generic_guardrail_
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
+from pydantic import JsonValue
 
 from producer.gateway.connectors.adapter import (
     Text,
@@ -25,12 +26,11 @@ from producer.gateway.connectors.adapter import (
     speaking,
     strictest,
 )
+from producer.gateway.connectors.chat_bodies import Found, in_request, in_response, joined
 from producer.gateway.problems import ProblemError
 from producer.gateway.state import Here
 from schemas.items import Dialogue, Kind
 from schemas.policy import Action
-
-_IMAGE: Final = "an image was sent, which no guard here judges"
 
 
 class _Params(WireModel):
@@ -45,6 +45,7 @@ class GuardrailRequest(WireModel):
     texts: list[str | None] | None = None
     images: list[Any] | None = None
     tool_calls: list[dict[str, Any]] | None = None
+    structured_messages: JsonValue = None
     litellm_call_id: str | None = None
     model: str | None = None
     additional_provider_specific_params: _Params | None = None
@@ -54,11 +55,20 @@ class GuardrailRequest(WireModel):
         for at, text in enumerate(self.texts or ()):
             if text and text.strip():
                 yield Text(f"texts.{at}", self._spoken(text))
-        for at, call in enumerate(self.tool_calls or ()):
-            function = call.get("function")
-            arguments = function.get("arguments") if isinstance(function, dict) else None
-            if isinstance(arguments, str) and arguments.strip():
-                yield Text(f"tool_calls.{at}.function.arguments", Dialogue(response=arguments))
+        for said in self._tool_calls.texts:
+            yield Text(said.place.removeprefix("payload."), Dialogue(response=said.dialogue.response))
+
+    def unjudged(self) -> list[str]:
+        """The places of what is no text: LiteLLM names images, but audio and files stand in the messages alone."""
+        images = ["images"] if self.images else []
+        found = [self._tool_calls]
+        if self.input_type == "request" and self.structured_messages is not None:
+            found.append(in_request({"messages": self.structured_messages}))
+        return [*images, *joined(found).unjudged]
+
+    @property
+    def _tool_calls(self) -> Found:
+        return in_response({"tool_calls": self.tool_calls}) if self.tool_calls else Found([], [])
 
     def _spoken(self, text: str) -> Dialogue:
         if self.input_type == "request":
@@ -85,8 +95,8 @@ async def apply_guardrail(request: Request, gateway: Here) -> Response:
     """NONE where every text passes, else BLOCKED with the reason of the strictest."""
     caller = await caller_with(request, gateway, key_in_headers(request), how="x-api-key: lk_…")
     asked = await parsed(request, GuardrailRequest)
-    if asked.images:
-        return _blocked(f"not judged: {_IMAGE}")
+    if unjudged := asked.unjudged():
+        return _blocked(f"not judged: {', '.join(unjudged)} is no text")
     params = asked.additional_provider_specific_params or _Params()
     texts = list(asked.judged_texts())
     if not texts:

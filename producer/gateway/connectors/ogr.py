@@ -7,6 +7,7 @@ Source: github.com/openguardrails/openguardrails, schema/runtime-api.openapi.yam
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from importlib.metadata import version
@@ -137,7 +138,20 @@ async def _event(request: Request) -> GuardEvent:
     except ProblemError as problem:
         if problem.kind == "invalid-field":
             problem.kind = "invalid-event"
+        elif problem.kind == "invalid-json" and _is_json(await request.body()):
+            problem.kind = "not-judged"
         raise
+
+
+def _is_json(body: bytes) -> bool:
+    """Whether others read as JSON what our parser refuses: half a character in a text, arguments that are too deep."""
+    try:
+        json.loads(body)
+    except RecursionError:
+        return True
+    except ValueError:
+        return False
+    return True
 
 
 def _finding(path: str, decided: Decided) -> dict[str, Any]:

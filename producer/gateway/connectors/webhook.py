@@ -8,7 +8,7 @@ Sources: Portkey's "bring your own guardrails"; agentgateway's guardrail webhook
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from fastapi import APIRouter, Request, Response
@@ -28,7 +28,7 @@ from producer.gateway.connectors.adapter import (
     speaking,
     strictest,
 )
-from producer.gateway.connectors.chat_bodies import Found, in_request, in_response
+from producer.gateway.connectors.chat_bodies import Found, in_request, in_response, joined
 from producer.gateway.problems import BadFieldError, ProblemError
 from producer.gateway.state import Here
 from schemas.items import Dialogue
@@ -42,10 +42,11 @@ _HOW: Final = "Authorization: Bearer lk_…"
 class WebhookRequest(WireModel):
     """One text, several, a chat body (a request or an answer, OpenAI's or Anthropic's), or Portkey's context."""
 
-    text: str | None = None
+    text: JsonValue = None
     texts: list[str] | None = None
     messages: list[JsonValue] | None = None
     input: JsonValue = None
+    prompt: JsonValue = None
     choices: list[JsonValue] | None = None
     output: JsonValue = None
     content: JsonValue = None
@@ -54,19 +55,33 @@ class WebhookRequest(WireModel):
     response: dict[str, JsonValue] | None = None
 
     def found(self) -> Found:
-        """What is to be judged; 422 where there is nothing in a form that is known here."""
+        """What is to be judged; 422 where there is nothing in a form that is known here.
+
+        Fields of several forms are all judged: a gateway that hands on its caller's body hands on what was added to it.
+        """
+        found: list[Found] = []
         if self.eventType is not None:
             is_answer = self.eventType == _AFTER
-            return _of_portkey((self.response if is_answer else self.request) or {}, is_answer=is_answer)
-        given = self.model_dump(exclude_none=True)
-        if self.text is not None or self.texts is not None:
-            plain = [("text", self.text or ""), *((f"texts.{at}", one) for at, one in enumerate(self.texts or ()))]
-            return Found([Text(place, Dialogue(response=one)) for place, one in plain if one.strip()], [])
-        if "messages" in given or "input" in given:
-            return in_request(given)
-        if given.keys() & {"choices", "output", "content"}:
-            return in_response(given)
-        raise BadFieldError("body", "text, texts, messages, input, choices, output, content or eventType is expected")
+            found.append(_of_portkey((self.response if is_answer else self.request) or {}, is_answer=is_answer))
+        # OpenAI's responses API calls the form of an answer `text`.
+        plain = {"text": self.text if isinstance(self.text, str) else None, **_numbered("texts", self.texts)}
+        if any(text is not None for text in plain.values()) or self.texts is not None:
+            texts = [Text(place, Dialogue(response=text)) for place, text in plain.items() if text and text.strip()]
+            found.append(Found(texts, []))
+        asked = {"messages": self.messages, "input": self.input, "prompt": self.prompt}
+        said = {"choices": self.choices, "output": self.output, "content": self.content}
+        for side, look in ((asked, in_request), (said, in_response)):
+            given = {name: value for name, value in side.items() if value is not None}
+            if given:
+                found.append(look(given))
+        if not found:
+            known = "text, texts, messages, input, prompt, choices, output, content or eventType is expected"
+            raise BadFieldError("body", known)
+        return joined(found)
+
+
+def _numbered(name: str, texts: Sequence[str] | None) -> dict[str, str]:
+    return {f"{name}.{at}": text for at, text in enumerate(texts or ())}
 
 
 def _of_portkey(side: Mapping[str, JsonValue], *, is_answer: bool) -> Found:

@@ -96,11 +96,87 @@ def test_all_that_a_model_says_in_an_answer_is_judged() -> None:
         (in_request({"contents": [{"parts": [{"text": "x"}]}]}), ["payload"]),
         (in_request({"messages": [{"role": "user", "parts": [{"words": "x"}]}]}), ["payload.messages.0"]),
         (in_response({"candidates": []}), ["payload"]),
-        (in_response({"choices": [{"message": {"parts": ["x"]}}]}), ["payload"]),
+        (in_response({"choices": [{"message": {"parts": ["x"]}}]}), ["payload.choices.0"]),
+        (in_request({"input": 5}), ["payload.input"]),
+        (in_request({"prompt": [1, 2]}), ["payload.prompt"]),
     ],
 )
 def test_a_form_that_is_unknown_is_not_judged(found: Any, unjudged: list[str]) -> None:
     assert (found.texts, found.unjudged) == ([], unjudged)
+
+
+@pytest.mark.parametrize(
+    ("part", "place"),
+    [
+        ({"type": "input_video", "data": "x"}, "content.1"),
+        ({"type": "later", "words": "x"}, "content.1"),
+        ({"type": "later", "audio": {"data": "x"}}, "content.1.audio"),
+        (7, "content.1"),
+    ],
+)
+def test_a_part_that_is_unknown_is_not_judged_though_its_neighbours_are(part: object, place: str) -> None:
+    found = in_request({"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}, part]}]})
+
+    assert texts(found) == {"payload.messages.0.content.0.text": "hi"}
+    assert found.unjudged == [f"payload.messages.0.{place}"]
+
+
+def test_a_part_without_words_hides_nothing() -> None:
+    thinking = {"type": "redacted_thinking", "data": "x"}
+    result = {"type": "tool_result", "tool_use_id": "t"}
+    assert in_response({"content": [thinking, {"type": "text", "text": "a"}, result]}).unjudged == []
+    logprobs = {"content": [{"token": "a", "logprob": -1.0}]}
+    assert in_response({"choices": [{"message": {"content": "a"}, "logprobs": logprobs}]}).unjudged == []
+    form = {"format": {"type": "json_schema", "schema": {"properties": {"image": {"type": "string"}}}}}
+    said = [{"type": "message", "content": [{"type": "output_text", "text": "a"}]}]
+    assert texts(in_response({"output": said, "text": form})) == {"payload.output.0.content.0.text": "a"}
+    assert in_response({"output": said, "text": form}).unjudged == []
+
+
+def test_what_a_model_speaks_is_not_judged() -> None:
+    spoken = {"message": {"content": None, "audio": {"id": "a", "data": "x", "transcript": "y"}}}
+    assert in_response({"choices": [spoken]}).unjudged == ["payload.choices.0.message.audio"]
+
+
+def test_each_choice_and_each_item_of_an_answer_counts() -> None:
+    known = {"message": {"content": "a"}}
+    assert in_response({"choices": [known, {"message": {"parts": ["x"]}}]}).unjudged == ["payload.choices.1"]
+    assert in_response({"output": [{"type": "later", "words": "x"}], "text": "a"}).unjudged == ["payload.output.0"]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"type": "code_interpreter_call", "code": "x"},
+        {"type": "local_shell_call", "action": {"command": ["x"]}},
+        {"type": "web_search_call", "action": {"query": "x"}},
+        {"type": "file_search_call", "queries": ["x"]},
+        {"type": "apply_patch_call", "operation": {"diff": "x"}},
+        {"type": "custom_tool_call", "input": "x"},
+    ],
+)
+def test_what_a_model_has_a_hosted_tool_do_is_judged(call: dict[str, object]) -> None:
+    assert list(texts(in_response({"output": [call]})).values()) == ["x"]
+
+
+def test_an_image_in_a_tools_result_is_not_judged_and_an_argument_named_image_is() -> None:
+    result = {"type": "function_call_output", "output": [{"type": "input_image", "image_url": "data:"}]}
+    assert in_request({"input": [result]}) == ([], ["payload.input.0.output.0"])
+    call = {"type": "tool_use", "name": "f", "input": {"type": "image", "of": "x"}}
+    assert list(texts(in_response({"content": [call]})).values()) == ["image", "x"]
+
+
+@pytest.mark.parametrize("empty", ["messages", "input", "prompt"])
+@pytest.mark.parametrize("full", ["messages", "input", "prompt"])
+def test_nothing_hides_behind_another_field_of_a_request(empty: str, full: str) -> None:
+    assert list(texts(in_request({empty: [], full: ["x"]})).values()) == ["x"]
+
+
+def test_a_completions_prompt_is_judged() -> None:
+    assert texts(in_request({"prompt": "a"})) == {"payload.prompt": "a"}
+    assert texts(in_request({"prompt": ["a", "b"]})) == {"payload.prompt.0": "a", "payload.prompt.1": "b"}
+    stored = {"id": "p", "variables": {"name": "x"}}
+    assert list(texts(in_request({"prompt": stored, "input": "y"})).values()) == ["y", "p", "x"]
 
 
 def test_an_empty_text_is_nothing_to_judge() -> None:
