@@ -29,6 +29,7 @@ _CODES: Final = {
     "unknown-action": (404, "InvalidAction.NotFound"),
     "forbidden": (403, "Forbidden.RAM"),
     "invalid-field": (400, "InvalidParameter"),
+    "kind-not-judged": (400, "InvalidParameter"),
     "rate-limited": (429, "Throttling.User"),
     "share-used": (429, "Throttling.User"),
     "queue-full": (429, "Throttling"),

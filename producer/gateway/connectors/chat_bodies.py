@@ -74,12 +74,12 @@ def _turn(given: Mapping[str, object], path: str) -> Found:
 
 def in_response(payload: Mapping[str, object]) -> Found:
     """All that a model says in an answer: texts, reasoning, the arguments of tool calls."""
-    said = [name for name in _SAYS if name in payload]
-    leaves = [
-        leaf
-        for name in said
-        for leaf in _leaves(payload[name], f"payload.{name}", counts=name in _TEXT, each=name in _OF_PARTS)
-    ]
+    leaves: list[Leaf] = []
+    for name in _SAYS:
+        if name in payload:
+            said = payload[name]
+            counts = name in _TEXT or isinstance(said, str)
+            leaves += _leaves(said, f"payload.{name}", counts=counts, each=name in _OF_PARTS)
     return _found("payload", leaves, Kind.RESPONSE)
 
 

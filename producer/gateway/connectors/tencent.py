@@ -28,6 +28,7 @@ _CODES: Final = {
     "forbidden": "AuthFailure.UnauthorizedOperation",
     "invalid-field": "InvalidParameter",
     "invalid-json": "InvalidParameter",
+    "kind-not-judged": "InvalidParameter",
     "too-large": "InvalidParameterValue.ErrTextContentLen",
     "rate-limited": "RequestLimitExceeded",
     "share-used": "RequestLimitExceeded",

@@ -133,6 +133,12 @@ def test_a_part_without_words_hides_nothing() -> None:
     assert in_response({"output": said, "text": form}).unjudged == []
 
 
+@pytest.mark.parametrize("name", ["choices", "content", "output", "text", "reasoning", "tool_calls"])
+def test_a_plain_text_in_any_field_of_an_answer_is_judged(name: str) -> None:
+    assert sorted(texts(in_response({"content": "a", name: "b"})).values()) in (["a", "b"], ["b"])
+    assert in_response({name: ["b"]}) != ([], [])
+
+
 def test_what_a_model_speaks_is_not_judged() -> None:
     spoken = {"message": {"content": None, "audio": {"id": "a", "data": "x", "transcript": "y"}}}
     assert in_response({"choices": [spoken]}).unjudged == ["payload.choices.0.message.audio"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fastapi import Request
 
-from producer.gateway.connectors import adapter, ogr
+from producer.gateway.connectors import adapter, aliyun, ogr, tencent
 from producer.gateway.connectors.litellm import GuardrailRequest
 from producer.gateway.connectors.webhook import WebhookRequest
 from producer.gateway.problems import ProblemError
@@ -120,3 +121,10 @@ def test_no_text_makes_an_ogr_event_malformed(body: bytes, kind: str) -> None:
 def test_a_caller_waits_for_a_number_of_seconds(given: str, waits: float) -> None:
     gateway: Any = SimpleNamespace(settings=SimpleNamespace(gateway_wait_s=10))
     assert adapter._wait_s(request(query=f"wait_s={given}".encode()), gateway) == waits
+
+
+def test_a_kind_that_a_guard_does_not_judge_is_the_clouds_clients_own_error() -> None:
+    problem = ProblemError(400, "kind-not-judged", "content: a prompt alone")
+
+    assert json.loads(bytes(aliyun.error(problem).body))["Code"] == "InvalidParameter"
+    assert json.loads(bytes(tencent.error(problem).body))["Response"]["Error"]["Code"] == "InvalidParameter"
