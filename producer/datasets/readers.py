@@ -10,14 +10,15 @@ import codecs
 import json
 import lzma
 import re
+import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from json import JSONDecodeError
 from typing import BinaryIO, Final
 
 from infra.errors import DataError
 from producer.datasets import tables
-from producer.datasets.records import COLUMNS
+from producer.datasets.records import COLUMNS, TEXT_COLUMNS
 from producer.datasets.rows import MAX_ROW_BYTES, RawRow, RowError, normal_name
 from producer.datasets.sources import DataFile, is_of_split
 from producer.datasets.streams import BUFFER_BYTES, raw_bytes, utf8_bytes
@@ -25,7 +26,7 @@ from schemas.reading import AS_IT_IS, Reading
 
 _BOM: Final = b"\xef\xbb\xbf"
 _ARROW: Final = (b"ARROW1", b"\xff\xff\xff\xff")
-_BROKEN: Final = (OSError, EOFError, UnicodeError, zlib.error, lzma.LZMAError)
+_BROKEN: Final = (OSError, EOFError, UnicodeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
 """What the standard library raises of a file that is not what it says, or is cut short."""
 
 
@@ -100,15 +101,22 @@ def _format_of_text(file: DataFile, reading: Reading) -> str:
 
 def _spans_lines(start: bytes) -> bool:
     """True where a file is no sequence of lines of JSON: an object over several lines, or a list within an object."""
-    line, more, _ = start.partition(b"\n")
+    line, newline, others = start.partition(b"\n")
     if not line.startswith(b"{"):
         return False
     try:
         first = json.loads(line)
     except (ValueError, RecursionError):
         # A line that is broken is a bad row; one that ends open goes on in the next, or beyond what was read.
-        return line.rstrip().endswith((b"{", b"[", b",", b":")) or (not more and len(start) >= BUFFER_BYTES // 2)
+        return line.rstrip().endswith((b"{", b"[", b",", b":")) or (not newline and len(start) >= BUFFER_BYTES // 2)
+    if others.strip() and _text_in(first):  # lines of rows, whatever lists they hold
+        return False
     return any(_is_list_of_rows(name, value) for name, value in first.items())
+
+
+def _text_in(row: Mapping[str, object]) -> str | None:
+    """The name of a text in a row."""
+    return next((name for name, value in row.items() if value and normal_name(name) in TEXT_COLUMNS), None)
 
 
 def _is_list_of_rows(name: str, value: object) -> bool:
@@ -188,8 +196,12 @@ class JsonReader:
             raise self._error("an object is expected")
 
     def _object(self, wanted: str | None) -> Iterator[tuple[int, int, object]]:
-        """The object that begins here as a row, unless one of its values is a list of rows: then those."""
-        line, row = self._line, {}
+        """The object that begins here as a row, unless one of its values is a list of rows: then those.
+
+        An object that holds both a text and such a list could be either: nothing is guessed.
+        """
+        line = self._line
+        row: dict[str, object] = {}
         lists: list[str] = []
         for name in self._names():
             if self._next() != "[" or normal_name(name) in COLUMNS or not self._opens_rows():
@@ -201,11 +213,20 @@ class JsonReader:
             for found in self._array():
                 if wanted in (None, name):
                     yield found
-        if wanted is not None and wanted not in lists:
-            raise self._error(f"no split {wanted} in it; found {', '.join(lists) or 'none'}")
+        self._require_clear(row, lists, wanted)
         if not lists:
             self._number += 1
             yield self._number, line, row
+
+    def _require_clear(self, row: Mapping[str, object], lists: Sequence[str], wanted: str | None) -> None:
+        """See that an object has the wanted list, and that without a wish it is either a row or a list of rows."""
+        if wanted is not None and wanted not in lists:
+            raise self._error(f"no split {wanted} in it; found {', '.join(lists) or 'none'}")
+        if wanted is None and lists and (text := _text_in(row)):
+            raise self._error(
+                f"a text ({text}) and rows ({lists[0]}) in one object: --split {lists[0]} takes the rows; "
+                "a file of lines, each a row, is read as such if it is called .jsonl"
+            )
 
     def _names(self) -> Iterator[str]:
         """The names of the object that begins here, each when its value is next; the caller reads that."""

@@ -152,7 +152,7 @@ def _detected(file: DataFile) -> str:
             head = raw.read(BUFFER_BYTES)
             while head.isascii() and b"\x00" not in head and (more := raw.read(BUFFER_BYTES)):
                 head = more  # the first text beyond ASCII decides, wherever it is
-    except (OSError, EOFError, zlib.error, lzma.LZMAError):
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile):
         pass  # whoever reads the rows meets it too, and can say after which row
     return detect(head, file.label)
 

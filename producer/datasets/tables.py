@@ -29,6 +29,14 @@ if TYPE_CHECKING:
 _BATCH_ROWS: Final = 256
 _DELIMITERS: Final = ",\t;|"
 _LISTED: Final = 12
+_MISQUOTED: Final = RowError(
+    "a quotation mark is never closed, or stands alone within a text of several lines",
+    kind="quotation marks that do not match",
+    switch='"" for a quotation mark within a text',
+)
+
+_BROKEN_BOOK: Final = (KeyError, ValueError, SyntaxError, zipfile.BadZipFile)
+"""What openpyxl raises of a workbook that is damaged; a SyntaxError is the XML's."""
 
 csv.field_size_limit(MAX_ROW_BYTES)
 
@@ -51,7 +59,8 @@ def read_csv(file: DataFile, reading: Reading) -> Iterator[RawRow]:
                 if not columns:
                     columns = _header(cells, file, reading)
                 elif any(cells):
-                    yield RawRow(f"{file.label}:{start}", start, _csv_row(columns, cells, delimiter))
+                    row = _MISQUOTED if lines.last_is_misquoted(delimiter) else _csv_row(columns, cells, delimiter)
+                    yield RawRow(f"{file.label}:{start}", start, row)
             if lines.last_is_open(delimiter):
                 raise DataError(f"{file.label}:{start}: a quotation mark is never closed")
         except csv.Error as error:
@@ -100,11 +109,18 @@ class _Lines:
 
     def last_is_open(self, delimiter: str) -> bool:
         """True if the last record ended only because the text did."""
+        return "unexpected end" in self._fault_of_last(delimiter)
+
+    def last_is_misquoted(self, delimiter: str) -> bool:
+        """True if the last record goes over several lines, and may have taken rows in whose text was never closed."""
+        return len(self._previous) > 1 and "expected after" in self._fault_of_last(delimiter)
+
+    def _fault_of_last(self, delimiter: str) -> str:
         try:
             list(csv.reader(self._previous, delimiter=delimiter, strict=True))
         except csv.Error as error:
-            return "unexpected end" in str(error)
-        return False
+            return str(error)
+        return ""
 
 
 def _delimiter(head: str) -> str:
@@ -168,9 +184,12 @@ def read_workbook(file: DataFile, reading: Reading) -> Iterator[RawRow]:
     with raw_bytes(file) as stream:
         try:
             book = openpyxl.load_workbook(stream, read_only=True, data_only=True)
-        except (KeyError, ValueError, zipfile.BadZipFile, openpyxl.utils.exceptions.InvalidFileException) as error:
+        except (*_BROKEN_BOOK, openpyxl.utils.exceptions.InvalidFileException) as error:
             raise DataError(f"{file.label}: not readable as a workbook: {error}") from error
+        number = 0
         try:
+            for sheet in book.worksheets:
+                sheet.reset_dimensions()  # some programs write a size that is smaller than the sheet
             sheet = _sheet(book.worksheets, file, reading)
             columns: list[str] | None = None
             for number, values in enumerate(sheet.iter_rows(values_only=True), start=1):
@@ -180,6 +199,8 @@ def read_workbook(file: DataFile, reading: Reading) -> Iterator[RawRow]:
                 elif any(cells):
                     row = {name: cell or None for name, cell in zip_longest(columns, cells[: len(columns)]) if name}
                     yield RawRow(f"{file.label}: row {number}", number, row)
+        except _BROKEN_BOOK as error:  # whose text may quote a cell
+            raise DataError(f"{file.label}: not readable as a workbook after row {number}") from error
         finally:
             book.close()
 

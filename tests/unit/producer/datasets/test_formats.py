@@ -205,6 +205,15 @@ def test_a_quotation_mark_that_is_never_closed_does_not_swallow_rows(tmp_path: P
     assert "x.csv:2: a quotation mark is never closed" in refusal(source)
 
 
+def test_a_quotation_mark_that_a_later_row_closes_does_not_swallow_rows(tmp_path: Path) -> None:
+    source = write(tmp_path / "x.csv", 'prompt,label\n"a,safe\nb,safe\n"c",unsafe\nd,safe\n')
+    with open_dataset(str(source)) as dataset:
+        validation = validate(dataset)
+    assert (validation.valid, validation.invalid_count) == (1, 1)
+    assert validation.invalid[0].where == "x.csv:2"
+    assert "a quotation mark is never closed" in validation.invalid[0].problem
+
+
 def test_an_endless_line_of_a_table_is_refused_unread(tmp_path: Path) -> None:
     source = write(tmp_path / "x.csv", "prompt,label\n" + "x" * (2 * MAX_ROW_BYTES))
     assert f"a line of more than {MAX_ROW_BYTES:,} characters" in refusal(source)
@@ -239,6 +248,37 @@ def test_numbers_in_a_workbook_are_read_as_they_are_shown(tmp_path: Path) -> Non
         ("1", "110", Label.UNSAFE),
         ("2", "b", Label.SAFE),
     ]
+
+
+def rewritten(book: Path, change: Callable[[str, bytes], bytes]) -> Path:
+    """The workbook with its parts changed."""
+    with zipfile.ZipFile(book) as old:
+        parts = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(book, "w") as new:
+        for name, part in parts.items():
+            new.writestr(name, change(name, part))
+    return book
+
+
+def test_a_sheet_is_read_to_its_end_whatever_size_it_claims(tmp_path: Path) -> None:
+    source = workbook(tmp_path / "x.xlsx", a=[["text", "label"], ["x", "safe"], ["y", "unsafe"]])
+    rewritten(source, lambda _, part: part.replace(b'ref="A1:B3"', b'ref="A1:B2"'))
+    assert [item.response for item in items(source)] == ["x", "y"]
+
+
+@pytest.mark.parametrize("cut", ["xl/worksheets/sheet1.xml", "xl/workbook.xml"])
+def test_a_damaged_workbook_is_refused_in_a_sentence(cut: str, tmp_path: Path) -> None:
+    source = workbook(tmp_path / "x.xlsx", a=[["text"], ["x"]])
+    rewritten(source, lambda name, part: part[: len(part) // 2] if name == cut else part)
+    assert "x.xlsx: not readable as a workbook" in refusal(source)
+
+
+def test_a_damaged_archive_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    source = tmp_path / "x.zip"
+    with zipfile.ZipFile(source, "w") as archive:
+        archive.writestr("x.jsonl", '{"text": "hello"}')
+    write(source, source.read_bytes().replace(b"hello", b"jello"))
+    assert "x.zip/x.jsonl: cannot be read" in refusal(source)
 
 
 def test_sheets_are_splits(tmp_path: Path) -> None:
@@ -317,6 +357,19 @@ def test_lists_within_an_object_are_splits(tmp_path: Path) -> None:
     source = write(tmp_path / "x.json", json.dumps({"train": [{"text": "a"}], "test": [{"text": "b"}]}))
     assert "rows in train and test; choose with --split train" in refusal(source)
     assert [one.response for one in items(source, split="test")] == ["b"]
+
+
+def test_a_line_with_a_text_is_a_row_whatever_lists_it_holds(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"text": text, "spans": [{"text": "a word of it"}]} for text in ("a", "b")]
+    assert [one.response for one in items(write(tmp_path / "x.json", jsonl(rows)))] == ["a", "b"]
+
+
+@pytest.mark.parametrize("order", [("text", "rows"), ("rows", "text")])
+def test_an_object_with_a_text_and_a_list_of_rows_is_not_guessed_at(order: tuple[str, ...], tmp_path: Path) -> None:
+    both: dict[str, object] = {"text": "by hand", "rows": [{"text": "a"}]}
+    source = write(tmp_path / "x.json", json.dumps({name: both[name] for name in order}, indent=1))
+    assert "a text (text) and rows (rows) in one object: --split rows" in refusal(source)
+    assert [one.response for one in items(source, split="rows")] == ["a"]
 
 
 # Encodings
