@@ -419,8 +419,7 @@ def run_request(
     reading: Reading | None,
 ) -> RunRequest:
     """The run that the options of `libra run start` ask for."""
-    if seed is not None and limit is None:
-        raise click.UsageError("--seed chooses the sample that --limit takes: give both, or neither")
+    require_sample(limit, seed)
     if cache and repeat > 1:
         raise click.UsageError("--repeat judges every item again: it goes with no --cache")
     first = guard[0].guard
@@ -450,6 +449,12 @@ def run_request(
     return RunRequest(source, spec, name)
 
 
+def require_sample(limit: int | None, seed: int | None) -> None:
+    """See that a seed has a sample to choose."""
+    if seed is not None and limit is None:
+        raise click.UsageError("--seed chooses the sample that --limit takes: give both, or neither")
+
+
 def reading_of(
     *, field: tuple[str, ...], label: tuple[str, ...], ids: str, split: str | None, encoding: str | None
 ) -> Reading | None:
@@ -460,14 +465,16 @@ def reading_of(
         if not equals or name not in TARGETS:
             hint = did_you_mean(name, TARGETS) or f"; there are {', '.join(TARGETS)}"
             raise click.BadParameter(f"--field {pair}: expected NAME=COLUMN, such as response=prompt{hint}")
-        fields[TARGETS[name]] = column
+        if fields.setdefault(TARGETS[name], column) != column:
+            raise click.BadParameter(f"--field {pair}: {name} is read from {fields[TARGETS[name]]!r} already")
     labels: dict[str, Label] = {}
     for pair in label:
         name, equals, words = pair.partition("=")
         if not equals or name not in set(Label) or not words:
             raise click.BadParameter(f"--label {pair}: expected unsafe=WORD,WORD or safe=WORD; * is every other word")
-        for word in words.split(","):
-            labels[word.strip().lower()] = Label(name)
+        for word in (written.strip().lower() for written in words.split(",")):
+            if labels.setdefault(word, Label(name)) != name:
+                raise click.BadParameter(f"--label {pair}: {word} means {labels[word]} already")
     reading = Reading(fields=fields, labels=labels, ids=Ids(ids), split=split, encoding=_codec(encoding))
     return None if reading == AS_IT_IS else reading
 
@@ -476,8 +483,9 @@ def _codec(name: str | None) -> str | None:
     if name is None:
         return None
     try:
+        bytes(4).decode(name, "surrogateescape")  # codecs of other things than text have a name as well
         return codecs.lookup(name).name
-    except LookupError:
+    except (LookupError, UnicodeError):
         raise click.BadParameter(f"--encoding {name}: not known; such as utf-8, gb18030, big5, utf-16") from None
 
 

@@ -30,3 +30,17 @@ def test_a_benchmark_is_judged_anew_and_writes_no_more_than_its_verdict(
 def test_a_repetition_cannot_be_taken_from_the_cache() -> None:
     assert "goes with no --cache" in str(requested("--repeat", "3", "--cache"))
     assert isinstance(requested("--repeat", "3"), RunSpec)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--label", "unsafe=1,2", "--label", "safe=0,1"], "1 means unsafe already"),
+        (["--field", "response=answer", "--field", "text=body"], "text is read from 'answer' already"),
+        (["--encoding", "hex"], "--encoding hex: not known"),
+        (["--encoding", "rot13"], "--encoding rot13: not known"),
+        (["--encoding", "idna"], "--encoding idna: not known"),
+    ],
+)
+def test_a_reading_that_contradicts_itself_or_is_none_is_refused(options: list[str], said: str) -> None:
+    assert said in str(requested(*options)).replace("\n", " ")
