@@ -29,6 +29,7 @@ from libra_fleet.cli.options import (
     mode_for,
     mode_option,
     name_option,
+    require_sample,
     sample_limit_option,
     seed_option,
     takes_fleet,
@@ -116,6 +117,7 @@ def evaluate(
 
     Exit 7 if no answer of a model can be read: the reasons and the families to try are printed.
     """
+    require_sample(limit, seed)
     prepare(report_options)
     words, source = split_data(arguments, data)
     options = _worker_options(dtype, devices_per_worker, max_batch_tokens, trust_remote_code=trust_remote_code)
@@ -163,15 +165,15 @@ def _measure_all(
 ) -> None:
     """One model after the other; what one of several fails at is said at the end, after the comparison of the rest."""
     runs: list[str] = []
-    failed: list[RunError] = []
+    failed: list[LibraError] = []
     for job in jobs:
         try:
             _measure(found, job, data, fleet, runs.append)
-        except RunError as error:
+        except (RunError, GuardError, DeviceError) as error:
             failed.append(error)
             if len(jobs) > 1:
                 say(str(error))
-    if len(runs) > 1:
+    if runs and len(jobs) > 1:
         show_compared(found, runs, html=report_options.html, as_json=report_options.as_json)
     if failed:
         raise failed[0] if len(jobs) == 1 else RunError(f"{len(failed)} of {len(jobs)} models ended other than asked")

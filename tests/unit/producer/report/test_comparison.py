@@ -87,6 +87,14 @@ def test_markdown_and_page_keep_hostile_names_as_text() -> None:
     assert page == board_page(board, [pairing], {second.run_id: {1: (HOSTILE, HOSTILE)}})
 
 
+def test_a_single_run_has_a_page_as_well() -> None:
+    (report,) = reports("a")
+    page = board_page([Ranking(report, Volume(600, 2, 2, 2))], [], {})
+
+    assert "1 run compared" in page
+    assert "is compared with" not in page
+
+
 def test_a_run_costs_the_seconds_its_devices_were_busy_as_far_as_they_were_measured() -> None:
     (report,) = reports("a")
     volume = Volume(600, 2, 2, 2)

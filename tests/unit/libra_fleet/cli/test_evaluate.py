@@ -1,0 +1,41 @@
+"""`libra eval` with several models: what one of them fails at does not take the others' results away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from infra.errors import DeviceError, GuardError, LibraError, RunError
+from libra_fleet.cli import evaluate
+from libra_fleet.cli.main import libra
+from libra_fleet.cli.options import ReportOptions
+
+
+@pytest.mark.parametrize("problem", [GuardError("cannot start"), DeviceError("out of memory"), RunError("no answer")])
+def test_models_that_were_measured_are_shown_whatever_ends_another(
+    problem: LibraError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(_found: Any, job: Any, _data: Any, _fleet: Any, ended: Callable[[str], None]) -> None:
+        if job.name == "broken":
+            raise problem
+        ended(job.name)
+
+    shown: list[list[str]] = []
+    monkeypatch.setattr(evaluate, "_measure", measure)
+    monkeypatch.setattr(evaluate, "show_compared", lambda _found, runs, **_: shown.append(list(runs)))
+    found: Any = None
+    jobs: Any = [SimpleNamespace(name=name) for name in ("broken", "good")]
+
+    with pytest.raises(RunError, match="1 of 2 models"):
+        evaluate._measure_all(found, jobs, found, found, ReportOptions())
+
+    assert shown == [["good"]]
+
+
+def test_a_seed_without_a_sample_is_refused() -> None:
+    done = CliRunner().invoke(libra, ["eval", "libra-tiny", "--seed", "3"])
+    assert "--seed chooses the sample" in str(done.exception) + done.output
