@@ -18,14 +18,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import Final, NamedTuple
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Goes up with every change of what a text becomes: it is part of a guard's fingerprint."""
 
 _MOST_ROUNDS: Final = 8
 _TRADITIONAL: Final = ((0x3400, 0x4DC0), (0x4E00, 0xA000), (0xF900, 0xFB00), (0x20000, 0x2A6E0))
 _COMPATIBLE: Final = ((0x80, 0xD800), (0xF900, 0x10000), (0x1D400, 0x1D800), (0x1F100, 0x1F200), (0x2F800, 0x2FA20))
 
+_FLAG: Final = "\U0001f3f4[\U000e0030-\U000e0039\U000e0061-\U000e007a]{3,6}\U000e007f"
+"""A flag such as England's, whose letters are tags."""
 _INVISIBLE: Final = re.compile(
+    f"{_FLAG}|"
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
     "\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff]"
 )
@@ -51,6 +54,8 @@ _MARKED: Final = re.compile(f"[^{_MARKS}][{_MARKS}]+")
 _OVERLAYS: Final = re.compile("[\u0334-\u0338\u20d0-\u20f0]")
 _ZALGO: Final = 3
 """Marks on one letter that no script stacks on Latin or Chinese ones."""
+_MARKS_READ: Final = 32
+"""So many marks on one letter are put in order, which takes the square of their number; all others go unread."""
 
 _HAN: Final = "\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
 _PLAIN: Final = re.compile(f"[A-Za-z0-9{_HAN}]+")
@@ -65,13 +70,18 @@ _HAN_BESIDE: Final = re.compile(
     rf"(?<=[{_HAN}])(?:[*∙⋅`´]{{1,2}}|_{{1,2}})(?=[{_HAN}])"
     rf"|(?<=(?<![{_HAN}])[{_HAN}])[·•.|~]{{1,3}}(?=[{_HAN}](?![{_HAN}]))"
 )
-_LATIN_APART: Final = re.compile(  # by the same mark, and no part of an address
-    rf"(?<![A-Za-z0-9/.:=?&#@_-])[A-Za-z]([{_BLANKS}]|[{_APART}]{{1,2}})[A-Za-z](?:\1[A-Za-z])+(?![A-Za-z0-9/:=?&#@_-])"
+_LATIN_APART: Final = re.compile(  # by the same mark
+    rf"(?<![A-Za-z0-9/.:=?&#@_-])[A-Za-z]([{_BLANKS}]|[{_APART}]{{1,2}})[A-Za-z](?![A-Za-z0-9])"
+    r"(?:\1[A-Za-z](?![A-Za-z0-9]))+"
 )
+_GOES_ON: Final = re.compile(r"[/:=?&#@_-]\S")
+"""What follows on letters with marks between in an address; behind a word, a blank follows on its mark."""
 _NUMERALS: Final = "〇零一二三四五六七八九十百千万亿两"
 _STRETCHED_HAN: Final = re.compile(rf"(?:((?![{_NUMERALS}])[{_HAN}])\1{{2,}})+")
 _LATIN_WORD: Final = re.compile(r"[A-Za-z]{4,}")
 _RUN: Final = re.compile(r"(.)\1*", re.DOTALL)
+_SHORT_WORD: Final = 5
+"""Three equal capitals in so short a word are an abbreviation's: IEEE, XXXL, PPPoE."""
 _WORD: Final = re.compile(r"[^\W\d_]+")
 
 
@@ -143,26 +153,29 @@ def _edited(form: NormalForm, edits: Iterable[_Edit]) -> NormalForm:
 
 def _turned_round(form: NormalForm) -> NormalForm:
     """Text under an override is stored backwards to be seen forwards, unless it is of a script that runs so."""
-    for at in reversed(list(_REVERSED.finditer(form.text))):
-        inner = slice(at.start(1), at.end(1))
-        step = 1 if _RIGHT_TO_LEFT.search(at[1]) else -1
-        form = NormalForm(
-            form.text[: at.start()] + form.text[inner][::step] + form.text[at.end() :],
-            *(
-                [*column[: at.start()], *column[inner][::step], *column[at.end() :]]
-                for column in (
-                    form.starts or range(len(form.text)),
-                    form.ends or range(1, len(form.text) + 1),
-                )
-            ),
-        )
-    return form
+    text, starts, ends = form
+    order: list[int] = []
+    done = 0
+    for at in _REVERSED.finditer(text):
+        order += range(done, at.start())
+        order += range(*at.span(1)) if _RIGHT_TO_LEFT.search(at[1]) else reversed(range(*at.span(1)))
+        done = at.end()
+    if not done:
+        return form
+    order += range(done, len(text))
+    before: Sequence[int] = range(len(text)) if starts is None else starts
+    after: Sequence[int] = range(1, len(text) + 1) if ends is None else ends
+    return NormalForm(
+        "".join([text[place] for place in order]),
+        array("i", [before[place] for place in order]),
+        array("i", [after[place] for place in order]),
+    )
 
 
 def _composed(text: str) -> Iterator[_Edit]:
     """Letters with marks as one character; marks that strike a letter through or pile up on it go."""
     for at in _MARKED.finditer(text):
-        whole = unicodedata.normalize("NFC", at[0])
+        whole = unicodedata.normalize("NFC", at[0][: 1 + _MARKS_READ])
         seen = _OVERLAYS.sub("", whole)
         if len(seen) > _ZALGO:
             seen = seen[0]
@@ -206,7 +219,7 @@ def _letters() -> _Letters:
 def _unseen(text: str) -> Iterator[_Edit]:
     directed = bool(_RIGHT_TO_LEFT.search(text))
     for at in _INVISIBLE.finditer(text):
-        if not _is_ordinary(text, at.start(), directed=directed):
+        if len(at[0]) == 1 and not _is_ordinary(text, at.start(), directed=directed):
             yield at.start(), at.end(), ""
 
 
@@ -222,8 +235,6 @@ def _is_ordinary(text: str, at: int, *, directed: bool) -> bool:
         return bool(_IS_PICTOGRAPH.match(base) and _IS_PICTOGRAPH.match(after))
     if unseen in "\ufe0e\ufe0f":
         return bool(_IS_PICTOGRAPH.match(before)) or (before in "0123456789#*" and after == "\u20e3")
-    if "\U000e0020" <= unseen <= "\U000e007f":  # the letters of a flag such as England's
-        return text[:at].rstrip("".join(map(chr, range(0xE0020, 0xE0080)))).endswith("\U0001f3f4")
     return False
 
 
@@ -294,6 +305,8 @@ def _put_together(text: str) -> Iterator[_Edit]:
     edits: list[_Edit] = []
     for pattern, letters in ((_HAN_APART, f"[^{_HAN}]+"), (_LATIN_APART, "[^A-Za-z]+")):
         for at in pattern.finditer(text):
+            if pattern is _LATIN_APART and not at[1].isspace() and _GOES_ON.match(text, at.end()):
+                continue  # a part of an address
             edits += (
                 (at.start() + between.start(), at.start() + between.end(), "")
                 for between in re.finditer(letters, at[0])
@@ -304,7 +317,7 @@ def _put_together(text: str) -> Iterator[_Edit]:
 
 
 def _shortened(text: str) -> Iterator[_Edit]:
-    """A Latin word's stretched letters once (not AAA, www, VIII); a Chinese character alone twice, as in laughter."""
+    """A Latin word's stretched letters once (not AAA, www, VIII, IEEE); a Chinese character twice, as in laughter."""
     edits: list[_Edit] = []
     for at in _LATIN_WORD.finditer(text):
         if len(set(at[0].lower())) > 1:
@@ -316,5 +329,6 @@ def _shortened(text: str) -> Iterator[_Edit]:
 
 def _runs(word: re.Match[str], *, times: int, spared: str = "") -> Iterator[_Edit]:
     for run in _RUN.finditer(word[0]):
-        if len(run[0]) > 2 and run[1] not in spared:
+        abbreviates = len(run[0]) == 3 and run[0].isupper() and len(word[0]) <= _SHORT_WORD
+        if len(run[0]) > 2 and run[1] not in spared and not abbreviates:
             yield word.start() + run.start(), word.start() + run.end(), times * run[1]

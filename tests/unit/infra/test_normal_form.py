@@ -58,6 +58,36 @@ def test_a_disguised_latin_word_is_the_word(disguise: str) -> None:
     assert normal_form(LATIN_DISGUISES[disguise]).text == "fuck"
 
 
+@pytest.mark.parametrize("end", ["?", "!", ".", ": you", "-", "? yes", " / no", "@", "，"])
+@pytest.mark.parametrize("mark", [" ", ".", "-", "*"])
+def test_a_word_taken_apart_is_put_together_whatever_ends_its_sentence(mark: str, end: str) -> None:
+    assert normal_form(mark.join("fuck") + end).text == "fuck" + end
+
+
+def test_letters_with_marks_between_that_go_on_are_an_address() -> None:
+    for address in ("a.b.c/d", "x-y-z@a.b", "a.b.c:80", "a.b.c?d=e", "x.y.z-online"):
+        assert normal_form(address).text == address
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "piece",
+    ["a/*", "\u202ea\u202c", "\u202eab\n", "\U000e0041", "\u0301\u0316", "我.", "f ", "\u3164", "a\u202e\u0336"],
+)
+def test_a_text_of_a_megabyte_is_read_in_a_time_that_grows_with_its_length_alone(piece: str) -> None:
+    # What grew with the square of it took minutes.
+    normal_form("a" + piece * (300_000 // len(piece)))
+
+
+def test_marks_that_pile_up_leave_the_letter_and_one_that_is_struck_through_often_stays_itself() -> None:
+    assert normal_form("e" + 40 * "\u0301\u0316" + "x").text == "\xe9x"
+    assert normal_form("e" + 40 * "\u0336" + "x").text == "ex"
+
+
+def test_tags_that_spell_no_flag_go() -> None:
+    assert normal_form("\U0001f3f4" + 40 * "\U000e0041" + "赢").text == "\U0001f3f4赢"
+
+
 def test_laughter_stays_laughter_and_a_stretched_insult_is_found_in_it() -> None:
     assert normal_form("哈哈哈哈哈").text == "哈哈"
     assert "傻逼" in normal_form("你个傻傻傻傻逼").text
@@ -96,6 +126,7 @@ def test_traditional_characters_are_simplified(traditional: str, simplified: str
         "C++ 和 C# 以及 A/B 测试，e.g. 这样",
         "https://example.org/a-b_c?d=e#f",
         "第1章 开始\n第2章 结束",
+        "IEEE 802.11，AAAI 论文，XXXL 码，PPPoE 拨号，CCCP",
         "他 很好",
         "ありがとう、カタカナ、한국어",
     ],
