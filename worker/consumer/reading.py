@@ -264,7 +264,7 @@ def main() -> None:
         mode, examples, form, item = json.loads(line)
         shown = tuple(Example.model_validate(example, strict=False) for example in examples)
         asked = with_examples(shown) if shown else guard
-        windows, refused = read_items(asked, [ChunkItem.model_validate(item)], Mode(mode), TextForm(form))
+        windows, refused = read_items(asked, [ChunkItem.model_validate(item, strict=False)], Mode(mode), TextForm(form))
         prompts = [prompt.tolist() for prompt in windows[0]]
         _say(answers, {"prompts": prompts} | ({"refused": next(iter(refused.values()))} if refused else {}))
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from infra.errors import GuardError
 from infra.process import wait_until
 from schemas.guards import Mode, TextForm
-from schemas.items import Turn
+from schemas.items import Kind, Turn
 from schemas.messages import ChunkItem
 from worker.consumer.reading import GuardClock, Reader, read_items
 from worker.guards.base import PromptIds
@@ -31,6 +31,21 @@ def test_an_item_that_kills_the_reading_process_is_refused_with_the_signal_and_t
     assert [windows[0], windows[3]] == [read_items(FakeGuard(), [items[at]], Mode.SCORE).windows[0] for at in (0, 3)]
     assert [windows[1], windows[2]] == [[], []]
     assert len(progress) == 4
+
+
+def test_an_item_of_any_kind_is_read_in_a_process_of_its_own() -> None:
+    turns = (Turn(role="user", content="一"), Turn(role="assistant", content="二"))
+    items = [
+        ChunkItem(seq=0, question="问", response="", kind=Kind.PROMPT),
+        ChunkItem(seq=1, question="", response="答", kind=Kind.RESPONSE),
+        ChunkItem(seq=2, question="问", response="答", history=turns, kind=Kind.MESSAGES),
+    ]
+
+    read = Reader("fake", None, weights=True, prompt_digest=FakeGuard.prompt_digest).read(
+        items, Mode.SCORE, (), on_progress=lambda: None
+    )
+
+    assert read == read_items(FakeGuard(), items, Mode.SCORE)
 
 
 def test_an_item_larger_than_a_pipe_is_read() -> None:
