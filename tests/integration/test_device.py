@@ -121,10 +121,11 @@ def test_a_prompt_that_hangs_is_dead_after_its_deadlines(short_path: Path) -> No
     assert [at for at, answer in enumerate(answers) if isinstance(answer, Dead)] == [2]
 
 
-def test_isolated_prompts_run_one_by_one_and_only_the_killer_dies(short_path: Path) -> None:
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_isolated_prompts_run_one_by_one_and_only_the_killer_dies(short_path: Path, overlaps: bool) -> None:
     prompts = [prompt(5, at) for at in range(10)]
     prompts[4] = directive("crash")
-    with KeptDevice(short_path) as device:
+    with KeptDevice(short_path, fake_overlaps=overlaps) as device:
         result = device.client(max_deaths=1).run(score_request(prompts, isolate=True))
     assert [at for at, answer in enumerate(result.answers) if isinstance(answer, Dead)] == [4]
     assert result.batches == 9
@@ -245,6 +246,15 @@ def test_a_live_item_is_launched_behind_one_batch_at_most(short_path: Path) -> N
         assert live.result(TIMEOUT_S).answers == expected([prompt(9, 5)])
         bulk.result(TIMEOUT_S)
     assert engine.batches[2] == [prompt(9, 5)]
+
+
+def test_a_device_that_ends_its_batches_before_they_are_looked_at_is_looked_at_sooner(short_path: Path) -> None:
+    engine = LaunchedEngine(max_batch_items=8)
+    with serving(engine, short_path) as (server, path):
+        times = server.times[Kind.SCORE]
+        times.note(8 * 10, 0.5)  # it was slow once
+        DeviceClient(path).run(score_request([prompt(10, at) for at in range(96)]))
+        assert times.look_after_s(8 * 10) < 0.5 / 8
 
 
 @pytest.mark.parametrize("place", ["launch", "read"])

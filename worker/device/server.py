@@ -60,6 +60,9 @@ DEADLINE_TOKENS: Final = 64
 """A deadline is for a batch that writes up to so many new tokens a prompt; one that writes more has longer."""
 JUST_IN_TIME: Final = 2.0
 """The next batch is launched so many launches before the running one should end: until then it may still grow."""
+LATE_S: Final = 0.001
+LATE_LAUNCHES: Final = 0.25
+"""A batch that was waited for and then read within so long, or so many launches, had ended before."""
 ACCEPT_PAUSE_S: Final = 0.1
 SEND_TIMEOUT_S: Final = 5
 """A client that reads nothing for this long is dropped: it must not hold up the device."""
@@ -149,6 +152,8 @@ class _Flight:
     """A bulk batch that was kept short for live items' sake."""
     read: Callable[[], Rows]
     launch_s: float = 0.0
+    waited: bool = False
+    """The time after which it should be looked at has passed, and no live item cut it short."""
     tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -181,7 +186,7 @@ class Server:
         self._live_expected_until = 0.0
         self._budget = engine.info.max_batch_tokens
         self._budget_steps = BUDGET_STEPS // 2
-        self._times = {kind: BatchTimes() for kind in Kind}
+        self.times = {kind: BatchTimes() for kind in Kind}
         self._flying: deque[_Flight] = deque()
         """Batches that were begun and not finished, the oldest first: two at most."""
         self._done_at = 0.0
@@ -251,9 +256,10 @@ class Server:
             if flight is None:
                 self._changed.wait_for(lambda: self._stopping or bool(self.waiting))
             else:
-                times = self._times[_kind(flight.batch)]
-                launch_at = flight.started + times.expected_s(flight.tokens) - JUST_IN_TIME * times.launch_s
-                self._changed.wait_for(self._is_urgent, timeout=max(0.0, launch_at - time.monotonic()))
+                times = self.times[_kind(flight.batch)]
+                launch_at = flight.started + times.look_after_s(flight.tokens) - JUST_IN_TIME * times.launch_s
+                left_s = launch_at - time.monotonic()
+                flight.waited = left_s > 0 and not self._changed.wait_for(self._is_urgent, timeout=left_s)
             if self._stopping or not self.waiting:
                 return [], False
             cut = self._bulk_cut()
@@ -269,7 +275,7 @@ class Server:
         """Tokens of a bulk batch while live items wait or are expected; None: as many as the budget allows."""
         if not self.waiting.waits(Lane.LIVE) and time.monotonic() > self._live_expected_until:
             return None
-        times = self._times[Kind.SCORE if self._times[Kind.SCORE].line()[1] else Kind.CLASSIFY]
+        times = self.times[Kind.SCORE if self.times[Kind.SCORE].line()[1] else Kind.CLASSIFY]
         slice_tokens = times.slice_tokens(BULK_SLICE_S, overlaps=self._launcher is not None)
         return int(max(slice_tokens, self._info.max_batch_tokens * SMALLEST_CUT))
 
@@ -329,7 +335,9 @@ class Server:
     # The engine's thread.
 
     def _can_launch(self, batch: _Batch) -> bool:
-        return self._launcher is not None and _kind(batch) is Kind.SCORE
+        """Whether it may be in flight beside another: not one that runs alone, whose death is to be its own doing."""
+        request = batch[0].items[0].ask.request
+        return self._launcher is not None and request.kind is Kind.SCORE and not request.alone
 
     def _begin(self, batch: _Batch, *, cut: bool) -> _Flight:
         """Announce a batch, and launch it where the engine can be launched."""
@@ -356,6 +364,7 @@ class Server:
         """Read a batch's rows and answer it; returns the smaller batches to run in its place if it failed."""
         batch, asks = flight.batch, flight.asks
         reasons: Mapping[int, str] = {}
+        read_at = time.monotonic()
         begun = max(flight.started, self._done_at)
         try:
             # Linked to those who asked: a batch runs for many traces at once and is part of none.
@@ -386,8 +395,10 @@ class Server:
             log.exception("batch_failed", rows=len(batch))
             self._note_done(flight, Pulse(busy_s=time.monotonic() - begun))
             return _alone(batch, f"the engine failed: {type(error).__name__}: {error}"[:MAX_REASON])
+        read_s = time.monotonic() - read_at
         infer_s = time.monotonic() - begun
-        self._account(flight, infer_s)
+        late = flight.waited and read_s < max(LATE_S, LATE_LAUNCHES * flight.launch_s)
+        self._account(flight, infer_s, late=late)
         for at, reason in reasons.items():
             _refuse(batch[at], reason)
         answered = {ask: [place for place in places if place[1] not in reasons] for ask, places in asks.items()}
@@ -408,10 +419,12 @@ class Server:
             verdict_ids=request.verdict_ids,
         )
 
-    def _account(self, flight: _Flight, infer_s: float) -> None:
+    def _account(self, flight: _Flight, infer_s: float, *, late: bool) -> None:
         batch = flight.batch
-        if not flight.cut:
-            self._times[_kind(batch)].note(flight.tokens, infer_s, flight.launch_s)
+        if late:
+            self.times[_kind(batch)].note_late()
+        elif not flight.cut:
+            self.times[_kind(batch)].note(flight.tokens, infer_s, flight.launch_s)
         full = self._info.max_batch_tokens
         self._budget = min(full, self._budget + full // self._budget_steps + 1)
         self._note_done(

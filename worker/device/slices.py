@@ -19,6 +19,11 @@ LAUNCHES: Final = 1.25
 """Where batches overlap a slice is at least so many launches: planning and answering take their time, too."""
 _UNLIKE: Final = 2.0
 """Batches that differ by more than this factor in tokens are two points, not one."""
+_ALIKE: Final = 1.25
+"""Two points that have drifted together to this factor in tokens are one: noise would be a slope between them."""
+_SOONER: Final = 0.5
+_LATER: Final = 1.25
+"""Factors of the time after which a batch is looked at, where it had ended by then and where it had not."""
 
 
 @dataclass(slots=True)
@@ -39,10 +44,19 @@ class BatchTimes:
     def __init__(self) -> None:
         self._small: _Mean | None = None
         self._large: _Mean | None = None
+        self._look_at = 1.0
         self.launch_s = 0.0
+
+    def note_late(self) -> None:
+        """A batch had ended before it was looked at: how long it took is not known, and the next is looked at sooner.
+
+        Were the time of the look noted, one slow batch would make all later ones wait for as long.
+        """
+        self._look_at *= _SOONER
 
     def note(self, tokens: int, took_s: float, launch_s: float = 0.0) -> None:
         """An uncut batch took so long, of which its launch did `launch_s`."""
+        self._look_at = min(1.0, _LATER * self._look_at)
         self.launch_s += (launch_s - self.launch_s) * (WEIGHT if self.launch_s else 1.0)
         if self._large is None:
             self._large = _Mean(tokens, took_s)
@@ -60,7 +74,7 @@ class BatchTimes:
         large, small = self._large, self._small
         if large is None:
             return 0.0, 0.0
-        if small is None or large.seconds <= small.seconds:
+        if small is None or large.seconds <= small.seconds or large.tokens < _ALIKE * small.tokens:
             return 0.0, large.seconds / large.tokens
         b = (large.seconds - small.seconds) / (large.tokens - small.tokens)
         return max(0.0, small.seconds - b * small.tokens), b
@@ -69,6 +83,10 @@ class BatchTimes:
         """Seconds that a batch of so many tokens takes; 0 before the first batch."""
         a, b = self.line()
         return a + b * tokens
+
+    def look_after_s(self, tokens: int) -> float:
+        """Seconds after which a batch of so many tokens is looked at, which it takes at most."""
+        return self._look_at * self.expected_s(tokens)
 
     def slice_tokens(self, slice_s: float, *, overlaps: bool) -> int:
         """Tokens of a bulk batch that keeps a live item waiting for one slice, about; 0 before the first batch.

@@ -78,3 +78,26 @@ def test_batches_that_grow_become_the_new_large_point() -> None:
     times.note(10_000, 1.001)
 
     assert times.line() == pytest.approx((0.001, 0.0001), rel=0.02)
+
+
+def test_sizes_that_drift_together_are_one_point_and_no_steep_line() -> None:
+    times = BatchTimes()
+    for tokens, seconds in [(1_000, 1.0), (450, 0.5), *[(600, 0.7)] * 40, *[(450, 0.55)] * 400]:
+        times.note(tokens, seconds)
+
+    assert times.expected_s(450) == pytest.approx(0.55)
+
+
+def test_a_batch_that_ended_before_it_was_looked_at_teaches_no_time_and_makes_the_next_look_sooner() -> None:
+    times = BatchTimes()
+    times.note(1_000, 1.0)
+
+    times.note_late()
+    times.note_late()
+
+    assert (times.expected_s(1_000), times.look_after_s(1_000)) == (1.0, 0.25)
+
+    for _ in range(20):
+        times.note(1_000, 1.0)
+
+    assert times.look_after_s(1_000) == 1.0
