@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from infra.guard_catalogue import GUARDS
 from infra.metrics import AVERAGED
+from producer.datasets.labels import label_word
 from producer.datasets.records import TARGETS
 from schemas.guards import DEFAULT_GUARD, Family, Mode, TextForm, is_bare, is_generator
 from schemas.items import Label
@@ -472,7 +473,7 @@ def reading_of(
         name, equals, words = pair.partition("=")
         if not equals or name not in set(Label) or not words:
             raise click.BadParameter(f"--label {pair}: expected unsafe=WORD,WORD or safe=WORD; * is every other word")
-        for word in (written.strip().lower() for written in words.split(",")):
+        for word in (label_word(written) or "" for written in words.split(",")):
             if labels.setdefault(word, Label(name)) != name:
                 raise click.BadParameter(f"--label {pair}: {word} means {labels[word]} already")
     reading = Reading(fields=fields, labels=labels, ids=Ids(ids), split=split, encoding=_codec(encoding))

@@ -359,8 +359,7 @@ def evaluate(predict_root: str, label_path: str) -> Evaluation:
     truths: dict[str, Item] = {}
     for record in _good(raw_records(label_path), problems):
         try:
-            # A label file need not repeat the text.
-            item = to_item({**record.row, "response": "-"}, record.fallback_id)
+            item = _labelled(record)
         except RowError as error:
             problems.append(InvalidRow(where=record.where, problem=str(error)))
             continue
@@ -390,6 +389,14 @@ def evaluate(predict_root: str, label_path: str) -> Evaluation:
     missing = [name for name in truths if name not in first_at]
     problems += [InvalidRow(where=label_path, problem=f"id {name!r} has no prediction") for name in missing]
     return Evaluation(rows, problems, len(missing))
+
+
+def _labelled(record: RawRecord) -> Item:
+    """The item in a row of a label file. It need not repeat the text; where it does, that says whose label counts."""
+    try:
+        return record.item()
+    except RowError:
+        return to_item({**record.row, "response": "-"}, record.fallback_id)
 
 
 def _good(records: Iterable[RawRecord | InvalidRow], problems: list[InvalidRow]) -> Iterator[RawRecord]:

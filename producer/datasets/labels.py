@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from producer.datasets.rows import RowError, normal_name
@@ -28,10 +28,12 @@ WORDS: Final = {
 """Words that say a label by themselves, in small letters."""
 _YES: Final = frozenset({"true", "1", "yes", "y", "是"})
 _NO: Final = frozenset({"false", "0", "no", "n", "否"})
+_WHOLE: Final = re.compile(r"(-?\d+)\.0+")
+"""A whole number as tables write it where another one is missing."""
 
 
 def label_columns(
-    row: Mapping[str, object], known: Mapping[str, str], reading: Reading, *, has_response: bool
+    row: Mapping[str, object], known: Mapping[str, str], reading: Reading, *, has_response: Callable[[], bool]
 ) -> str | None:
     """The column with the truth of what is judged, in a row without a `label`; None where there is none.
 
@@ -40,9 +42,11 @@ def label_columns(
     """
     if "label" in reading.fields:
         return reading.fields["label"] or None
-    sides = OF_RESPONSES if has_response else OF_PROMPTS
-    found = [known[name] for name in sides if name in known and row[known[name]] is not None]
-    found = found or [known[name] for name in YES_MEANS if name in known and _word(row[known[name]]) in _YES | _NO]
+    found = []
+    if not known.keys().isdisjoint({*OF_RESPONSES, *OF_PROMPTS}):
+        sides = OF_RESPONSES if has_response() else OF_PROMPTS
+        found = [known[name] for name in sides if name in known and row[known[name]] is not None]
+    found = found or [known[name] for name in YES_MEANS if name in known and label_word(row[known[name]]) in _YES | _NO]
     if len(found) > 1:
         raise RowError(
             f"{' and '.join(found)} could each be the label",
@@ -67,7 +71,7 @@ def truth_in(values: Iterable[tuple[str, object]], reading: Reading) -> str | No
 def _label(column: str, value: object, reading: Reading) -> Label | None:
     if value is None or value == "":
         return None
-    word = _word(value)
+    word = label_word(value)
     if word is None:
         raise RowError(f"{column}: Input should be a valid string", switch="--field label= (no label)")
     if not word:
@@ -82,15 +86,17 @@ def _label(column: str, value: object, reading: Reading) -> Label | None:
     return found
 
 
-def _word(value: object) -> str | None:
-    """A label's value as a word in small letters; None where it is no word."""
+def label_word(value: object) -> str | None:
+    """A label's value as a word in small letters, whole numbers without a point; None where it is no word."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value).strip().lower() if isinstance(value, str | int | float) else None
+    if not isinstance(value, str | int | float):
+        return None
+    word = str(value).strip().lower()
+    whole = _WHOLE.fullmatch(word)
+    return whole[1] if whole else word
 
 
 def _no_label(column: str, value: str, word: str) -> RowError:

@@ -120,10 +120,20 @@ def columns_of(row: Mapping[str, object], reading: Reading = AS_IT_IS) -> dict[s
             chosen[field] = found
     if not chosen.keys() & set(_TEXTS) and (found := _column(row, known, "response", (TEXTS_ALONE,), taken)):
         chosen["response"] = found
-    has_response = "response" in chosen and not _is_empty(value_at(row, chosen["response"]))
-    if "label" not in chosen and (labels := label_columns(row, known, reading, has_response=has_response)):
-        chosen["label"] = labels
+    if "label" not in chosen:
+        labels = label_columns(row, known, reading, has_response=lambda: _has_response(row, chosen))
+        chosen.update({"label": labels} if labels else {})
     return chosen
+
+
+def _has_response(row: Mapping[str, object], chosen: Mapping[str, str]) -> bool:
+    """True if what is judged ends in a response, in a column of its own or as the last message."""
+    record = {field: value_at(row, chosen[field]) for field in _TEXTS[:2] if field in chosen}
+    try:
+        dialogue = _dialogue(row, chosen, record)
+    except RowError:  # there is nothing to judge, and who reads the texts says so
+        return False
+    return not _is_empty(dialogue.response if dialogue else record.get("response"))
 
 
 def is_usual(field: str, column: str) -> bool:
@@ -189,7 +199,7 @@ def known_columns(names: tuple[str, ...]) -> Mapping[str, str]:
     return found
 
 
-def _dialogue(row: Mapping[str, object], chosen: Mapping[str, str], record: dict[str, object]) -> Dialogue | None:
+def _dialogue(row: Mapping[str, object], chosen: Mapping[str, str], record: Mapping[str, object]) -> Dialogue | None:
     """The texts of a row that has them as messages; None, or RowError where there is no other text, if it has none."""
     for field in _TEXTS[:2]:  # some sets put a list of messages where others have a text
         if _is_messages(record.get(field)) and _is_empty(record.get(_TEXTS[1 - _TEXTS.index(field)])):

@@ -121,3 +121,13 @@ def test_the_table_is_the_one_of_a_run(tmp_path: Path) -> None:
     result = CliRunner().invoke(metrics, ["--predict_root", str(tmp_path / "out"), "--label_path", str(labels)])
     assert "Accuracy" in result.stdout
     assert "Real Data" in result.stdout
+
+
+def test_a_prompt_is_measured_by_the_label_of_prompts(tmp_path: Path) -> None:
+    rows = [{"id": at, "prompt": "p", "prompt_label": "unsafe" if at % 2 else "safe"} for at in range(4)]
+    root = tmp_path / "predictions"
+    write(root, "0-of-1.jsonl", [predicted(at) for at in range(4)])
+
+    report = ran(root, write(tmp_path, "labels.jsonl", rows))
+
+    assert report.groups[0].value("accuracy") == 0.5

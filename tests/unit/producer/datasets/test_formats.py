@@ -509,6 +509,24 @@ def test_a_truth_is_read_as_sets_write_it(row: dict[str, Any], truth: Label | No
     assert found.truth is truth
 
 
+@pytest.mark.parametrize("name", ["messages", "prompt"])
+@pytest.mark.parametrize("as_text", [False, True])
+def test_a_conversation_has_the_truth_of_the_side_that_is_judged(name: str, as_text: bool, tmp_path: Path) -> None:
+    if name == "prompt" and as_text:
+        return  # a prompt that is text is a prompt
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    sides = {"prompt_label": "unsafe", "response_label": "safe"}
+    rows = [{name: json.dumps(some) if as_text else some, **sides} for some in (turns, turns[:1])]
+    assert [one.truth for one in items(write(tmp_path / "x.jsonl", jsonl(rows)))] == [Label.SAFE, Label.UNSAFE]
+
+
+def test_whole_numbers_with_a_point_are_words_without_one(tmp_path: Path) -> None:
+    source = write(tmp_path / "x.csv", "text,is_toxic\na,1.0\nb,0.0\nc,\n")
+    assert [one.truth for one in items(source)] == [Label.UNSAFE, Label.SAFE, None]
+    source = write(tmp_path / "y.csv", "text,label\na,1.0\nb,0.0\n")
+    assert [one.truth for one in items(source, labels={"1": Label.UNSAFE})] == [Label.UNSAFE, Label.SAFE]
+
+
 def test_words_of_labels_can_be_named(tmp_path: Path) -> None:
     values: list[Any] = [1, 0, True, "1.0", "bad", "", None, "other", "safe"]
     source = write(tmp_path / "x.jsonl", jsonl([{"text": "t", "label": one} for one in values]))
