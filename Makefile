@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SEED ?= 1
 BENCH ?=
 
-.PHONY: help setup demo test test-fast lint docs check bench gpu-check drill two-machines fuzz train-tiny clean
+.PHONY: help setup demo test clients test-fast lint docs check bench gpu-check drill two-machines fuzz train-tiny clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,8 +37,11 @@ demo: $(STAMP) ## Judge the bundled demo data with the bundled guard, print its 
 
 # Most tests wait for processes, so that two cores run three of them; those that kill processes by the clock run alone.
 test: $(STAMP) ## Run the tests
-	$(BIN)/pytest -n 3 --dist loadfile --ignore tests/chaos
+	$(BIN)/pytest -n 3 --dist loadfile --ignore tests/chaos -m "not foreign"
 	$(BIN)/pytest tests/chaos
+
+clients: $(STAMP) ## Run the tests that need other projects' clients (installs them into out/clients: 1.8 GB)
+	$(BIN)/pytest -n 2 --dist loadfile -m foreign
 
 test-fast: $(STAMP) ## Run the quick tests only: no servers, no training (under a minute)
 	$(BIN)/pytest -n 2 --dist loadfile -m "not slow" tests/unit

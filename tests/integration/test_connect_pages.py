@@ -23,7 +23,7 @@ from tests.support.fleet import ROOT, Fleet, fleet_on
 from tests.support.gateway import answers, free_port
 
 PAGES = sorted(page for page in (ROOT / "docs/connect").glob("*.md") if page.name != "README.md")
-pytestmark = pytest.mark.timeout(900)  # an environment is made on first use
+pytestmark = [pytest.mark.foreign, pytest.mark.timeout(900)]  # an environment is made on first use
 MASTER = "0123456789abcdef0123456789abcdef"
 NAMED = re.compile(r"key (k[0-9a-f]{10}) of")
 

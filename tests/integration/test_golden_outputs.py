@@ -378,6 +378,8 @@ class Scenario:
         record("bench-submit-cascade", "bench", "submit", "rows.jsonl", "--guard", BOTH, "--name", "both", "--json")
         self.fleet.wait(lambda: len(self.status()["runs"]) == 3)  # a collector has opened the cascade's second stage
         (self.child,) = record("remoderate", "remoderate", "--run", "demo", "--guard", "large=fake", "--json")
+        # A lease that was being renewed when its chunk ended is noted for some seconds more.
+        self.fleet.wait(lambda: not any(queue["held"] for queue in self.status()["queues"]))
         record("status-with-work-unserved", "status", "--json")
         self.get("run-sealed", f"/v1/runs/{self.id_of('idle')}", "ops")
 

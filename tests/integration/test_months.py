@@ -183,16 +183,16 @@ def test_the_rows_of_an_older_ledger_stay_where_they_are_and_its_runs_go_on(data
     run_id = "r6937fa060c"
     intake.create_run(engine, spec(), run_id=run_id)
     first, second = intake.accept(engine, run_id, spec(), [items(6), items(6, prefix="b")])
-    settlement.settle(engine, verdicts_for(first))
 
     ledger_engine.upgrade(engine)
-    settlement.settle(engine, verdicts_for(second))
-    settlement.settle(engine, verdicts_for(first))
+    for chunk in (first, second, first):
+        settlement.settle(engine, verdicts_for(chunk))
     intake.seal(engine, run_id)
 
     assert audit(engine, run_id).sound
-    where = "SELECT DISTINCT tableoid::regclass::text FROM verdicts"
-    assert fetch_value(engine, sa.text(where)) == "verdicts_older"
+    where = "SELECT DISTINCT tableoid::regclass::text FROM {}"
+    assert fetch_value(engine, sa.text(where.format("items"))) == "items_older"
+    assert fetch_value(engine, sa.text(where.format("verdicts"))) == "verdicts_older"
 
 
 def _migrate(engine: sa.Engine, revision: str) -> None:

@@ -262,7 +262,7 @@ GENERATIVE: dict[str, Planted] = {
     ),
     ".bin only": Planted(bin_only, r"pytorch_model\.bin.*convert it"),
     "tokenizer.model only": Planted(slow_tokenizer_only, r"tokenizer\.model: write it with"),
-    "an adapter alone": Planted(adapter_only, "merge it into /base"),
+    "an adapter alone": Planted(adapter_only, r"BASE\+ADAPTER \(/base\+.*merge it into"),
     "an adapter beside the model": Planted(adapter_beside, "both a model and an adapter"),
     "a config that is a pointer": Planted(replaced(LFS, "config.json"), "git lfs pull"),
     "a tokenizer that is a web page": Planted(replaced(HTML, "tokenizer.json"), "web page"),

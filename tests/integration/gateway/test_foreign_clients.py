@@ -15,7 +15,7 @@ from tests.support.clients import LITELLM_KEY, server_of, told_by
 from tests.support.fleet import Fleet
 from tests.support.gateway import free_port, start_gateway
 
-pytestmark = pytest.mark.timeout(900)  # an environment is made on first use
+pytestmark = [pytest.mark.foreign, pytest.mark.timeout(900)]  # an environment is made on first use
 MASTER = "0123456789abcdef0123456789abcdef"
 SAFE, UNSAFE, UNREAD, DEAD = (f"你好 [[fake:{what}]]" for what in ("safe", "unsafe", "unparseable", "raise-in-render"))
 TEXTS = (SAFE, UNSAFE, UNREAD, DEAD)

@@ -237,6 +237,7 @@ class TransformersEngine:
         """Decide what goes into the model's head and mend what comes out; the rest the model does as it always does."""
         self._label_rows: dict[tuple[int, ...], _LabelRows] = {}
         self._kept: torch.Tensor | None = None
+        self._head_alone: bool = getattr(self._model, "head_alone", True)
         if isinstance(self._head, torch.nn.Module):
             self._head.register_forward_pre_hook(self._keep)
         if isinstance(self._head, torch.nn.Linear):
@@ -281,13 +282,17 @@ class TransformersEngine:
             # Prompts one after the other in a single row: no work is discarded.
             self._attend_by(PACKED)
             pack = Pack([len(prompt) for prompt in prompts], prefix_states)
-            self._kept = pack.last()
+            last = pack.last()
+            self._kept = last if self._head_alone else None
+            # A model whose logits are more than its head's picks the rows itself.
+            kept = {} if self._head_alone else {"logits_to_keep": send(last, self._device)}
             try:
                 packed: torch.Tensor = self._model(
                     input_ids=send(flat(prompts), self._device).long()[None],
                     position_ids=pack.position_ids(self._device),
                     use_cache=False,
                     pack=pack,
+                    **kept,
                 ).logits
             finally:
                 self._kept = None
@@ -362,7 +367,7 @@ class TransformersEngine:
                 if not self._agrees("batches padded on the right", prompts, plain):
                     self.info = replace(self.info, max_batch_items=1)
                 # Set first: it is what the comparison runs.
-                self._one_row = getattr(self._model, "head_alone", True)
+                self._one_row = self._head_alone
                 self._one_row = self._one_row and self._agrees("LM head on one row", prompts, plain)
             if prefix:
                 self._attend_by(self._own_attention)
