@@ -33,13 +33,11 @@ from schemas.items import Dialogue, Kind
 from schemas.policy import Action
 
 
-class _Params(WireModel):
-    guard: str | None = None
-    surface: str | None = None
-
-
 class GuardrailRequest(WireModel):
-    """LiteLLM's request. `texts` are all texts of the call, one after the other, whoever says them."""
+    """LiteLLM's request. `texts` are all texts of the call, one after the other, whoever says them.
+
+    `additional_provider_specific_params` is not read: LiteLLM merges what the end user sends into it.
+    """
 
     input_type: Literal["request", "response"] = "request"
     texts: list[str | None] | None = None
@@ -48,7 +46,6 @@ class GuardrailRequest(WireModel):
     structured_messages: JsonValue = None
     litellm_call_id: str | None = None
     model: str | None = None
-    additional_provider_specific_params: _Params | None = None
 
     def judged_texts(self) -> Iterator[Text]:
         """Each text that says something, and the arguments of each call of a tool, which are the model's words, too."""
@@ -92,20 +89,22 @@ router = APIRouter(tags=["connectors"], route_class=speaking(_in_shape), include
 
 @router.post("/beta/litellm_basic_guardrail_api")
 async def apply_guardrail(request: Request, gateway: Here) -> Response:
-    """NONE where every text passes, else BLOCKED with the reason of the strictest."""
+    """NONE where every text passes, else BLOCKED with the reason of the strictest.
+
+    Its configuration's `headers` may choose: x-libra-guard the guard, x-libra-surface the surface for policies.
+    """
     caller = await caller_with(request, gateway, key_in_headers(request), how="x-api-key: lk_…")
     asked = await parsed(request, GuardrailRequest)
     if unjudged := asked.unjudged():
         return _blocked(f"not judged: {', '.join(unjudged)} is no text")
-    params = asked.additional_provider_specific_params or _Params()
     texts = list(asked.judged_texts())
     if not texts:
         return JSONResponse({"action": "NONE"})
     judged = await judge(
         caller,
         texts,
-        surface=params.surface or f"litellm.{asked.input_type}",
-        guard=params.guard,
+        surface=request.headers.get("x-libra-surface") or f"litellm.{asked.input_type}",
+        guard=request.headers.get("x-libra-guard"),
         metadata={"litellm_call_id": asked.litellm_call_id, "model": asked.model},
     )
     worst = strictest(await decide(caller, judged))

@@ -92,9 +92,13 @@ def perspective(api: TestClient, key: Key, text: str = TEXT, **more: object) -> 
     return api.post("/v1alpha1/comments:analyze", params={"key": key.secret}, json=body)
 
 
-def litellm(api: TestClient, key: Key, text: str = TEXT, **more: object) -> Response:
+def litellm(
+    api: TestClient, key: Key, text: str = TEXT, headers: dict[str, str] | None = None, **more: object
+) -> Response:
     body = {"input_type": "request", "texts": [text], **more}
-    return api.post("/beta/litellm_basic_guardrail_api", headers={"x-api-key": key.secret}, json=body)
+    return api.post(
+        "/beta/litellm_basic_guardrail_api", headers={"x-api-key": key.secret, **(headers or {})}, json=body
+    )
 
 
 def dify(api: TestClient, key: Key, text: str = TEXT, **more: object) -> Response:
@@ -429,7 +433,17 @@ def test_litellms_answer_is_the_strictest_over_all_texts(api: TestClient, servic
     assert "bad" not in blocked["blocked_reason"]
     assert litellm(api, key, texts=["", " "]).json() == {"action": "NONE"}
     assert litellm(api, key, images=["https://a.example/x.png"]).json()["action"] == "BLOCKED"
-    assert litellm(api, key, additional_provider_specific_params={"guard": "nope"}).json()["action"] == "BLOCKED"
+    named = litellm(api, key, headers={"x-libra-guard": "nope"}).json()
+    assert named["action"] == "BLOCKED"
+    assert "nope" in named["blocked_reason"]
+
+
+def test_litellms_end_users_do_not_choose_who_judges_them(api: TestClient, services: Services, key: Key) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(litellm, api, key, texts=["x"], additional_provider_specific_params={"guard": "nope"})
+        assert wait_until(lambda: sum(row.size for row in chunks_pending(services)) == 1, timeout_s=10)
+        settle_pending(services, **UNSAFE)
+        assert "nope" not in answer.result().json()["blocked_reason"]
 
 
 def test_litellms_tool_calls_are_judged(api: TestClient, services: Services, key: Key) -> None:
