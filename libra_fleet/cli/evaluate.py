@@ -118,7 +118,7 @@ def evaluate(
     Exit 7 if no answer of a model can be read: the reasons and the families to try are printed.
     """
     require_sample(limit, seed)
-    prepare(report_options)
+    prepare(replace(report_options, out=None))
     words, source = split_data(arguments, data)
     options = _worker_options(dtype, devices_per_worker, max_batch_tokens, trust_remote_code=trust_remote_code)
     jobs = []
@@ -144,6 +144,8 @@ def evaluate(
                 shown=not (several and report_options.as_json),
             )
         )
+    for job in jobs:
+        prepare(job.report)
     settings = load_settings()
     if fleet.local or (fleet.local is None and settings.redis_url is None):
         for job in jobs:

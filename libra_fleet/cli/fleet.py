@@ -26,6 +26,7 @@ from libra_fleet.cli.options import (
     guard_option,
     json_option,
     mode_for,
+    require_one_checkpoint,
     takes_fleet,
 )
 from libra_fleet.cli.show import print_json, say
@@ -103,6 +104,7 @@ def worker(*, guard: str, checkpoint: str | None, devices: str, **options: Any) 
     from worker.guards.registry import is_fake  # noqa: PLC0415
     from worker.supervisor import run_worker  # noqa: PLC0415
 
+    require_one_checkpoint(guard, checkpoint)
     name, _, location = guard.partition("=")
     location = location or checkpoint or ""
     card = GUARDS.get(name)

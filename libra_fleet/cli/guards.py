@@ -10,7 +10,7 @@ from rich.text import Text
 from infra.errors import GuardError, UsageError
 from infra.guard_catalogue import GUARDS
 from infra.settings import load_settings
-from libra_fleet.cli.options import GuardChoice, dtype_option, guard_named, json_option
+from libra_fleet.cli.options import GuardChoice, dtype_option, guard_named, json_option, require_one_checkpoint
 from libra_fleet.cli.show import out, print_json, say
 from schemas.guards import Family, GuardCard, is_generator
 from worker.guards.show import describe
@@ -92,7 +92,8 @@ def check(
     from worker.device.inventory import choose_devices  # noqa: PLC0415
     from worker.device.spec import DeviceSpec  # noqa: PLC0415
 
-    choice = guard_named(f"{guard}={checkpoint}" if checkpoint and "=" not in guard else guard)
+    require_one_checkpoint(guard, checkpoint)
+    choice = guard_named(f"{guard}={checkpoint}" if checkpoint else guard)
     card = GUARDS.get(choice.name)
     if is_generator(choice.name) or (card and card.family is Family.FAKE):
         raise UsageError(f"{choice.name} has no labels to check: it is no guard with a checkpoint")

@@ -75,6 +75,8 @@ def gathered_models(words: Iterable[str], family: str | None, tokenizer: str | N
         if name != model.guard.name and model.guard.checkpoint is None:
             raise UsageError(f"{word} is named twice")
         models.append(replace(model, guard=model.guard._replace(name=name)))
+    if tokenizer is not None and not any(model.is_server for model in models):
+        raise UsageError("--tokenizer is that of a server's model; a checkpoint has its own")
     return models
 
 

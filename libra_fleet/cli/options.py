@@ -127,6 +127,12 @@ def _name_of(text: str) -> str:
     return f"{name}-checkpoint" if known and known.family in (Family.FAKE, Family.UNKNOWN) else name
 
 
+def require_one_checkpoint(guard: str, checkpoint: str | None) -> None:
+    """See that a guard's checkpoint is named in one place."""
+    if checkpoint and "=" in guard:
+        raise click.UsageError(f"{guard} names a checkpoint already: it goes with no --checkpoint")
+
+
 def mode_for(guard: GuardChoice, mode: str | None, family: str | None = None) -> Mode:
     """The mode asked for, or the guard's usual one; one that it does not have would only make dead items."""
     card = GUARDS.get(guard.name)
@@ -298,7 +304,7 @@ def gathered(
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
 limit_option = click.option(
-    "--limit", type=click.IntRange(min=1), default=50, show_default=True, help="List so many at most."
+    "--limit", type=click.IntRange(min=1), default=50, show_default=True, help="List at most this many."
 )
 tenant_option = click.option("--tenant", help="Only this tenant's.")
 html_option = click.option(
@@ -341,7 +347,7 @@ form_option = click.option(
     show_default=True,
     help="Ask about texts as they are, in their normal form (without what hides a word), or take the worse of both.",
 )
-sample_limit_option = click.option("--limit", type=click.IntRange(min=1), help="At most so many rows.")
+sample_limit_option = click.option("--limit", type=click.IntRange(min=1), help="Judge at most this many rows.")
 seed_option = click.option("--seed", type=int, help="With --limit: a random sample by this seed, not the first rows.")
 name_option = click.option("--name", callback=_name, help="A name of your own for the run.")
 no_text_option = click.option("--no-text", is_flag=True, help="Leave the items' texts out of the page.")
@@ -511,7 +517,7 @@ takes_reading = gathered(
         type=click.Choice([choice.value for choice in Ids]),
         default=Ids.KEEP.value,
         show_default=True,
-        help="Ids: the rows' own, file and row number, or a hash of the text, so that the same text is judged once.",
+        help="Ids: keep the rows' own, number the rows, or hash the texts, so that the same text is judged once.",
     ),
     click.option("--split", metavar="NAME", help="The part of the data set, such as test; the sheet of a workbook."),
     click.option("--encoding", metavar="NAME", help="Encoding of the files, such as gb18030. Default: by detection."),
@@ -539,7 +545,7 @@ takes_request = gathered(
         type=click.FloatRange(0, 1),
         default=ACCEPT_BELOW,
         show_default=True,
-        help="Cascade: a stage without thresholds settles items that it scores at most so.",
+        help="Cascade: a stage without thresholds of its own settles items that score this or less.",
     ),
     click.option(
         "--sure-above",
@@ -547,7 +553,7 @@ takes_request = gathered(
         type=click.FloatRange(0, 1),
         default=ACCEPT_ABOVE,
         show_default=True,
-        help="Cascade: a stage without thresholds settles items that it scores at least so.",
+        help="Cascade: a stage without thresholds of its own settles items that score this or more.",
     ),
     mode_option,
     family_option,
@@ -563,7 +569,7 @@ takes_request = gathered(
     ),
     sample_limit_option,
     seed_option,
-    click.option("--repeat", type=click.IntRange(min=1), default=1, help="Judge every item so many times."),
+    click.option("--repeat", type=click.IntRange(min=1), default=1, help="Judge every item this many times."),
     click.option("--skip-invalid", is_flag=True, help="List bad rows in the report instead of refusing the data."),
     cache_option(default=False),
     form_option,

@@ -91,8 +91,10 @@ _HUB_ID: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
     show_default=True,
     help="0: without the model's chat template, for base models.",
 )
-@click.option("--machine_rank", type=click.IntRange(min=0), default=0, show_default=True, help="This machine.")
-@click.option("--machine_num", type=click.IntRange(min=1), default=1, show_default=True, help="So many machines.")
+@click.option(
+    "--machine_rank", type=click.IntRange(min=0), default=0, show_default=True, help="Number of this machine, from 0."
+)
+@click.option("--machine_num", type=click.IntRange(min=1), default=1, show_default=True, help="Number of machines.")
 @takes_fleet
 def infer(
     *,

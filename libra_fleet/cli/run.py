@@ -174,7 +174,7 @@ def show(*, run: str, as_json: bool) -> None:
 
 
 @click.command(name="list")
-@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="List so many at most.")
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="List at most this many.")
 @json_option
 def list_(*, limit: int, as_json: bool) -> None:
     """List the newest runs."""

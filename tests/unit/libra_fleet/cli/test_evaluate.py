@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
-from infra.errors import DeviceError, GuardError, LibraError, RunError
+from infra.errors import DeviceError, GuardError, LibraError, RunError, UsageError
 from libra_fleet.cli import evaluate
 from libra_fleet.cli.main import libra
+from libra_fleet.cli.models import gathered_models
 from libra_fleet.cli.options import ReportOptions
 
 
@@ -39,3 +41,14 @@ def test_models_that_were_measured_are_shown_whatever_ends_another(
 def test_a_seed_without_a_sample_is_refused() -> None:
     done = CliRunner().invoke(libra, ["eval", "libra-tiny", "--seed", "3"])
     assert "--seed chooses the sample" in str(done.exception) + done.output
+
+
+def test_several_reports_leave_no_empty_file_under_the_name_of_one(tmp_path: Path) -> None:
+    words = ["eval", "libra-tiny", "fake", "--data", str(tmp_path / "none.jsonl"), "--no-local"]
+    CliRunner().invoke(libra, [*words, "--out", str(tmp_path / "report.json")])
+    assert {path.name for path in tmp_path.iterdir()} == {"report-libra-tiny.json", "report-fake.json"}
+
+
+def test_a_tokenizer_is_that_of_a_server() -> None:
+    with pytest.raises(UsageError, match="--tokenizer is that of a server's model"):
+        gathered_models(["libra-tiny"], None, "./somewhere")

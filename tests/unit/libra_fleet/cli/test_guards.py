@@ -86,3 +86,13 @@ def test_a_run_takes_the_guards_usual_mode(name: str, mode: str | None, expected
 def test_a_mode_that_a_guard_has_not_is_refused(name: str, mode: str | None, message: str) -> None:
     with pytest.raises(click.UsageError, match=message):
         mode_for(GuardChoice(name, None), mode)
+
+
+@pytest.mark.parametrize(
+    "command", ["guards check mine=a --checkpoint b", "fleet worker --guard mine=a --checkpoint b"]
+)
+def test_a_checkpoint_is_named_in_one_place(command: str) -> None:
+    group, *arguments = command.split()
+    result = CliRunner().invoke(COMMANDS[group], arguments)
+    assert result.exit_code == 2
+    assert "mine=a names a checkpoint already" in result.output.replace("\n", " ")
