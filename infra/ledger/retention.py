@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
+from psycopg.errors import InsufficientPrivilege
 
 from infra.ledger import months
 from infra.ledger.engine import execute, fetch_all, fetch_value
@@ -173,14 +174,17 @@ def _by_month(run_ids: Sequence[str]) -> dict[Month | None, list[str]]:
 
 
 def _drop(engine: sa.Engine, month: Month, runs: Sequence[str]) -> bool:
-    """Drop a month; False where it has other runs, or somebody reads its tables and keeps doing so."""
+    """Drop a month; False where it has other runs, its tables are another role's, or somebody keeps reading them."""
     try:
         with engine.begin() as connection:
             return months.drop(connection, month, runs)
     except sa.exc.DBAPIError as error:
-        if not is_passing(error):
+        if isinstance(error.orig, InsufficientPrivilege):
+            log.warning("month_not_ours", month=month.prefix)
+        elif is_passing(error):
+            log.warning("month_in_use", month=month.prefix)
+        else:
             raise
-        log.warning("month_in_use", month=month.prefix)
         return False
 
 
