@@ -79,6 +79,7 @@ _GOES_ON: Final = re.compile(r"[/:=?&#@_-]\S")
 _NUMERALS: Final = "〇零一二三四五六七八九十百千万亿两"
 _STRETCHED_HAN: Final = re.compile(rf"(?:((?![{_NUMERALS}])[{_HAN}])\1{{2,}})+")
 _LATIN_WORD: Final = re.compile(r"[A-Za-z]{4,}")
+_ROMAN: Final = re.compile(r"[IVX]+|[ivx]+")
 _RUN: Final = re.compile(r"(.)\1*", re.DOTALL)
 _SHORT_WORD: Final = 5
 """Three equal capitals in so short a word are an abbreviation's: IEEE, XXXL, PPPoE."""
@@ -320,15 +321,15 @@ def _shortened(text: str) -> Iterator[_Edit]:
     """A Latin word's stretched letters once (not AAA, www, VIII, IEEE); a Chinese character twice, as in laughter."""
     edits: list[_Edit] = []
     for at in _LATIN_WORD.finditer(text):
-        if len(set(at[0].lower())) > 1:
-            edits += _runs(at, times=1, spared="I")
+        if len(set(at[0].lower())) > 1 and not _ROMAN.fullmatch(at[0]):
+            edits += _runs(at, times=1)
     for at in _STRETCHED_HAN.finditer(text):
         edits += _runs(at, times=1 if len(set(at[0])) > 1 else 2)
     return iter(sorted(edits))
 
 
-def _runs(word: re.Match[str], *, times: int, spared: str = "") -> Iterator[_Edit]:
+def _runs(word: re.Match[str], *, times: int) -> Iterator[_Edit]:
     for run in _RUN.finditer(word[0]):
         abbreviates = len(run[0]) == 3 and run[0].isupper() and len(word[0]) <= _SHORT_WORD
-        if len(run[0]) > 2 and run[1] not in spared and not abbreviates:
+        if len(run[0]) > 2 and not abbreviates:
             yield word.start() + run.start(), word.start() + run.end(), times * run[1]

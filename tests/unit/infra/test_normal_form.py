@@ -58,6 +58,12 @@ def test_a_disguised_latin_word_is_the_word(disguise: str) -> None:
     assert normal_form(LATIN_DISGUISES[disguise]).text == "fuck"
 
 
+def test_a_stretched_capital_i_is_shortened_and_a_roman_number_is_not() -> None:
+    assert normal_form("SHIIIIT").text == "SHIT"
+    for number in ("VIII", "viii", "XXIII", "xviii", "第xiii章"):
+        assert normal_form(number).text == number
+
+
 @pytest.mark.parametrize("end", ["?", "!", ".", ": you", "-", "? yes", " / no", "@", "，"])
 @pytest.mark.parametrize("mark", [" ", ".", "-", "*"])
 def test_a_word_taken_apart_is_put_together_whatever_ends_its_sentence(mark: str, end: str) -> None:
