@@ -50,7 +50,7 @@ def retry_after_s(value: str | None) -> float:
         return float(value[:_LONGEST_SECONDS])
     try:
         at = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
     return max(0.0, (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - datetime.now(UTC).timestamp())
 

@@ -93,6 +93,11 @@ def test_a_retry_after_beyond_the_time_out_is_not_waited_for(monkeypatch: pytest
         submit(Script(monkeypatch, busy("100")), timeout_s=30)
 
 
-@pytest.mark.parametrize("value", [None, "", "soon", "-1", "1.5", "٣", "Thu, 01 Jan 1970 00:00:00 GMT", "\x00"])
+FAR_OFF = "Thu, 01 Jan 2030 00:00:00 +99999999999999"
+
+
+@pytest.mark.parametrize(
+    "value", [None, "", "soon", "-1", "1.5", "٣", "Thu, 01 Jan 1970 00:00:00 GMT", "\x00", FAR_OFF]
+)
 def test_a_retry_after_that_says_nothing_is_no_pause(value: str | None) -> None:
     assert retry_after_s(value) == 0
