@@ -51,8 +51,8 @@ def form(card: GuardCard, folder: Path) -> Format:  # noqa: ARG001 - what all fa
         conversation=as_messages,
         read=lambda text, single: unreadable("heads give numbers, no text"),  # noqa: ARG005 - Format.read
         heads=(
-            _heads(config, folder, "query_risk_level_map", "query_category_map", (*_CATEGORIES, "Jailbreak")),
-            _heads(config, folder, "response_risk_level_map", "response_category_map", _CATEGORIES),
+            _heads(config, folder, "query_", "query_", (*_CATEGORIES, "Jailbreak")),
+            _heads(config, folder, "response_", "", _CATEGORIES),
         ),
         max_new_tokens=1,
     )
@@ -62,11 +62,16 @@ def _ask(*messages: tuple[str, str]) -> Ask:
     return Ask(messages, options={"enable_thinking": False}, add_generation_prompt=False)
 
 
-def _heads(config: dict[str, Any], folder: Path, risk: str, category: str, known: Sequence[str]) -> Heads:
+def _heads(config: dict[str, Any], folder: Path, side: str, counted: str, known: Sequence[str]) -> Heads:
+    """The heads of one side, whose maps begin with `side` and whose numbers of classes with `counted`."""
+    risk, category = f"{side}risk_level_map", f"{side}category_map"
     levels = _names(config, folder, risk, _RISKS)
     if set(levels) != set(_RISKS):
         raise GuardError(f"{folder}/config.json: {risk} names {', '.join(levels)}, not {', '.join(_RISKS)}")
     names = _names(config, folder, category, known)
+    classes = config.get(f"num_{counted}category", len(names))
+    if classes != len(names):  # the heads behind it would be read at other places
+        raise GuardError(f"{folder}/config.json: {category} names {len(names)} of {classes} classes")
     return Heads(tuple(_LABELS[level] for level in levels), tuple(coded(name, SCENARIOS) for name in names))
 
 

@@ -113,6 +113,10 @@ def test_classes_are_read_by_the_names_that_the_checkpoint_gives_them(folder: Pa
     (copy / "config.json").write_text(json.dumps({**config, "query_risk_level_map": {"0": "good", "1": "bad"}}))
     with pytest.raises(GuardError, match="query_risk_level_map names good, bad, not Safe"):
         guard_in(copy)
+    # One name less, and the response's heads would be read one place too early.
+    (copy / "config.json").write_text(json.dumps({**config, "query_category_map": {"0": "Violent"}}))
+    with pytest.raises(GuardError, match="query_category_map names 1 of 9 classes"):
+        guard_in(copy)
 
 
 @pytest.mark.parametrize(
