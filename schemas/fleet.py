@@ -13,6 +13,8 @@ from schemas.messages import Lane
 ProcessKind = Literal["worker", "collector", "gateway", "webhooks"]
 Server = Literal["ledger", "broker"]
 READY: Final = "ready"
+QUARANTINED: Final = "quarantined"
+"""Of a device that failed, and is tried again after a pause."""
 
 
 def _none_if_unreadable(value: Any, read: ValidatorFunctionWrapHandler) -> Any:  # noqa: ANN401 - pydantic's own types

@@ -27,7 +27,7 @@ from infra.log import get_logger
 from infra.process import python_module
 from infra.settings import Settings
 from infra.supervise import Restart, SupervisedProcess, Supervisor, spawn
-from schemas.fleet import READY, Announcement
+from schemas.fleet import QUARANTINED, READY, Announcement
 from schemas.messages import Lane
 from worker.consumer.app import ConsumerSpec, forget_facts, read_facts
 from worker.consumer.deliveries import holder_of
@@ -52,7 +52,6 @@ _LONGEST_REST_S: Final = 600.0
 _SOUND_AFTER_S: Final = 600.0
 """A device that worked for so long has left its earlier failures behind."""
 _LOADING: Final = "loading"
-_QUARANTINED: Final = "quarantined"
 _DRAINING: Final = "draining"
 
 log = get_logger(__name__)
@@ -124,7 +123,7 @@ class _Device:
     def poll(self) -> None:
         """Look once at all of it; what fails rests, and is tried again later."""
         try:
-            if self.state != _QUARANTINED:
+            if self.state != QUARANTINED:
                 self._poll_device()
                 if self._was_ready:
                     self._poll_consumers()
@@ -136,7 +135,7 @@ class _Device:
 
     def poll_while_draining(self) -> None:
         """Keep the device process alive for what its consumers have in hand."""
-        if self.state != _QUARANTINED:
+        if self.state != QUARANTINED:
             try:
                 self._poll_device()
             except (DeviceError, GuardError) as error:
@@ -185,7 +184,7 @@ class _Device:
         self._failures = 0 if worked_s > _SOUND_AFTER_S else self._failures
         rest_s = min(_LONGEST_REST_S, _FIRST_REST_S * 2.0**self._failures)
         self._failures += 1
-        self.state, self.failure, self.trouble = _QUARANTINED, error, str(error)
+        self.state, self.failure, self.trouble = QUARANTINED, error, str(error)
         self._try_at = time.monotonic() + rest_s
         log.error("device_quarantined", worker=self.worker_id, device=self._visible, error=str(error), rest_s=rest_s)
         if self._process is not None:
@@ -323,11 +322,11 @@ class _Worker:
         states = [device.state for device in self.devices]
         if states == self._states:
             return
-        if all(state == _QUARANTINED for state in states):
+        if all(state == QUARANTINED for state in states):
             raise next(device.failure for device in self.devices if device.failure is not None)
         if _LOADING not in states and not self._loaded:
             self._loaded = True
-            resting = states.count(_QUARANTINED)
+            resting = states.count(QUARANTINED)
             log.info("worker_ready", guard=self.guard, devices=states.count(READY), quarantined=resting)
         self._states = states
         self._news.set()

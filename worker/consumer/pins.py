@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from infra.log import get_logger
-from schemas.fleet import Announcement
+from schemas.fleet import QUARANTINED, Announcement
 from schemas.guards import TextForm
 from schemas.messages import JudgeChunk
 from schemas.verdicts import Fingerprint
@@ -59,7 +59,7 @@ class Pins:
         return None
 
     def _patience_for(self, chunk: JudgeChunk) -> float:
-        """Seconds that a chunk may be on its way: without end where a worker has the run's fingerprint.
+        """Seconds that a chunk may be on its way: without end where a worker has the run's fingerprint and works.
 
         Examples and another form of the texts change a fingerprint, and workers announce the one without: then any
         other one may be the run's, and so may that of a worker which announces none.
@@ -68,6 +68,7 @@ class Pins:
         digests = {(process.fingerprints or {}).get(chunk.mode.value) for process in others}
         if chunk.examples or chunk.form is not TextForm.AS_IS:
             return self._unsure_patience_s if len(digests) > 1 else self._patience_s
-        if chunk.pin in digests:
+        working = [process for process in others if process.state != QUARANTINED]
+        if any((process.fingerprints or {}).get(chunk.mode.value) == chunk.pin for process in working):
             return math.inf
-        return self._unsure_patience_s if None in digests else self._patience_s
+        return self._unsure_patience_s if {None, chunk.pin} & digests else self._patience_s
