@@ -90,7 +90,7 @@ class Settings(BaseSettings):
     retention: Retention = Field(Retention.FULL, description="full, hash or none: text that stays once settled")
 
     ledger_lock_s: float = Field(
-        5, gt=0, description="a statement waits so long for a row that another session has locked, then fails"
+        5, gt=0, description="how long a statement waits for a row that another session has locked before it fails"
     )
     ledger_settle_lock_s: float = Field(
         1, gt=0, description="the same in a collector, which then settles the others first and comes back"
@@ -107,10 +107,10 @@ class Settings(BaseSettings):
         600, gt=0, description="the same while rows are streamed, as fast as they are read; such a session locks none"
     )
     ledger_peer_s: float = Field(
-        15, ge=3, description="each end of a ledger connection gives up one that answers nothing for so long"
+        15, ge=3, description="a ledger connection that answers nothing for this long is given up, at either end"
     )
 
-    cache_ttl_s: int = Field(86_400, ge=0, description="a device's answers are kept so long; 0: not at all")
+    cache_ttl_s: int = Field(86_400, ge=0, description="how long a device's answers are kept; 0: not at all")
 
     bulk_threads: int | None = Field(
         None, ge=1, description="bulk chunks a consumer holds at once; none: by the device's budget, 4 to 64"
@@ -124,7 +124,9 @@ class Settings(BaseSettings):
     live_lease_s: float = Field(10, gt=0, description="the same for live chunks")
     finalize_lease_s: float = Field(60, gt=0, description="a report whose finalizer died is computed again after this")
     reconcile_every_s: float = Field(2, gt=0, description="how often the reconciler looks")
-    reconciler_lease_s: float = Field(7, gt=0, description="another collector reconciles when one was silent so long")
+    reconciler_lease_s: float = Field(
+        7, gt=0, description="how long the leader may be silent before another collector reconciles"
+    )
     max_attempts: int = Field(5, ge=1, description="a chunk lost this often settles as dead")
     cuda_visible_devices: str | None = Field(
         default_factory=lambda: os.environ.get("CUDA_VISIBLE_DEVICES"),  # empty is a value: it hides every device

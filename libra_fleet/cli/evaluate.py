@@ -16,6 +16,7 @@ import click
 from infra.errors import DeviceError, GuardError, LibraError, RunError, UsageError
 from infra.ledger import intake
 from infra.ledger.items import settled_of
+from infra.ledger.runs import find_run
 from infra.servers.services import Services
 from infra.settings import Settings, load_settings
 from libra_fleet.cli.compare import show_compared
@@ -153,7 +154,15 @@ def evaluate(
     with checked(source, jobs[0].spec) as data_set, connected() as found:
         found.coordination  # noqa: B018 - servers that cannot be reached are said before a model is loaded
         found.engine  # noqa: B018
+        for job in jobs:
+            _require_new(found, job.run_name)
         _measure_all(found, jobs, data_set, fleet, report_options)
+
+
+def _require_new(found: Services, name: str | None) -> None:
+    """See that a run's name is free, before a model is loaded for it."""
+    if name and find_run(found.engine, name):
+        raise UsageError(f"there is a run named {name} already: give another --name")
 
 
 def _own_report(options: ReportOptions, name: str) -> ReportOptions:

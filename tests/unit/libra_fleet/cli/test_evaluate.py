@@ -52,3 +52,12 @@ def test_several_reports_leave_no_empty_file_under_the_name_of_one(tmp_path: Pat
 def test_a_tokenizer_is_that_of_a_server() -> None:
     with pytest.raises(UsageError, match="--tokenizer is that of a server's model"):
         gathered_models(["libra-tiny"], None, "./somewhere")
+
+
+def test_a_name_that_is_taken_is_said_before_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: Any = SimpleNamespace(engine=None)
+    monkeypatch.setattr(evaluate, "find_run", lambda _engine, name: name == "mine")
+
+    evaluate._require_new(found, "other")
+    with pytest.raises(UsageError, match="there is a run named mine already"):
+        evaluate._require_new(found, "mine")
