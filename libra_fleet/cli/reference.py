@@ -32,7 +32,7 @@ from infra.servers.services import Services
 from libra_fleet.cli.context import connected, fleet_for, interruptible, progress_line, wait_for_end
 from libra_fleet.cli.options import GuardChoice, LocalFleetOptions, json_option, takes_fleet
 from libra_fleet.cli.show import listed_rows, print_report, say
-from producer.datasets.dataset import RawRecord, bad_records, raw_records
+from producer.datasets.dataset import RawRecord, bad_records, open_dataset, raw_records
 from producer.datasets.jsonl_log import OutFile
 from producer.datasets.origins import FIELD, Origin, Origins, noted, origin_of, require_one
 from producer.datasets.records import to_item
@@ -124,6 +124,7 @@ def infer(
             "--is_instruct 0: no chat template stands between a text and the answer, so a text can write its own "
             "verdict; use it for base models, on texts that nobody wrote to be let through"
         )
+    _say_how_read(data_path)
     count = sum(1 for _ in raw_records(data_path))
     # The benchmark's own rounding, so that ranks of either program fit together over a file. Of a folder it deals out
     # shuffled files, in the order that each machine's disk has them; here the rows of all files in order (0061).
@@ -162,6 +163,16 @@ def infer(
         say(f"{repaired:,} texts are no answer in the exact form, but the benchmark's script reads one in them")
     if written < missing:
         raise RunError(f"{missing - written:,} rows died and were not written; the same command tries them again")
+
+
+def _say_how_read(data_path: str) -> None:
+    """Say what is guessed of the data: its encoding, its columns. A stream is refused: the data is read many times."""
+    place = Path(data_path)
+    if data_path == "-" or (place.exists() and not place.is_file() and not place.is_dir()):
+        raise UsageError(f"--data_path {data_path}: a file or a folder is needed; a stream can be read only once")
+    with open_dataset(data_path) as data:
+        for note in data.notes():
+            say(note)
 
 
 def _require_examples_fit(guard: GuardChoice, count: int, path: str | None) -> None:
