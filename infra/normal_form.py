@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import Final, NamedTuple
 
-VERSION: Final = 2
+VERSION: Final = 3
 """Goes up with every change of what a text becomes: it is part of a guard's fingerprint."""
 
 _MOST_ROUNDS: Final = 8
@@ -29,8 +29,8 @@ _FLAG: Final = "\U0001f3f4[\U000e0030-\U000e0039\U000e0061-\U000e007a]{3,6}\U000
 """A flag such as England's, whose letters are tags."""
 _INVISIBLE: Final = re.compile(
     f"{_FLAG}|"
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
-    "\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff]"
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
+    "\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
 _REVERSED: Final = re.compile("\u202e([^\u202c\u2029\n]*)\u202c?")
 _DIRECTIONS: Final = frozenset("\u061c\u200e\u200f\u2066\u2067\u2068\u2069")
@@ -40,7 +40,9 @@ _PICTOGRAPH: Final = (
     "\U0001f000-\U0001faff"
 )
 _MEANT: Final = frozenset({"<super>", "<sub>", "<square>", "<fraction>", "<vertical>"})
-_EMOJI: Final = frozenset("Ⓜ㊗㊙")
+_EMOJI: Final = frozenset("Ⓜ㊗㊙🅰🅱🅾🅿")
+_BOXED: Final = (0x1F130, 0x1F150, 0x1F170)
+"""Where the capitals in squares, in black circles and in black squares begin, which NFKC leaves."""
 _IS_PICTOGRAPH: Final = re.compile(f"[{_PICTOGRAPH}]")
 _JOINING: Final = re.compile(
     "[\u0600-\u08ff\u0900-\u0dff\u0f00-\u109f\u1780-\u17ff\u1800-\u18af\ufb50-\ufdff\ufe70-\ufefc]"
@@ -59,15 +61,16 @@ _MARKS_READ: Final = 32
 
 _HAN: Final = "\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
 _PLAIN: Final = re.compile(f"[A-Za-z0-9{_HAN}]+")
-_APART: Final = r"*·•∙⋅.。_|/\\~^+=#@&$%\-—–`'\"´…"
+_APART: Final = r"*·•∙⋅.。_|/\\~^+=#@&$%\-—–`'\"´…＊．｡＿｜／＼～＾＋＝＃＠＆＄％－・‧※"
 """Marks that take a word apart. The enumeration comma and the comma are not among them: they make lists."""
-_BLANKS: Final = r" \t\u00a0\u2000-\u200a\u202f\u205f\u3000"
+_BLANKS: Final = r" \t\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000"
 # Single characters, each apart from the next: three with anything between, two with what no sentence has between.
 _HAN_APART: Final = re.compile(
-    rf"(?<![{_HAN}])[{_HAN}](?:(?:[{_BLANKS}]{{1,3}}|[{_APART}{_PICTOGRAPH}]{{1,3}})[{_HAN}](?![{_HAN}])){{2,}}"
+    rf"(?<![{_HAN}])[{_HAN}]"
+    rf"(?:(?:[{_BLANKS}]{{1,3}}|(?:[{_APART}]|[{_PICTOGRAPH}]\ufe0f?\u200d?){{1,4}})[{_HAN}](?![{_HAN}])){{2,}}"
 )
 _HAN_BESIDE: Final = re.compile(
-    rf"(?<=[{_HAN}])(?:[*∙⋅`´]{{1,2}}|_{{1,2}})(?=[{_HAN}])"
+    rf"(?<=[{_HAN}])(?:[*＊∙⋅`´]{{1,2}}|_{{1,2}})(?=[{_HAN}])"
     rf"|(?<=(?<![{_HAN}])[{_HAN}])[·•.|~]{{1,3}}(?=[{_HAN}](?![{_HAN}]))"
 )
 _LATIN_APART: Final = re.compile(  # by the same mark
@@ -214,6 +217,8 @@ def _letters() -> _Letters:
             ones[code] = plain
         else:
             many[letter] = plain
+    boxed = {first + at: chr(ord("A") + at) for first in _BOXED for at in range(26)}
+    ones |= {code: plain for code, plain in boxed.items() if chr(code) not in _EMOJI}
     return _Letters(ones, many, re.compile(f"[{''.join(map(re.escape, many))}]"))
 
 

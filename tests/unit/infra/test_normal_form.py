@@ -29,6 +29,17 @@ DISGUISES = {
     "middle dots": between("·"),
     "stars": between("*"),
     "emoji": between("❤"),
+    "emoji as a telephone writes them": between("❤\ufe0f"),
+    "emoji of several characters": between("👨\u200d👩\u200d👧"),
+    "flags": between("🇨🇳"),
+    "full-width stars": between("＊"),
+    "full-width dots": between("．"),
+    "full-width bars": between("｜"),
+    "Japanese middle dots": between("・"),
+    "hyphenation points": between("‧"),
+    "musical control characters": between("\U0001d173"),
+    "control characters": between("\x80"),
+    "Ogham blanks": between("\u1680"),
     "reversed under an override": f"\u202e{PLAIN[::-1]}\u202c",
     "struck through": between("\u0336") + "\u0336",
     "stretched": "".join(4 * letter for letter in PLAIN),
@@ -56,6 +67,11 @@ def test_a_disguised_chinese_text_is_the_text(disguise: str) -> None:
 @pytest.mark.parametrize("disguise", LATIN_DISGUISES)
 def test_a_disguised_latin_word_is_the_word(disguise: str) -> None:
     assert normal_form(LATIN_DISGUISES[disguise]).text == "fuck"
+
+
+@pytest.mark.parametrize("word", ["🄵🅄🄲🄺", "🅕🅤🅒🅚", "🅵🆄🅲🅺"])
+def test_letters_in_squares_and_on_black_are_letters(word: str) -> None:
+    assert normal_form(word).text == "FUCK"
 
 
 def test_a_stretched_capital_i_is_shortened_and_a_roman_number_is_not() -> None:
@@ -128,6 +144,7 @@ def test_traditional_characters_are_simplified(traditional: str, simplified: str
         "汤姆·汉克斯和乔·怀特，收到了~我同意，学位证|可查，职场=战场",
         "乾隆和乾坤，五星哦^_^超级快，138xxxx1234，这一年***漫长",
         "哈哈，AAA 级，www.example.org，XXX，VIII，零零零零，尾号一六六六",
+        "🅰️型血，🅱型，🅾，🅿️停车场，🆗",
         "5 m²，3 ㎏，½，①②③，㊙️，ㅋㅋㅋ，℃",
         "C++ 和 C# 以及 A/B 测试，e.g. 这样",
         "https://example.org/a-b_c?d=e#f",
