@@ -29,7 +29,7 @@ from infra.settings import Settings
 from infra.supervise import Restart, SupervisedProcess, Supervisor, spawn
 from schemas.fleet import QUARANTINED, READY, Announcement
 from schemas.messages import Lane
-from worker.consumer.app import ConsumerSpec, forget_facts, read_facts
+from worker.consumer.app import ConsumerSpec, GuardFacts, forget_facts, read_facts
 from worker.consumer.deliveries import holder_of
 from worker.device.heartbeat import Pace, Pulse, Watch, read_pulse
 from worker.device.inventory import Examining
@@ -88,6 +88,8 @@ class _Device:
         self._was_ready = False
         self._ready_at = self._try_at = 0.0
         self._failures = 0
+        self._facts: GuardFacts | None = None
+        """What its consumers know. They outlive a device process whose successor holds the same model."""
         self._pace = Pace()
         self._examine = examine
         self._examining: Examining | None = None
@@ -96,7 +98,7 @@ class _Device:
 
     def _start_over(self) -> None:
         """Forget the processes of an earlier try: a new one begins."""
-        self.state, self.failure, self._was_ready = _LOADING, None, False
+        self.state, self.failure, self._was_ready, self._facts = _LOADING, None, False, None
         self._examining = self._examine() if self._examine else None
         self._device = Supervisor(
             [SupervisedProcess("device process", self._start_device, _DEVICE_RESTART)], on_exit=self._on_device_exit
@@ -210,6 +212,7 @@ class _Device:
             raise DeviceError(f"the device process of {self.worker_id} died {_MAX_DEATHS} times in a row{why}")
 
     def _on_consumer_exit(self, consumer: SupervisedProcess, code: int) -> None:
+        self._facts = None  # its successor may know others
         log.error("consumer_died", worker=self.worker_id, lane=consumer.name, exit_code=code)
         if consumer.given_up:
             raise DeviceError(f"the {consumer.name} consumer of {self.worker_id} died too often in a row")
@@ -245,7 +248,7 @@ class _Device:
     def announcement(self, guard: str, *, draining: bool) -> Announcement:
         """The device as it is now, with what it has done since it started and over the last minute."""
         pulse = self._process.stats() if self._process else Pulse()
-        facts = read_facts(self._spec.socket_path)
+        facts = self._facts = read_facts(self._spec.socket_path) or self._facts
         return Announcement(
             id=self.worker_id,
             kind="worker",

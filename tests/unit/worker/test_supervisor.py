@@ -12,16 +12,23 @@ import pytest
 
 from infra.errors import DeviceError, GuardError
 from infra.process import wait_until
+from schemas.guards import Mode
+from schemas.items import Kind
 from schemas.messages import Lane
+from schemas.verdicts import Fingerprint
 from worker import supervisor
-from worker.consumer.app import ConsumerSpec
+from worker.consumer.app import ConsumerSpec, leave_facts
 from worker.device import process as device_process
 from worker.device.inventory import Examination
 from worker.device.process import DeviceProcess
 from worker.device.spec import DeviceSpec
+from worker.guards.fake import FakeGuard
 from worker.supervisor import _Device, _Worker
 
 TIMEOUT_S = 20
+FINGERPRINT = Fingerprint(
+    guard="fake", model="m", revision="r", prompt="p", mode=Mode.SCORE, dtype="none", engine="fake"
+)
 READY = """echo '{"ready": true}'; exec sleep 60"""
 CANNOT_LOAD = """echo '{"ready": false, "error": "no kernel image for this device"}'; exit 5"""
 
@@ -126,6 +133,30 @@ def test_while_its_process_is_replaced_a_device_is_not_ready(devices: Callable[.
 
     settle([device], "loading")
     settle([device], "ready")
+
+
+def test_a_worker_still_announces_its_guards_facts_after_its_device_process_was_replaced(
+    devices: Callable[..., list[_Device]],
+) -> None:
+    (device,) = devices(READY, "0")
+    settle([device], "ready")
+    fingerprints = {Mode.SCORE: FINGERPRINT}
+    leave_facts(device._spec.socket_path, FakeGuard(), fingerprints)
+    assert device.announcement("fake", draining=False).fingerprints == {"score": FINGERPRINT.digest}
+    assert device._process is not None
+    device._process.process.kill()
+    settle([device], "loading")
+    settle([device], "ready")
+
+    announced = device.announcement("fake", draining=False)
+
+    # Its consumers live on, and know the same model.
+    assert (announced.fingerprints, announced.kinds) == ({"score": FINGERPRINT.digest}, [kind.value for kind in Kind])
+
+    device.consumers.processes[0].process.kill()  # type: ignore[union-attr]
+    settle([device], "ready")
+    assert wait_until(lambda: device.poll() or device.consumers.processes[0].exits == 1, timeout_s=TIMEOUT_S)
+    assert device.announcement("fake", draining=False).fingerprints is None, "its successor has not said it yet"
 
 
 def test_a_device_that_dies_again_and_again_rests_and_its_consumers_with_it(
