@@ -493,9 +493,9 @@ def follow(
     """Feed a run what it lacks, then follow it and a cascade's later stages to their end.
 
     Raises:
-        RunError: of the first answers none could be read; the run is cancelled.
+        RunError: of the first answers none could be read, and the run that is fed here is cancelled.
     """
-    if not spec.stages:
+    if data is not None and not spec.stages:  # who only watches a run does not end it
         check = _stops_unreadable(found, run_id, spec, check)
     with progress_line(found.engine, run_id, total_items=total_items):
         if data is not None:

@@ -195,6 +195,16 @@ def test_a_run_of_which_nothing_can_be_read_ends_with_7_and_its_reasons(libra: C
     assert sum(json.loads((libra.folder / "unreadable.json").read_text())["unparseable_reasons"].values()) == 9
 
 
+def test_who_only_watches_a_run_of_which_nothing_can_be_read_does_not_end_it(libra: Cli) -> None:
+    rows = [{"id": str(at), "response": f"[[fake:unparseable]] {at}", "label": "safe"} for at in range(8_000)]
+    (libra.folder / "watched.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    evaluated(libra, "run", "submit", "watched.jsonl", "--guard", "fake", "--name", "watched")
+
+    evaluated(libra, "run", "watch", "watched")
+
+    assert libra.json("run", "show", "watched")["state"] == "complete"
+
+
 def test_a_long_run_of_which_nothing_can_be_read_is_stopped_early(libra: Cli) -> None:
     rows = [{"id": str(at), "response": f"[[fake:unparseable]] {at}", "label": "safe"} for at in range(60_000)]
     (libra.folder / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
