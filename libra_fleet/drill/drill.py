@@ -70,7 +70,7 @@ class DrillOptions:
     mix: Mix = field(default_factory=lambda: everything(own_servers=True, own_disk=False))
 
     def environment(self, namespace: str) -> dict[str, str]:
-        """Small chunks and short queues, so that what is in flight at a fault soon has its turn again.
+        """Small chunks, few in hand, and short queues, so that what is in flight at a fault soon has its turn again.
 
         Every limit that the product derives its bound from is as short as the lease.
 
@@ -89,6 +89,7 @@ class DrillOptions:
             "LIBRA_SILENCE_S": f"{self.lease_s:g}",
             "LIBRA_CHUNK_ITEMS": "16",
             "LIBRA_WINDOW_ITEMS": "64",
+            "LIBRA_BULK_THREADS": "4",
             "LIBRA_HIGH_WATER_CHUNKS": "8",
             "LIBRA_MAX_ATTEMPTS": "2",
             "LIBRA_DRAIN_S": "10",
